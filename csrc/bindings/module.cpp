@@ -1,0 +1,23 @@
+// The module pyflash._cpu: instruction sets, and the kernel families.
+#include "bindings.h"
+
+PYBIND11_MODULE(_cpu, m) {
+  m.def("isas", [] {
+    py::list rows;  // (name, is it in this build, does this processor have it), worst first
+    for (const Isa* isa = isas(); isa->name; isa++) rows.append(py::make_tuple(isa->name, isa->table != nullptr, isa->supported));
+    return rows;
+  });
+  m.def("isa", [] { return kernels().isa; });
+  m.def("select_isa", [](const std::string& name) { return select_isa(name.c_str()); });
+  m.def("fma_peak", [](int64_t iterations, int num_threads) {
+    double flops = 0;
+    float sink = 0;
+    launch(&KernelTable::fma_peak, {iterations, &flops, &sink}, num_threads);
+    return flops;  // the caller's clock makes a rate of it
+  });
+  bind_activation(m);
+  bind_linear(m);
+  bind_layer_norm(m);
+  bind_dropout(m);
+  bind_attention(m);
+}

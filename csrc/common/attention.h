@@ -1,0 +1,5 @@
+// Parameters of the attention kernels.
+#pragma once
+#include <stdint.h>
+
+#include "dtype.h"

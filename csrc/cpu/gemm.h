@@ -1,0 +1,1 @@
+// Packed-panel matrix products.

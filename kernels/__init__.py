@@ -1,0 +1,1 @@
+"""Triton kernels: device code and launchers that fill the outputs they are given."""

@@ -1,0 +1,1 @@
+"""Operations: argument checks, autograd, and the choice of backend. One file an operation."""

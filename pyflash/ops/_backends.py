@@ -1,0 +1,197 @@
+"""Which backend serves a call: the wish, what each backend can do here, and the record of what was chosen.
+
+A public function asks `choose` once. The answer is either the wish that goes into the operation ("auto" or a name, so a
+compiled or exported graph carries it) or None: torch's own function is called, and the reason is counted for `explain`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch.autograd import forward_ad
+
+ORDER = ("cuda", "triton", "cpu")  # what `auto` tries on a tensor's device, best first; then torch
+NAMES = ("auto", *ORDER, "torch")
+
+
+class FallbackWarning(UserWarning):
+    """`auto` gave a call to PyTorch because no kernel of ours serves it. Once per operation and reason."""
+
+
+class _State:
+    wish = os.environ.get("PYFLASH_BACKEND", "auto")
+    strict = os.environ.get("PYFLASH_STRICT", "0") == "1"
+
+
+_state = _State()
+if _state.wish not in NAMES:
+    raise ImportError(f"PYFLASH_BACKEND is {_state.wish!r}, expected one of {', '.join(NAMES)}")
+
+counts: Counter[tuple[str, str, str]] = Counter()  # (operation, backend, reason) -> calls
+_warned: set[tuple[str, str]] = set()
+
+
+class use_backend:
+    """Context manager: calls of pyflash inside take this backend, for the whole process.
+
+    Args:
+        name: "cpu", "triton", "cuda" or "torch"; such a choice runs or raises. "auto" falls back to PyTorch.
+    Raises:
+        ValueError: no such backend.
+    """
+
+    def __init__(self, name: str):
+        if name not in NAMES:
+            raise ValueError(f"pyflash.use_backend: name is {name!r}, expected one of {', '.join(NAMES)}")
+        self.name = name
+        self.outer = "auto"
+
+    def __enter__(self):
+        self.outer = _state.wish
+        _state.wish = self.name
+        return self
+
+    def __exit__(self, *_):
+        _state.wish = self.outer
+
+
+@cache
+def missing(backend: str) -> str:
+    """Why this backend does not exist on this machine; empty when it does."""
+    if backend == "cpu":
+        try:
+            import pyflash._cpu  # noqa: F401
+        except ImportError as error:
+            return f"the native module is not built ({error}); install g++ and reinstall pyflash"
+    elif backend == "triton":
+        try:
+            import triton  # noqa: F401
+        except ImportError as error:
+            return f"triton cannot be imported ({error}); pip install triton"
+        if not interpreting() and not torch.cuda.is_available():
+            return "no CUDA device; TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly"
+    elif backend == "cuda":
+        return "no CUDA C++ kernel is in this release"
+    return ""
+
+
+def interpreting() -> bool:
+    """Do Triton kernels run in its interpreter, on CPU tensors?"""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def devices(backend: str) -> tuple[str, ...]:
+    """Device types whose tensors this backend takes."""
+    if backend == "cpu":
+        return ("cpu",)
+    return ("cuda", "cpu") if backend == "triton" and interpreting() else ("cuda",)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a public operation can be given, as `choose` and `explain` read it.
+
+    Args:
+        name: as in `pyflash.functional`.
+        dtypes: backend -> dtypes it serves; a backend that is not named has no kernel.
+        rules: for `auto`, from pyflash/auto: (backend, size, dtype) -> reason to prefer torch, or "".
+    """
+
+    name: str
+    dtypes: dict[str, tuple[torch.dtype, ...]]
+    rules: object = None
+    sizes: str = "elements"
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        OPERATIONS[self.name] = self
+
+    def unserved(self, backend: str, device: str, dtype: torch.dtype) -> str:
+        """Why `backend` cannot take this call; empty when it can."""
+        if backend not in self.dtypes:
+            return f"{backend} has no {self.name} kernel"
+        if missing(backend):
+            return missing(backend)
+        if device not in devices(backend):
+            return f"{backend} takes {' or '.join(devices(backend))} tensors, not {device}"
+        if dtype not in self.dtypes[backend]:
+            return f"{backend} does not serve {str(dtype).removeprefix('torch.')}"
+        return ""
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def tracing_derivatives(tensors) -> bool:
+    """torch.func transforms and forward-mode duals see torch operations, which have every rule."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
+
+
+def record(operation: str, backend: str, reason: str = "") -> None:
+    if not torch.compiler.is_compiling():
+        counts[operation, backend, reason] += 1
+
+
+def fall_back(operation: str, reason: str) -> None:
+    """`auto` has no kernel for this call: count it, and say so once; an error under PYFLASH_STRICT=1."""
+    if torch.compiler.is_compiling():
+        return
+    counts[operation, "torch", reason] += 1
+    if _state.strict:
+        raise NotImplementedError(f"pyflash.{operation}: {reason} (PYFLASH_STRICT=1 forbids the fallback to PyTorch)")
+    if (operation, reason) not in _warned:
+        _warned.add((operation, reason))
+        warnings.warn(f"pyflash.{operation} runs through PyTorch: {reason}", FallbackWarning, stacklevel=4)
+
+
+def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None = None, refused: str = "") -> str | None:
+    """The wish to pass to the operation, or None: call torch's own function.
+
+    Args:
+        operation: whose kernels are asked for.
+        x: the tensor whose device and dtype decide.
+        tensors: the other tensors of the call.
+        size: what the `auto` rules compare; default the number of elements of `x`.
+        refused: why no kernel of ours takes these arguments at all, when that is so.
+    Raises:
+        NotImplementedError: a backend asked for by name cannot serve the call.
+    """
+    wish = _state.wish
+    if wish == "torch":
+        record(operation.name, "torch", "asked for")
+        return None
+    if tracing_derivatives((x, *tensors)):
+        record(operation.name, "torch", "torch.func transform or forward-mode derivative")
+        return None
+    device = x.device.type
+    if wish != "auto":
+        reason = refused or operation.unserved(wish, device, x.dtype)
+        if reason:
+            raise NotImplementedError(f'pyflash.{operation.name}: {reason}; use_backend("torch") serves it')
+        record(operation.name, wish)
+        return wish
+    reason = refused
+    for backend in ORDER:
+        if backend not in operation.dtypes or device not in devices(backend) or (device == "cpu" and backend != "cpu"):
+            continue
+        reason = refused or operation.unserved(backend, device, x.dtype)
+        if reason:
+            continue
+        if operation.rules is not None:
+            preferred = operation.rules(backend, x.numel() if size is None else size, x.dtype)
+            if preferred:
+                record(operation.name, "torch", preferred)
+                return None
+        record(operation.name, backend)
+        return "auto"
+    fall_back(operation.name, reason or f"no kernel for {device} tensors")
+    return None

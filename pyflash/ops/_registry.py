@@ -1,0 +1,110 @@
+"""`Op`: one operator of the library, its schema, its output shapes and its implementations.
+
+An implementation receives the schema's arguments without the last (the backend) and then the outputs, which are
+allocated here once for all backends; it fills them. The reference computes the same with torch operations.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import torch
+
+from pyflash.ops import _backends
+
+LIBRARY = torch.library.Library("pyflash", "DEF")
+OPS: dict[str, Op] = {}
+
+GUARD = 64  # elements behind each output in paranoid mode
+GUARD_VALUE = 77
+
+
+class Op:
+    """Registers `pyflash::<name>` for every device, for fake tensors, and with an autograd formula that raises.
+
+    Args:
+        schema: as torch.library takes it; the last argument is `str backend`.
+        outputs: (*arguments) -> tuple of new tensors; real and fake calls share it.
+        reference: (*arguments without backend) -> tuple of tensors, in torch operations.
+        kernels: backend name -> "module:function", imported on first use.
+    """
+
+    paranoid = False  # tests: outputs arrive filled with NaN and a guard behind them is checked after the call
+
+    def __init__(self, schema: str, *, outputs, reference, **kernels: str):
+        self.name = schema[: schema.index("(")]
+        self.outputs, self.reference, self.kernels = outputs, reference, kernels
+        self._loaded: dict[str, object] = {}
+        self.single = not schema.split("->")[1].strip().startswith("(")
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"pyflash::{self.name}", self._fake, lib=LIBRARY)
+        torch.library.register_autograd(f"pyflash::{self.name}", self._no_formula, lib=LIBRARY)
+        self._call = getattr(torch.ops.pyflash, self.name).default
+        OPS[self.name] = self
+
+    def __call__(self, *args):
+        if torch.compiler.is_compiling():
+            return self._call(*args)
+        # We are inside an autograd.Function: past the autograd key, which costs as much as the rest of the call.
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._call(*args)
+
+    def _fake(self, *args):
+        outputs = self.outputs(*args[:-1])
+        return outputs[0] if self.single else outputs
+
+    def _no_formula(self, ctx, *grads):
+        raise NotImplementedError(
+            f"pyflash::{self.name} has no derivative of its own; call the function in pyflash.functional"
+        )
+
+    def _run(self, *args):
+        *args, wish = args
+        kernel = self._kernel(wish, next(a for a in args if isinstance(a, torch.Tensor)).device.type)
+        if kernel is None:
+            outputs = tuple(self.reference(*args))
+        else:
+            outputs = self.outputs(*args)
+            if Op.paranoid:
+                self._run_guarded(kernel, args, outputs := tuple(map(poisoned, outputs)))
+            else:
+                kernel(*args, *outputs)
+        return outputs[0] if self.single else outputs
+
+    def _kernel(self, wish: str, device: str):
+        """The implementation for this wish; None is the reference."""
+        names = (wish,) if wish != "auto" else _backends.ORDER if device != "cpu" else ("cpu",)
+        for name in names:
+            if name in self.kernels and device in _backends.devices(name) and not _backends.missing(name):
+                if name not in self._loaded:
+                    module, function = self.kernels[name].split(":")
+                    self._loaded[name] = getattr(import_module(module), function)
+                return self._loaded[name]
+        if wish in ("auto", "torch"):
+            return None
+        why = _backends.missing(wish) or f"{wish} has no kernel for {device} tensors"
+        raise NotImplementedError(f'pyflash::{self.name}: {why}; use_backend("torch") serves it')
+
+    def _run_guarded(self, kernel, args, outputs):
+        kernel(*args, *outputs)
+        for i, output in enumerate(outputs):
+            span = span_of(output)
+            guard = output.as_strided((GUARD,), (1,), output.storage_offset() + span)
+            if not bool((guard == GUARD_VALUE).all()):
+                raise AssertionError(f"pyflash::{self.name} wrote behind its output {i}")
+
+
+def span_of(tensor: torch.Tensor) -> int:
+    """Elements from the first to the last one of a tensor, in memory."""
+    if tensor.numel() == 0:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+
+
+def poisoned(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape, strides and type, full of NaN, with guard elements behind it."""
+    span = span_of(tensor)
+    memory = torch.full((span + GUARD,), GUARD_VALUE, dtype=tensor.dtype, device=tensor.device)
+    memory[:span] = float("nan") if tensor.dtype.is_floating_point else 85
+    return memory.as_strided(tensor.shape, tensor.stride())

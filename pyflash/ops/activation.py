@@ -1,0 +1,144 @@
+"""Element-wise activations: one operator pair serves every row of the table (pyflash/activations.py)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from pyflash.activations import ACTIVATIONS
+from pyflash.auto import activation as auto
+from pyflash.ops._autograd import vjp
+from pyflash.ops._backends import Operation, choose
+from pyflash.ops._checks import is_dense, is_plain
+from pyflash.ops._registry import Op
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+OPERATION = {
+    name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules) for name in ACTIVATIONS
+}
+
+# The table's expressions in torch operations: differentiable to any order.
+_TORCH = {
+    "exp": torch.exp,
+    "tanh": torch.tanh,
+    "erf": torch.erf,
+    "sigmoid": torch.sigmoid,
+    "normal_cdf": torch.special.ndtr,
+    "normal_pdf": lambda x: torch.exp(-0.5 * x * x) * 0.3989422804014327,
+    "where": torch.where,
+}
+_BACKWARD = {name: compile(row.backward, f"<{name}.backward>", "eval") for name, row in ACTIVATIONS.items()}
+
+
+def _reference_bwd(dy, saved, activation):
+    names = {"dy": dy, ACTIVATIONS[activation].saves: saved, "__builtins__": {}}
+    return (eval(_BACKWARD[activation], {**_TORCH, **names}),)
+
+
+_fwd = Op(
+    "activation_fwd(Tensor x, str activation, str backend) -> Tensor",
+    outputs=lambda x, activation: (torch.empty_like(x),),
+    reference=lambda x, activation: (ACTIVATIONS[activation].reference(x),),
+    triton="pyflash.kernels.activation:activation_fwd",
+    cpu="pyflash.ops._native.activation:activation_fwd",
+)
+_bwd = Op(
+    "activation_bwd(Tensor dy, Tensor saved, str activation, str backend) -> Tensor",
+    outputs=lambda dy, saved, activation: (torch.empty_like(saved),),
+    reference=_reference_bwd,
+    triton="pyflash.kernels.activation:activation_bwd",
+    cpu="pyflash.ops._native.activation:activation_bwd",
+)
+
+
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(x, activation, backend):
+        return _fwd(x, activation, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.activation, ctx.backend = inputs
+        ctx.save_for_backward(x if ACTIVATIONS[ctx.activation].saves == "x" else output)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return activation_bwd(dy, ctx.saved_tensors[0], ctx.activation, ctx.backend), None, None
+
+
+class _ActivationBwd(torch.autograd.Function):
+    @staticmethod
+    def forward(dy, saved, activation, backend):
+        return _bwd(dy, saved, activation, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        dy, saved, ctx.activation, _ = inputs
+        ctx.save_for_backward(dy, saved)
+
+    @staticmethod
+    def backward(ctx, ddx):
+        return *vjp(lambda dy, saved: _reference_bwd(dy, saved, ctx.activation), ctx.saved_tensors, (ddx,)), None, None
+
+
+def activation_fwd(x, activation, backend):
+    """The activation of a tensor by one backend; differentiable. Memory is read as it lies when it has no holes."""
+    return _Activation.apply(x if is_dense(x) else x.contiguous(), activation, backend)
+
+
+def activation_bwd(dy, saved, activation, backend):
+    """dy times the derivative; `saved` is x or y, whichever the row saves. Differentiable."""
+    if dy.stride() != saved.stride():
+        dy = torch.empty_like(saved, dtype=dy.dtype).copy_(dy)
+    return _ActivationBwd.apply(dy, saved, activation, backend)
+
+
+def _apply(name: str, input, torch_function, inplace: bool = False):
+    operation = OPERATION[name]
+    refused = "" if is_plain(input) else "only strided floating-point tensors are served"
+    if refused and not torch.is_floating_point(input):
+        return torch_function(input)  # integers and complex numbers: torch's rules of promotion, or its error
+    backend = choose(operation, input, refused=refused)
+    if backend is None:
+        return torch_function(input)
+    y = activation_fwd(input, name, backend)
+    return input.copy_(y) if inplace else y
+
+
+def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """max(x, 0), element by element, as torch.nn.functional.relu; NaN stays NaN.
+
+    Args:
+        input: any shape, float32, float64, bfloat16 or float16; other types go to torch.
+        inplace: write the result into `input`.
+    """
+    return _apply("relu", input, lambda x: F.relu(x, inplace), inplace)
+
+
+def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    """x Phi(x), or its tanh approximation, as torch.nn.functional.gelu. Hendrycks & Gimpel 2016, arXiv:1606.08415.
+
+    Args:
+        input: any shape, float32, float64, bfloat16 or float16.
+        approximate: "none" or "tanh".
+    Numerics: within a few ulp in the left tail too, where 1 + erf(x) cancels.
+    """
+    name = {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
+    if name is None:
+        raise RuntimeError(f"pyflash.gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
+    return _apply(name, input, lambda x: F.gelu(x, approximate=approximate))
+
+
+def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """x sigmoid(x), as torch.nn.functional.silu. Elfwing et al. 2017, arXiv:1702.03118."""
+    return _apply("silu", input, lambda x: F.silu(x, inplace), inplace)
+
+
+def tanh(input: torch.Tensor) -> torch.Tensor:
+    """tanh(x), as torch.tanh."""
+    return _apply("tanh", input, torch.tanh)
+
+
+def sigmoid(input: torch.Tensor) -> torch.Tensor:
+    """1 / (1 + exp(-x)), as torch.sigmoid."""
+    return _apply("sigmoid", input, torch.sigmoid)

@@ -1,0 +1,79 @@
+"""The native builds, each optional: without a compiler the wheel is pure Python and `python -m pyflash info` says so.
+
+The CPU core is one source compiled once per instruction set (csrc/cpu/isa/<isa>.cpp), in parallel, and again only when
+something it reads changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set (with generic), for a quick edit loop.
+"""
+
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("csrc")
+X86_FLAGS = {
+    "generic": ["-march=x86-64-v2", "-mtune=generic"],
+    "avx2": ["-march=x86-64-v3"],
+    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
+}
+# -ffast-math is never used: it would set flush-to-zero for the whole process and drop NaN. The warnings that are off
+# come from the compilers' own intrinsics headers and from vectors as template arguments.
+KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wextra"]
+KERNEL_FLAGS += ["-Wno-psabi", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+
+
+def native_sources():
+    """{source: flags} of the CPU core; setuptools' own list would compile everything with the same flags."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    isas = X86_FLAGS if is_x86 else {"generic": []}
+    sources = {CSRC / "cpu/isa" / f"{isa}.cpp": KERNEL_FLAGS + flags for isa, flags in isas.items()}
+    only = os.environ.get("PYFLASH_BUILD_ISA")
+    if only:
+        sources = {path: flags for path, flags in sources.items() if path.stem in (only, "generic")}
+    chosen = [f"-DPF_HAVE_{path.stem.upper()}" for path in sources]
+    sources[CSRC / "cpu/dispatch.cpp"] = ["-O2", *chosen]
+    sources.update({path: ["-O2", "-fvisibility=hidden"] for path in sorted(CSRC.glob("bindings/*.cpp"))})
+    return sources
+
+
+class BuildNative(build_ext):
+    def build_extension(self, ext):
+        import pybind11  # in [build-system] requires
+
+        self.include_dirs.append(pybind11.get_include())
+        headers = [path for path in CSRC.rglob("*") if path.suffix in (".h", ".inc")]
+        newest_header = max(path.stat().st_mtime for path in headers)
+        sources = native_sources()
+
+        def compile_one(item):
+            source, flags = item
+            directory = Path(self.build_temp)
+            target = directory / source.with_suffix(".o")
+            command = target.with_suffix(".flags")
+            newest = max(newest_header, source.stat().st_mtime, Path("setup.py").stat().st_mtime)
+            if target.exists() and target.stat().st_mtime > newest and command.exists() and command.read_text() == str(flags):
+                return str(target)
+            self.compiler.compile(
+                [str(source)], output_dir=str(directory), include_dirs=self.include_dirs,
+                extra_postargs=["-std=c++17", "-fopenmp", "-fPIC", *flags],
+            )  # fmt: skip
+            command.write_text(str(flags))
+            return str(target)
+
+        # Longest first: the instruction sets before dispatch and bindings.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, sources.items()))
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=["-fopenmp"], target_lang="c++"
+        )
+
+
+if sys.platform == "linux":
+    native = [Extension("pyflash._cpu", [str(path) for path in native_sources()], optional=True)]
+else:
+    native = []
+setup(ext_modules=native, cmdclass={"build_ext": BuildNative})

@@ -1,0 +1,25 @@
+"""Set before anything is imported: where there is no GPU, Triton kernels run in the interpreter on CPU tensors."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+
+from pyflash.ops._registry import Op
+
+
+@pytest.fixture(autouse=True)
+def paranoid():
+    """Every output a kernel gets is full of NaN and has guard elements behind it."""
+    Op.paranoid = True
+    yield
+    Op.paranoid = False
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

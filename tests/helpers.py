@@ -1,0 +1,128 @@
+"""What the tests of every operation share: run forward and backward, compare with float64, visit backends."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import pyflash
+from pyflash.ops import _backends
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def cpu_isas() -> list[str]:
+    """Instruction sets of the native module that this machine runs; empty when it is not built."""
+    if _backends.missing("cpu"):
+        return []
+    from pyflash import _cpu
+
+    return [name for name, built, supported in _cpu.isas() if built and supported]
+
+
+def backend_params(*names: str) -> list:
+    """pytest parameters: "cpu:<isa>" for every instruction set, "triton", "torch"; a missing backend is a skip."""
+    params = []
+    for name in names or ("cpu", "triton", "torch"):
+        missing = _backends.missing(name) if name != "torch" else ""
+        if missing:
+            params.append(pytest.param(name, marks=pytest.mark.skip(reason=f"{name}: {missing}")))
+        elif name == "cpu":
+            params += [f"cpu:{isa}" for isa in cpu_isas()]
+        else:
+            params.append(name)
+    return params
+
+
+@contextmanager
+def use(backend: str):
+    """`backend` as in `backend_params`."""
+    name, _, isa = backend.partition(":")
+    if not isa:
+        with pyflash.use_backend(name):
+            yield
+        return
+    from pyflash import _cpu
+
+    before = _cpu.isa()
+    assert _cpu.select_isa(isa)
+    try:
+        with pyflash.use_backend(name):
+            yield
+    finally:
+        _cpu.select_isa(before)
+
+
+def run(function, inputs, douts=None, dtype=None, backend=None):
+    """Outputs and input gradients of `function(*inputs)`, as one tuple.
+
+    Args:
+        inputs: tensors (floating-point ones are leaves here and get gradients) and other values.
+        douts: gradient for each output (or one for a single output); None: forward only.
+        dtype: floating-point inputs and douts are converted to it first.
+        backend: as in `use`; None calls `function` as it is.
+    """
+
+    def leaf(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        if not value.is_floating_point():
+            return value
+        value = value.detach()
+        if dtype is not None and value.dtype != dtype:
+            value = torch.empty_strided(value.shape, value.stride(), dtype=dtype).copy_(value) if _dense(value) else value.to(dtype)
+        return value.requires_grad_(douts is not None)
+
+    leaves = [leaf(v) for v in inputs]
+    context = use(backend) if backend else _nothing()
+    with context:
+        outputs = function(*leaves)
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+        if douts is None:
+            return outputs
+        douts = (douts,) if isinstance(douts, torch.Tensor) else douts
+        wanted = [v for v in leaves if isinstance(v, torch.Tensor) and v.requires_grad]
+        grads = torch.autograd.grad(
+            outputs, wanted, [d.to(o.dtype) for d, o in zip(douts, outputs)], allow_unused=True
+        )
+    return (*(o.detach() for o in outputs), *grads)
+
+
+def _dense(tensor):
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+@contextmanager
+def _nothing():
+    yield
+
+
+def assert_error_within(ours, torchs, truth, *scales, factor=2.0, floor_ulp=4.0):
+    """Our error against float64 is at most `factor` times PyTorch's own, plus `floor_ulp` ulp of the largest term.
+
+    The largest term is max(|truth|, |scales|): where a result cancels, the ulp is that of what was added.
+    All arguments are tuples as `run` gives them; places where the truth is NaN or infinite must agree exactly.
+    """
+    assert len(ours) == len(torchs) == len(truth)
+    for i, (our, their, true) in enumerate(zip(ours, torchs, truth)):
+        if true is None or our is None:
+            assert our is None and true is None, f"result {i}: one side has no gradient"
+            continue
+        assert our.shape == true.shape, f"result {i}: shape {tuple(our.shape)}, expected {tuple(true.shape)}"
+        assert our.dtype == their.dtype, f"result {i}: dtype {our.dtype}, expected {their.dtype}"
+        if true.numel() == 0:
+            continue
+        finite = true.isfinite()
+        our64, their64, true64 = our.double(), their.double(), true.double()
+        finite &= their64.isfinite()
+        torch.testing.assert_close(
+            our64[~finite], their64[~finite], rtol=0, atol=0, equal_nan=True, msg=lambda m: f"result {i}, not finite: {m}"
+        )
+        if not finite.any():
+            continue
+        term = max([true64[finite].abs().max().item()] + [s.double().abs().max().item() for s in scales if s.numel()])
+        allowed = factor * (their64 - true64)[finite].abs().max().item() + floor_ulp * torch.finfo(our.dtype).eps * term
+        error = (our64 - true64)[finite].abs().max().item()
+        assert error <= allowed, f"result {i}: error {error:.3e}, allowed {allowed:.3e}"

@@ -1,0 +1,149 @@
+"""Every row of the activation table on every backend, against torch's own function."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
+
+import pyflash.functional as PF
+from pyflash.activations import ACTIVATIONS
+from pyflash.ops.activation import activation_fwd
+
+CASES = [  # shape, layout, why it is here
+    ((1,), "contiguous", "smallest"),
+    ((3, 37), "contiguous", "odd width: tail of a vector"),
+    ((2, 3, 4, 5), "channels_last", "dense, not contiguous"),
+    ((40, 48), "transposed", "dense, transposed"),
+    ((40, 48), "strided", "holes between rows"),
+    ((0, 64), "contiguous", "empty"),
+    ((), "contiguous", "no dimensions"),
+]
+
+PUBLIC = {
+    "relu": PF.relu,
+    "gelu": PF.gelu,
+    "gelu_tanh": lambda x: PF.gelu(x, approximate="tanh"),
+    "silu": PF.silu,
+    "tanh": PF.tanh,
+    "sigmoid": PF.sigmoid,
+}
+
+
+def make(shape, layout):
+    x = torch.randn(shape) * 3
+    if layout == "channels_last":
+        return x.to(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.t().contiguous().t()
+    if layout == "strided":
+        return torch.randn(shape[0], 2 * shape[1])[:, : shape[1]]
+    return x
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_matches_float64(name, backend, dtype):
+    for shape, layout, _why in CASES:
+        x = make(shape, layout).to(dtype)
+        dy = torch.randn(shape, dtype=dtype)
+        reference = ACTIVATIONS[name].reference
+        truth = run(reference, [x], dy, torch.float64)
+        assert_error_within(run(PUBLIC[name], [x], dy, backend=backend), run(reference, [x], dy), truth, dy)
+
+
+def test_every_row_is_public():
+    assert set(PUBLIC) == set(ACTIVATIONS)
+
+
+def ulp_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
+    """Largest error of float32 values, in units of the last place of the float64 truth."""
+    exponent = torch.frexp(truth)[1].clamp(min=-125)
+    return ((ours.double() - truth).abs() / torch.exp2(exponent.double() - 24)).max().item()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+def test_max_ulp_over_the_whole_range(name, backend):
+    """Every 4001st float: all exponents, both signs."""
+    bits = np.arange(0, 2**32, 4001, dtype=np.uint32)
+    x = torch.from_numpy(bits.view(np.float32))
+    x = x[x.isfinite()]
+    with use(backend):
+        y = PUBLIC[name](x)
+    # torch's own GELU cancels in the left tail even in float64: its formula is taken with erfc here
+    truth = (
+        0.5 * x.double() * torch.special.erfc(-x.double() / 2**0.5) if name == "gelu" else
+        x.double() * torch.sigmoid(1.5957691216057308 * (x.double() + 0.044715 * x.double() ** 3)) if name == "gelu_tanh" else
+        ACTIVATIONS[name].reference(x.double())
+    )  # fmt: skip
+    normal = truth.abs().to(torch.float32).isfinite()
+    assert ulp_error(y[normal], truth[normal]) <= ACTIVATIONS[name].max_ulp
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+def test_special_values(name, backend):
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40, 3e38, -3e38])
+    with use(backend):
+        y = PUBLIC[name](x)
+    assert torch.equal(y.isnan(), ACTIVATIONS[name].reference(x).isnan())
+    torch.testing.assert_close(y, ACTIVATIONS[name].reference(x), equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gradients_of_gradients(name):
+    x = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    with use("cpu"):
+        assert torch.autograd.gradcheck(PUBLIC[name], (x,))
+        assert torch.autograd.gradgradcheck(PUBLIC[name], (x,))
+
+
+def test_backward_after_the_context_has_ended():
+    x = torch.randn(100, requires_grad=True)
+    with use("cpu"):
+        y = PF.gelu(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert_error_within((dx,), *(run(torch.nn.functional.gelu, [x], torch.ones(100), d)[1:] for d in (torch.float32, torch.float64)))
+
+
+def test_inplace_relu_writes_the_input():
+    x = torch.randn(50)
+    expected = x.relu()
+    with use("cpu"):
+        y = PF.relu(x, inplace=True)
+    assert y is x and torch.equal(x, expected)
+
+
+def test_integers_follow_torch():
+    x = torch.arange(-3, 3)
+    assert torch.equal(PF.relu(x), x.relu())
+    with pytest.raises(RuntimeError):
+        PF.gelu(x)
+
+
+def test_an_unknown_approximation_is_refused():
+    with pytest.raises(RuntimeError, match="approximate is 'fast'"):
+        PF.gelu(torch.randn(3), approximate="fast")
+
+
+def test_paranoid_mode_sees_an_overrun():
+    from pyflash.ops._registry import Op
+
+    op = Op(
+        "test_overrun(Tensor x, str backend) -> Tensor",
+        outputs=lambda x: (torch.empty_like(x),),
+        reference=lambda x: (x,),
+        cpu="test_activation:_overrun",
+    )
+    with pytest.raises(AssertionError, match="wrote behind its output 0"):
+        op(torch.zeros(4), "cpu")
+
+
+def _overrun(x, y):
+    y.as_strided((5,), (1,)).zero_()
+
+
+def test_dense_memory_is_not_copied():
+    x = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last)
+    assert activation_fwd(x, "relu", "cpu").stride() == x.stride()
