@@ -33,7 +33,7 @@ def gelu_tanh_fwd(x):
 
 @triton.jit
 def gelu_tanh_bwd(dy, x):
-    return (dy * primitives.sigmoid((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x)))) * (1.0 + ((x * primitives.sigmoid(-((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x))))) * (1.5957691216057308 + ((0.2140644158543137 * x) * x))))
+    return (dy * primitives.sigmoid((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x)))) * (1.0 + (((x * primitives.sigmoid(-((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x))))) * 1.5957691216057308) * (1.0 + ((0.134145 * x) * x))))
 
 
 @triton.jit

@@ -72,7 +72,7 @@ def run(function, inputs, douts=None, dtype=None, backend=None):
             return value
         value = value.detach()
         if dtype is not None and value.dtype != dtype:
-            value = torch.empty_strided(value.shape, value.stride(), dtype=dtype).copy_(value) if _dense(value) else value.to(dtype)
+            value = torch.empty_like(value, dtype=dtype).copy_(value)
         return value.requires_grad_(douts is not None)
 
     leaves = [leaf(v) for v in inputs]
@@ -88,10 +88,6 @@ def run(function, inputs, douts=None, dtype=None, backend=None):
             outputs, wanted, [d.to(o.dtype) for d, o in zip(douts, outputs)], allow_unused=True
         )
     return (*(o.detach() for o in outputs), *grads)
-
-
-def _dense(tensor):
-    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 @contextmanager
@@ -123,6 +119,10 @@ def assert_error_within(ours, torchs, truth, *scales, factor=2.0, floor_ulp=4.0)
         if not finite.any():
             continue
         term = max([true64[finite].abs().max().item()] + [s.double().abs().max().item() for s in scales if s.numel()])
-        allowed = factor * (their64 - true64)[finite].abs().max().item() + floor_ulp * torch.finfo(our.dtype).eps * term
+        if our.dtype == torch.float64:
+            floor = 4 * floor_ulp  # the truth is torch's own result here, and as uncertain
+        else:
+            floor = floor_ulp
+        allowed = factor * (their64 - true64)[finite].abs().max().item() + floor * torch.finfo(our.dtype).eps * term
         error = (our64 - true64)[finite].abs().max().item()
         assert error <= allowed, f"result {i}: error {error:.3e}, allowed {allowed:.3e}"

@@ -56,6 +56,13 @@ def test_every_row_is_public():
     assert set(PUBLIC) == set(ACTIVATIONS)
 
 
+# torch's own GELU cancels in the left tail even in float64.
+WITHOUT_CANCELLATION = {
+    "gelu": lambda x: 0.5 * x * torch.special.erfc(-x / 2**0.5),
+    "gelu_tanh": lambda x: x * torch.sigmoid(1.5957691216057308 * (x + 0.044715 * x**3)),
+}
+
+
 def ulp_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
     """Largest error of float32 values, in units of the last place of the float64 truth."""
     exponent = torch.frexp(truth)[1].clamp(min=-125)
@@ -71,13 +78,9 @@ def test_max_ulp_over_the_whole_range(name, backend):
     x = x[x.isfinite()]
     with use(backend):
         y = PUBLIC[name](x)
-    # torch's own GELU cancels in the left tail even in float64: its formula is taken with erfc here
-    truth = (
-        0.5 * x.double() * torch.special.erfc(-x.double() / 2**0.5) if name == "gelu" else
-        x.double() * torch.sigmoid(1.5957691216057308 * (x.double() + 0.044715 * x.double() ** 3)) if name == "gelu_tanh" else
-        ACTIVATIONS[name].reference(x.double())
-    )  # fmt: skip
-    normal = truth.abs().to(torch.float32).isfinite()
+    truth = WITHOUT_CANCELLATION.get(name, ACTIVATIONS[name].reference)(x.double())
+    # near the subnormals a factor is one already, and a product has no more digits than it
+    normal = truth.abs().to(torch.float32).isfinite() & ((truth.abs() >= 2.0**-118) | (truth == 0))
     assert ulp_error(y[normal], truth[normal]) <= ACTIVATIONS[name].max_ulp
 
 
@@ -87,8 +90,8 @@ def test_special_values(name, backend):
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40, 3e38, -3e38])
     with use(backend):
         y = PUBLIC[name](x)
-    assert torch.equal(y.isnan(), ACTIVATIONS[name].reference(x).isnan())
-    torch.testing.assert_close(y, ACTIVATIONS[name].reference(x), equal_nan=True)
+    # in float64: torch's float32 GELU of infinity is NaN where its float64 one is infinite
+    torch.testing.assert_close(y, ACTIVATIONS[name].reference(x.double()).float(), equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

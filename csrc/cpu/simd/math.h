@@ -44,9 +44,12 @@ PF_INLINE vf tanh(vf x) {  // 2 ulp
 }
 PF_INLINE vd tanh(vd x) { return each_lane(x, [](double v) { return ::tanh(v); }); }
 
+// From exp(-|x|), which cannot overflow: both tails keep their digits.
 template <class V>
-PF_INLINE V sigmoid(V x) {  // 2 ulp
-  return constant<V>(1) / (constant<V>(1) + exp(-x));
+PF_INLINE V sigmoid(V x) {  // 3 ulp
+  V e = exp(-abs(x));
+  V s = constant<V>(1) / (constant<V>(1) + e);
+  return select(x < constant<V>(0), e * s, s);
 }
 
 // exp(a^2) erfc(a) for a >= 0, through the substitution of Shepherd and Laframboise 1981: (1 + 2a) times it is smooth in
@@ -71,16 +74,17 @@ PF_INLINE vf erf(vf x) {  // 3 ulp
   vf a = abs(x), s = x * x;
   vf small = x * horner(s, 1.1283791657e+00, -3.7612625824e-01, 1.1283585146e-01, -2.6853811808e-02, 5.1883274433e-03,
                         -8.0101914943e-04, 7.8538543153e-05);  // [1.2e-9]
-  vf large = copy_sign(1.0f - exp_minus_square(a, 1.0f) * erfcx(a), x);
+  vf far = min_fast(constant<vf>(8), a);  // erf is 1 there; keeps NaN, and the square finite
+  vf large = copy_sign(1.0f - exp_minus_square(far, 1.0f) * erfcx(far), x);
   return a < 1.0f ? small : large;
 }
 PF_INLINE vd erf(vd x) { return each_lane(x, [](double v) { return ::erf(v); }); }
 
 // Phi(x) = erfc(-x / sqrt 2) / 2, accurate to a few ulp in the left tail too, where 1 + erf cancels.
-PF_INLINE vf normal_cdf(vf x) {
-  vf tail = 0.5f * exp_minus_square(x, 0.5f) * erfcx(abs(x) * 0.70710678118654752f);
-  vf cdf = x < 0.0f ? tail : 1.0f - tail;
-  return x != x ? x : cdf;
+PF_INLINE vf normal_cdf(vf x) {  // 6 ulp
+  vf a = min_fast(constant<vf>(16), abs(x));  // there the tail is 0; keeps NaN, and the square finite
+  vf tail = 0.5f * exp_minus_square(a, 0.5f) * erfcx(a * 0.70710678118654752f);
+  return x < 0.0f ? tail : 1.0f - tail;
 }
 PF_INLINE vd normal_cdf(vd x) {
   return each_lane(x, [](double v) { return 0.5 * ::erfc(v * -0.70710678118654752440); });
