@@ -55,7 +55,12 @@ class BuildNative(build_ext):
             target = directory / source.with_suffix(".o")
             command = target.with_suffix(".flags")
             newest = max(newest_header, source.stat().st_mtime, Path("setup.py").stat().st_mtime)
-            if target.exists() and target.stat().st_mtime > newest and command.exists() and command.read_text() == str(flags):
+            if (
+                target.exists()
+                and target.stat().st_mtime > newest
+                and command.exists()
+                and command.read_text() == str(flags)
+            ):
                 return str(target)
             self.compiler.compile(
                 [str(source)], output_dir=str(directory), include_dirs=self.include_dirs,

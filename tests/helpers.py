@@ -15,7 +15,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def cpu_isas() -> list[str]:
     """Instruction sets of the native module that this machine runs; empty when it is not built."""
-    if _backends.missing("cpu"):
+    if _backends.MISSING["cpu"]:
         return []
     from pyflash import _cpu
 
@@ -26,7 +26,7 @@ def backend_params(*names: str) -> list:
     """pytest parameters: "cpu:<isa>" for every instruction set, "triton", "torch"; a missing backend is a skip."""
     params = []
     for name in names or ("cpu", "triton", "torch"):
-        missing = _backends.missing(name) if name != "torch" else ""
+        missing = _backends.MISSING[name] if name != "torch" else ""
         if missing:
             params.append(pytest.param(name, marks=pytest.mark.skip(reason=f"{name}: {missing}")))
         elif name == "cpu":
@@ -84,9 +84,7 @@ def run(function, inputs, douts=None, dtype=None, backend=None):
             return outputs
         douts = (douts,) if isinstance(douts, torch.Tensor) else douts
         wanted = [v for v in leaves if isinstance(v, torch.Tensor) and v.requires_grad]
-        grads = torch.autograd.grad(
-            outputs, wanted, [d.to(o.dtype) for d, o in zip(douts, outputs)], allow_unused=True
-        )
+        grads = torch.autograd.grad(outputs, wanted, [d.to(o.dtype) for d, o in zip(douts, outputs)], allow_unused=True)
     return (*(o.detach() for o in outputs), *grads)
 
 
@@ -114,7 +112,12 @@ def assert_error_within(ours, torchs, truth, *scales, factor=2.0, floor_ulp=4.0)
         our64, their64, true64 = our.double(), their.double(), true.double()
         finite &= their64.isfinite()
         torch.testing.assert_close(
-            our64[~finite], their64[~finite], rtol=0, atol=0, equal_nan=True, msg=lambda m: f"result {i}, not finite: {m}"
+            our64[~finite],
+            their64[~finite],
+            rtol=0,
+            atol=0,
+            equal_nan=True,
+            msg=lambda m, i=i: f"result {i}, not finite: {m}",
         )
         if not finite.any():
             continue

@@ -107,7 +107,9 @@ def test_backward_after_the_context_has_ended():
     with use("cpu"):
         y = PF.gelu(x)
     (dx,) = torch.autograd.grad(y.sum(), x)
-    assert_error_within((dx,), *(run(torch.nn.functional.gelu, [x], torch.ones(100), d)[1:] for d in (torch.float32, torch.float64)))
+    assert_error_within(
+        (dx,), *(run(torch.nn.functional.gelu, [x], torch.ones(100), d)[1:] for d in (torch.float32, torch.float64))
+    )
 
 
 def test_inplace_relu_writes_the_input():

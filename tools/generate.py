@@ -126,9 +126,13 @@ OUTPUTS = {"kernels/activations.py": triton_file, "csrc/common/activations.inc":
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is not what the table gives")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail when a file is not what the table gives"
+    )
     check = parser.parse_args().check
-    stale = [name for name, render in OUTPUTS.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != render()]
+    stale = [
+        name for name, render in OUTPUTS.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != render()
+    ]
     for name in stale:
         print(f"{'stale' if check else 'wrote'} {name}")
         if not check:

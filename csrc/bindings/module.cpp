@@ -1,10 +1,18 @@
 // The module pyflash._cpu: instruction sets, and the kernel families.
+#include <stdlib.h>
+
 #include "bindings.h"
 
 PYBIND11_MODULE(_cpu, m) {
+  if (const char* wanted = getenv("PYFLASH_CPU_ISA"))
+    if (*wanted && !select_isa(wanted))
+      throw py::import_error(
+          std::string("PYFLASH_CPU_ISA is '") + wanted +
+          "': not an instruction set of this build and processor; python -m pyflash info lists them");
   m.def("isas", [] {
     py::list rows;  // (name, is it in this build, does this processor have it), worst first
-    for (const Isa* isa = isas(); isa->name; isa++) rows.append(py::make_tuple(isa->name, isa->table != nullptr, isa->supported));
+    for (const Isa* isa = isas(); isa->name; isa++)
+      rows.append(py::make_tuple(isa->name, isa->table != nullptr, isa->supported));
     return rows;
   });
   m.def("isa", [] { return kernels().isa; });

@@ -1,5 +1,6 @@
-// Everything that is compiled once per instruction set. isa/<isa>.cpp defines PF_ISA and PF_VECTOR_BYTES and includes this.
-// Only C headers here, and everything of ours inside namespace PF_ISA: no symbol may be shared between instruction sets.
+// Everything that is compiled once per instruction set. isa/<isa>.cpp defines PF_ISA and PF_VECTOR_BYTES and includes
+// this. Only C headers here, and everything of ours inside namespace PF_ISA: no symbol may be shared between
+// instruction sets.
 #include <math.h>
 #include <omp.h>
 #include <stddef.h>

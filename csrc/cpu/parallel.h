@@ -1,6 +1,6 @@
-// Work on threads, in torch's own OpenMP pool. `threads` is torch.get_num_threads() as Python saw it (OpenMP's own count
-// is per thread and stale in a new one), 1 in a forked child. No region is opened for one thread.
-// Included inside `namespace PF_ISA`.
+// Work on threads, in torch's own OpenMP pool. `threads` is torch.get_num_threads() as Python saw it (OpenMP's own
+// count is per thread and stale in a new one), 1 in a forked child. No region is opened for one thread. Included inside
+// `namespace PF_ISA`.
 
 // body(begin, end) over contiguous parts of [0, n), cut at multiples of `grain`, at most one a thread.
 template <class Body>

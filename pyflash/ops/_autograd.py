@@ -16,9 +16,7 @@ def vjp(function, inputs, grad_outputs):
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Fresh aliases: the gradient of one input must not pass through another that was computed from it.
-        aliases = [
-            t.view_as(t) if isinstance(t, torch.Tensor) and t.requires_grad else t for t in inputs
-        ]
+        aliases = [t.view_as(t) if isinstance(t, torch.Tensor) and t.requires_grad else t for t in inputs]
         outputs = function(*aliases)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
         pairs = [(o, g) for o, g in zip(outputs, grad_outputs) if g is not None and o.requires_grad]

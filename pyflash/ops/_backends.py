@@ -10,7 +10,7 @@ import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch.autograd import forward_ad
@@ -60,36 +60,37 @@ class use_backend:
         _state.wish = self.outer
 
 
-@cache
-def missing(backend: str) -> str:
-    """Why this backend does not exist on this machine; empty when it does."""
+# Triton's interpreter, on CPU tensors, is chosen for the process when a kernel module is imported.
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+# Device types whose tensors a backend takes.
+DEVICES = {
+    "cuda": ("cuda",),
+    "triton": ("cuda", "cpu") if INTERPRETING else ("cuda",),
+    "cpu": ("cpu",),
+}
+
+
+def _why_missing(backend: str) -> str:
     if backend == "cpu":
         try:
             import pyflash._cpu  # noqa: F401
         except ImportError as error:
+            if "PYFLASH_CPU_ISA" in str(error):
+                raise
             return f"the native module is not built ({error}); install g++ and reinstall pyflash"
     elif backend == "triton":
-        try:
-            import triton  # noqa: F401
-        except ImportError as error:
-            return f"triton cannot be imported ({error}); pip install triton"
-        if not interpreting() and not torch.cuda.is_available():
-            return "no CUDA device; TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly"
+        if find_spec("triton") is None:
+            return "triton is not installed; pip install triton"
+        if torch.version.cuda is None and not INTERPRETING:
+            return "this build of torch has no CUDA; TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly"
     elif backend == "cuda":
         return "no CUDA C++ kernel is in this release"
     return ""
 
 
-def interpreting() -> bool:
-    """Do Triton kernels run in its interpreter, on CPU tensors?"""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def devices(backend: str) -> tuple[str, ...]:
-    """Device types whose tensors this backend takes."""
-    if backend == "cpu":
-        return ("cpu",)
-    return ("cuda", "cpu") if backend == "triton" and interpreting() else ("cuda",)
+# Why a backend does not exist on this machine; empty when it does. Found out without initialising CUDA.
+MISSING = {name: _why_missing(name) for name in ORDER}
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,10 @@ class Operation:
         """Why `backend` cannot take this call; empty when it can."""
         if backend not in self.dtypes:
             return f"{backend} has no {self.name} kernel"
-        if missing(backend):
-            return missing(backend)
-        if device not in devices(backend):
-            return f"{backend} takes {' or '.join(devices(backend))} tensors, not {device}"
+        if MISSING[backend]:
+            return MISSING[backend]
+        if device not in DEVICES[backend]:
+            return f"{backend} takes {' or '.join(DEVICES[backend])} tensors, not {device}"
         if dtype not in self.dtypes[backend]:
             return f"{backend} does not serve {str(dtype).removeprefix('torch.')}"
         return ""
@@ -181,7 +182,7 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None =
         return wish
     reason = refused
     for backend in ORDER:
-        if backend not in operation.dtypes or device not in devices(backend) or (device == "cpu" and backend != "cpu"):
+        if backend not in operation.dtypes or device not in DEVICES[backend] or (device == "cpu" and backend != "cpu"):
             continue
         reason = refused or operation.unserved(backend, device, x.dtype)
         if reason:

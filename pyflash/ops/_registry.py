@@ -76,14 +76,14 @@ class Op:
         """The implementation for this wish; None is the reference."""
         names = (wish,) if wish != "auto" else _backends.ORDER if device != "cpu" else ("cpu",)
         for name in names:
-            if name in self.kernels and device in _backends.devices(name) and not _backends.missing(name):
+            if name in self.kernels and device in _backends.DEVICES[name] and not _backends.MISSING[name]:
                 if name not in self._loaded:
                     module, function = self.kernels[name].split(":")
                     self._loaded[name] = getattr(import_module(module), function)
                 return self._loaded[name]
         if wish in ("auto", "torch"):
             return None
-        why = _backends.missing(wish) or f"{wish} has no kernel for {device} tensors"
+        why = _backends.MISSING.get(wish) or f"{wish} has no kernel for {device} tensors"
         raise NotImplementedError(f'pyflash::{self.name}: {why}; use_backend("torch") serves it')
 
     def _run_guarded(self, kernel, args, outputs):

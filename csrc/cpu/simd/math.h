@@ -29,20 +29,26 @@ PF_INLINE vf exp_sum(vf x, vf extra) {
   vf n = round_even(x * 1.44269504088896f);
   vf r = fma(n, constant<vf>(-0.693359375), x);  // the product is exact, fused or not
   r = fma(n, constant<vf>(2.12194440054690583e-4), r) + extra;
-  vf q = horner(r, 4.9999998584e-01, 1.6666474070e-01, 4.1667069629e-02, 8.3771200828e-03, 1.3907082289e-03);  // [3e-8 of e^r]
+  vf q = horner(r, 4.9999998584e-01, 1.6666474070e-01, 4.1667069629e-02, 8.3771200828e-03,
+                1.3907082289e-03);  // [3e-8 of e^r]
   return scale_pow2(fma(r * r, q, r) + 1.0f, n);
 }
 PF_INLINE vf exp(vf x) { return exp_sum(x, vf{}); }  // 1 ulp
-PF_INLINE vd exp(vd x) { return each_lane(x, [](double v) { return ::exp(v); }); }
+PF_INLINE vd exp(vd x) {
+  return each_lane(x, [](double v) { return ::exp(v); });
+}
 
 PF_INLINE vf tanh(vf x) {  // 2 ulp
   vf a = abs(x), s = x * x;
-  vf p = horner(s, -3.3333328948e-01, 1.3332770083e-01, -5.3850953396e-02, 2.0997357213e-02, -6.0969411366e-03);  // [1e-7 of the cubic term]
+  vf p = horner(s, -3.3333328948e-01, 1.3332770083e-01, -5.3850953396e-02, 2.0997357213e-02,
+                -6.0969411366e-03);  // [1e-7 of the cubic term]
   vf small = fma(x * s, p, x);
   vf large = copy_sign(1.0f - 2.0f / (exp(a + a) + 1.0f), x);
   return a < 0.625f ? small : large;
 }
-PF_INLINE vd tanh(vd x) { return each_lane(x, [](double v) { return ::tanh(v); }); }
+PF_INLINE vd tanh(vd x) {
+  return each_lane(x, [](double v) { return ::tanh(v); });
+}
 
 // From exp(-|x|), which cannot overflow: both tails keep their digits.
 template <class V>
@@ -52,15 +58,17 @@ PF_INLINE V sigmoid(V x) {  // 3 ulp
   return select(x < constant<V>(0), e * s, s);
 }
 
-// exp(a^2) erfc(a) for a >= 0, through the substitution of Shepherd and Laframboise 1981: (1 + 2a) times it is smooth in
-// q = (a - 2) / (a + 2). Fitted for a <= 10.1, beyond which exp(-a^2) is 0 in float. One reciprocal serves both quotients.
+// exp(a^2) erfc(a) for a >= 0, through the substitution of Shepherd and Laframboise 1981: (1 + 2a) times it is smooth
+// in q = (a - 2) / (a + 2). Fitted for a <= 10.1, beyond which exp(-a^2) is 0 in float. One reciprocal serves both
+// quotients.
 PF_INLINE vf erfcx(vf a) {
   a = min_fast(constant<vf>(10.1), a);
   vf plus = a + 2.0f, scale = fma(a, constant<vf>(2), constant<vf>(1));
   vf r = reciprocal(plus * scale);
   vf q = (a - 2.0f) * (r * scale);
-  vf p = horner(q, 1.2769783935e+00, -9.2763980845e-02, -1.6603142508e-01, 1.6405534672e-01, -5.4204298679e-02,
-                -8.0598753480e-03, 8.6316819799e-03, 1.3135234752e-03, -1.2299284359e-03, -4.0057764713e-04);  // [1.3e-8]
+  vf p =
+      horner(q, 1.2769783935e+00, -9.2763980845e-02, -1.6603142508e-01, 1.6405534672e-01, -5.4204298679e-02,
+             -8.0598753480e-03, 8.6316819799e-03, 1.3135234752e-03, -1.2299284359e-03, -4.0057764713e-04);  // [1.3e-8]
   return p * (r * plus);
 }
 
@@ -74,14 +82,16 @@ PF_INLINE vf erf(vf x) {  // 3 ulp
   vf a = abs(x), s = x * x;
   vf small = x * horner(s, 1.1283791657e+00, -3.7612625824e-01, 1.1283585146e-01, -2.6853811808e-02, 5.1883274433e-03,
                         -8.0101914943e-04, 7.8538543153e-05);  // [1.2e-9]
-  vf far = min_fast(constant<vf>(8), a);  // erf is 1 there; keeps NaN, and the square finite
+  vf far = min_fast(constant<vf>(8), a);                       // erf is 1 there; keeps NaN, and the square finite
   vf large = copy_sign(1.0f - exp_minus_square(far, 1.0f) * erfcx(far), x);
   return a < 1.0f ? small : large;
 }
-PF_INLINE vd erf(vd x) { return each_lane(x, [](double v) { return ::erf(v); }); }
+PF_INLINE vd erf(vd x) {
+  return each_lane(x, [](double v) { return ::erf(v); });
+}
 
 // Phi(x) = erfc(-x / sqrt 2) / 2, accurate to a few ulp in the left tail too, where 1 + erf cancels.
-PF_INLINE vf normal_cdf(vf x) {  // 6 ulp
+PF_INLINE vf normal_cdf(vf x) {               // 6 ulp
   vf a = min_fast(constant<vf>(16), abs(x));  // there the tail is 0; keeps NaN, and the square finite
   vf tail = 0.5f * exp_minus_square(a, 0.5f) * erfcx(a * 0.70710678118654752f);
   return x < 0.0f ? tail : 1.0f - tail;

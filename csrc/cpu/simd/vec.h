@@ -1,9 +1,9 @@
 // One vector type per element type, as wide as the instruction set allows, on the compilers' vector extensions:
-// + - * / and comparisons are the language's own. What those cannot say is a handful of functions; the defaults here are
-// portable, and vec_<isa>.h replaces those for which the instruction set has one instruction.
+// + - * / and comparisons are the language's own. What those cannot say is a handful of functions; the defaults here
+// are portable, and vec_<isa>.h replaces those for which the instruction set has one instruction.
 //
-// Included once per instruction set, inside `namespace PF_ISA`: an inline function with external linkage and one name for
-// all instruction sets would let the linker keep the AVX-512 copy for an AVX2 machine.
+// Included once per instruction set, inside `namespace PF_ISA`: an inline function with external linkage and one name
+// for all instruction sets would let the linker keep the AVX-512 copy for an AVX2 machine.
 
 #define PF_INLINE static inline __attribute__((always_inline))
 #define PF_UNROLL _Pragma("GCC unroll 32")

@@ -1,6 +1,8 @@
 // What AVX-512 (x86-64-v4) has one instruction for.
 
-PF_INLINE vf round_even(vf x) { return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+PF_INLINE vf round_even(vf x) {
+  return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 PF_INLINE vf scale_pow2(vf x, vf n) { return (vf)_mm512_scalef_ps((__m512)x, (__m512)n); }
 
 // Of a normal number, to 1 ulp: 14 bits and one Newton step take a quarter of a division's time.

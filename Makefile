@@ -1,0 +1,67 @@
+# Each target does its own set-up; a second run starts in seconds.
+#   make demo          a Transformer trained in torch.nn, then after pyflash.replace: same curve, faster   (QUICK=1: a minute)
+#   make test          everything CI holds                          make quick   the fast part, under a minute
+#   make lint          ruff, clang-format, generated files           make generate   render the activation table
+#   make bench OPS=... the benchmark suite                           make inspect   Triton's registers and spills, no GPU needed
+#   make build         the native module only; ISA=avx512 for one instruction set
+#   make PYTHON=python3.12 <target>   an interpreter whose torch is already there: nothing of it is reinstalled
+
+ifdef PYTHON
+VENV := .venv-$(notdir $(PYTHON))
+BASE := $(PYTHON) -m venv --system-site-packages
+PINS :=
+else
+VENV := .venv
+BASE := python3 -m venv
+PINS := -c constraints.txt
+endif
+
+PY := $(VENV)/bin/python
+NATIVE := $(shell find csrc -type f) setup.py
+WORKERS ?= auto
+OPS ?= attention linear layer_norm dropout transformer
+
+.PHONY: demo test quick lint generate bench inspect build clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "python3 is older than 3.10"; exit 1; }
+	test -x $(PY) || $(BASE) $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -U pip "setuptools>=77" wheel
+	$(PY) -m pip install -q --disable-pip-version-check $(PINS) torch numpy triton pybind11 pytest pytest-xdist hypothesis expecttest rich matplotlib ruff clang-format
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.ready $(NATIVE)
+	PYFLASH_BUILD_ISA=$(ISA) $(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+build: $(VENV)/.built
+
+demo: build
+	OMP_PROC_BIND=true $(PY) -m pyflash demo $(if $(QUICK),--quick) $(ARGS)
+
+# One OpenMP thread a worker: tests that need more ask for them.
+test: build
+	$(PY) tools/generate.py --check
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+quick: build
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m "not slow" -k "not triton" $(ARGS)
+
+lint: $(VENV)/.ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp')
+	$(PY) tools/generate.py --check
+
+generate: $(VENV)/.ready
+	$(PY) tools/generate.py
+
+bench: build
+	$(PY) -m benchmarks run $(OPS) $(ARGS)
+
+inspect: build
+	$(PY) -m benchmarks.inspect $(ARGS)
+
+clean:
+	rm -rf build *.egg-info pyflash/*.so .venv .venv-*

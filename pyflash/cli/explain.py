@@ -1,0 +1,97 @@
+"""`python -m pyflash info` and `explain`: what this machine has, and who serves which operation, or why not."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+import pyflash
+from pyflash.ops import _backends
+from pyflash.ops._backends import OPERATIONS, ORDER
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def info() -> dict:
+    """Versions, processor, instruction sets, devices, and each backend with the reason where it is missing."""
+    facts = {
+        "pyflash": pyflash.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "backends": {name: _backends.MISSING[name] or "ready" for name in ORDER},
+    }
+    if not _backends.MISSING["cpu"]:
+        from pyflash import _cpu
+
+        facts["instruction set"] = _cpu.isa()
+        facts["instruction sets"] = {
+            name: "ready" if built and supported else "not in this build" if supported else "not on this processor"
+            for name, built, supported in _cpu.isas()
+        }
+    return facts
+
+
+def explain(device: str | None = None) -> dict:
+    """Operation -> backend -> the dtypes it serves on `device`, or the reason it serves none; and this process's calls."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    table = {
+        name: {backend: _cell(operation, backend, device) for backend in ORDER}
+        for name, operation in sorted(OPERATIONS.items())
+    }
+    calls = [
+        {"operation": operation, "backend": backend, "reason": reason, "calls": count}
+        for (operation, backend, reason), count in sorted(_backends.counts.items())
+    ]
+    return {"device": device, "operations": table, "calls": calls}
+
+
+def _cell(operation, backend: str, device: str) -> dict:
+    dtypes = operation.dtypes.get(backend, ())
+    if not dtypes:
+        return {"served": [], "reason": operation.unserved(backend, device, torch.float32)}
+    served = [str(d).removeprefix("torch.") for d in dtypes if not operation.unserved(backend, device, d)]
+    return {"served": served, "reason": "" if served else operation.unserved(backend, device, dtypes[0])}
+
+
+def print_info(facts: dict) -> None:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, text in value.items():
+                print(f"  {key:12} {text}")
+        else:
+            print(f"{name}: {value}")
+
+
+SHORT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16"}
+
+
+def print_explain(facts: dict) -> None:
+    columns = [name for name in ORDER if any(row[name]["served"] for row in facts["operations"].values())]
+    print(f"{facts['device']} tensors; every operation also runs through torch")
+    print(f"{'operation':28}" + "".join(f"{name:20}" for name in columns))
+    for operation, row in facts["operations"].items():
+        cells = [" ".join(SHORT[d] for d in row[name]["served"]) or "-" for name in columns]
+        print(f"{operation:28}" + "".join(f"{cell:20}" for cell in cells))
+    reasons = {}
+    for operation, row in facts["operations"].items():
+        for name in ORDER:
+            if not row[name]["served"]:
+                reasons.setdefault((name, row[name]["reason"].replace(operation, "such")), []).append(operation)
+    for (name, reason), operations in sorted(reasons.items()):
+        everything = len(operations) == len(facts["operations"])
+        print(f"{name}: {reason}" + ("" if everything else f" ({', '.join(operations)})"))
+    if facts["calls"]:
+        print("calls of this process:")
+        for row in facts["calls"]:
+            print(f"  {row['operation']:28}{row['backend']:8}{row['calls']:8}  {row['reason']}")

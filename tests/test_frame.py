@@ -1,0 +1,281 @@
+"""The frame: backend choice, operators, threads, forks, packaging."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import cpu_isas, use
+
+import pyflash
+import pyflash.functional as PF
+from pyflash.ops import _backends
+from pyflash.ops._registry import Op
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_cpu = pytest.mark.skipif(not cpu_isas(), reason="the native module is not built")
+
+
+def python(code: str, **environment) -> str:
+    """Standard output of a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ---- the choice of a backend
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="name is 'gpu', expected one of auto, cuda, triton, cpu, torch"):
+        pyflash.use_backend("gpu")
+
+
+def test_contexts_nest():
+    with pyflash.use_backend("torch"):
+        with pyflash.use_backend("auto"):
+            assert _backends._state.wish == "auto"
+        assert _backends._state.wish == "torch"
+    assert _backends._state.wish == "auto"
+
+
+def test_a_named_backend_raises_when_it_cannot_serve():
+    with pytest.raises(NotImplementedError, match=r"pyflash.relu: cuda has no relu kernel; use_backend\("):
+        with pyflash.use_backend("cuda"):
+            PF.relu(torch.randn(4))
+
+
+@needs_cpu
+def test_auto_says_once_why_it_fell_back(monkeypatch):
+    monkeypatch.setitem(_backends.MISSING, "cpu", "planted")
+    _backends._warned.clear()
+    with pytest.warns(pyflash.FallbackWarning, match="pyflash.relu runs through PyTorch: planted"):
+        PF.relu(torch.randn(4))
+    PF.relu(torch.randn(4))  # a warning is an error in this suite
+    assert _backends.counts["relu", "torch", "planted"] >= 2
+
+
+@needs_cpu
+def test_strict_makes_a_fallback_an_error(monkeypatch):
+    monkeypatch.setitem(_backends.MISSING, "cpu", "planted")
+    monkeypatch.setattr(_backends._state, "strict", True)
+    with pytest.raises(NotImplementedError, match="PYFLASH_STRICT"):
+        PF.relu(torch.randn(4))
+
+
+@needs_cpu
+def test_auto_takes_torch_for_small_and_ours_for_large():
+    _backends.counts.clear()
+    PF.gelu(torch.randn(8))
+    PF.gelu(torch.randn(1 << 20))
+    assert sum(n for (name, backend, _), n in _backends.counts.items() if backend == "torch") == 1
+    assert _backends.counts["gelu", "cpu", ""] == 1
+
+
+def test_environment_chooses_for_the_process():
+    code = "import pyflash; from pyflash.ops import _backends; print(_backends._state.wish)"
+    assert python(code, PYFLASH_BACKEND="torch") == "torch"
+    with pytest.raises(AssertionError, match="PYFLASH_BACKEND is 'gpu'"):
+        python(code, PYFLASH_BACKEND="gpu")
+
+
+@needs_cpu
+def test_environment_chooses_the_instruction_set():
+    for isa in cpu_isas():
+        assert python("import torch, pyflash._cpu as c; print(c.isa())", PYFLASH_CPU_ISA=isa) == isa
+    with pytest.raises(AssertionError, match="PYFLASH_CPU_ISA is 'sse9'"):
+        python("import pyflash", PYFLASH_CPU_ISA="sse9")
+
+
+@needs_cpu
+def test_torch_func_transforms_go_to_torch():
+    x = torch.randn(3, 4, dtype=torch.float64)
+    with use("cpu"):
+        ours = torch.func.vmap(torch.func.grad(lambda t: PF.gelu(t).sum()))(x)
+        hessian = torch.func.hessian(lambda t: PF.tanh(t).sum())(x[0])
+        _, tangent = torch.func.jvp(PF.silu, (x,), (torch.ones_like(x),))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            forward_mode = torch.autograd.forward_ad.unpack_dual(PF.silu(dual)).tangent
+    F = torch.nn.functional
+    torch.testing.assert_close(ours, torch.func.vmap(torch.func.grad(lambda t: F.gelu(t).sum()))(x))
+    torch.testing.assert_close(hessian, torch.func.hessian(lambda t: torch.tanh(t).sum())(x[0]))
+    torch.testing.assert_close(tangent, torch.func.jvp(F.silu, (x,), (torch.ones_like(x),))[1])
+    torch.testing.assert_close(forward_mode, tangent)
+
+
+# ---- compile and export
+
+
+@needs_cpu
+@pytest.mark.parametrize("where", ["around", "inside"])
+def test_compiled_graphs_carry_the_wish(where):
+    def inside(x):
+        with pyflash.use_backend("cpu"):
+            return PF.gelu(x) * 2
+
+    function = inside if where == "inside" else lambda x: PF.gelu(x) * 2
+    x = torch.randn(6, 5, requires_grad=True)
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=keep)
+    with use("cpu"):
+        y = compiled(x)
+    assert graphs and "gelu" in str(graphs[0].graph) + str(graphs[0].print_readable(False))
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    (expected,) = torch.autograd.grad((torch.nn.functional.gelu(x) * 2).sum(), x)
+    torch.testing.assert_close(dx, expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with use("cpu"):
+        torch.testing.assert_close(compiled(x), y)
+    torch._dynamo.reset()
+
+
+@needs_cpu
+def test_export_keeps_our_operator():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return PF.gelu(x)
+
+    with use("cpu"):
+        program = torch.export.export(Model(), (torch.randn(4, 5),))
+    assert "pyflash.activation_fwd" in str(program.graph)
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(program.module()(x), torch.nn.functional.gelu(x))
+
+
+# ---- operators
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_opcheck_activation(backend):
+    Op.paranoid = False
+    x = torch.randn(3, 5, requires_grad=True)
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.pyflash.activation_fwd.default, (x.detach(), "gelu", backend), test_utils=tests)
+    torch.library.opcheck(
+        torch.ops.pyflash.activation_bwd.default, (x.detach(), x.detach(), "gelu", backend), test_utils=tests
+    )
+
+
+def test_an_operator_alone_has_no_silent_derivative():
+    x = torch.randn(3, requires_grad=True)
+    y = torch.ops.pyflash.activation_fwd(x, "gelu", "torch")
+    with pytest.raises(NotImplementedError, match="pyflash::activation_fwd has no derivative of its own"):
+        y.sum().backward()
+
+
+# ---- threads and processes
+
+
+@needs_cpu
+def test_four_python_threads_get_what_one_gets():
+    inputs = [torch.randn(n) for n in (1000, 70_001, 300_000, 1_000_003)]
+    torch.set_num_threads(2)
+    try:
+        with use("cpu"):
+            alone = [PF.gelu(x) for x in inputs]
+            results = [None] * 4
+
+            def work(i):
+                for _ in range(10):
+                    results[i] = PF.gelu(inputs[i])
+
+            Op.paranoid = False
+            workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+            [w.start() for w in workers]
+            [w.join() for w in workers]
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(alone, results))
+
+
+FORK = """
+import os, signal, torch, pyflash, pyflash.functional as F
+torch.set_num_threads(2)
+x = torch.randn(1 << 20)
+with pyflash.use_backend("cpu"):
+    y = F.gelu(x)          # the parent's pool is warm now
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        ours = F.gelu(x)
+        torch.set_num_threads(1)  # torch's own regions would hang here
+        os._exit(0 if torch.equal(ours, y) else 3)
+    print(os.waitpid(child, 0)[1])
+"""
+
+
+@needs_cpu
+def test_a_forked_child_does_not_hang():
+    assert python(FORK, OMP_NUM_THREADS="2") == "0"
+
+
+@needs_cpu
+def test_importing_leaves_subnormal_numbers_alone():
+    assert python("import torch, pyflash; print((torch.tensor([1e-40]) * 1).item() > 0)") == "True"
+
+
+def test_importing_is_light():
+    code = "import torch, time, sys; t = time.perf_counter(); import pyflash; print(time.perf_counter() - t)"
+    code += "; assert 'triton' not in sys.modules or 'torch._inductor' in sys.modules; assert not torch.cuda.is_initialized()"
+    assert min(float(python(code)) for _ in range(3)) < 0.3  # the aim is 0.1 s on an idle machine
+
+
+# ---- what a user sees
+
+
+@pytest.mark.parametrize("command", ["info", "explain"])
+def test_commands_print_and_give_json(command, capsys):
+    from pyflash.__main__ import main
+
+    assert main([command]) == 0
+    assert "cpu" in capsys.readouterr().out
+    assert main([command, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    if command == "explain":
+        assert facts["operations"]["gelu"]["cuda"]["reason"]
+
+
+def test_generated_files_are_what_the_table_gives():
+    done = subprocess.run([sys.executable, "tools/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_a_wheel_without_a_compiler_is_pure_python(tmp_path):
+    import shutil
+    import zipfile
+
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "*.so", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    start = time.time()
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(source)],
+        env={**os.environ, "CXX": "/bin/false", "CC": "/bin/false"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert time.time() - start < 120
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "pyflash/kernels/activations.py" in names
+    assert not any(name.endswith(".so") for name in names)
