@@ -22,7 +22,7 @@ X86_FLAGS = {
 }
 # -ffast-math is never used: it would set flush-to-zero for the whole process and drop NaN. The warnings that are off
 # come from the compilers' own intrinsics headers and from vectors as template arguments.
-KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wextra"]
+KERNEL_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wextra"]
 KERNEL_FLAGS += ["-Wno-psabi", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 
 
@@ -35,8 +35,8 @@ def native_sources():
     if only:
         sources = {path: flags for path, flags in sources.items() if path.stem in (only, "generic")}
     chosen = [f"-DPF_HAVE_{path.stem.upper()}" for path in sources]
-    sources[CSRC / "cpu/dispatch.cpp"] = ["-O2", *chosen]
-    sources.update({path: ["-O2", "-fvisibility=hidden"] for path in sorted(CSRC.glob("bindings/*.cpp"))})
+    sources[CSRC / "cpu/dispatch.cpp"] = ["-O2", "-g0", *chosen]
+    sources.update({path: ["-O2", "-g0", "-fvisibility=hidden"] for path in sorted(CSRC.glob("bindings/*.cpp"))})
     return sources
 
 
