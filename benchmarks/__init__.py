@@ -1,0 +1,15 @@
+"""The kernel benchmarks: `python -m benchmarks list`, `python -m benchmarks run attention linear`.
+
+Each operation is one file declaring an `Operation` (operation.py): its cases, torch's way, ours, and what a call
+costs in FLOPs and bytes. The harness checks every provider against float64 before it times it.
+"""
+
+import os
+import sys
+
+# Two OpenMP threads left unbound were seen on one core for seconds after an idle phase, which halves every figure.
+# The runtime reads this once, when torch loads it; too late to matter if torch is already there, as in the tests.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_PROC_BIND", "true")
+
+OPERATIONS = ("activation", "linear", "layer_norm", "dropout", "attention", "transformer")

@@ -1,0 +1,170 @@
+"""No time without a right result: a provider's outputs and gradients against float64 torch, in this process.
+
+An error may be twice PyTorch's own in that dtype plus a few ulp of the largest term. Nobody types a tolerance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.operation import Case, Operation
+
+SEED = 20261122
+FACTOR = 2.0
+FLOOR_ULP = 4
+
+
+class Wrong(Exception):
+    """A provider's result cannot be trusted; the message is what the row says."""
+
+
+@dataclass
+class Bound:
+    """A provider's function with its own copy of the inputs, in one dtype, on one device."""
+
+    function: Callable
+    inputs: tuple[torch.Tensor, ...]
+    mode: str
+    leaves: list[torch.Tensor] = field(default_factory=list)  # whose gradients are asked for
+
+    def __call__(self):
+        return self.function(*self.inputs)
+
+
+def bind(function: Callable, inputs: tuple[torch.Tensor, ...], mode: str, device: str, dtype: torch.dtype) -> Bound:
+    """Inputs are rounded to the case's dtype before this, so that float64 sees the numbers the kernel sees."""
+    differentiable = mode != "forward"
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor.to(device)
+        return tensor.detach().to(device, dtype, copy=True).requires_grad_(differentiable)
+
+    bound = Bound(function, tuple(own(tensor) for tensor in inputs), mode)
+    bound.leaves = [tensor for tensor in bound.inputs if tensor.requires_grad]
+    if isinstance(function, torch.nn.Module):
+        function.to(device, dtype).train(differentiable)
+        bound.leaves += list(function.parameters()) if differentiable else []
+    return bound
+
+
+def outputs_of(result) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor for tensor in result if tensor is not None) if isinstance(result, tuple) else (result,)
+
+
+def cotangents(outputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """The same gradients for every provider: drawn in float32 on the CPU, rounded to nothing finer than bfloat16."""
+    generator = torch.Generator().manual_seed(SEED)
+    draw = [torch.randn(out.shape, generator=generator).bfloat16() for out in outputs]
+    return [value.to(out.device, out.dtype) for value, out in zip(draw, outputs, strict=True)]
+
+
+@dataclass
+class Result:
+    """Outputs, then gradients where the mode has any, and the largest term that entered from outside."""
+
+    tensors: list[torch.Tensor]
+    largest_cotangent: float = 0.0
+
+
+def evaluate(bound: Bound) -> Result:
+    torch.manual_seed(SEED)
+    with torch.set_grad_enabled(bound.mode != "forward"):
+        outputs = outputs_of(bound())
+        if bound.mode == "forward":
+            return Result(list(outputs))
+        douts = cotangents(outputs)
+        gradients = torch.autograd.grad(outputs, bound.leaves, douts)
+    largest = max(dout.abs().max().item() for dout in douts)
+    return Result([*(out.detach() for out in outputs), *gradients], largest)
+
+
+@contextlib.contextmanager
+def without_dropout(function: Callable) -> Iterator[bool]:
+    """Sets every dropout of a module to 0; yields whether there was one. Only so can its numbers be compared."""
+    places = []
+    if isinstance(function, torch.nn.Module):
+        for module in function.modules():
+            name = "dropout" if isinstance(module, torch.nn.MultiheadAttention) else "p"
+            if isinstance(getattr(module, name, None), float) and getattr(module, name) > 0:
+                places.append((module, name, getattr(module, name)))
+    for module, name, _ in places:
+        setattr(module, name, 0.0)
+    try:
+        yield bool(places)
+    finally:
+        for module, name, value in places:
+            setattr(module, name, value)
+
+
+def expect_alive(bound: Bound) -> None:
+    """A module's dropout follows the seed: two seeds, two results."""
+    torch.manual_seed(1)
+    first = outputs_of(bound())[0]
+    torch.manual_seed(2)
+    if torch.equal(first, outputs_of(bound())[0]):
+        raise Wrong("dropout does nothing: two seeds give one result")
+
+
+class Reference:
+    """Float64 truth and PyTorch's own error for one (operation, case, mode); computed once, used for every provider."""
+
+    def __init__(self, operation: Operation, case: Case, mode: str, device: str):
+        self.operation, self.case, self.mode, self.device = operation, case, mode, device
+        torch.manual_seed(SEED)
+        self.dtype = getattr(torch, case.dtype)
+        inputs = operation.inputs(case)
+        self.inputs = tuple(t.to(self.dtype) if t.is_floating_point() else t for t in inputs)
+        self._truth = None
+        self.torch_errors = self.errors(self.bind(self.build(operation.torch)))
+
+    def build(self, factory: Callable[[Case], Callable]) -> Callable:
+        torch.manual_seed(SEED)  # modules: the same weights for every provider
+        return factory(self.case)
+
+    def bind(self, function: Callable, dtype: torch.dtype | None = None) -> Bound:
+        return bind(function, self.inputs, self.mode, self.device, dtype or self.dtype)
+
+    def truth(self, bound: Bound) -> Result:
+        if self.operation.truth is not None:  # depends on the random choices of that provider
+            return evaluate(self.bind(self.operation.truth(self.case, bound), torch.float64))
+        if self._truth is None:
+            exact = self.bind(self.rounded(self.build(self.operation.torch)), torch.float64)
+            with without_dropout(exact.function):
+                self._truth = evaluate(exact)
+        return self._truth
+
+    def rounded(self, function: Callable) -> Callable:
+        """A module's weights pass through the case's dtype, as the inputs do."""
+        return function.to(self.dtype) if isinstance(function, torch.nn.Module) else function
+
+    def errors(self, bound: Bound) -> list[tuple[float, float]]:
+        """Per output and gradient: the largest absolute error, and the largest term it is measured against."""
+        with without_dropout(bound.function) as random:
+            results, truths = evaluate(bound), self.truth(bound)
+        if random and self.mode != "forward":
+            expect_alive(bound)
+        if len(results.tensors) != len(truths.tensors):
+            raise Wrong(f"{len(results.tensors)} results where torch has {len(truths.tensors)}")
+        errors = []
+        for result, truth in zip(results.tensors, truths.tensors, strict=True):
+            if result.shape != truth.shape:
+                raise Wrong(f"shape {tuple(result.shape)} where torch has {tuple(truth.shape)}")
+            largest = max(truth.abs().max().item(), truths.largest_cotangent)
+            errors.append(((result.double() - truth).abs().max().item(), largest))
+        return errors
+
+    def check(self, bound: Bound) -> tuple[float, float]:
+        """(error, allowed error) of the worst tensor. Raises Wrong when that is too much."""
+        ulp = torch.finfo(self.dtype).eps
+        worst = (0.0, FLOOR_ULP * ulp)
+        for (error, largest), (torchs, _) in zip(self.errors(bound), self.torch_errors, strict=True):
+            allowed = FACTOR * torchs + FLOOR_ULP * ulp * largest
+            if not error <= allowed:  # also when it is NaN
+                raise Wrong(f"max error {error:.2g}, allowed {allowed:.2g}")
+            worst = max(worst, (error, allowed), key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
+        return worst

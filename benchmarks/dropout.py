@@ -1,0 +1,72 @@
+"""Dropout: a counter-based generator against torch's, and the mask never stored.
+
+The masks of two providers differ by design, so each is held to its own: what is kept is x / (1 - p) exactly, what is
+dropped is zero, the share that is kept is the one asked for, and the gradient has the same mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.check import SEED, Bound, Wrong
+from benchmarks.operation import Case, Operation
+
+
+@dataclass(frozen=True)
+class Shape:
+    numel: int
+    p: float = 0.1
+
+
+CASES = (
+    Case("1M elements", Shape(1 << 20), {"forward": 20.0, "training": None}, quick=True,
+         model="the demo, 16 x 256 tokens of 256"),
+    Case("4M elements", Shape(1 << 22), {"forward": 20.0, "training": None},
+         model="the demo's feed-forward, 16 x 256 tokens of 1024"),
+    Case("64K elements", Shape(1 << 16), {"forward": None}, quick=True, model="one sequence of 256 tokens"),
+)  # fmt: skip
+
+
+def expect_share(kept: torch.Tensor, p: float) -> None:
+    """Within six standard deviations of 1 - p: one honest run in a thousand million fails."""
+    share, deviation = kept.double().mean().item(), (p * (1 - p) / kept.numel()) ** 0.5
+    if abs(share - (1 - p)) > 6 * deviation:
+        raise Wrong(f"keeps {share:.4f} of the elements, asked for {1 - p:.4f}")
+
+
+def truth(case: Case, bound: Bound):
+    torch.manual_seed(SEED)
+    with torch.no_grad():
+        kept = bound() != 0
+    expect_share(kept, case.shape.p)
+    return lambda x: x * kept / (1 - case.shape.p)
+
+
+def inputs(case: Case) -> tuple[torch.Tensor]:
+    x = torch.randn(case.shape.numel)
+    return (torch.where(x == 0, 1.0, x),)  # so that a zero in the output is a dropped element
+
+
+def torchs(case: Case):
+    return lambda x: F.dropout(x, case.shape.p, True)
+
+
+def ours(case: Case):
+    from pyflash.functional import dropout
+
+    return lambda x: dropout(x, case.shape.p, True)
+
+
+OPERATION = Operation(
+    name="dropout",
+    cases=CASES,
+    inputs=inputs,
+    torch=torchs,
+    pyflash=ours,
+    flops=lambda case, mode: 0.0,
+    bytes=lambda case, mode: {"forward": 2, "backward": 2, "training": 4}[mode] * case.shape.numel * case.itemsize,
+    truth=truth,
+)

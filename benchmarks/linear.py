@@ -1,0 +1,92 @@
+"""Linear, Linear with its activation fused, and Sequential(Linear, GELU) after pyflash.replace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.operation import Case, Operation
+
+TINY = {"pyflash": 2.0, "pyflash:cpu": 12.0}  # microseconds over torch's own time
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int  # M
+    inner: int  # K
+    cols: int  # N
+    kind: str = "linear"  # linear, linear_act, sequential
+
+
+CASES = (
+    Case("1024x512x2048", Shape(1024, 512, 2048), {"forward": 1.8, "training": 1.8}, quick=True,
+         model="Transformer base, feed-forward"),
+    Case("4096x256x1024", Shape(4096, 256, 1024), {"forward": 1.8, "backward": 1.8, "training": 1.8},
+         model="the demo's feed-forward, 16 x 256 tokens"),
+    Case("4096x1024x256", Shape(4096, 1024, 256), {"forward": 1.8, "training": 1.8},
+         model="the demo's feed-forward, back"),
+    Case("4096x256x768", Shape(4096, 256, 768), {"forward": 1.8, "training": 1.8},
+         model="the demo's q, k, v projection"),
+    Case("2048x768x3072", Shape(2048, 768, 3072), {"forward": None, "training": None},
+         model="BERT base, feed-forward, 4 x 512 tokens"),
+    Case("1x768x3072", Shape(1, 768, 3072), {"forward": None}, model="GPT-2, one token"),
+    Case("linear_act 1024x512x2048", Shape(1024, 512, 2048, "linear_act"), {"forward": 2.1, "training": None},
+         quick=True, model="Transformer base, feed-forward with GELU"),
+    Case("linear_act 64x512x2048", Shape(64, 512, 2048, "linear_act"), {"forward": 2.6}, quick=True,
+         model="Transformer base, 64 tokens"),
+    Case("Sequential 1024x512x2048", Shape(1024, 512, 2048, "sequential"), {"forward": 2.1, "training": None},
+         model="Sequential(Linear, GELU)"),
+    Case("Sequential 64x512x2048", Shape(64, 512, 2048, "sequential"), {"forward": 2.6},
+         model="Sequential(Linear, GELU)"),
+    Case("1024x512x2048", Shape(1024, 512, 2048), {"forward": None}, dtype="bfloat16",
+         model="oneDNN's own ground"),
+    Case("tiny 8x16x16", Shape(8, 16, 16), {"forward": None}, quick=True, extra_us=TINY),
+)  # fmt: skip
+
+
+def inputs(case: Case) -> tuple[torch.Tensor, ...]:
+    shape = case.shape
+    x = torch.randn(shape.rows, shape.inner)
+    if shape.kind == "sequential":
+        return (x,)
+    return x, torch.randn(shape.cols, shape.inner) / shape.inner**0.5, torch.randn(shape.cols)
+
+
+def sequential(case: Case) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(case.shape.inner, case.shape.cols), torch.nn.GELU())
+
+
+def torchs(case: Case):
+    return {
+        "linear": lambda case: F.linear,
+        "linear_act": lambda case: lambda x, weight, bias: F.gelu(F.linear(x, weight, bias)),
+        "sequential": sequential,
+    }[case.shape.kind](case)
+
+
+def ours(case: Case):
+    import pyflash
+    import pyflash.functional as PF
+
+    return {
+        "linear": lambda case: PF.linear,
+        "linear_act": lambda case: lambda x, weight, bias: PF.linear_act(x, weight, bias, activation="gelu"),
+        "sequential": lambda case: pyflash.replace(sequential(case)),
+    }[case.shape.kind](case)
+
+
+def flops(case: Case, mode: str) -> float:
+    products = {"forward": 1, "backward": 2, "training": 3}[mode]
+    return products * 2 * case.shape.rows * case.shape.inner * case.shape.cols
+
+
+def bytes_(case: Case, mode: str) -> float:
+    """x, weight and y once, per product."""
+    shape = case.shape
+    once = shape.rows * shape.inner + shape.inner * shape.cols + shape.rows * shape.cols
+    return {"forward": 1, "backward": 2, "training": 3}[mode] * once * case.itemsize
+
+
+OPERATION = Operation(name="linear", cases=CASES, inputs=inputs, torch=torchs, pyflash=ours, flops=flops, bytes=bytes_)

@@ -1,0 +1,164 @@
+"""What this machine is, and the peaks it reaches in this run: every share in the table is a share of these."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+CPU_ISAS = ("generic", "avx2", "avx512", "avx512_bf16")  # each includes those before it
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The fingerprint that every row carries. Peaks in FLOP/s by dtype, bandwidth in bytes/s."""
+
+    device: str
+    cpu: str
+    isa: str
+    threads: int
+    python: str
+    torch: str
+    pyflash: str
+    commit: str
+    date: str
+    clean_samples: str
+    peak_flops: dict[str, float]
+    bandwidth: float
+
+    def has_isa(self, isa: str) -> bool:
+        return self.device == "cpu" and CPU_ISAS.index(self.isa) >= CPU_ISAS.index(isa)
+
+    def roof_seconds(self, flops: float, bytes_: float, dtype: str) -> float:
+        """The least time this machine needs for that work: the roofline. 0 where a peak is not known."""
+        peak = self.peak_flops.get(dtype)
+        return max(flops / peak if peak else 0.0, bytes_ / self.bandwidth if self.bandwidth else 0.0)
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+def describe(device: str, dtypes: set[str], *, measure: bool = True) -> Machine:
+    """This machine. Measuring its peaks takes about a second, which is also the warm-up of the whole run."""
+    return Machine(
+        device=device if device == "cpu" else torch.cuda.get_device_name(),
+        cpu=cpu_model(),
+        isa=cpu_isa(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        pyflash=pyflash_version(),
+        commit=commit(),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        clean_samples="run-queue delay" if Path("/proc/self/task").exists() else "not known here",
+        peak_flops={dtype: peak_flops(device, dtype) for dtype in sorted(dtypes)} if measure else {},
+        bandwidth=copy_bandwidth(device) if measure else 0.0,
+    )
+
+
+def best_seconds(call, seconds: float) -> float:
+    """The fastest of the calls that fit into `seconds`: a peak is a best, not a median."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        call()
+        synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def peak_flops(device: str, dtype: str) -> float:
+    """The larger of a big matrix product and, for float32 on the CPU, our register-only FMA loop."""
+    n = 2048 if device == "cpu" else 8192
+    a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
+    out = torch.empty_like(a)
+    product = 2 * n**3 / best_seconds(lambda: torch.mm(a, a, out=out), 0.6)
+    return max(product, fma_peak() if (device, dtype) == ("cpu", "float32") else 0.0)
+
+
+def fma_peak() -> float:
+    try:
+        from pyflash.ops import _native
+    except ImportError:
+        return 0.0
+    measure = getattr(_native, "fma_peak", None)
+    return measure(torch.get_num_threads()) if measure else 0.0
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes read and written per second by a copy too large for the caches."""
+    count = max(64 << 20, min(2 * last_level_cache(), available_memory() // 8)) // 4
+    source = torch.ones(count, device=device)
+    target = torch.zeros_like(source)
+    return 2 * 4 * count / best_seconds(lambda: target.copy_(source), 0.4)
+
+
+def last_level_cache() -> int:
+    """Bytes. A virtual machine may show all of the host's."""
+    try:
+        text = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"))[-1].joinpath("size").read_text()
+        return int(text.strip().rstrip("K")) << 10
+    except (OSError, IndexError, ValueError):
+        return 64 << 20
+
+
+def available_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 2 << 30
+
+
+def cpu_facts() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_model() -> str:
+    facts = cpu_facts()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    family = (facts.get("cpu family"), facts.get("model"))
+    return f"{name} (family {family[0]}, model {family[1]})" if all(family) else name
+
+
+def cpu_isa() -> str:
+    """The best of our builds that this processor can run, unless PYFLASH_CPU_ISA chose one."""
+    chosen = os.environ.get("PYFLASH_CPU_ISA")
+    if chosen in CPU_ISAS:
+        return chosen
+    flags = set(cpu_facts().get("flags", "").split())
+    needs = {
+        "avx512_bf16": {"avx512_bf16"},
+        "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+        "avx2": {"avx2", "fma"},
+    }
+    return next((isa for isa, wanted in needs.items() if wanted <= flags), "generic")
+
+
+def pyflash_version() -> str:
+    try:
+        import pyflash
+    except ImportError:
+        return "not importable"
+    return getattr(pyflash, "__version__", "unknown")
+
+
+def commit() -> str:
+    """The short hash of this checkout, marked where the tree differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,143 @@
+"""What a benchmark file declares: an Operation, its cases, and the providers that compete for them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from benchmarks import OPERATIONS
+
+MODES = ("forward", "backward", "training")  # training is a forward and a backward in one
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of work.
+
+    Args:
+        shape: whatever the operation's functions read.
+        floors: the modes the case runs in, each with the least ratio to torch asked of us, or None.
+        model: where the shape comes from.
+        quick: also part of --quick.
+        isa: the floors hold on this instruction set and those after it.
+        extra_us: provider -> the microseconds it may add to torch's time; for tiny tensors.
+        optimizer: training includes an AdamW step.
+    """
+
+    name: str
+    shape: Any
+    floors: dict[str, float | None]
+    dtype: str = "float32"
+    model: str = ""
+    quick: bool = False
+    isa: str = "avx512"
+    extra_us: dict[str, float] = field(default_factory=dict)
+    optimizer: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        return getattr(torch, self.dtype).itemsize
+
+    def as_dtype(self, dtype: str) -> Case:
+        """The same work in another dtype, of which nothing is asked."""
+        return replace(self, dtype=dtype, floors=dict.fromkeys(self.floors), extra_us={})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One benchmark file.
+
+    Args:
+        inputs: case -> tensors, float32 or integer, on the CPU; the harness casts and moves them.
+        torch: case -> a function of those tensors, or a module: PyTorch's way, and in float64 the truth.
+        pyflash: case -> the same with ours; the harness chooses the backend around the call.
+        flops, bytes: (case, mode) -> the least work one call has to do.
+        truth: for random operations, (case, bound) -> the float64 function that made the same random choices.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    inputs: Callable[[Case], tuple[torch.Tensor, ...]]
+    torch: Callable[[Case], Callable]
+    pyflash: Callable[[Case], Callable]
+    flops: Callable[[Case, str], float]
+    bytes: Callable[[Case, str], float]
+    truth: Callable | None = None
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who computes: which of an Operation's two functions, on which backend, compiled or not."""
+
+    name: str
+    function: str  # "torch" or "pyflash"
+    backend: str = "auto"
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    compiled: bool = False
+
+    def build(self, operation: Operation, case: Case) -> Callable:
+        function = getattr(operation, self.function)(case)
+        return torch.compile(function) if self.compiled else function
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """The backend this provider asks for by name; `auto` asks for none."""
+        if self.backend == "auto":
+            return contextlib.nullcontext()
+        import pyflash
+
+        return pyflash.use_backend(self.backend)
+
+
+PROVIDERS = {
+    provider.name: provider
+    for provider in (
+        Provider("torch", "torch"),
+        Provider("torch.compile", "torch", compiled=True),
+        Provider("pyflash", "pyflash"),
+        Provider("pyflash:cpu", "pyflash", "cpu", devices=("cpu",)),
+        Provider("pyflash:triton", "pyflash", "triton", devices=("cuda",)),
+    )
+}
+
+
+def load(name: str) -> Operation:
+    return importlib.import_module(f"benchmarks.{name}").OPERATION
+
+
+def in_dtype(cases: tuple[Case, ...], dtype: str | None) -> list[Case]:
+    """All cases in one dtype; those declared in it, with their floors, win over a copy of the same name."""
+    if dtype is None:
+        return list(cases)
+    declared = {case.name for case in cases if case.dtype == dtype}
+    return [
+        case if case.dtype == dtype else case.as_dtype(dtype)
+        for case in cases
+        if case.dtype == dtype or case.name not in declared
+    ]
+
+
+def select(
+    operations: list[str],
+    *,
+    dtype: str | None = None,
+    mode: str | None = None,
+    quick: bool = False,
+    only: str | None = None,
+) -> list[tuple[Operation, Case, str]]:
+    """The (operation, case, mode) triples that these filters leave, in the order the files declare them."""
+    rows = []
+    for operation in map(load, operations or OPERATIONS):
+        for case in in_dtype(operation.cases, dtype):
+            if (quick and not case.quick) or (only and only.lower() not in f"{operation.name} {case.name}".lower()):
+                continue
+            modes = [one for one in MODES if one in case.floors]
+            if mode is not None:  # whoever trains can also be asked for its backward alone
+                modes = [mode] if mode in modes or (mode != "forward" and modes != ["forward"]) else []
+            rows += [(operation, case, one) for one in modes]
+    return rows

@@ -1,0 +1,48 @@
+"""One bar per row of ours: how many times torch's speed, with the ratio asked for as a mark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.harness import Row
+
+FASTER, SLOWER, ASKED = "#2b6cb0", "#c05621", "#1a202c"
+
+
+def plot(rows: list[Row], path: Path, title: str) -> bool:
+    """Writes the picture; False where there is nothing to show. Raises ImportError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    providers = [row.provider for row in rows if row.ratio is not None and row.provider != "torch"]
+    shown = "pyflash" if "pyflash" in providers else providers[0] if providers else None
+    bars = [row for row in rows if row.provider == shown and row.ratio is not None][::-1]
+    if not bars:
+        return False
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.26 * len(bars)), layout="constrained")
+    ratios = [row.ratio for row in bars]
+    axes.barh(range(len(bars)), ratios, color=[FASTER if ratio >= 1 else SLOWER for ratio in ratios], height=0.7)
+    for place, row in enumerate(bars):
+        axes.text(row.ratio * 1.02, place, f"{row.ratio:.2f}x", va="center", fontsize=7)
+        if row.floor is not None:
+            axes.plot([row.floor] * 2, [place - 0.4, place + 0.4], color=ASKED, linewidth=1.5)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    low, high = min(0.5, *ratios), max(2.0, *ratios)
+    axes.set_xlim(low / 1.1, high * 1.35)
+    ticks = [2.0**power for power in range(-4, 8) if low / 1.1 <= 2.0**power <= high * 1.35]
+    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    labels = [
+        f"{row.operation}: {row.case}, {row.mode}" + ("" if row.dtype == "float32" else f", {row.dtype}")
+        for row in bars
+    ]
+    axes.set_yticks(range(len(bars)), labels, fontsize=7)
+    axes.set_ylim(-0.7, len(bars) - 0.3)
+    axes.set_xlabel(f"{shown}: times the speed of torch in the same run; dark marks: asked for")
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+    return True

@@ -1,0 +1,89 @@
+"""Rows as text: one block per case, slower rows included, and the lines of the summary."""
+
+from __future__ import annotations
+
+from benchmarks.harness import Row
+from benchmarks.machine import Machine
+
+HEADER = (
+    f"  {'case':<34} {'provider':<14} {'median':>9} {'quartiles':>19} {'clean':>7}"
+    f" {'rate':>11} {'of peak':>7} {'x torch':>8}  asked"
+)
+
+
+def seconds(value: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if value * scale >= 1 or unit == "us":
+            return f"{value * scale:.3g} {unit}" if value * scale < 1000 else f"{value * scale:.0f} {unit}"
+    raise AssertionError
+
+
+def rate(row: Row) -> str:
+    """GFLOP/s where arithmetic is what a call mostly does, else GB/s."""
+    if row.flops_per_s is None:
+        return ""
+    if row.flops_per_s > 8 * row.bytes_per_s:
+        return f"{row.flops_per_s * 1e-9:.4g} GF/s"
+    return f"{row.bytes_per_s * 1e-9:.3g} GB/s"
+
+
+def asked(row: Row) -> str:
+    if row.floor is not None:
+        text = f"{row.floor:.2f}x"
+    elif row.extra_us is not None:
+        extra = "" if row.ratio is None else f", {(row.median - row.torch_median) * 1e6:+.1f}"
+        text = f"at most +{row.extra_us:g} us{extra}"
+    else:
+        return ""
+    return text + {True: " reached", False: " MISSED", None: ""}[row.reached]
+
+
+def line(row: Row, name: str) -> str:
+    left = f"  {name:<34} {row.provider:<14}"
+    if row.median is None:
+        return f"{left} {row.status}: {row.note}"
+    quartiles = f"{seconds(row.q25)} .. {seconds(row.q75)}"
+    share = "" if row.share is None else f"{row.share:.0%}"
+    ratio = "noisy" if row.status == "noisy" else "" if row.ratio is None else f"{row.ratio:.2f}x"
+    return (
+        f"{left} {seconds(row.median):>9} {quartiles:>19} {f'{row.clean}/{row.samples}':>7}"
+        f" {rate(row):>11} {share:>7} {ratio:>8}  {asked(row)}"
+    ).rstrip()
+
+
+def block(rows: list[Row]) -> str:
+    """The rows of one case; its name stands before the first provider, its mode and dtype before the second."""
+    names = [rows[0].case, f"  {rows[0].mode}, {rows[0].dtype}"]
+    lines = [line(row, name) for row, name in zip(rows, names + [""] * len(rows), strict=False)]
+    return "\n".join(lines + [f"  {name}" for name in names[len(rows) :]])
+
+
+def machine_lines(machine: Machine) -> str:
+    peaks = ", ".join(f"{dtype} {value * 1e-9:.0f} GFLOP/s" for dtype, value in machine.peak_flops.items())
+    return (
+        f"{machine.device}: {machine.cpu}, {machine.isa}, {machine.threads} threads\n"
+        f"torch {machine.torch}, pyflash {machine.pyflash}, Python {machine.python}, commit {machine.commit},"
+        f" {machine.date}\n"
+        f"measured in this run: {peaks}; copy {machine.bandwidth * 1e-9:.0f} GB/s"
+        " (shares above 100% come out of the caches)"
+    )
+
+
+def summary(rows: list[Row]) -> str:
+    ours = [row for row in rows if row.provider.startswith("pyflash")]
+    timed = [row for row in ours if row.ratio is not None]
+    asked_of = [row for row in ours if row.floor is not None or row.extra_us is not None]
+    lines = [
+        f"pyflash: {sum(row.ratio > 1 for row in timed)} of {len(timed)} rows faster than torch,"
+        f" {sum(row.status == 'noisy' for row in ours)} noisy, {sum(row.median is None for row in ours)} not timed;"
+        f" {sum(row.reached is True for row in asked_of)} of {len(asked_of)} figures asked for reached"
+    ]
+    for row in asked_of:
+        if row.reached is False:
+            lines.append(
+                f"  missed: {row.operation}, {row.case}, {row.mode}, {row.provider}: {asked(row)}, is {row.ratio:.2f}x"
+            )
+    for row in rows:
+        if row.status in ("wrong", "error"):
+            lines.append(f"  {row.status}: {row.operation}, {row.case}, {row.mode}, {row.provider}: {row.note}")
+    return "\n".join(lines)

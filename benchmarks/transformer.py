@@ -1,0 +1,115 @@
+"""Whole layers, a whole training step, and the overhead that tiny tensors feel. Modules go through pyflash.replace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from benchmarks.operation import Case, Operation
+
+
+@dataclass(frozen=True)
+class Shape:
+    kind: str  # layer, encoder, attention, sdpa
+    batch: int
+    tokens: int
+    width: int
+    heads: int
+    hidden: int = 0
+    layers: int = 1
+    dropout: float = 0.0
+    causal: bool = False
+
+
+DEMO = {"batch": 16, "tokens": 256, "width": 256, "heads": 8, "hidden": 1024, "layers": 4, "causal": True}
+TINY = {"batch": 2, "tokens": 8, "width": 32, "heads": 4}
+AT_MOST_1_5 = {"forward": 1 / 1.5}  # times torch's own time
+
+CASES = (
+    Case("layer B8 S512 d768", Shape("layer", 8, 512, 768, 12, 3072), {"forward": None}, model="BERT base"),
+    Case("layer B16 S256 d256", Shape("layer", 16, 256, 256, 8, 1024), {"forward": None}, quick=True,
+         model="the demo"),
+    Case("step 4 layers, no dropout", Shape("encoder", **DEMO), {"training": 1.8}, quick=True, optimizer=True,
+         model="the demo: B16 S256 d256 h8 ffn1024, causal, AdamW"),
+    Case("step 4 layers, dropout 0.1", Shape("encoder", **DEMO, dropout=0.1), {"training": 3.5}, quick=True,
+         optimizer=True, model="the same with torch's default dropout"),
+    Case("tiny SDPA B2 H4 S8 D8", Shape("sdpa", **TINY), AT_MOST_1_5, quick=True),
+    Case("tiny MultiheadAttention", Shape("attention", **TINY), AT_MOST_1_5, quick=True),
+    Case("tiny encoder layer", Shape("layer", **TINY, hidden=64), AT_MOST_1_5, quick=True),
+)  # fmt: skip
+
+
+class SelfAttention(nn.Module):
+    """MultiheadAttention as one asks it for outputs only."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+class CausalEncoder(nn.Module):
+    def __init__(self, layer: nn.Module, layers: int, tokens: int):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x):
+        return self.encoder(x, mask=self.mask, is_causal=True)
+
+
+def module(case: Case) -> nn.Module:
+    shape = case.shape
+    if shape.kind == "attention":
+        return SelfAttention(shape.width, shape.heads)
+    layer = nn.TransformerEncoderLayer(shape.width, shape.heads, shape.hidden, dropout=shape.dropout, batch_first=True)
+    return CausalEncoder(layer, shape.layers, shape.tokens) if shape.kind == "encoder" else layer
+
+
+def inputs(case: Case) -> tuple[torch.Tensor, ...]:
+    shape = case.shape
+    if shape.kind == "sdpa":
+        return torch.randn(3, shape.batch, shape.heads, shape.tokens, shape.width // shape.heads).unbind(0)
+    return (torch.randn(shape.batch, shape.tokens, shape.width),)
+
+
+def torchs(case: Case):
+    return nn.functional.scaled_dot_product_attention if case.shape.kind == "sdpa" else module(case)
+
+
+def ours(case: Case):
+    import pyflash
+    import pyflash.functional as PF
+
+    return PF.scaled_dot_product_attention if case.shape.kind == "sdpa" else pyflash.replace(module(case))
+
+
+def parameters(shape: Shape) -> int:
+    """Weights of the matrix products of all layers."""
+    projections = 0 if shape.kind == "sdpa" else 4 * shape.width**2
+    return shape.layers * (projections + 2 * shape.width * shape.hidden)
+
+
+def flops(case: Case, mode: str) -> float:
+    shape = case.shape
+    times = {"forward": (1.0, 1.0), "backward": (2.0, 2.5), "training": (3.0, 3.5)}[mode]
+    linear = 2 * parameters(shape) * shape.batch * shape.tokens
+    attention = shape.layers * 4 * shape.batch * shape.tokens**2 * shape.width / (2 if shape.causal else 1)
+    return times[0] * linear + times[1] * attention
+
+
+def bytes_(case: Case, mode: str) -> float:
+    """The weights and the input and output of every layer: far below the FLOPs, so nothing finer is counted."""
+    shape = case.shape
+    once = parameters(shape) + 2 * shape.layers * shape.batch * shape.tokens * shape.width
+    return {"forward": 1, "backward": 2, "training": 3}[mode] * once * case.itemsize
+
+
+OPERATION = Operation(
+    name="transformer", cases=CASES, inputs=inputs, torch=torchs, pyflash=ours, flops=flops, bytes=bytes_
+)
