@@ -1,0 +1,418 @@
+"""The benchmark machinery: what it refuses, what it discards, what it writes. Nothing is timed here."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from benchmarks import OPERATIONS, harness, machine, plot, table
+from benchmarks.__main__ import main
+from benchmarks.check import Reference, Wrong, without_dropout
+from benchmarks.harness import Contender, Effort, Row, Sample
+from benchmarks.operation import PROVIDERS, Case, Operation, Provider, load, select
+
+HERE = machine.Machine(
+    device="cpu", cpu="a processor", isa="avx512", threads=2, python="3", torch="2", pyflash="0", commit="abc",
+    date="2026-01-01", clean_samples="run-queue delay", peak_flops={"float32": 1e12}, bandwidth=1e10,
+)  # fmt: skip
+FEW = Effort(clean=1, seconds=0.0)
+
+
+@dataclass(frozen=True)
+class Numel:
+    numel: int
+
+
+def doubling(ours, *, shape=Numel(64), floors=None, **settings) -> tuple[Operation, Case]:
+    """An operation whose truth is 2 * x, done our way."""
+    case = Case("64", shape, floors or {"forward": 2.0, "training": None}, **settings)
+    operation = Operation(
+        name="doubling",
+        cases=(case,),
+        inputs=lambda case: (torch.randn(case.shape.numel),),
+        torch=lambda case: lambda x: 2 * x,
+        pyflash=lambda case: ours,
+        flops=lambda case, mode: 1e6,
+        bytes=lambda case, mode: 2 * case.shape.numel * case.itemsize,
+    )
+    return operation, case
+
+
+def outcome(ours, mode="forward", **settings) -> Row:
+    operation, case = doubling(ours, **settings)
+    providers = [PROVIDERS["torch"], PROVIDERS["pyflash"]]
+    return harness.run_case(operation, case, mode, providers, HERE, effort=FEW)[1]
+
+
+class WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, dy):
+        return 1.9 * dy
+
+
+def one_hole(x):
+    y = 2 * x
+    y[7] = float("nan")
+    return y
+
+
+# What may be timed.
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "training"])
+def test_a_right_result_is_timed(mode):
+    row = outcome(lambda x: x + x, mode)
+    assert row.status in ("ok", "noisy")
+    assert row.samples >= harness.MIN_CLEAN
+    assert row.median > 0
+    assert row.max_error <= row.allowed_error
+
+
+WRONG = [
+    ("off by one part in ten thousand", lambda x: 2.0002 * x, "forward"),
+    ("a NaN in one place", one_hole, "forward"),
+    ("shape", lambda x: (2 * x)[None], "forward"),
+    ("one output too many", lambda x: (2 * x, x), "forward"),
+    ("gradient", WrongGradient.apply, "training"),
+    ("gradient", WrongGradient.apply, "backward"),
+]
+
+
+@pytest.mark.parametrize(("why", "ours", "mode"), WRONG, ids=[f"{why}-{mode}" for why, _, mode in WRONG])
+def test_a_wrong_result_is_refused(why, ours, mode):
+    row = outcome(ours, mode)
+    assert row.status == "wrong"
+    assert row.median is None and row.ratio is None and row.samples == 0
+
+
+def test_a_wrong_gradient_does_not_spoil_the_forward_row():
+    assert outcome(WrongGradient.apply, "forward").status in ("ok", "noisy")
+
+
+def raising(error):
+    def ours(x):
+        raise error
+
+    return ours
+
+
+FAILURES = [
+    (NotImplementedError("head_dim is 320\nand more"), "unsupported", "head_dim is 320"),
+    (ImportError("no kernel"), "unsupported", "no kernel"),
+    (torch.OutOfMemoryError("too much"), "out of memory", "too much"),
+    (ValueError("what"), "error", "ValueError: what"),
+    (RuntimeError(), "error", "RuntimeError: RuntimeError"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "note"), FAILURES, ids=[type(f[0]).__name__ for f in FAILURES])
+def test_a_failure_is_a_row(error, status, note):
+    row = outcome(raising(error))
+    assert (row.status, row.note) == (status, note)
+
+
+def test_a_failing_baseline_leaves_rows_without_times():
+    operation, case = doubling(lambda x: 2 * x)
+    broken = Operation(**{**vars(operation), "torch": lambda case: raising(ValueError("what"))})
+    rows = harness.run_case(broken, case, "forward", list(PROVIDERS.values())[:3], HERE, effort=FEW)
+    assert [row.status for row in rows] == ["error"] * 3
+
+
+def test_errors_are_measured_on_the_numbers_the_kernel_sees():
+    """float64 works on inputs already rounded to bfloat16, else no bfloat16 kernel could pass."""
+    operation, case = doubling(lambda x: x + x, dtype="bfloat16")
+    reference = Reference(operation, case, "training", "cpu")
+    assert reference.torch_errors == [(0.0, largest) for _, largest in reference.torch_errors]
+
+
+# Random operations.
+
+
+def dropout_row(ours, mode="training") -> Row:
+    dropout = load("dropout")
+    broken = Operation(**{**vars(dropout), "pyflash": lambda case: ours})
+    case = next(case for case in dropout.cases if case.name == "64K elements")
+    return harness.run_case(broken, case, mode, [PROVIDERS["torch"], PROVIDERS["pyflash"]], HERE, effort=FEW)[1]
+
+
+def test_another_generator_is_a_right_dropout():
+    def ours(x):
+        generator = torch.Generator().manual_seed(torch.randint(1 << 40, ()).item())
+        return x * (torch.rand(x.shape, generator=generator) >= 0.1) / 0.9
+
+    assert dropout_row(ours).status in ("ok", "noisy")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.12])
+def test_a_wrong_dropout_rate_is_refused(rate):
+    row = dropout_row(lambda x: torch.nn.functional.dropout(x, rate) * (1 - rate) / 0.9)
+    assert row.status == "wrong" and "asked for 0.9" in row.note
+
+
+def test_a_gradient_with_another_mask_is_refused():
+    class OtherMask(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return torch.nn.functional.dropout(x, 0.1)
+
+        @staticmethod
+        def backward(ctx, dy):
+            return torch.nn.functional.dropout(dy, 0.1)
+
+    assert dropout_row(OtherMask.apply).status == "wrong"
+
+
+def attention_row(ours) -> Row:
+    from benchmarks import attention
+
+    case = Case("small", attention.Shape(1, 2, 24, 16, causal=True, dropout=0.25), {"training": None})
+    broken = Operation(**{**vars(attention.OPERATION), "pyflash": lambda case: ours})
+    return harness.run_case(broken, case, "training", [PROVIDERS["torch"], PROVIDERS["pyflash"]], HERE, effort=FEW)[1]
+
+
+def test_attention_with_dropout_is_held_to_its_own_mask():
+    def attention(q, k, v, normalise=True):
+        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+        scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen, float("-inf"))
+        kept = torch.rand(scores.shape) >= 0.25
+        p = scores.softmax(-1) * kept
+        return (p / 0.75 if normalise else p) @ v
+
+    assert attention_row(attention).status in ("ok", "noisy")
+    assert attention_row(lambda q, k, v: attention(q, k, v, normalise=False)).status == "wrong"
+
+
+def test_module_dropout_is_off_for_the_check_and_on_again_after_it():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3)
+    places = [(layer.self_attn, "dropout"), (layer.dropout, "p"), (layer.dropout2, "p")]
+    with without_dropout(layer) as random:
+        assert random and [getattr(*place) for place in places] == [0.0] * 3
+    assert [getattr(*place) for place in places] == [0.3] * 3
+    with without_dropout(torch.nn.Linear(2, 2)) as random:
+        assert not random
+
+
+def test_a_dropout_that_does_nothing_is_refused():
+    class Lazy(torch.nn.Dropout):
+        def forward(self, x):
+            return x
+
+    case = Case("64", Numel(64), {"training": None})
+    operation, _ = doubling(None)
+    operation = Operation(**{**vars(operation), "torch": lambda case: torch.nn.Dropout(0.5)})
+    reference = Reference(operation, case, "training", "cpu")
+    with pytest.raises(Wrong, match="two seeds give one result"):
+        reference.check(reference.bind(Lazy(0.5)))
+
+
+# Clean samples.
+
+
+@pytest.mark.parametrize(
+    ("wall_ns", "waited", "clean"),
+    [(1_000_000, 0, True), (1_000_000, 23_000, True), (1_000_000, 23_001, False), (1000, 3000, True)],
+)
+def test_a_sample_is_clean_when_nothing_waited(wall_ns, waited, clean):
+    assert harness.is_clean(wall_ns, waited) is clean
+
+
+def test_waiting_is_summed_over_threads_that_come_and_go():
+    before = {"1": 100, "2": 50, "gone": 900}
+    assert harness.waited_ns(before, {"1": 130, "2": 50, "new": 7}) == 37
+
+
+def test_run_queue_delay_reads_this_process():
+    assert all(delay >= 0 for delay in harness.run_queue_delay().values())
+
+
+def samples(*values, clean=True):
+    return [Sample(value, clean) for value in values]
+
+
+def test_statistics_are_of_clean_samples_only():
+    row = Row("op", "case", "forward", "float32", "pyflash")
+    harness.fill_times(row, samples(1, 2, 3, 4, 5) + samples(100, 200, clean=False))
+    assert (row.status, row.q25, row.median, row.q75) == ("ok", 2, 3, 4)
+    assert (row.clean, row.samples) == (5, 7)
+
+
+def test_too_few_clean_samples_are_noise_and_neither_win_nor_loss():
+    torchs, ours = (Row("op", "case", "forward", "float32", name, floor=1.0) for name in ("torch", "pyflash"))
+    harness.fill_times(torchs, samples(2, 2, 2, 2, 2))
+    harness.fill_times(ours, samples(1, 1, 1, 1) + samples(1, 1, clean=False))
+    harness.fill_ratios([torchs, ours])
+    assert (ours.status, ours.ratio, ours.reached) == ("noisy", None, None)
+    assert torchs.ratio == 1.0
+
+
+def test_a_noisy_baseline_gives_no_ratios():
+    torchs, ours = (Row("op", "case", "forward", "float32", name) for name in ("torch", "pyflash"))
+    harness.fill_times(torchs, samples(2, 2, clean=False) + samples(2))
+    harness.fill_times(ours, samples(1, 1, 1, 1, 1))
+    harness.fill_ratios([torchs, ours])
+    assert ours.ratio is None
+
+
+def test_providers_alternate_and_are_sampled_alike():
+    order = []
+    contenders = [Contender(Provider(name, "torch"), lambda: None, "forward", (0, 0)) for name in "ab"]
+    turns = iter("abbaabbaabbaabba")
+
+    def sampler(call, repeats):
+        order.append(next(turns))
+        return Sample(1.0, clean=len(order) > 4)
+
+    taken = harness.measure(contenders, sampler, Effort(clean=3, seconds=60.0))
+    assert "".join(order) == "abbaabbaab"  # five rounds: the first two were not clean
+    assert [len(of) for of in taken.values()] == [5, 5]
+
+
+# Floors.
+
+
+@pytest.mark.parametrize(
+    ("settings", "reached"),
+    [
+        ({"floor": 2.0, "ratio": 2.0}, True),
+        ({"floor": 2.0, "ratio": 1.9}, False),
+        ({"floor": 2.0, "ratio": None}, None),
+        ({"floor": 2.0, "ratio": 3.0, "status": "noisy"}, None),
+        ({"extra_us": 2.0, "ratio": 0.5, "median": 4e-6, "torch_median": 2.1e-6}, True),
+        ({"extra_us": 2.0, "ratio": 0.5, "median": 5e-6, "torch_median": 2.1e-6}, False),
+        ({"ratio": 0.5}, None),
+    ],
+)
+def test_what_is_asked_is_compared_with_what_was_measured(settings, reached):
+    assert Row("op", "case", "forward", "float32", "pyflash", **settings).reached is reached
+
+
+def test_floors_hold_only_on_the_instruction_set_they_were_set_for():
+    assert outcome(lambda x: 2 * x).floor == 2.0
+    assert outcome(lambda x: 2 * x, isa="avx512_bf16").floor is None
+
+
+def test_share_is_of_the_nearer_roof():
+    assert HERE.roof_seconds(flops=1e12, bytes_=1e9, dtype="float32") == 1.0
+    assert HERE.roof_seconds(flops=1e9, bytes_=1e10, dtype="float32") == 1.0
+    assert HERE.roof_seconds(flops=1e12, bytes_=1e9, dtype="float64") == 0.1  # no peak known: bandwidth alone
+
+
+# Declarations.
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_declarations(name):
+    operation = load(name)
+    assert operation.name == name
+    assert any(case.quick for case in operation.cases)
+    keys = [(case.name, case.dtype) for case in operation.cases]
+    assert len(set(keys)) == len(keys)
+    for case in operation.cases:
+        for mode in case.floors:
+            assert operation.flops(case, mode) >= 0 and operation.bytes(case, mode) > 0
+        assert set(case.extra_us) <= set(PROVIDERS)
+
+
+def test_selection():
+    everything = select([])
+    quick = select([], quick=True)
+    assert {operation.name for operation, _, _ in quick} == set(OPERATIONS)
+    assert len(quick) < len(everything)
+    assert all(mode == "backward" for _, _, mode in select(["attention"], mode="backward"))
+    assert all("decode" in case.name for _, case, _ in select(["attention"], only="DECODE"))
+
+
+def test_another_dtype_keeps_only_the_floors_declared_in_it():
+    rows = select(["attention"], dtype="bfloat16", mode="forward")
+    names = [case.name for _, case, _ in rows]
+    assert len(set(names)) == len(names)
+    floors = {case.name: case.floors["forward"] for _, case, _ in rows}
+    assert floors["B1 H8 N2048 D64"] == 3.6
+    assert floors["B1 H8 N2048 D128"] is None
+
+
+# Files and the command line.
+
+
+def some_rows() -> list[Row]:
+    quick = {"model": "a model", "median": 1e-3, "q25": 9e-4, "q75": 2e-3, "clean": 5, "samples": 6, "share": 0.5,
+             "flops_per_s": 1e12, "bytes_per_s": 1e9}  # fmt: skip
+    return [
+        Row("linear", "64", "forward", "float32", "torch", ratio=1.0, **quick),
+        Row("linear", "64", "forward", "float32", "pyflash", ratio=2.5, floor=2.0, torch_median=2.5e-3, **quick),
+        Row("linear", "64", "forward", "float32", "pyflash:cpu", status="wrong", note="max error 1"),
+    ]
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "rows.json"
+    harness.save(path, some_rows(), HERE)
+    rows, machines = harness.read(path)
+    assert rows == some_rows()
+    assert machines == [HERE] * 3
+    assert {"device", "cpu", "isa", "threads", "torch", "pyflash", "commit", "date"} <= set(
+        json.loads(path.read_text())[0]["machine"]
+    )
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["", "{", "3", '{"a": 1}', "[1]", "[{}]", '[{"machine": {}}]'])
+def test_corrupt_json_is_one_line(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="not a benchmark result") as caught:
+        harness.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_table():
+    text = table.block(some_rows())
+    assert "2.50x" in text and "2.00x reached" in text and "1000 GF/s" in text and "50%" in text
+    assert "wrong: max error 1" in text
+    assert "1 of 1 rows faster" in table.summary(some_rows())
+    assert "wrong: linear, 64" in table.summary(some_rows())
+    assert "forward, float32" in table.block(some_rows()[:1])
+
+
+def test_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert plot.plot(some_rows(), tmp_path / "bars.png", "title")
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+    assert not plot.plot(some_rows()[:1], tmp_path / "none.png", "title")
+
+
+def test_list(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in OPERATIONS)
+    assert "(asked 2.5x)" in out and "pyflash:cpu" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exists"),
+    [
+        (["run", "atention"], "attention"),
+        (["run", "--provider", "trch"], "pyflash:cpu"),
+        (["run", "--device", "tpu"], "cpu"),
+        (["run", "--only", "no such case"], "list"),
+    ],
+)
+def test_bad_arguments_are_one_line_saying_what_exists(arguments, exists, capsys):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert exists in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_run_writes_every_finished_row(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "describe", lambda *_: HERE)
+    monkeypatch.setattr(harness, "QUICK", FEW)
+    path = tmp_path / "rows.json"
+    status = main(["run", "linear", "--quick", "--only", "tiny", "--provider", "torch", "--json", str(path)])
+    rows, _ = harness.read(path)
+    assert (status, [row.provider for row in rows]) == (0, ["torch"])
+    assert "tiny 8x16x16" in capsys.readouterr().out
