@@ -6,40 +6,34 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.operation import Case, Operation
+from pyflash.activations import ACTIVATIONS
 
 TINY = {"pyflash": 2.0, "pyflash:cpu": 12.0}  # microseconds over torch's own time
 
 
 @dataclass(frozen=True)
 class Shape:
-    name: str
+    name: str  # a row of the activation table
     rows: int
     cols: int
-    arguments: tuple[tuple[str, object], ...] = ()
 
     @property
     def numel(self) -> int:
         return self.rows * self.cols
 
 
-GELU_TANH = (("approximate", "tanh"),)
 BOTH = {"forward": None, "backward": None}
 
 
-def of_every_kind(label: str, rows: int, cols: int, **settings) -> tuple[Case, ...]:
-    kinds = [("relu", ()), ("gelu", ()), ("gelu", GELU_TANH), ("silu", ()), ("tanh", ()), ("sigmoid", ())]
-    return tuple(
-        Case(f"{name}{' tanh' if arguments else ''} {label}", Shape(name, rows, cols, arguments), BOTH, **settings)
-        for name, arguments in kinds
-    )
+def every(label: str, rows: int, cols: int, **settings) -> tuple[Case, ...]:
+    return tuple(Case(f"{name} {label}", Shape(name, rows, cols), BOTH, **settings) for name in ACTIVATIONS)
 
 
 CASES = (
-    *of_every_kind("4096x3072", 4096, 3072, model="GPT-2 feed-forward, 4096 tokens"),
-    *of_every_kind("64x3072", 64, 3072, model="GPT-2 feed-forward, 64 tokens", quick=True),
+    *every("4096x3072", 4096, 3072, model="GPT-2 feed-forward, 4096 tokens"),
+    *every("small 64x3072", 64, 3072, model="GPT-2 feed-forward, 64 tokens", quick=True),
     Case("relu tiny 8x16", Shape("relu", 8, 16), {"forward": None}, quick=True, extra_us=TINY),
     Case("gelu tiny 8x16", Shape("gelu", 8, 16), {"forward": None}, quick=True, extra_us=TINY),
 )
@@ -49,16 +43,13 @@ def inputs(case: Case) -> tuple[torch.Tensor]:
     return (torch.randn(case.shape.rows, case.shape.cols),)
 
 
-def build(functional, case: Case):
-    function = getattr(functional, case.shape.name, None) or getattr(torch, case.shape.name)
-    return partial(function, **dict(case.shape.arguments)) if case.shape.arguments else function
-
-
 def ours(case: Case):
     from pyflash import functional
 
-    getattr(functional, case.shape.name)  # a missing one is a missing row, not torch's
-    return build(functional, case)
+    name = case.shape.name
+    if name == "gelu_tanh":
+        return partial(functional.gelu, approximate="tanh")
+    return getattr(functional, name)
 
 
 def bytes_(case: Case, mode: str) -> float:
@@ -70,7 +61,7 @@ OPERATION = Operation(
     name="activation",
     cases=CASES,
     inputs=inputs,
-    torch=partial(build, F),
+    torch=lambda case: ACTIVATIONS[case.shape.name].reference,
     pyflash=ours,
     flops=lambda case, mode: 0.0,
     bytes=bytes_,

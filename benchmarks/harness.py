@@ -22,6 +22,7 @@ import torch
 from benchmarks.check import SEED, Bound, Reference, Wrong, cotangents, outputs_of
 from benchmarks.machine import Machine
 from benchmarks.operation import Case, Operation, Provider
+from pyflash.ops import _backends
 
 MIN_CLEAN = 5
 SAMPLE_SECONDS = 2e-3  # short calls are grouped up to this, so that the clock and the filter have something to see
@@ -58,6 +59,7 @@ class Row:
     model: str = ""
     status: str = "ok"  # ok, noisy, wrong, unsupported, out of memory, error
     note: str = ""
+    served: str = ""  # the backends that pyflash's calls took, torch among them where `auto` preferred it
     median: float | None = None
     q25: float | None = None
     q75: float | None = None
@@ -145,6 +147,7 @@ class Contender:
     call: Callable[[], object]
     mode: str
     errors: tuple[float, float]
+    served: str = ""
     seconds: float = 0.0  # of one call, roughly
     repeats: int = 1
 
@@ -178,6 +181,7 @@ def timed_call(bound: Bound, mode: str, case: Case) -> Callable[[], object]:
 def prepare(provider: Provider, reference: Reference) -> Contender:
     """Builds, checks, and makes the first calls. Raises Wrong rather than let a wrong result be timed."""
     operation, case, mode = reference.operation, reference.case, reference.mode
+    before = _backends.counts.copy()
     with provider.scope():
         bound = reference.bind(reference.build(lambda case: provider.build(operation, case)))
         errors = reference.check(bound)
@@ -186,6 +190,7 @@ def prepare(provider: Provider, reference: Reference) -> Contender:
             contender = Contender(provider, timed_call(bound, mode, case), mode, errors)
             contender.call()
             contender.seconds = SAMPLERS[reference.device](contender.call, 1).seconds
+    contender.served = ", ".join(sorted({backend for _, backend, _ in _backends.counts - before}))
     contender.repeats = max(1, math.ceil(SAMPLE_SECONDS / contender.seconds))
     return contender
 
@@ -285,7 +290,7 @@ def run_case(
     for contender in contenders:
         row = rows[contender.provider.name]
         row.max_error, row.allowed_error = contender.errors
-        row.calls_per_sample = contender.repeats
+        row.calls_per_sample, row.served = contender.repeats, contender.served
         fill_times(row, samples[row.provider])
         fill_rates(row, operation, case, machine)
         if contender.provider.function == "pyflash" and machine.has_isa(case.isa):

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import torch
 
+import pyflash
+
 CPU_ISAS = ("generic", "avx2", "avx512", "avx512_bf16")  # each includes those before it
+NEEDS = {  # of /proc/cpuinfo's flags, best first
+    "avx512_bf16": {"avx512_bf16"},
+    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx2": {"avx2", "fma"},
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ def describe(device: str, dtypes: set[str], *, measure: bool = True) -> Machine:
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
-        pyflash=pyflash_version(),
+        pyflash=pyflash.__version__,
         commit=commit(),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         clean_samples="run-queue delay" if Path("/proc/self/task").exists() else "not known here",
@@ -84,12 +91,14 @@ def peak_flops(device: str, dtype: str) -> float:
 
 
 def fma_peak() -> float:
+    """FLOP/s of all threads in our loop of fused multiply-adds, which touches no memory; 0 without the native module."""
     try:
-        from pyflash.ops import _native
+        from pyflash import _cpu
     except ImportError:
         return 0.0
-    measure = getattr(_native, "fma_peak", None)
-    return measure(torch.get_num_threads()) if measure else 0.0
+    iterations, threads = 1_000_000, torch.get_num_threads()
+    flops = _cpu.fma_peak(iterations, threads)
+    return flops / best_seconds(lambda: _cpu.fma_peak(iterations, threads), 0.3)
 
 
 def copy_bandwidth(device: str) -> float:
@@ -133,25 +142,13 @@ def cpu_model() -> str:
 
 
 def cpu_isa() -> str:
-    """The best of our builds that this processor can run, unless PYFLASH_CPU_ISA chose one."""
-    chosen = os.environ.get("PYFLASH_CPU_ISA")
-    if chosen in CPU_ISAS:
-        return chosen
-    flags = set(cpu_facts().get("flags", "").split())
-    needs = {
-        "avx512_bf16": {"avx512_bf16"},
-        "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-        "avx2": {"avx2", "fma"},
-    }
-    return next((isa for isa, wanted in needs.items() if wanted <= flags), "generic")
-
-
-def pyflash_version() -> str:
+    """The instruction set our kernels use here; without the native module, the one they would use."""
     try:
-        import pyflash
+        from pyflash import _cpu
     except ImportError:
-        return "not importable"
-    return getattr(pyflash, "__version__", "unknown")
+        flags = set(cpu_facts().get("flags", "").split())
+        return next((isa for isa, needed in NEEDS.items() if needed <= flags), "generic")
+    return _cpu.isa()
 
 
 def commit() -> str:
