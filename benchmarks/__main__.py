@@ -54,7 +54,7 @@ def list_cases() -> None:
     for name in OPERATIONS:
         print(name)
         for case in load(name).cases:
-            modes = [mode if floor is None else f"{mode} (asked {floor:g}x)" for mode, floor in case.floors.items()]
+            modes = [mode if floor is None else f"{mode} (asked {floor:.3g}x)" for mode, floor in case.floors.items()]
             origin = f"  [{case.model}]" if case.model else ""
             print(f"  {case.name:<34} {case.dtype:<9} {', '.join(modes)}{origin}{'  quick' if case.quick else ''}")
     print("providers:", ", ".join(PROVIDERS))
@@ -72,6 +72,7 @@ def run(options) -> int:
     effort = harness.QUICK if options.quick else harness.FULL
     print(table.machine_lines(here), table.HEADER, sep="\n\n", flush=True)
     rows: list[harness.Row] = []
+    interrupted = False
     try:
         with Progress("benchmarks", len(work)) as progress:
             for operation, case, mode in work:
@@ -84,11 +85,12 @@ def run(options) -> int:
                 progress.print(table.block(rows[-len(providers) :]))
                 progress.advance()
     except KeyboardInterrupt:
+        interrupted = True
         print("interrupted; finished rows are kept", file=sys.stderr)
     print("\n" + table.summary(rows))
     if options.png and rows:
         draw(rows, here, options.png)
-    return 1 if any(row.status in ("wrong", "error") for row in rows) else 0
+    return 130 if interrupted else 1 if any(row.status in ("wrong", "error") for row in rows) else 0
 
 
 def draw(rows: list[harness.Row], here: machine.Machine, path: Path) -> None:

@@ -25,6 +25,7 @@ from benchmarks.operation import Case, Operation, Provider
 from pyflash.ops import _backends
 
 MIN_CLEAN = 5
+LONG = 0.1  # seconds: such a call warms its own caches, and one more of it would cost too much
 SAMPLE_SECONDS = 2e-3  # short calls are grouped up to this, so that the clock and the filter have something to see
 
 
@@ -189,7 +190,10 @@ def prepare(provider: Provider, reference: Reference) -> Contender:
         with torch.set_grad_enabled(mode != "forward"):
             contender = Contender(provider, timed_call(bound, mode, case), mode, errors)
             contender.call()
-            contender.seconds = SAMPLERS[reference.device](contender.call, 1).seconds
+            sampler = SAMPLERS[reference.device]
+            contender.seconds = sampler(contender.call, 1).seconds
+            if contender.seconds < LONG:
+                contender.seconds = min(sampler(contender.call, 1).seconds for _ in range(5))
     contender.served = ", ".join(sorted({backend for _, backend, _ in _backends.counts - before}))
     contender.repeats = max(1, math.ceil(SAMPLE_SECONDS / contender.seconds))
     return contender
@@ -202,8 +206,8 @@ def measure(contenders: list[Contender], sampler: Callable, effort: Effort) -> d
     for turn in range(effort.rounds):
         for contender in contenders[:: -1 if turn % 2 else 1]:
             with contender.scope():
-                if contender.seconds < 0.1:  # its own data back into the caches; a long call does that for itself
-                    contender.call()
+                if contender.seconds < LONG:
+                    contender.call()  # brings its own data back into the caches
                 samples[contender.provider.name].append(sampler(contender.call, contender.repeats))
         enough = all(sum(sample.clean for sample in taken) >= effort.clean for taken in samples.values())
         if turn + 1 >= MIN_CLEAN and (enough or time.perf_counter() > end):
@@ -250,6 +254,11 @@ def explain_failure(failure: Exception) -> tuple[str, str]:
     return "error", f"{type(failure).__name__}: {note}"
 
 
+def fail(rows: Iterable[Row], failure: Exception) -> None:
+    for row in rows:
+        row.status, row.note = explain_failure(failure)
+
+
 def run_case(
     operation: Operation,
     case: Case,
@@ -265,27 +274,23 @@ def run_case(
         provider.name: Row(operation.name, case.name, mode, case.dtype, provider.name, case.model)
         for provider in providers
     }
-    contenders = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             reference = Reference(operation, case, mode, device)
         except Exception as failure:  # without a truth nothing is timed
-            for row in rows.values():
-                row.status, row.note = explain_failure(failure)
+            fail(rows.values(), failure)
             return list(rows.values())
+        contenders = []
         for provider in providers:
-            row = rows[provider.name]
             try:
                 contenders.append(prepare(provider, reference))
             except Exception as failure:
-                row.status, row.note = explain_failure(failure)
+                fail([rows[provider.name]], failure)
         try:
             samples = measure(contenders, SAMPLERS[device], effort)
         except Exception as failure:
-            for contender in contenders:
-                row = rows[contender.provider.name]
-                row.status, row.note = explain_failure(failure)
+            fail([rows[contender.provider.name] for contender in contenders], failure)
             return list(rows.values())
     for contender in contenders:
         row = rows[contender.provider.name]

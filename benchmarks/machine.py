@@ -91,7 +91,7 @@ def peak_flops(device: str, dtype: str) -> float:
 
 
 def fma_peak() -> float:
-    """FLOP/s of all threads in our loop of fused multiply-adds, which touches no memory; 0 without the native module."""
+    """FLOP/s of all threads in our loop of multiply-adds, which touches no memory; 0 without the native module."""
     try:
         from pyflash import _cpu
     except ImportError:

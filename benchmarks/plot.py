@@ -23,16 +23,23 @@ def plot(rows: list[Row], path: Path, title: str) -> bool:
         return False
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.26 * len(bars)), layout="constrained")
     ratios = [row.ratio for row in bars]
-    axes.barh(range(len(bars)), ratios, color=[FASTER if ratio >= 1 else SLOWER for ratio in ratios], height=0.7)
+    colours = [FASTER if ratio >= 1 else SLOWER for ratio in ratios]
+    axes.barh(
+        range(len(bars)), [ratio - 1 for ratio in ratios], left=1, color=colours, height=0.7
+    )  # to either side of 1
     for place, row in enumerate(bars):
-        axes.text(row.ratio * 1.02, place, f"{row.ratio:.2f}x", va="center", fontsize=7)
+        offset, side = (3, "left") if row.ratio >= 1 else (-3, "right")
+        label = f"{row.ratio:.2f}x"
+        axes.annotate(
+            label, (row.ratio, place), (offset, 0), textcoords="offset points", ha=side, va="center", fontsize=7
+        )
         if row.floor is not None:
             axes.plot([row.floor] * 2, [place - 0.4, place + 0.4], color=ASKED, linewidth=1.5)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
-    low, high = min(0.5, *ratios), max(2.0, *ratios)
-    axes.set_xlim(low / 1.1, high * 1.35)
-    ticks = [2.0**power for power in range(-4, 8) if low / 1.1 <= 2.0**power <= high * 1.35]
+    low, high = min(0.5, *ratios), max(2.0, *ratios, *(row.floor or 0 for row in bars))
+    axes.set_xlim(low / 1.35, high * 1.35)
+    ticks = [2.0**power for power in range(-6, 8) if low / 1.35 <= 2.0**power <= high * 1.35]
     axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
     labels = [
         f"{row.operation}: {row.case}, {row.mode}" + ("" if row.dtype == "float32" else f", {row.dtype}")
