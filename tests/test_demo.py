@@ -73,6 +73,13 @@ def test_the_model_looks_only_back():
     assert torch.equal(model(one)[0, :-1], model(other)[0, :-1])
 
 
+def test_every_model_starts_from_the_same_weights():
+    corpus = lm.Corpus.from_text(TEXT)
+    models = [lm.build(corpus, TINY, dropout, "cpu") for dropout in (0.0, 0.1)]
+    for one, other in zip(models[0].parameters(), models[1].parameters()):
+        assert torch.equal(one, other)
+
+
 def test_one_model_twice_learns_the_same():
     corpus = lm.Corpus.from_text(TEXT)
     runs = []
@@ -111,6 +118,40 @@ def test_replaced_modules_are_counted(monkeypatch):
     replaced, changed = demo.replace(model)
     assert replaced is model and dict(changed) == {"Linear": 1}
     assert demo.replace(model)[1].total() == 0
+
+
+def run_tiny(tmp_path, monkeypatch, replace):
+    monkeypatch.setattr(demo.pyflash, "replace", replace, raising=False)
+    monkeypatch.setattr(demo.lm, "topics", lambda: TEXT)
+    return demo.run(TINY, "cpu", tmp_path / "out", rounds=1, length=5, report=False)
+
+
+def test_the_demo_runs_and_fails_when_nothing_was_replaced(tmp_path, monkeypatch, capsys):
+    assert run_tiny(tmp_path, monkeypatch, lambda model: model) == 1
+    out = capsys.readouterr().out
+    assert "replaced  0 of" in out and "FAILED: nothing was replaced" in out
+    assert "the curves differ by at most 0.0e+00" in out and "tokens a second" in out
+    assert (tmp_path / "out" / "loss.png").exists() or "no picture" in out
+
+
+def test_a_replacement_that_computes_something_else_fails_the_demo(tmp_path, monkeypatch, capsys):
+    class Off(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 1.01
+
+    def replace(model):
+        model.head.__class__ = Off
+        return model
+
+    assert run_tiny(tmp_path, monkeypatch, replace) == 1
+    assert "FAILED: the loss curves differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--device", "tpu"]])
+def test_bad_arguments(arguments):
+    with pytest.raises(SystemExit) as caught:
+        demo.main(arguments)
+    assert caught.value.code == 2
 
 
 class Terminal(io.StringIO):

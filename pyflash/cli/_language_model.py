@@ -96,6 +96,7 @@ class LanguageModel(nn.Module):
 
 
 def build(corpus: Corpus, settings: Settings, dropout: float, device: str) -> LanguageModel:
+    """The same weights every time, whatever the dropout."""
     torch.manual_seed(settings.seed)
     return LanguageModel(len(corpus.alphabet), settings, dropout).to(device)
 

@@ -183,30 +183,21 @@ def train_one(name: str, model: nn.Module, corpus: lm.Corpus, settings: lm.Setti
     return Run(losses, held_out, seconds)
 
 
-def with_dropout(weights: dict, corpus: lm.Corpus, settings: lm.Settings, dropout: float, device: str):
-    """A stock model and a replaced one, both with these weights."""
-    stock = lm.build(corpus, settings, dropout, device)
-    ours = lm.build(corpus, settings, dropout, device)
-    stock.load_state_dict(weights)
-    ours.load_state_dict(weights)
-    return stock, replace(ours)[0]
-
-
 def print_paces(paces: dict[float, tuple[Pace, Pace]], settings: lm.Settings) -> None:
-    def megabytes(pace: Pace) -> str:
-        return "not known" if pace.memory is None else f"{pace.memory / 2**20:,.0f} MB"
+    def row(what: str, show: Callable[[Pace], str], pair: tuple[Pace, Pace], after: str = "") -> None:
+        print(f"    {what:<26} {show(pair[0]):>10} {show(pair[1]):>10}{after}")
 
-    print(f"\nsteps of both, interleaved      {'torch':>10} {'pyflash':>10}")
-    for dropout, (torchs, ours) in paces.items():
-        rows = [
-            ("milliseconds a step", *(f"{pace.seconds * 1e3:,.0f}" for pace in (torchs, ours))),
-            ("characters a second", *(f"{settings.tokens / pace.seconds:,.0f}" for pace in (torchs, ours))),
-            ("memory a step adds", megabytes(torchs), megabytes(ours)),
-        ]
-        for i, (what, left, right) in enumerate(rows):
-            ratio = f"  {torchs.seconds / ours.seconds:.2f}x as fast" if i == 0 else ""
-            label = f"dropout {dropout:g}" if i == 0 else ""
-            print(f"  {label:<11} {what:<19} {left:>9} {right:>10}{ratio}")
+    print(f"\nsteps of both, in turn         {'torch.nn':>10} {'pyflash':>10}")
+    for dropout, pair in paces.items():
+        print(f"  dropout {dropout:g}")
+        ratio = f"   {pair[0].seconds / pair[1].seconds:.2f}x as fast"
+        row("milliseconds a step", lambda pace: f"{pace.seconds * 1e3:,.0f}", pair, ratio)
+        row("tokens a second", lambda pace: f"{settings.tokens / pace.seconds:,.0f}", pair)
+        row("peak memory a step adds", lambda pace: megabytes(pace.memory), pair)
+
+
+def megabytes(count: int | None) -> str:
+    return "not known" if count is None else f"{count / 2**20:,.0f} MB"
 
 
 def draw(stock: Run, ours: Run, path: Path) -> str:
@@ -234,9 +225,7 @@ def run(settings: lm.Settings, device: str, out: Path, *, rounds: int, length: i
     text = lm.topics()
     corpus = lm.Corpus.from_text(text)
     stock = lm.build(corpus, settings, 0.0, device)
-    weights = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
     ours, changed = replace(lm.build(corpus, settings, 0.0, device))
-    ours.load_state_dict(weights)
     introduce(text, corpus, stock, settings)
     print_replaced(ours, changed)
     if report:
@@ -257,8 +246,9 @@ def run(settings: lm.Settings, device: str, out: Path, *, rounds: int, length: i
     with Progress("  timing", 2 * rounds) as progress:
         for dropout in (0.0, 0.1):
             progress.note(f"dropout {dropout:g}")
-            models = with_dropout(weights, corpus, settings, dropout, device)
-            paces[dropout] = measure(models, batch, settings, device, rounds, progress.advance)
+            models = [lm.build(corpus, settings, dropout, device) for _ in range(2)]
+            pair = (models[0], replace(models[1])[0])
+            paces[dropout] = measure(pair, batch, settings, device, rounds, progress.advance)
     print_paces(paces, settings)
     print("\n" + draw(stock_run, our_run, out / "loss.png"))
     written = lm.sample(ours, corpus, settings, device, prompt="The statement ", length=length)
@@ -281,6 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--device cuda: this torch sees no GPU")
     settings = QUICK if options.quick else FULL
     if options.steps is not None:
+        if options.steps < 1:
+            parser.error(f"--steps {options.steps}: at least 1 is needed")
         settings = dataclasses.replace(settings, steps=options.steps)
     rounds, length = (5, 200) if options.quick else (9, 400)
     return run(settings, options.device, options.out, rounds=rounds, length=length, report=options.report)
