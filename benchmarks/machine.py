@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import subprocess
 import time
 from dataclasses import asdict, dataclass
@@ -12,14 +11,9 @@ from pathlib import Path
 
 import torch
 
-import pyflash
+from pyflash.cli import explain
 
 CPU_ISAS = ("generic", "avx2", "avx512", "avx512_bf16")  # each includes those before it
-NEEDS = {  # of /proc/cpuinfo's flags, best first
-    "avx512_bf16": {"avx512_bf16"},
-    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    "avx2": {"avx2", "fma"},
-}
 
 
 @dataclass(frozen=True)
@@ -53,14 +47,15 @@ class Machine:
 
 def describe(device: str, dtypes: set[str], *, measure: bool = True) -> Machine:
     """This machine. Measuring its peaks takes about a second, which is also the warm-up of the whole run."""
+    facts = explain.info()
     return Machine(
-        device=device if device == "cpu" else torch.cuda.get_device_name(),
-        cpu=cpu_model(),
-        isa=cpu_isa(),
-        threads=torch.get_num_threads(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        pyflash=pyflash.__version__,
+        device=device if device == "cpu" else facts["cuda device"],
+        cpu=facts["cpu"],
+        isa=facts.get("instruction set", "generic"),  # without the native module nothing is asked of us
+        threads=facts["threads"],
+        python=facts["python"],
+        torch=facts["torch"],
+        pyflash=facts["pyflash"],
         commit=commit(),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         clean_samples="run-queue delay" if Path("/proc/self/task").exists() else "not known here",
@@ -123,32 +118,6 @@ def available_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 2 << 30
-
-
-def cpu_facts() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def cpu_model() -> str:
-    facts = cpu_facts()
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    family = (facts.get("cpu family"), facts.get("model"))
-    return f"{name} (family {family[0]}, model {family[1]})" if all(family) else name
-
-
-def cpu_isa() -> str:
-    """The instruction set our kernels use here; without the native module, the one they would use."""
-    try:
-        from pyflash import _cpu
-    except ImportError:
-        flags = set(cpu_facts().get("flags", "").split())
-        return next((isa for isa, needed in NEEDS.items() if needed <= flags), "generic")
-    return _cpu.isa()
 
 
 def commit() -> str:

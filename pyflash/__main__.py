@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 
+from pyflash.cli import demo, explain
+
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pyflash", description="What pyflash has on this machine.")
@@ -15,9 +17,11 @@ def main(argv=None) -> int:
         ("explain", "operation by backend: what is served, and the reason where it is not"),
     ):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true", help="for programs")
+    what = "a Transformer learns real text in torch.nn, then after pyflash.replace: the same curve, faster"
+    demo.add_arguments(commands.add_parser("demo", help=what, description=demo.__doc__))
     arguments = parser.parse_args(argv)
-
-    from pyflash.cli import explain
+    if arguments.command == "demo":
+        return demo.main(arguments)
 
     facts = getattr(explain, arguments.command)()
     if arguments.json:

@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 
+from pyflash.__main__ import main
 from pyflash.cli import _language_model as lm
 from pyflash.cli import demo
 from pyflash.cli._progress import Progress
@@ -147,10 +148,10 @@ def test_a_replacement_that_computes_something_else_fails_the_demo(tmp_path, mon
     assert "FAILED: the loss curves differ" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--device", "tpu"]])
+@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--steps", "many"], ["--device", "tpu"]])
 def test_bad_arguments(arguments):
     with pytest.raises(SystemExit) as caught:
-        demo.main(arguments)
+        main(["demo", *arguments])
     assert caught.value.code == 2
 
 

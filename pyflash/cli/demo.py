@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import dataclasses
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -259,24 +258,31 @@ def run(settings: lm.Settings, device: str, out: Path, *, rounds: int, length: i
     return 1 if found else 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pyflash demo", description=__doc__)
+def device(name: str) -> str:
+    if name not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{name!r} is neither cpu nor cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("this torch sees no GPU")
+    return name
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer, smaller steps")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--steps", type=int, help="training steps, instead of the default")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--steps", type=at_least_one, help="training steps, instead of the default")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder of the picture")
     parser.add_argument("--report", action="store_true", help="also print pyflash.report: module by module")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this torch sees no GPU")
+
+
+def main(options: argparse.Namespace) -> int:
     settings = QUICK if options.quick else FULL
     if options.steps is not None:
-        if options.steps < 1:
-            parser.error(f"--steps {options.steps}: at least 1 is needed")
         settings = dataclasses.replace(settings, steps=options.steps)
     rounds, length = (5, 200) if options.quick else (9, 400)
     return run(settings, options.device, options.out, rounds=rounds, length=length, report=options.report)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
