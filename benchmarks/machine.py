@@ -45,7 +45,7 @@ class Machine:
         return asdict(self)
 
 
-def describe(device: str, dtypes: set[str], *, measure: bool = True) -> Machine:
+def describe(device: str, dtypes: set[str]) -> Machine:
     """This machine. Measuring its peaks takes about a second, which is also the warm-up of the whole run."""
     facts = explain.info()
     return Machine(
@@ -59,8 +59,8 @@ def describe(device: str, dtypes: set[str], *, measure: bool = True) -> Machine:
         commit=commit(),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         clean_samples="run-queue delay" if Path("/proc/self/task").exists() else "not known here",
-        peak_flops={dtype: peak_flops(device, dtype) for dtype in sorted(dtypes)} if measure else {},
-        bandwidth=copy_bandwidth(device) if measure else 0.0,
+        peak_flops={dtype: peak_flops(device, dtype) for dtype in sorted(dtypes)},
+        bandwidth=copy_bandwidth(device),
     )
 
 
