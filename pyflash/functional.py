@@ -1,5 +1,7 @@
 """torch.nn.functional's names and signatures, and the fused operations beside them."""
 
 from pyflash.ops.activation import gelu, relu, sigmoid, silu, tanh
+from pyflash.ops.dropout import dropout
+from pyflash.ops.layer_norm import add_layer_norm, layer_norm
 
-__all__ = ["gelu", "relu", "sigmoid", "silu", "tanh"]
+__all__ = ["add_layer_norm", "dropout", "gelu", "layer_norm", "relu", "sigmoid", "silu", "tanh"]

@@ -1,0 +1,99 @@
+"""Dropout with a mask that is recomputed from a seed wherever it is needed. Srivastava et al. 2014, JMLR 15."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from pyflash.auto import dropout as auto
+from pyflash.ops._backends import Operation, choose
+from pyflash.ops._checks import expect, is_dense, is_plain
+from pyflash.ops._registry import Op
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+OPERATION = Operation("dropout", dtypes={"cpu": FLOATS}, rules=auto.rules)
+
+_LOW = 0xFFFFFFFF
+
+
+def philox_words(seed, counters):
+    """Philox4x32-10 in torch's integers: four int64 tensors of 32-bit words. Salmon et al. 2011.
+
+    Args:
+        seed: int64, one element; its halves are the key.
+        counters: four int64 tensors of 32-bit words.
+    """
+    key0, key1 = seed & _LOW, (seed >> 32) & _LOW
+    c0, c1, c2, c3 = counters
+    for _ in range(10):
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps at 2^64: the bits are right
+        c0, c1 = ((product1 >> 32) & _LOW) ^ c1 ^ key0, product1 & _LOW
+        c2, c3 = ((product0 >> 32) & _LOW) ^ c3 ^ key1, product0 & _LOW
+        key0, key1 = (key0 + 0x9E3779B9) & _LOW, (key1 + 0xBB67AE85) & _LOW
+    return c0, c1, c2, c3
+
+
+def _reference(x, seed, p):
+    n = x.numel()
+    counter = torch.arange((n + 63) // 64 * 16, device=x.device)
+    zero = torch.zeros_like(counter)
+    words = torch.stack(philox_words(seed, (counter & _LOW, counter >> 32, zero, zero)))  # [4, blocks * 16]
+    words = words.view(4, -1, 16).transpose(0, 1).reshape(-1)[:n]  # in the order of the elements in memory
+    factor = (words >= min(int(p * 2**32), _LOW)).to(x.dtype if x.dtype == torch.float64 else torch.float32)
+    factor = factor * (1 / (1 - p) if p < 1 else 0.0)
+    return ((x * factor.as_strided(x.shape, x.stride())).to(x.dtype),)
+
+
+_op = Op(
+    "dropout(Tensor x, Tensor seed, float p, str backend) -> Tensor",
+    outputs=lambda x, seed, p: (torch.empty_like(x),),
+    reference=_reference,
+    cpu="pyflash.ops._native.dropout:dropout",
+)
+
+
+class _Dropout(torch.autograd.Function):
+    """Linear in x: the backward is the operation itself, to any order."""
+
+    @staticmethod
+    def forward(x, seed, p, backend):
+        return _op(x, seed, p, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, seed, ctx.p, ctx.backend = inputs
+        ctx.stride = output.stride()
+        ctx.save_for_backward(seed)
+
+    @staticmethod
+    def backward(ctx, dy):
+        if dy.stride() != ctx.stride:  # the mask is numbered in the order of y's memory
+            dy = torch.empty_strided(dy.shape, ctx.stride, dtype=dy.dtype, device=dy.device).copy_(dy)
+        return _Dropout.apply(dy, ctx.saved_tensors[0], ctx.p, ctx.backend), None, None, None
+
+
+def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Zeroes elements with probability p and scales the others by 1 / (1 - p), as torch.nn.functional.dropout.
+
+    Args:
+        input: any shape, float32, float64, bfloat16 or float16; other types go to torch.
+        p: probability of an element to be zeroed, in [0, 1].
+        training: False returns `input` itself.
+        inplace: write the result into `input`.
+    Raises:
+        ValueError: p outside [0, 1].
+    Numerics: the mask comes from Philox4x32-10 with one seed drawn from torch's generator: reproducible under
+        torch.manual_seed, the same on every backend and number of threads, another one than torch's. It is numbered in
+        the order of memory. As in torch, NaN and infinity become NaN where they are dropped.
+    """
+    expect(not (p < 0.0 or p > 1.0), "dropout", lambda: f"p is {p}, expected a probability in [0, 1]")
+    if not training or p == 0.0 or p != p or input.numel() == 0:
+        return F.dropout(input, p, training, inplace)
+    refused = "" if is_plain(input) else "only strided floating-point tensors are served"
+    backend = None if refused and not torch.is_floating_point(input) else choose(OPERATION, input, refused=refused)
+    if backend is None:
+        return F.dropout(input, p, training, inplace)
+    seed = torch.randint(2**63 - 1, (1,), device=input.device)
+    x = input if is_dense(input) else input.contiguous()
+    y = _Dropout.apply(x, seed, float(p), backend)
+    return input.copy_(y) if inplace else y
