@@ -146,7 +146,8 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
         db += g;
       }
       if (kDx) {
-        V dx = (g * w - mean_g[r] - normal * mean_gx[r]) * rstd[r];
+        // In this order no product is fused with mean_g, so that g - mean_g is exactly 0 where all g are equal.
+        V dx = (g * w - normal * mean_gx[r] - mean_g[r]) * rstd[r];
         if (p.dsummed) dx += load_part((const S*)p.dsummed + (row + r) * p.dsummed_row_stride + j, count);
         store_part((S*)p.dx + (row + r) * cols + j, dx, count);
       }
