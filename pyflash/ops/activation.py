@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import activation as auto
-from pyflash.ops._autograd import vjp
+from pyflash.ops._autograd import apply, vjp
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import is_dense, is_plain
 from pyflash.ops._registry import Op
@@ -81,14 +81,14 @@ class _ActivationBwd(torch.autograd.Function):
 
 def activation_fwd(x, activation, backend):
     """The activation of a tensor by one backend; differentiable. Memory is read as it lies when it has no holes."""
-    return _Activation.apply(x if is_dense(x) else x.contiguous(), activation, backend)
+    return apply(_Activation, x if is_dense(x) else x.contiguous(), activation, backend)
 
 
 def activation_bwd(dy, saved, activation, backend):
     """dy times the derivative; `saved` is x or y, whichever the row saves. Differentiable."""
     if dy.stride() != saved.stride():
         dy = torch.empty_like(saved, dtype=dy.dtype).copy_(dy)
-    return _ActivationBwd.apply(dy, saved, activation, backend)
+    return apply(_ActivationBwd, dy, saved, activation, backend)
 
 
 def _apply(name: str, input, torch_function, inplace: bool = False):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto import dropout as auto
+from pyflash.ops._autograd import apply
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import expect, is_dense, is_plain
 from pyflash.ops._registry import Op
@@ -69,7 +70,7 @@ class _Dropout(torch.autograd.Function):
     def backward(ctx, dy):
         if dy.stride() != ctx.stride:  # the mask is numbered in the order of y's memory
             dy = torch.empty_strided(dy.shape, ctx.stride, dtype=dy.dtype, device=dy.device).copy_(dy)
-        return _Dropout.apply(dy, ctx.saved_tensors[0], ctx.p, ctx.backend), None, None, None
+        return apply(_Dropout, dy, ctx.saved_tensors[0], ctx.p, ctx.backend), None, None, None
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
@@ -95,5 +96,5 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
         return F.dropout(input, p, training, inplace)
     seed = torch.randint(2**63 - 1, (1,), device=input.device)
     x = input if is_dense(input) else input.contiguous()
-    y = _Dropout.apply(x, seed, float(p), backend)
+    y = apply(_Dropout, x, seed, float(p), backend)
     return input.copy_(y) if inplace else y

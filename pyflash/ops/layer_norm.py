@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto import layer_norm as auto
-from pyflash.ops._autograd import vjp
+from pyflash.ops._autograd import apply, vjp
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import is_plain
 from pyflash.ops._registry import Op
@@ -126,7 +126,8 @@ class _LayerNorm(torch.autograd.Function):
         if dy is None:
             return dsummed, dsummed if ctx.has_residual else None, None, None, None, None
         needs_x, needs_residual, needs_weight, needs_bias = ctx.needs_input_grad[:4]
-        dx, dweight, dbias = _LayerNormBwd.apply(
+        dx, dweight, dbias = apply(
+        _LayerNormBwd,
             _unit_stride(dy), _unit_stride(dsummed), x, weight, mean, rstd, ctx.eps,
             needs_x or needs_residual, needs_weight, needs_bias, ctx.backend,
         )  # fmt: skip
@@ -198,7 +199,8 @@ def _is_served(*tensors):
 def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
     cols = math.prod(normalized_shape)
     matrix = (math.prod(x.shape[: x.dim() - len(normalized_shape)]), cols)
-    y, summed, _, _ = _LayerNorm.apply(
+    y, summed, _, _ = apply(
+        _LayerNorm,
         _unit_stride(x.reshape(matrix)),
         None if residual is None else _unit_stride(residual.reshape(matrix)),
         None if weight is None else weight.reshape(cols).contiguous(),
