@@ -96,8 +96,11 @@ template <class V>
 PF_INLINE Element<V> reduce_add(V x) {
   Element<V> buffer[sizeof(V) / sizeof(Element<V>)] __attribute__((aligned(64)));
   *(V*)buffer = x;
-  for (int width = sizeof(V) / sizeof(Element<V>) / 2; width > 0; width /= 2)
+  PF_UNROLL
+  for (int width = sizeof(V) / sizeof(Element<V>) / 2; width > 0; width /= 2) {
+    PF_UNROLL
     for (int i = 0; i < width; i++) buffer[i] += buffer[i + width];
+  }
   return buffer[0];
 }
 

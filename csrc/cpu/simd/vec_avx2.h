@@ -37,3 +37,13 @@ PF_INLINE vf load_first(const float* p, int count, float fill) {
   return (vf)_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, lanes), (__m256)lanes);
 }
 PF_INLINE void store_first(float* p, vf x, int count) { _mm256_maskstore_ps(p, first_lanes(count), (__m256)x); }
+
+PF_INLINE float reduce_add(vf x) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+PF_INLINE double reduce_add(vd x) {
+  __m128d sum = _mm_add_pd(_mm256_castpd256_pd128((__m256d)x), _mm256_extractf128_pd((__m256d)x, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(sum, _mm_unpackhi_pd(sum, sum)));
+}

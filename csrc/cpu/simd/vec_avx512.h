@@ -33,3 +33,6 @@ PF_INLINE vf load_first(const float* p, int count, float fill) {
 PF_INLINE void store_first(float* p, vf x, int count) {
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)x);
 }
+
+PF_INLINE float reduce_add(vf x) { return _mm512_reduce_add_ps((__m512)x); }
+PF_INLINE double reduce_add(vd x) { return _mm512_reduce_add_pd((__m512d)x); }
