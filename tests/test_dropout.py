@@ -123,6 +123,16 @@ def test_layouts_and_threads_draw_the_same_numbers():
     assert torch.equal(_op(offset, seed_of(3), 0.5, "cpu"), results[0])
 
 
+@pytest.mark.parametrize("backend", backend_params("cpu"))
+def test_outputs_past_the_caches_are_the_same(backend):
+    """Large outputs are streamed: 32 MB here."""
+    x = torch.randn(4 << 20)
+    with use(backend):
+        whole, part = (_op(t, seed_of(8), 0.5, "cpu") for t in (x, x[:100000]))
+    assert torch.equal(whole[:100000], part)
+    assert torch.equal(whole, torch.where(whole != 0, x * 2, x * 0))
+
+
 def test_counters_past_32_bits():
     """The high word of the counter matters from element 2^34 on: too long to run, so the formula is tested."""
     low = philox_words(seed_of(1), [torch.tensor(7), torch.tensor(0), torch.tensor(0), torch.tensor(0)])

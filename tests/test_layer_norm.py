@@ -109,6 +109,27 @@ def test_large_means(backend, mean, std):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_that_starts_far_from_its_mean(backend):
+    """The kernel guesses the mean from the first elements; a bad guess must not cost digits."""
+    for first, value in ((64, 1e4), (1, 1e6), (16, -1e3)):
+        x, dy = torch.randn(8, 1500), torch.randn(8, 1500)
+        x[:, :first] += value
+        truth, theirs = run(F.layer_norm, [x, (1500,)], dy, torch.float64), run(F.layer_norm, [x, (1500,)], dy)
+        assert_error_within(run(PF.layer_norm, [x, (1500,)], dy, backend=backend), theirs, truth, dy)
+
+
+@pytest.mark.parametrize("backend", backend_params("cpu"))
+def test_outputs_past_the_caches_are_the_same(backend):
+    """Large outputs are streamed: 32 MB here, and the same rows in two calls."""
+    x, residual, weight, bias = torch.randn(2048, 1024), torch.randn(2048, 1024), torch.randn(1024), torch.randn(1024)
+    with use(backend):
+        whole = PF.add_layer_norm(x, residual, (1024,), weight, bias)
+        halves = [PF.add_layer_norm(x[i], residual[i], (1024,), weight, bias) for i in (slice(1000), slice(1000, None))]
+    for a, b in zip(whole, zip(*halves)):
+        assert torch.equal(a, torch.cat(b))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_one_column_is_the_bias(backend, dtype):
     """Exactly: rounding errors would be multiplied by 1 / sqrt(eps). float64 torch is no truth here, it has some."""

@@ -18,21 +18,26 @@ PF_INLINE void dropout_words(int64_t block, uint32_t key0, uint32_t key1, vu wor
   }
 }
 
-template <class S>
+template <bool kStream, class S>
 PF_INLINE void dropout_block(const S* x, S* y, const vu* words, uint32_t drop_below, double scale) {
   PF_UNROLL
   for (int v = 0; v < kDropoutBlock / kF32; v++) {
     vf factor = select(words[v] >= drop_below, splat<vf>((float)scale), vf{});
-    store(y + v * kF32, load(x + v * kF32) * factor);
+    vf result = load(x + v * kF32) * factor;
+    if constexpr (kStream)
+      store_stream(y + v * kF32, result);
+    else
+      store(y + v * kF32, result);
   }
 }
+template <bool>
 PF_INLINE void dropout_block(const double* x, double* y, const vu* words, uint32_t drop_below, double scale) {
   uint32_t word[kDropoutBlock] __attribute__((aligned(64)));
   memcpy(word, words, sizeof word);
   for (int i = 0; i < kDropoutBlock; i++) y[i] = x[i] * (word[i] >= drop_below ? scale : 0.0);
 }
 
-template <class S>
+template <class S, bool kStream>
 void dropout_blocks(const Dropout& p, int64_t begin, int64_t end) {
   uint32_t key0 = (uint32_t)*p.seed, key1 = (uint32_t)((uint64_t)*p.seed >> 32), drop_below = p.drop_below;
   double scale = p.keep_scale;
@@ -43,22 +48,29 @@ void dropout_blocks(const Dropout& p, int64_t begin, int64_t end) {
     dropout_words(block, key0, key1, words);
     int64_t first = block * kDropoutBlock, left = p.n - first;
     if (left >= kDropoutBlock) {
-      dropout_block(x + first, y + first, words, drop_below, scale);
+      dropout_block<kStream>(x + first, y + first, words, drop_below, scale);
     } else {
       S in[kDropoutBlock] = {}, out[kDropoutBlock];
       memcpy(in, x + first, left * sizeof(S));
-      dropout_block(in, out, words, drop_below, scale);
+      dropout_block<false>(in, out, words, drop_below, scale);
       memcpy(y + first, out, left * sizeof(S));
     }
   }
+  if (kStream) stream_fence();
 }
 
 }  // namespace
 
 void dropout(const Dropout& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
+    typedef decltype(storage) S;
+    bool is_streamed = p.n * 2 * (int64_t)sizeof(S) >= kStreamBytes && (uintptr_t)p.y % PF_VECTOR_BYTES == 0;
     parallel_ranges(ceil_div(p.n, kDropoutBlock), kElementwiseGrain / kDropoutBlock, num_threads,
-                    [&](int64_t begin, int64_t end) { dropout_blocks<decltype(storage)>(p, begin, end); });
+                    [&](int64_t begin, int64_t end) {
+                      if constexpr (sizeof(S) == 4)
+                        if (is_streamed) return dropout_blocks<S, true>(p, begin, end);
+                      dropout_blocks<S, false>(p, begin, end);
+                    });
   });
 }
 

@@ -26,6 +26,21 @@ __attribute__((noinline)) void store_part(S* p, Vec<Acc<S>> x, int64_t count) {
   store_n(p, x, count);
 }
 
+template <bool kStream, class S, class Count>
+PF_INLINE void store_row(S* p, Vec<Acc<S>> x, Count count) {
+  if constexpr (kStream && sizeof(S) == 4) return store_stream(p, x);
+  store_part(p, x, count);
+}
+
+// x as it comes back from memory.
+template <class S>
+PF_INLINE Vec<Acc<S>> rounded(Vec<Acc<S>> x) {
+  if constexpr (sizeof(S) != 2) return x;
+  S buffer[kLanes<Acc<S>>];
+  store(buffer, x);
+  return load(buffer);
+}
+
 // body(column, count, chain) over [begin, end), a vector at a time; count is WholeVector but for the last.
 template <class T, int kChains, class Body>
 PF_INLINE void for_columns(int64_t begin, int64_t end, Body body) {
@@ -50,60 +65,86 @@ PF_INLINE Vec<T> param(const T* p, int64_t j, Count count, T absent) {
   return p ? load_part(p + j, count) : splat<Vec<T>>(absent);
 }
 
-template <class S>
+// The input of a norm, j columns into the row: x, or x + residual as `summed` will hold it.
+template <class S, bool kResidual, class Count>
+PF_INLINE Vec<Acc<S>> norm_input(const S* x, const S* residual, int64_t j, Count count, Acc<S> fill) {
+  if (!kResidual) return load_part(x + j, count, fill);
+  return rounded<S>(load_part(x + j, count, fill) + load_part(residual + j, count));
+}
+
+// Sum and sum of squares of the deviations from `shift` over a row.
+template <class S, bool kResidual>
+PF_INLINE void layer_norm_sums(const S* x, const S* residual, int64_t cols, Acc<S> shift, double* sum, double* square) {
+  typedef Acc<S> T;
+  typedef Vec<T> V;
+  *sum = *square = 0;
+  for (int64_t j0 = 0; j0 < cols; j0 += kNormChunk) {
+    V sums[kNormChains] = {}, squares[kNormChains] = {};
+    for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
+      V d = norm_input<S, kResidual>(x, residual, j, count, shift) - shift;
+      sums[chain] += d;
+      squares[chain] = fma(d, d, squares[chain]);
+    });
+    *sum += sum_chains(sums);
+    *square += sum_chains(squares);
+  }
+}
+
+// kStream: outputs go past the caches.
+template <class S, bool kResidual, bool kStream>
 void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
   typedef Acc<S> T;
   typedef Vec<T> V;
-  const int64_t cols = p.cols;
+  const int64_t cols = p.cols, first = min_of(cols, kLanes<T>);
+  const double share = 1 / (double)cols;
   const T *weight = (const T*)p.weight, *bias = (const T*)p.bias;
   for (int64_t row = begin; row < end; row++) {
     const S* x = (const S*)p.x + row * p.x_row_stride;
+    const S* residual = kResidual ? (const S*)p.residual + row * p.residual_row_stride : x;
+    S* summed = kResidual ? (S*)p.summed + row * cols : nullptr;
     S* y = (S*)p.y + row * cols;
-    double total = 0;
-    for (int64_t j0 = 0; j0 < cols; j0 += kNormChunk) {
-      V sum[kNormChains] = {};
-      int64_t j1 = min_of(cols, j0 + kNormChunk);
-      if (p.residual) {
-        const S* residual = (const S*)p.residual + row * p.residual_row_stride;
-        S* summed = (S*)p.summed + row * cols;
-        for_columns<T, kNormChains>(j0, j1, [&](int64_t j, auto count, int chain) {
-          V s = load_part(x + j, count) + load_part(residual + j, count);
-          store_part(summed + j, s, count);
-          sum[chain] += s;
-        });
-      } else {
-        for_columns<T, kNormChains>(j0, j1,
-                                    [&](int64_t j, auto count, int chain) { sum[chain] += load_part(x + j, count); });
-      }
-      total += sum_chains(sum);
-    }
-    if (p.residual) x = (const S*)p.summed + row * cols;
 
-    // Deviations from the rounded mean; their own mean corrects both statistics, so a large mean costs no digits.
-    const T shift = (T)(total / (double)cols);
-    double deviation = 0, squares = 0;
-    for (int64_t j0 = 0; j0 < cols; j0 += kNormChunk) {
-      V sum[kNormChains] = {}, square[kNormChains] = {};
-      for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
-        V d = load_part(x + j, count, shift) - shift;
-        sum[chain] += d;
-        square[chain] = fma(d, d, square[chain]);
-      });
-      deviation += sum_chains(sum);
-      squares += sum_chains(square);
+    // Deviations from a guess of the mean, the first vector's. The variance is a difference, which costs digits only
+    // when the guess was off by more than a standard deviation: then once more, from the mean.
+    T shift = reduce_add(norm_input<S, kResidual>(x, residual, 0, first, 0)) / (T)first;
+    double sum, square;
+    layer_norm_sums<S, kResidual>(x, residual, cols, shift, &sum, &square);
+    double correction = sum * share, variance = square * share - correction * correction;
+    if (!(correction * correction <= variance)) {
+      shift = (T)(shift + correction);
+      layer_norm_sums<S, kResidual>(x, residual, cols, shift, &sum, &square);
+      correction = sum * share, variance = square * share - correction * correction;
+      if (variance < 0) variance = 0;
     }
-    const double correction = deviation / (double)cols;
-    double variance = squares / (double)cols - correction * correction;
-    if (variance < 0) variance = 0;
     const T rstd = (T)(1 / __builtin_sqrt(variance + p.eps));
-    const V scale = splat<V>(rstd), offset = splat<V>((T)(-correction) * rstd);
+    const V scale = splat<V>(rstd), offset = splat<V>((T)(-correction * rstd));
+    // The next row, as the processor's own prefetch stops at the end of a page.
+    const S* next_x = row + 1 < end ? x + p.x_row_stride : x;
+    const S* next_residual = kResidual && row + 1 < end ? residual + p.residual_row_stride : x;
     for_columns<T, 1>(0, cols, [&](int64_t j, auto count, int) {
-      V normal = fma(load_part(x + j, count) - shift, scale, offset);
-      store_part(y + j, fma(normal, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0)), count);
+      __builtin_prefetch(next_x + j);
+      if (kResidual) __builtin_prefetch(next_residual + j);
+      V value = norm_input<S, kResidual>(x, residual, j, count, 0);
+      if (kResidual) store_row<kStream>(summed + j, value, count);
+      V normal = fma(value - shift, scale, offset);
+      store_row<kStream>(y + j, fma(normal, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0)), count);
     });
     ((T*)p.mean)[row] = (T)(shift + correction);
     ((T*)p.rstd)[row] = rstd;
   }
+  if (kStream) stream_fence();
+}
+
+// Only whole aligned vectors of float are streamed.
+template <class S, bool kResidual>
+void layer_norm_fwd_all(const LayerNormFwd& p, int threads) {
+  int64_t bytes = p.rows * p.cols * (int64_t)sizeof(S) * (kResidual ? 4 : 2);
+  bool is_aligned = p.cols % kLanes<Acc<S>> == 0 && ((uintptr_t)p.y | (uintptr_t)p.summed) % PF_VECTOR_BYTES == 0;
+  parallel_ranges(p.rows, max_of(1, kElementwiseGrain / max_of(1, p.cols)), threads, [&](int64_t begin, int64_t end) {
+    if constexpr (sizeof(S) == 4)
+      if (bytes >= kStreamBytes && is_aligned) return layer_norm_fwd_rows<S, kResidual, true>(p, begin, end);
+    layer_norm_fwd_rows<S, kResidual, false>(p, begin, end);
+  });
 }
 
 // dx of kRows rows, and their part of dweight and dbias (added to, or the first to be written).
@@ -112,6 +153,7 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
   typedef Acc<S> T;
   typedef Vec<T> V;
   const int64_t cols = p.cols;
+  const double share = 1 / (double)cols;
   const T* weight = (const T*)p.weight;
   const S *dy[kRows], *x[kRows];
   T mean[kRows], rstd[kRows], mean_g[kRows], mean_gx[kRows];  // of g = dy * weight, and of g times the normalised row
@@ -132,8 +174,8 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
       total_g += sum_chains(sum_g);
       total_gx += sum_chains(sum_gx);
     }
-    mean_g[r] = (T)(total_g / (double)cols);
-    mean_gx[r] = (T)(total_gx * (double)rstd[r] / (double)cols);
+    mean_g[r] = (T)(total_g * share);
+    mean_gx[r] = (T)(total_gx * (double)rstd[r] * share);
   }
   for_columns<T, 1>(0, cols, [&](int64_t j, auto count, int) {
     V dw = {}, db = {}, w = param<T>(weight, j, count, 1);
@@ -193,8 +235,8 @@ void layer_norm_bwd_all(const LayerNormBwd& p, int threads) {
 
 void layer_norm_fwd(const LayerNormFwd& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
-    parallel_ranges(p.rows, max_of(1, kElementwiseGrain / max_of(1, p.cols)), num_threads,
-                    [&](int64_t begin, int64_t end) { layer_norm_fwd_rows<decltype(storage)>(p, begin, end); });
+    if (p.residual) return layer_norm_fwd_all<decltype(storage), true>(p, num_threads);
+    layer_norm_fwd_all<decltype(storage), false>(p, num_threads);
   });
 }
 

@@ -47,3 +47,7 @@ PF_INLINE double reduce_add(vd x) {
   __m128d sum = _mm_add_pd(_mm256_castpd256_pd128((__m256d)x), _mm256_extractf128_pd((__m256d)x, 1));
   return _mm_cvtsd_f64(_mm_add_sd(sum, _mm_unpackhi_pd(sum, sum)));
 }
+
+// Past the caches, to an aligned address; stream_fence() before another thread reads it.
+PF_INLINE void store_stream(float* p, vf x) { _mm256_stream_ps(p, (__m256)x); }
+PF_INLINE void stream_fence() { _mm_sfence(); }

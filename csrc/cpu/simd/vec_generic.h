@@ -47,3 +47,6 @@ PF_INLINE vf load_first(const float* p, int count, float fill) {
 PF_INLINE void store_first(float* p, vf x, int count) {
   for (int i = 0; i < count; i++) p[i] = x[i];
 }
+
+PF_INLINE void store_stream(float* p, vf x) { *(vf_unaligned*)p = x; }
+PF_INLINE void stream_fence() {}
