@@ -32,15 +32,6 @@ PF_INLINE void store_row(S* p, Vec<Acc<S>> x, Count count) {
   store_part(p, x, count);
 }
 
-// x as it comes back from memory.
-template <class S>
-PF_INLINE Vec<Acc<S>> rounded(Vec<Acc<S>> x) {
-  if constexpr (sizeof(S) != 2) return x;
-  S buffer[kLanes<Acc<S>>];
-  store(buffer, x);
-  return load(buffer);
-}
-
 // body(column, count, chain) over [begin, end), a vector at a time; count is WholeVector but for the last.
 template <class T, int kChains, class Body>
 PF_INLINE void for_columns(int64_t begin, int64_t end, Body body) {
@@ -65,15 +56,15 @@ PF_INLINE Vec<T> param(const T* p, int64_t j, Count count, T absent) {
   return p ? load_part(p + j, count) : splat<Vec<T>>(absent);
 }
 
-// The input of a norm, j columns into the row: x, or x + residual as `summed` will hold it.
-template <class S, bool kResidual, class Count>
+// The input of a norm, j columns into the row: x, or x + residual.
+template <class S, bool kAdds, class Count>
 PF_INLINE Vec<Acc<S>> norm_input(const S* x, const S* residual, int64_t j, Count count, Acc<S> fill) {
-  if (!kResidual) return load_part(x + j, count, fill);
-  return rounded<S>(load_part(x + j, count, fill) + load_part(residual + j, count));
+  if (!kAdds) return load_part(x + j, count, fill);
+  return load_part(x + j, count, fill) + load_part(residual + j, count);
 }
 
 // Sum and sum of squares of the deviations from `shift` over a row.
-template <class S, bool kResidual>
+template <class S, bool kAdds>
 PF_INLINE void layer_norm_sums(const S* x, const S* residual, int64_t cols, Acc<S> shift, double* sum, double* square) {
   typedef Acc<S> T;
   typedef Vec<T> V;
@@ -81,7 +72,7 @@ PF_INLINE void layer_norm_sums(const S* x, const S* residual, int64_t cols, Acc<
   for (int64_t j0 = 0; j0 < cols; j0 += kNormChunk) {
     V sums[kNormChains] = {}, squares[kNormChains] = {};
     for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
-      V d = norm_input<S, kResidual>(x, residual, j, count, shift) - shift;
+      V d = norm_input<S, kAdds>(x, residual, j, count, shift) - shift;
       sums[chain] += d;
       squares[chain] = fma(d, d, squares[chain]);
     });
@@ -93,6 +84,7 @@ PF_INLINE void layer_norm_sums(const S* x, const S* residual, int64_t cols, Acc<
 // kStream: outputs go past the caches.
 template <class S, bool kResidual, bool kStream>
 void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
+  constexpr bool kAdds = kResidual && sizeof(S) != 2;  // in every pass: cheaper than storing and reading again
   typedef Acc<S> T;
   typedef Vec<T> V;
   const int64_t cols = p.cols, first = min_of(cols, kLanes<T>);
@@ -104,28 +96,35 @@ void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
     S* summed = kResidual ? (S*)p.summed + row * cols : nullptr;
     S* y = (S*)p.y + row * cols;
 
+    // Asked for ahead of time, as the processor's own prefetch stops at the end of a page.
+    const S* next_x = row + 1 < end ? x + p.x_row_stride : x;
+    const S* next_residual = kResidual && row + 1 < end ? residual + p.residual_row_stride : x;
+    if (kResidual && !kAdds) {  // half types: the norm is that of the rounded sum
+      for_columns<T, 1>(0, cols, [&](int64_t j, auto count, int) {
+        store_part(summed + j, load_part(x + j, count) + load_part(residual + j, count), count);
+      });
+      x = summed;
+    }
+
     // Deviations from a guess of the mean, the first vector's. The variance is a difference, which costs digits only
     // when the guess was off by more than a standard deviation: then once more, from the mean.
-    T shift = reduce_add(norm_input<S, kResidual>(x, residual, 0, first, 0)) / (T)first;
+    T shift = reduce_add(norm_input<S, kAdds>(x, residual, 0, first, 0)) / (T)first;
     double sum, square;
-    layer_norm_sums<S, kResidual>(x, residual, cols, shift, &sum, &square);
+    layer_norm_sums<S, kAdds>(x, residual, cols, shift, &sum, &square);
     double correction = sum * share, variance = square * share - correction * correction;
     if (!(correction * correction <= variance)) {
       shift = (T)(shift + correction);
-      layer_norm_sums<S, kResidual>(x, residual, cols, shift, &sum, &square);
+      layer_norm_sums<S, kAdds>(x, residual, cols, shift, &sum, &square);
       correction = sum * share, variance = square * share - correction * correction;
       if (variance < 0) variance = 0;
     }
     const T rstd = (T)(1 / __builtin_sqrt(variance + p.eps));
     const V scale = splat<V>(rstd), offset = splat<V>((T)(-correction * rstd));
-    // The next row, as the processor's own prefetch stops at the end of a page.
-    const S* next_x = row + 1 < end ? x + p.x_row_stride : x;
-    const S* next_residual = kResidual && row + 1 < end ? residual + p.residual_row_stride : x;
     for_columns<T, 1>(0, cols, [&](int64_t j, auto count, int) {
       __builtin_prefetch(next_x + j);
       if (kResidual) __builtin_prefetch(next_residual + j);
-      V value = norm_input<S, kResidual>(x, residual, j, count, 0);
-      if (kResidual) store_row<kStream>(summed + j, value, count);
+      V value = norm_input<S, kAdds>(x, residual, j, count, 0);
+      if (kAdds) store_row<kStream>(summed + j, value, count);
       V normal = fma(value - shift, scale, offset);
       store_row<kStream>(y + j, fma(normal, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0)), count);
     });

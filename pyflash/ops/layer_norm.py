@@ -16,7 +16,7 @@ from pyflash.ops._registry import Op
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
 OPERATION = Operation("layer_norm", dtypes={"cpu": FLOATS}, rules=auto.rules)
-OPERATION_ADD = Operation("add_layer_norm", dtypes={"cpu": FLOATS}, rules=auto.rules)
+OPERATION_ADD = Operation("add_layer_norm", dtypes={"cpu": FLOATS}, rules=auto.rules_add)
 
 
 def _acc(dtype):
@@ -197,18 +197,27 @@ def _is_served(*tensors):
 
 
 def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
-    cols = math.prod(normalized_shape)
-    matrix = (math.prod(x.shape[: x.dim() - len(normalized_shape)]), cols)
+    """y and the sum, in x's shape."""
+    shape, is_matrix = x.shape, x.dim() == 2 and len(normalized_shape) == 1
+    if not is_matrix:
+        cols = math.prod(normalized_shape)
+        matrix = (math.prod(shape[: x.dim() - len(normalized_shape)]), cols)
+        x = x.reshape(matrix)
+        residual = None if residual is None else residual.reshape(matrix)
+        weight = None if weight is None else weight.reshape(cols)
+        bias = None if bias is None else bias.reshape(cols)
     y, summed, _, _ = apply(
         _LayerNorm,
-        _unit_stride(x.reshape(matrix)),
-        None if residual is None else _unit_stride(residual.reshape(matrix)),
-        None if weight is None else weight.reshape(cols).contiguous(),
-        None if bias is None else bias.reshape(cols).contiguous(),
+        _unit_stride(x),
+        None if residual is None else _unit_stride(residual),
+        None if weight is None else weight.contiguous(),
+        None if bias is None else bias.contiguous(),
         float(eps),
         backend,
     )
-    return y.view(x.shape), None if residual is None else summed.view(x.shape)
+    if is_matrix:
+        return y, summed
+    return y.view(shape), None if residual is None else summed.view(shape)
 
 
 def layer_norm(
