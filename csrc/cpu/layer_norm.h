@@ -148,7 +148,8 @@ void layer_norm_fwd_all(const LayerNormFwd& p, int threads) {
 
 // dx of kRows rows, and their part of dweight and dbias (added to, or the first to be written).
 template <class S, bool kDx, bool kParams, int kRows>
-PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* dweight, Acc<S>* dbias, bool is_first) {
+PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* dweight, Acc<S>* dbias, bool is_first,
+                                   bool has_next, bool is_streamed) {
   typedef Acc<S> T;
   typedef Vec<T> V;
   const int64_t cols = p.cols;
@@ -176,11 +177,13 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
     mean_g[r] = (T)(total_g * share);
     mean_gx[r] = (T)(total_gx * (double)rstd[r] * share);
   }
+  const int64_t next_dy = has_next ? kRows * p.dy_row_stride : 0, next_x = has_next ? kRows * p.x_row_stride : 0;
   for_columns<T, 1>(0, cols, [&](int64_t j, auto count, int) {
     V dw = {}, db = {}, w = param<T>(weight, j, count, 1);
     if (kParams && !is_first) dw = load_part(dweight + j, count), db = load_part(dbias + j, count);
     PF_UNROLL
     for (int r = 0; r < kRows; r++) {
+      __builtin_prefetch(dy[r] + next_dy + j), __builtin_prefetch(x[r] + next_x + j);
       V g = load_part(dy[r] + j, count), normal = (load_part(x[r] + j, count) - mean[r]) * rstd[r];
       if (kParams) {
         dw = fma(g, normal, dw);
@@ -190,7 +193,11 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
         // In this order no product is fused with mean_g, so that g - mean_g is exactly 0 where all g are equal.
         V dx = (g * w - normal * mean_gx[r] - mean_g[r]) * rstd[r];
         if (p.dsummed) dx += load_part((const S*)p.dsummed + (row + r) * p.dsummed_row_stride + j, count);
-        store_part((S*)p.dx + (row + r) * cols + j, dx, count);
+        S* out = (S*)p.dx + (row + r) * cols + j;
+        if (is_streamed)
+          store_row<true>(out, dx, count);
+        else
+          store_part(out, dx, count);
       }
     }
     if (kParams) store_part(dweight + j, dw, count), store_part(dbias + j, db, count);
@@ -203,6 +210,8 @@ void layer_norm_bwd_all(const LayerNormBwd& p, int threads) {
   typedef Vec<T> V;
   const int64_t cols = p.cols, blocks = layer_norm_bwd_blocks(p.rows, cols);
   const int64_t block_rows = layer_norm_bwd_block_rows(p.rows, cols);
+  const bool is_streamed = sizeof(S) == 4 && p.rows * cols * (int64_t)sizeof(S) * 3 >= kStreamBytes &&
+                           cols % kLanes<T> == 0 && (uintptr_t)p.dx % PF_VECTOR_BYTES == 0;
   T* partial = (T*)p.workspace;  // [blocks, 2, cols]
   parallel_ranges(blocks, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
@@ -210,9 +219,12 @@ void layer_norm_bwd_all(const LayerNormBwd& p, int threads) {
       T* dbias = kParams ? dweight + cols : nullptr;
       int64_t first = block * block_rows, last = min_of(p.rows, first + block_rows), row = first;
       for (; row + kNormRows <= last; row += kNormRows)
-        layer_norm_bwd_rows<S, kDx, kParams, kNormRows>(p, row, dweight, dbias, row == first);
-      for (; row < last; row++) layer_norm_bwd_rows<S, kDx, kParams, 1>(p, row, dweight, dbias, row == first);
+        layer_norm_bwd_rows<S, kDx, kParams, kNormRows>(p, row, dweight, dbias, row == first,
+                                                        row + 2 * kNormRows <= last, is_streamed);
+      for (; row < last; row++)
+        layer_norm_bwd_rows<S, kDx, kParams, 1>(p, row, dweight, dbias, row == first, false, is_streamed);
     }
+    if (is_streamed) stream_fence();
   });
   if (!kParams) return;
   parallel_ranges(cols, max_of(64, kElementwiseGrain / max_of(1, blocks) / 64 * 64), threads,
