@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+from pathlib import Path
 
 import torch
 
@@ -52,7 +54,21 @@ def explain(device: str | None = None) -> dict:
         {"operation": operation, "backend": backend, "reason": reason, "calls": count}
         for (operation, backend, reason), count in sorted(_backends.counts.items())
     ]
-    return {"device": device, "operations": table, "calls": calls}
+    return {"device": device, "operations": table, "calls": calls, "benchmarks": benchmark_share(device)}
+
+
+def benchmark_share(device: str) -> dict | None:
+    """How many rows of the newest committed benchmark run on this kind of device our kernels take under `auto`."""
+    results = Path(pyflash.__file__).parent.parent / "benchmarks" / "results"  # in a checkout; not in a wheel
+    for path in sorted(results.glob(f"*{device}*.json"), reverse=True):
+        rows = [row for row in json.loads(path.read_text()) if row["provider"] == "pyflash" and row["served"]]
+        return {
+            "file": f"benchmarks/results/{path.name}",
+            "cpu": rows[0]["machine"]["cpu"] if rows else "",
+            "rows": len(rows),
+            "ours": sum(row["served"] != "torch" for row in rows),
+        }
+    return None
 
 
 def _cell(operation, backend: str, device: str) -> dict:
@@ -91,6 +107,13 @@ def print_explain(facts: dict) -> None:
     for (name, reason), operations in sorted(reasons.items()):
         everything = len(operations) == len(facts["operations"])
         print(f"{name}: {reason}" + ("" if everything else f" ({', '.join(operations)})"))
+    share = facts["benchmarks"]
+    if share:
+        print(
+            f"under `auto` our kernels take {share['ours']} of {share['rows']} benchmark rows ({share['file']}, {share['cpu']})"
+        )
+    else:
+        print("under `auto`: the share of benchmark rows is known in a checkout with benchmarks/results")
     if facts["calls"]:
         print("calls of this process:")
         for row in facts["calls"]:
