@@ -4,6 +4,7 @@ import torch  # noqa: F401  before the native module, so that both share one Ope
 
 from pyflash import functional
 from pyflash.ops._backends import FallbackWarning, use_backend
+from pyflash.ops.linear import clear_cache
 
 __version__ = "0.1.0"
-__all__ = ["FallbackWarning", "functional", "use_backend"]
+__all__ = ["FallbackWarning", "clear_cache", "functional", "use_backend"]

@@ -3,5 +3,8 @@
 from pyflash.ops.activation import gelu, relu, sigmoid, silu, tanh
 from pyflash.ops.dropout import dropout
 from pyflash.ops.layer_norm import add_layer_norm, layer_norm
+from pyflash.ops.linear import linear, linear_act
 
-__all__ = ["add_layer_norm", "dropout", "gelu", "layer_norm", "relu", "sigmoid", "silu", "tanh"]
+__all__ = [
+    "add_layer_norm", "dropout", "gelu", "layer_norm", "linear", "linear_act", "relu", "sigmoid", "silu", "tanh"
+]  # fmt: skip

@@ -1,1 +1,222 @@
-// Packed-panel matrix products.
+// Packed-panel matrix products: C[M, N] = epilogue(A[M, K] B[K, N]), any strides of A and B.
+//
+// B is packed into panels of kPanel columns, [panel][k][kPanel], once per call (or once per weight:
+// ops/_native/linear.py keeps it). A is read in place where it is contiguous along K, because a broadcast does not care
+// where its row begins; otherwise blocks of it are packed, [tile][k][row of tile]. A tile of C, kTileRows x kPanel,
+// stays in registers for one chunk of K; the sums of the chunks meet in a strip (rows of the block x one panel). Every
+// element is summed in the same order whatever the number of threads and whatever tile it falls into, so results do not
+// depend on the split.
+//
+//   for block of K (all of it when A is in place)          pack B                                     shared
+//     for block of rows, group of panels (a task)          pack A                                     in L2
+//       for panel                                          strip of partial sums                      in L2
+//         for chunk of K                                   kChunk x kPanel of B                       in L1
+//           for tile of rows                               kTileRows x kPanel accumulators            registers
+//
+// What other kernels use: gemm_accumulate (the register tile), gemm_pack_b / gemm_transpose (gemm_pack.h), gemm (all of
+// it).
+
+// 24 of 32 registers for sums, 4 for B; 12 of 16 and 2. Six rows keep panels a power of two wide.
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = PF_VECTOR_BYTES == 64 ? 4 : 2;
+template <class T>
+constexpr int kPanel = kTileVectors * kLanes<T>;
+
+// One serial float32 sum is at most this long: accuracy as torch's. A chunk of a panel (32 KB at 64 byte vectors) stays
+// in L1 beside the rows of A that pass by.
+constexpr int64_t kChunk = 128;
+
+constexpr int64_t kBlockBytes = 1 << 20;  // of A, per thread: half of a large L2
+constexpr int64_t kMinBlockRows = 16 * kTileRows, kMaxBlockRows = 40 * kTileRows;
+constexpr int64_t kPackedK = 2048;         // K of a block when A is packed
+constexpr int64_t kThreadFlops = 1 << 18;  // per thread, or a region costs more than it gains
+
+#include "gemm_pack.h"
+
+namespace {
+
+// acc[r][v] += sum over k of a(r, k) * b[k * kPanel + v * lanes]. a(r, k) is a[r * a_stride + k], or a[k * kRows + r]
+// when packed. All loops but the one over k unroll; the accumulators stay in registers.
+template <class T, int kRows, int kVectors, bool kPackedA>
+PF_INLINE void gemm_accumulate(Vec<T> (&acc)[kRows][kVectors], int64_t count, const T* a, int64_t a_stride,
+                               const T* b) {
+  typedef Vec<T> V;
+  for (int64_t k = 0; k < count; k++) {
+    V bk[kVectors];
+    PF_UNROLL
+    for (int v = 0; v < kVectors; v++) bk[v] = load(b + k * kPanel<T> + v * kLanes<T>);
+    PF_UNROLL
+    for (int r = 0; r < kRows; r++) {
+      V ak = splat<V>(kPackedA ? a[k * kRows + r] : a[r * a_stride + k]);
+      PF_UNROLL
+      for (int v = 0; v < kVectors; v++) acc[r][v] = fma(ak, bk[v], acc[r][v]);
+    }
+  }
+}
+
+// One tile, one chunk of K: sums into `strip` (rows of kPanel), from zero when `fresh`.
+template <class T, int kRows, int kVectors, bool kPackedA>
+__attribute__((noinline)) void gemm_tile(int64_t count, const T* a, int64_t a_stride, const T* b, T* strip,
+                                         bool fresh) {
+  Vec<T> acc[kRows][kVectors];
+  PF_UNROLL
+  for (int r = 0; r < kRows; r++) PF_UNROLL
+  for (int v = 0; v < kVectors; v++) acc[r][v] = Vec<T>{};
+  gemm_accumulate<T, kRows, kVectors, kPackedA>(acc, count, a, a_stride, b);
+  PF_UNROLL
+  for (int r = 0; r < kRows; r++) {
+    PF_UNROLL
+    for (int v = 0; v < kVectors; v++) {
+      T* p = strip + r * kPanel<T> + v * kLanes<T>;
+      store(p, fresh ? acc[r][v] : load(p) + acc[r][v]);
+    }
+  }
+}
+
+template <class T>
+using GemmTile = void (*)(int64_t, const T*, int64_t, const T*, T*, bool);
+
+// The tile function of this many rows and vectors: [1, kTileRows] x [1, kTileVectors].
+template <class T, bool kPackedA, int kRows = kTileRows, int kVectors = kTileVectors>
+GemmTile<T> gemm_tile_of(int rows, int vectors) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return gemm_tile_of<T, kPackedA, kRows - 1, kVectors>(rows, vectors);
+  if constexpr (kVectors > 1)
+    if (vectors < kVectors) return gemm_tile_of<T, kPackedA, kRows, kVectors - 1>(rows, vectors);
+  return gemm_tile<T, kRows, kVectors, kPackedA>;
+}
+
+// Rows of the next tile when `left` are left: the last two share evenly, because a tile of one row starves for sums.
+PF_INLINE int next_tile_rows(int64_t left) {
+  return (int)(left >= 2 * kTileRows ? kTileRows : left > kTileRows ? ceil_div(left, 2) : left);
+}
+
+// Receives finished sums, a tile at a time: write(self, row, column, rows, columns, tile), tile rows kPanel<T> apart.
+template <class T>
+struct GemmSink {
+  void (*write)(const void* self, int64_t row, int64_t column, int64_t rows, int64_t columns, const T* tile);
+  const void* self;
+};
+
+// element(row, column, vector, count): the first `count` lanes are columns [column, column + count) of C.
+template <class T, class Element>
+PF_INLINE GemmSink<T> gemm_sink(const Element& element) {
+  return {[](const void* self, int64_t row, int64_t column, int64_t rows, int64_t columns, const T* tile) {
+            const Element& e = *(const Element*)self;
+            for (int64_t r = 0; r < rows; r++, tile += kPanel<T>)
+              for (int64_t c = 0; c < columns; c += kLanes<T>)
+                e(row + r, column + c, load(tile + c), min_of(kLanes<T>, columns - c));
+          },
+          &element};
+}
+
+template <class S>
+struct Gemm {
+  const S* a;  // [m, k]
+  int64_t a_row_stride, a_column_stride;
+  const S* b;  // [k, n]; not read when `packed` is given
+  int64_t b_row_stride, b_column_stride;
+  const Acc<S>* packed;  // the panels of B, or null
+  int64_t m, n, k;
+};
+
+// How a product is cut; the same for asking how much workspace it takes and for running it.
+template <class S>
+struct GemmPlan {
+  typedef Acc<S> T;
+  bool packs_a;
+  int threads;
+  int64_t panels, block_k, blocks_k, block_rows, blocks, groups, group_panels;
+  int64_t b_bytes, sums_bytes, thread_bytes;  // parts of the workspace, multiples of 64
+
+  PF_INLINE GemmPlan plan(const Gemm<S>& g, int num_threads) {
+    GemmPlan p;
+    p.packs_a = sizeof(S) != sizeof(T) || (g.a_column_stride != 1 && g.k > 1);
+    p.panels = ceil_div(g.n, kPanel<T>);
+    p.block_k = p.packs_a ? min_of(g.k, kPackedK) : g.k;
+    p.blocks_k = p.block_k ? ceil_div(g.k, p.block_k) : 1;
+    p.threads = (int)max_of(1, min_of(num_threads, 2 * g.m * g.n * g.k / kThreadFlops));
+
+    int64_t fits = kBlockBytes / (max_of(p.block_k, 1) * (int64_t)sizeof(T)) / kTileRows * kTileRows;
+    int64_t rows = min_of(kMaxBlockRows, max_of(kMinBlockRows, fits));
+    p.blocks = ceil_div(g.m, rows);
+    if (p.blocks > 1) p.blocks = round_up(p.blocks, p.threads);
+    p.block_rows = round_up(ceil_div(g.m, max_of(p.blocks, 1)), kTileRows);
+    p.blocks = ceil_div(g.m, p.block_rows ? p.block_rows : 1);
+    // Too few blocks of rows for the threads: cut the panels as well.
+    p.groups = p.threads == 1 || p.blocks >= 2 * p.threads ? 1 : ceil_div(4 * p.threads, max_of(p.blocks, 1));
+    p.group_panels = ceil_div(p.panels, max_of(1, min_of(p.groups, p.panels)));
+    p.groups = p.group_panels ? ceil_div(p.panels, p.group_panels) : 0;
+
+    p.b_bytes = g.packed ? 0 : round_up(p.panels * kPanel<T> * p.block_k * sizeof(T), 64);
+    p.sums_bytes = p.blocks_k > 1 ? p.panels * kPanel<T> * g.m * sizeof(T) : 0;
+    int64_t strip = p.blocks_k > 1 ? 0 : p.block_rows * kPanel<T> * sizeof(T);
+    p.thread_bytes = round_up(strip + (p.packs_a ? p.block_rows * p.block_k * sizeof(T) : 0), 64);
+    return p;
+  }
+  PF_INLINE int64_t bytes(const GemmPlan& p) { return p.b_bytes + p.sums_bytes + p.threads * p.thread_bytes; }
+};
+
+// One task: rows [row, row_end) of panels [panel, panel_end), over K [k_begin, k_end).
+template <class S, bool kPackedA>
+void gemm_task(const Gemm<S>& g, const GemmPlan<S>& p, const Acc<S>* b, int64_t b_panel_stride, Acc<S>* sums,
+               Acc<S>* own, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t k_begin,
+               int64_t k_end, GemmSink<Acc<S>> sink) {
+  typedef Acc<S> T;
+  const int64_t count = k_end - k_begin;
+  T* strip = own;
+  const T* a = (const T*)g.a + row * g.a_row_stride + k_begin;
+  int64_t a_stride = g.a_row_stride;
+  if constexpr (kPackedA) {
+    T* packed_a = own + (sums ? 0 : p.block_rows * kPanel<T>);
+    gemm_pack_a<S>(g.a + row * g.a_row_stride + k_begin * g.a_column_stride, g.a_row_stride, g.a_column_stride,
+                   row_end - row, count, packed_a);
+    a = packed_a;
+    a_stride = count;
+  }
+  for (; panel < panel_end; panel++) {
+    const int64_t column = panel * kPanel<T>, columns = min_of(kPanel<T>, g.n - column);
+    const int vectors = (int)ceil_div(columns, kLanes<T>);
+    if (sums) strip = sums + (panel * g.m + row) * kPanel<T>;
+    int64_t k = 0;
+    do {  // once for K = 0: zeros
+      const int64_t chunk = min_of(kChunk, count - k);
+      const T* b_chunk = b + panel * b_panel_stride + k * kPanel<T>;
+      for (int64_t i = 0, rows; i < row_end - row; i += rows) {
+        rows = next_tile_rows(row_end - row - i);
+        const T* a_tile = a + i * a_stride + (kPackedA ? k * rows : k);
+        gemm_tile_of<T, kPackedA>((int)rows, vectors)(chunk, a_tile, a_stride, b_chunk, strip + i * kPanel<T>,
+                                                      k_begin + k == 0);
+        if (k_begin + k + chunk == g.k) sink.write(sink.self, row + i, column, rows, columns, strip + i * kPanel<T>);
+      }
+      k += kChunk;
+    } while (k < count);
+  }
+}
+
+// `workspace`: GemmPlan::bytes of 64-byte aligned memory, planned with the same number of threads.
+template <class S>
+void gemm(const Gemm<S>& g, void* workspace, GemmSink<Acc<S>> sink, int num_threads) {
+  typedef Acc<S> T;
+  const GemmPlan<S> p = GemmPlan<S>::plan(g, num_threads);
+  char* memory = (char*)workspace;
+  T* own_b = (T*)memory;
+  T* sums = p.sums_bytes ? (T*)(memory + p.b_bytes) : nullptr;
+  char* own = memory + p.b_bytes + p.sums_bytes;
+  for (int64_t block = 0; block < p.blocks_k; block++) {
+    const int64_t k_begin = block * p.block_k, k_end = min_of(g.k, k_begin + p.block_k);
+    const T* b = g.packed ? g.packed + k_begin * kPanel<T> : own_b;
+    const int64_t b_panel_stride = (g.packed ? g.k : k_end - k_begin) * kPanel<T>;
+    if (!g.packed)
+      gemm_pack_b(g.b + k_begin * g.b_row_stride, g.b_row_stride, g.b_column_stride, k_end - k_begin, g.n, own_b,
+                  p.threads);
+    parallel_tasks(p.blocks * p.groups, p.threads, [&](int64_t task, int thread) {
+      const int64_t row = task / p.groups * p.block_rows, panel = task % p.groups * p.group_panels;
+      auto run = p.packs_a ? gemm_task<S, true> : gemm_task<S, false>;
+      run(g, p, b, b_panel_stride, sums, (T*)(own + thread * p.thread_bytes), row, min_of(g.m, row + p.block_rows),
+          panel, min_of(p.panels, panel + p.group_panels), k_begin, k_end, sink);
+    });
+  }
+}
+
+}  // namespace

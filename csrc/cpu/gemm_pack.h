@@ -1,0 +1,129 @@
+// Packing for gemm.h: panels of B, tiles of A, conversion to the arithmetic type on the way.
+
+namespace {
+
+// Exchanges, in each pair of rows kStep apart, the blocks off the diagonal. log2(lanes) rounds transpose a square.
+template <int kStep, class V>
+PF_INLINE void gemm_exchange(V& a, V& b) {
+  constexpr int lanes = sizeof(V) / sizeof(Element<V>);
+#ifdef __clang__
+  V x, y;
+  for (int i = 0; i < lanes; i++) {
+    x[i] = i & kStep ? b[i - kStep] : a[i];
+    y[i] = i & kStep ? b[i] : a[i + kStep];
+  }
+#else
+  typename VecOf<Element<V> >::mask low, high;
+  for (int i = 0; i < lanes; i++) {
+    low[i] = i & kStep ? lanes + i - kStep : i;
+    high[i] = i & kStep ? lanes + i : i + kStep;
+  }
+  V x = __builtin_shuffle(a, b, low), y = __builtin_shuffle(a, b, high);
+#endif
+  a = x;
+  b = y;
+}
+
+template <int kStep, class V, int kCount>
+PF_INLINE void gemm_transpose_round(V (&rows)[kCount]) {
+  if constexpr (kStep < kCount) {
+    PF_UNROLL
+    for (int i = 0; i < kCount; i++)
+      if (!(i & kStep)) gemm_exchange<kStep>(rows[i], rows[i + kStep]);
+    gemm_transpose_round<kStep * 2>(rows);
+  }
+}
+
+// Transposes a square of lanes x lanes.
+template <class V, int kCount>
+PF_INLINE void gemm_transpose(V (&rows)[kCount]) {
+  static_assert(kCount == sizeof(V) / sizeof(Element<V>));
+  gemm_transpose_round<1>(rows);
+}
+
+// B [k, n] (k_begin..k_end of one panel's `columns` columns) into out[k][kPanel]; columns that are not there become
+// zeros.
+template <class S>
+void gemm_pack_panel(const S* b, int64_t row_stride, int64_t column_stride, int64_t k_begin, int64_t k_end,
+                     int64_t columns, Acc<S>* out) {
+  typedef Acc<S> T;
+  constexpr int lanes = kLanes<T>;
+  if (column_stride == 1 && columns == kPanel<T>) {
+    for (int64_t k = k_begin; k < k_end; k++) PF_UNROLL
+    for (int v = 0; v < kTileVectors; v++) store(out + k * kPanel<T> + v * lanes, load(b + k * row_stride + v * lanes));
+  } else if (column_stride == 1) {
+    for (int64_t k = k_begin; k < k_end; k++)
+      for (int64_t c = 0; c < kPanel<T>; c += lanes)
+        store(out + k * kPanel<T> + c, c < columns ? load_n(b + k * row_stride + c, columns - c) : Vec<T>{});
+  } else if (row_stride == 1) {
+    for (int64_t c = 0; c < kPanel<T>; c += lanes) {
+      const int64_t there = max_of(0, min_of(lanes, columns - c));
+      for (int64_t k = k_begin; k < k_end; k += lanes) {
+        const int64_t count = min_of(lanes, k_end - k);
+        Vec<T> square[lanes];
+        if (there == lanes && count == lanes) {
+          PF_UNROLL
+          for (int i = 0; i < lanes; i++) square[i] = load(b + (c + i) * column_stride + k);
+        } else {
+          for (int i = 0; i < lanes; i++)
+            square[i] = i < there ? load_n(b + (c + i) * column_stride + k, count) : Vec<T>{};
+        }
+        gemm_transpose(square);
+        if (count == lanes) {
+          PF_UNROLL
+          for (int i = 0; i < lanes; i++) store(out + (k + i) * kPanel<T> + c, square[i]);
+        } else {
+          for (int i = 0; i < count; i++) store(out + (k + i) * kPanel<T> + c, square[i]);
+        }
+      }
+    }
+  } else {
+    for (int64_t k = k_begin; k < k_end; k++)
+      for (int64_t c = 0; c < kPanel<T>; c++)
+        out[k * kPanel<T> + c] = c < columns ? get(b + k * row_stride + c * column_stride) : T(0);
+  }
+}
+
+// B [k, n] into panels [panel][k][kPanel].
+template <class S>
+void gemm_pack_b(const S* b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n, Acc<S>* out,
+                 int threads) {
+  typedef Acc<S> T;
+  constexpr int64_t piece = 256;  // of K: 64 KB of a panel
+  const int64_t panels = ceil_div(n, kPanel<T>), pieces = ceil_div(k, piece);
+  if (k == 1) row_stride = 0;
+  parallel_ranges(panels * pieces, 4, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t panel = i / pieces, k_begin = i % pieces * piece, column = panel * kPanel<T>;
+      gemm_pack_panel<S>(b + column * column_stride, row_stride, column_stride, k_begin, min_of(k, k_begin + piece),
+                         min_of(kPanel<T>, n - column), out + panel * k * kPanel<T>);
+    }
+  });
+}
+
+PF_INLINE int next_tile_rows(int64_t left);
+
+// Rows [0, rows) of A, [0, k) into tiles [tile][k][row of tile].
+template <class S>
+void gemm_pack_a(const S* a, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t k, Acc<S>* out) {
+  // Few k at a time: eight rows a power of two apart fall into one set of L1, twelve of which it can hold.
+  constexpr int64_t piece = 8;
+  for (int64_t k_begin = 0; k_begin < k; k_begin += piece) {
+    const int64_t k_end = min_of(k, k_begin + piece);
+    for (int64_t i = 0, tile; i < rows; i += tile) {
+      tile = next_tile_rows(rows - i);
+      const S* from = a + i * row_stride;
+      Acc<S>* to = out + i * k;
+      if (row_stride == 1 && tile == kTileRows) {
+        for (int64_t kk = k_begin; kk < k_end; kk++) PF_UNROLL
+        for (int r = 0; r < kTileRows; r++) to[kk * kTileRows + r] = get(from + kk * column_stride + r);
+      } else {
+        for (int64_t r = 0; r < tile; r++)
+          for (int64_t kk = k_begin; kk < k_end; kk++)
+            to[kk * tile + r] = get(from + r * row_stride + kk * column_stride);
+      }
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,31 @@
+"""Linear, with or without an activation. Provisional numbers: benchmarks linear, to be set on a quiet machine."""
+
+import torch
+
+MIN_FLOPS = {"cpu": 1 << 22, "triton": 0}  # below it Python's share of a call outweighs the kernel's
+MIN_ROWS = {False: 1, True: 128}  # training packs the weight in every call
+ISAS = ("avx512", "avx512_bf16")  # elsewhere torch's matrix products are as fast
+TORCH_DTYPES = (torch.bfloat16, torch.float16)  # oneDNN multiplies them in hardware
+
+
+@torch.compiler.assume_constant_result
+def isa() -> str:
+    from pyflash import _cpu
+
+    return _cpu.isa()
+
+
+def rules(backend: str, size, dtype) -> str:
+    """size: (rows, columns, inner, are gradients needed)."""
+    rows, columns, inner, training = size
+    if backend != "cpu":
+        return ""
+    if dtype in TORCH_DTYPES:
+        return "torch's oneDNN multiplies half types in hardware"
+    if 2 * rows * columns * inner < MIN_FLOPS[backend]:
+        return "small input: torch's own call is cheaper"
+    if rows < MIN_ROWS[training]:
+        return "few rows: packing the weight costs more than it gains"
+    if isa() not in ISAS:
+        return "torch's own product is as fast on this instruction set"
+    return ""

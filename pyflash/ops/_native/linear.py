@@ -1,0 +1,110 @@
+"""Linear on the CPU core, and the cache of packed weights (DESIGN.md section 4).
+
+A packed copy is only used by `linear_cached_fwd`, which runs with gradients off. It belongs to a storage and dies with it
+(a weak reference to the tensor itself would forbid torch.utils.swap_tensors); its key is where and how the weight lies in
+memory, its version and a fingerprint of its values read on every call, because `p.data.mul_()` leaves the version alone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops._native import DTYPES
+from pyflash.ops._native.activation import ACTIVATION_IDS
+
+FINGERPRINT_SAMPLES = 1024  # places; a weight of no more elements is read whole
+CACHE_BYTES = int(os.environ.get("PYFLASH_CACHE_BYTES", 1 << 30))
+
+
+class PackedCache:
+    """Packed weights, least recently used first. Safe to call from any thread."""
+
+    def __init__(self, limit: int):
+        self.limit, self.bytes = limit, 0
+        self._lock = threading.RLock()  # a finalizer may run while this thread holds it
+        self._entries: OrderedDict[tuple, tuple[weakref.ref, int, torch.Tensor]] = OrderedDict()
+
+    def __len__(self):
+        return len(self._entries)
+
+    def get(self, weight: torch.Tensor) -> torch.Tensor:
+        """The panels of `weight` [N, K], packed now unless they are here and the weight is unchanged."""
+        if weight.is_inference():  # has no version
+            return pack(weight)
+        place = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, _cpu.isa())
+        state = (weight._version, fingerprint(weight))
+        with self._lock:
+            entry = self._entries.get(place)
+            if entry is not None and entry[0]() is not None and entry[1] == state:
+                self._entries.move_to_end(place)
+                return entry[2]
+        packed = pack(weight)
+        owner = weakref.ref(weight.untyped_storage(), lambda ref: self._drop(place, ref))
+        with self._lock:
+            self._drop(place)
+            if packed.nbytes <= self.limit:
+                self._entries[place] = (owner, state, packed)
+                self.bytes += packed.nbytes
+                while self.bytes > self.limit:
+                    self._drop(next(iter(self._entries)))
+        return packed
+
+    def _drop(self, place, owner=None):
+        with self._lock:
+            entry = self._entries.get(place)
+            if entry is not None and (owner is None or entry[0] is owner):
+                del self._entries[place]
+                self.bytes -= entry[2].nbytes
+
+    def clear(self):
+        with self._lock:
+            self._entries.clear()
+            self.bytes = 0
+
+
+cache = PackedCache(CACHE_BYTES)
+
+
+def fingerprint(weight: torch.Tensor) -> int:
+    """A hash of the bits at FINGERPRINT_SAMPLES places of a matrix."""
+    rows, columns = weight.shape
+    return _cpu.fingerprint(
+        weight.data_ptr(), rows, columns, *weight.stride(), FINGERPRINT_SAMPLES, DTYPES[weight.dtype]
+    )
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    (n, k), dtype, threads = weight.shape, DTYPES[weight.dtype], torch.get_num_threads()
+    packed = torch.empty(_cpu.linear_sizes(0, n, k, 1, False, dtype, threads)[0], dtype=torch.uint8)
+    _cpu.linear_pack(weight.data_ptr(), *weight.stride(), packed.data_ptr(), n, k, dtype, threads)
+    return packed
+
+
+def _run(x, weight, packed, bias, activation, y, preact):
+    (m, k), n, dtype, threads = x.shape, weight.shape[0], DTYPES[x.dtype], torch.get_num_threads()
+    _, size = _cpu.linear_sizes(m, n, k, x.stride(1), packed is not None, dtype, threads)
+    workspace = torch.empty(size, dtype=torch.uint8)
+    _cpu.linear_fwd(
+        x.data_ptr(), *x.stride(), weight.data_ptr(), *weight.stride(), 0 if packed is None else packed.data_ptr(),
+        0 if bias is None else bias.data_ptr(), bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
+        y.data_ptr(), 0 if preact is None else preact.data_ptr(), workspace.data_ptr(), m, n, k,
+        ACTIVATION_IDS[activation] if activation else -1, dtype, threads,
+    )  # fmt: skip
+
+
+def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
+    _run(x, weight, None, bias, activation, y, preact if save_preact else None)
+
+
+def linear_cached_fwd(x, weight, bias, activation, y):
+    _run(x, weight, cache.get(weight), bias, activation, y, None)
+
+
+def matmul(a, b, c):
+    _run(a, b.t(), None, None, "", c, None)

@@ -1,0 +1,272 @@
+"""Linear layers with a fused activation: y = activation(x weight^T + bias).
+
+The derivative is closed: its two products are `_MatMul`, whose derivatives are `_MatMul` again.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from pyflash.activations import ACTIVATIONS
+from pyflash.auto import linear as auto
+from pyflash.ops import _backends
+from pyflash.ops._backends import Operation, choose
+from pyflash.ops._checks import expect, is_plain
+from pyflash.ops._registry import Op
+from pyflash.ops.activation import FLOATS, activation_bwd
+
+_TRITON = (torch.float32, torch.bfloat16, torch.float16)
+OPERATIONS = {
+    name: Operation(name, dtypes={"cpu": FLOATS, "triton": _TRITON}, rules=auto.rules, sizes="(M, N, K)")
+    for name in ("linear", "linear_act")
+}
+
+
+def _activated(z, activation):
+    return ACTIVATIONS[activation].reference(z) if activation else z
+
+
+def _fwd_outputs(x, weight, bias, activation, save_preact):
+    shape = (x.shape[0], weight.shape[0])
+    return x.new_empty(shape), x.new_empty(shape if save_preact else (0,))
+
+
+def _reference_fwd(x, weight, bias, activation, save_preact):
+    z = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+    y = _activated(z, activation) if activation else z
+    return y, z if save_preact else z.new_empty(0)
+
+
+_fwd = Op(
+    "linear_fwd(Tensor x, Tensor weight, Tensor? bias, str activation, bool save_preact, str backend)"
+    " -> (Tensor y, Tensor preact)",
+    outputs=_fwd_outputs,
+    reference=_reference_fwd,
+    triton="pyflash.kernels.linear:linear_fwd",
+    cpu="pyflash.ops._native.linear:linear_fwd",
+)
+_cached_fwd = Op(  # gradients are off: the native module may keep the packed weight; looked up when it runs
+    "linear_cached_fwd(Tensor x, Tensor weight, Tensor? bias, str activation, str backend) -> Tensor",
+    outputs=lambda x, weight, bias, activation: (x.new_empty(x.shape[0], weight.shape[0]),),
+    reference=lambda x, weight, bias, activation: (_reference_fwd(x, weight, bias, activation, False)[0],),
+    cpu="pyflash.ops._native.linear:linear_cached_fwd",
+)
+_matmul = Op(
+    "matmul(Tensor a, Tensor b, str backend) -> Tensor",
+    outputs=lambda a, b: (a.new_empty(a.shape[0], b.shape[1]),),
+    reference=lambda a, b: (a @ b,),
+    triton="pyflash.kernels.linear:matmul",
+    cpu="pyflash.ops._native.linear:matmul",
+)
+
+
+class _MatMul(torch.autograd.Function):
+    @staticmethod
+    def forward(a, b, backend):
+        return _matmul(a, b, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, ctx.backend = inputs
+        ctx.save_for_backward(a, b)
+
+    @staticmethod
+    def backward(ctx, dc):
+        a, b = ctx.saved_tensors
+        da = matmul(dc, b.t(), ctx.backend) if ctx.needs_input_grad[0] else None
+        db = matmul(a.t(), dc, ctx.backend) if ctx.needs_input_grad[1] else None
+        return da, db, None
+
+
+def matmul(a, b, backend):
+    """a [M, K] times b [K, N], any strides, by one backend; differentiable to any order."""
+    return _MatMul.apply(a, b, backend) if torch.is_grad_enabled() else _matmul(a, b, backend)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(x, weight, bias, activation, save_preact, backend):
+        return _fwd(x, weight, bias, activation, save_preact, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        x, weight, bias, ctx.activation, save_preact, ctx.backend = inputs
+        y, preact = outputs
+        ctx.mark_non_differentiable(preact)
+        saved = None if not ctx.activation else preact if save_preact else y
+        ctx.save_for_backward(x, weight, bias, saved)
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        x, weight, bias, saved = ctx.saved_tensors
+        if ctx.activation:
+            if torch.is_grad_enabled() and ACTIVATIONS[ctx.activation].saves == "x":
+                # The saved pre-activation knows nothing of what it was computed from.
+                saved = _Linear.apply(x, weight, bias, "", False, ctx.backend)[0]
+            dy = activation_bwd(dy, saved, ctx.activation, ctx.backend)
+        dx = matmul(dy, weight, ctx.backend) if ctx.needs_input_grad[0] else None
+        dweight = matmul(dy.t(), x, ctx.backend) if ctx.needs_input_grad[1] else None
+        dbias = None
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum(0) if bias.dim() == 1 else dy
+        return dx, dweight, dbias, None, None, None
+
+
+def linear_fwd(x, weight, bias, activation, backend):
+    """activation(x weight^T + bias) by one backend; differentiable.
+
+    Args:
+        x: [M, K], any strides.
+        weight: [N, K], any strides.
+        bias: [N] or [M, N], or None.
+        activation: a row of the table, or "".
+    """
+    if bias is not None and bias.stride(-1) != 1:
+        bias = bias.contiguous()
+    grads = torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    if grads:
+        save_preact = bool(activation) and ACTIVATIONS[activation].saves == "x"
+        return _Linear.apply(x, weight, bias, activation, save_preact, backend)[0]
+    if x.device.type == "cpu" and backend in ("auto", "cpu"):
+        return _cached_fwd(x, weight, bias, activation, backend)
+    return _fwd(x, weight, bias, activation, False, backend)[0]
+
+
+def _cast_by_autocast(tensors):
+    """What torch's linear does under autocast: everything but float64 in the autocast type."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
+
+
+def _check(operation, input, weight, bias):
+    """Raises what torch raises; returns the shape of the result."""
+
+    def check(condition, message):
+        expect(condition, operation, message, RuntimeError)
+
+    check(
+        input.dim() > 0 and weight.dim() > 0,
+        lambda: f"input has {input.dim()} dimensions and weight {weight.dim()}, expected at least 1 of each",
+    )
+    check(weight.dim() <= 2, lambda: f"weight has shape {tuple(weight.shape)}, expected [out_features, in_features]")
+    check(
+        input.shape[-1] == weight.shape[-1],
+        lambda: (
+            f"weight has shape {tuple(weight.shape)}, expected {input.shape[-1]} columns"
+            f" to match the last dimension of input {tuple(input.shape)}"
+        ),
+    )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        check(
+            tensor.dtype == input.dtype,
+            lambda name=name, tensor=tensor: (
+                f"{name} is {tensor.dtype} and input {input.dtype}, expected one type;"
+                f" convert one, or use torch.autocast"
+            ),
+        )
+        check(
+            tensor.device == input.device,
+            lambda name=name, tensor=tensor: (
+                f"{name} is on {tensor.device} and input on {input.device}, expected one device"
+            ),
+        )
+    shape = input.shape[:-1] + weight.shape[:-1]
+    if bias is not None:
+        check(
+            weight.dim() == 2 or input.dim() == 1 or input.dim() > 2,
+            lambda: f"weight has shape {tuple(weight.shape)}, expected a matrix when input is one and bias is given",
+        )
+        check(
+            bias.dim() <= len(shape) and all(b in (1, s) for b, s in zip(reversed(bias.shape), reversed(shape))),
+            lambda: f"bias has shape {tuple(bias.shape)}, expected one that expands to {tuple(shape)}",
+        )
+    return shape
+
+
+def _linear(operation, input, weight, bias, activation, torch_function):
+    given = [t for t in (input, weight, bias) if t is not None]
+    refused = "" if all(map(is_plain, given)) else "only strided floating-point tensors are served"
+    if refused and not all(t.is_floating_point() for t in given):
+        return torch_function()  # integers and complex numbers
+    x, w, b = _cast_by_autocast((input, weight, bias))
+    wish = "auto"
+    if not refused:
+        shape = _check(operation, x, w, b)
+        columns = w.shape[0] if w.dim() == 2 else 1
+        rows = 1
+        for size in input.shape[:-1]:
+            rows = rows * size
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        wish = choose(OPERATIONS[operation], x, given, size=(rows, columns, w.shape[-1], training))
+    else:
+        wish = choose(OPERATIONS[operation], x, given, refused=refused)
+    if wish is None:
+        return torch_function()
+    if w.dim() == 1:
+        w = w.unsqueeze(0)
+        b = b.unsqueeze(-1) if b is not None else None
+        y = linear_fwd(x.reshape(rows, x.shape[-1]), w, _flat_bias(b, (*shape, 1), rows), activation, wish)
+        return y.view(shape)
+    return linear_fwd(x.reshape(rows, x.shape[-1]), w, _flat_bias(b, shape, rows), activation, wish).view(shape)
+
+
+def _flat_bias(bias, shape, rows):
+    """[N] where one row serves all, else [M, N]."""
+    if bias is None or (bias.dim() == 1 and bias.shape[0] == shape[-1]):
+        return bias
+    if bias.numel() == bias.shape[-1] if bias.dim() else True:
+        return bias.reshape(-1).expand(shape[-1])
+    return bias.expand(shape).reshape(rows, shape[-1])
+
+
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """input weight^T + bias, as torch.nn.functional.linear.
+
+    Args:
+        input: [..., in_features], float32, float64, bfloat16 or float16; any strides.
+        weight: [out_features, in_features], or [in_features] for a result without the last dimension.
+        bias: [out_features], or anything that expands to the result.
+    Raises:
+        RuntimeError: shapes, types or devices disagree, as in torch.
+    Numerics: accumulates in float32 (float64 for float64), in chunks of 128; the same result for any number of threads.
+        With gradients off the weight's packed form is kept: see `pyflash.clear_cache`.
+    """
+    return _linear("linear", input, weight, bias, "", lambda: F.linear(input, weight, bias))
+
+
+def linear_act(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = "gelu"
+) -> torch.Tensor:
+    """activation(input weight^T + bias), the activation applied before the result leaves the registers.
+
+    Args:
+        input, weight, bias: as `linear`.
+        activation: a row of the activation table (pyflash/activations.py), or None.
+    Raises:
+        ValueError: no such activation.  RuntimeError: shapes, types or devices disagree.
+    """
+    expect(
+        activation is None or activation in ACTIVATIONS,
+        "linear_act",
+        lambda: f"activation is {activation!r}, expected None or one of {', '.join(ACTIVATIONS)}",
+    )
+    activation = activation or ""
+    return _linear(
+        "linear_act", input, weight, bias, activation, lambda: _activated(F.linear(input, weight, bias), activation)
+    )
+
+
+def clear_cache() -> None:
+    """Forgets every packed weight. Results never depend on it; memory does."""
+    if not _backends.missing("cpu"):
+        from pyflash.ops._native.linear import cache
+
+        cache.clear()
