@@ -27,9 +27,12 @@ constexpr int kPanel = kTileVectors * kLanes<T>;
 constexpr int64_t kChunk = 128;
 
 constexpr int64_t kBlockBytes = 1 << 20;  // of A, per thread: half of a large L2
-constexpr int64_t kMinBlockRows = 16 * kTileRows, kMaxBlockRows = 40 * kTileRows;
-constexpr int64_t kPackedK = 2048;         // K of a block when A is packed
+constexpr int64_t kMinBlockRows = 16 * kTileRows, kMaxBlockRows = 80 * kTileRows;
+constexpr int64_t kPackedK = 512;  // K of a block when A is packed: wide blocks, 2 KB of each row of memory at a time
 constexpr int64_t kThreadFlops = 1 << 18;  // per thread, or a region costs more than it gains
+
+template <class T>
+constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
 
 #include "gemm_pack.h"
 
@@ -41,6 +44,8 @@ template <class T, int kRows, int kVectors, bool kPackedA>
 PF_INLINE void gemm_accumulate(Vec<T> (&acc)[kRows][kVectors], int64_t count, const T* a, int64_t a_stride,
                                const T* b) {
   typedef Vec<T> V;
+  // Twice: the counting takes ports that the products want.
+#pragma GCC unroll 2
   for (int64_t k = 0; k < count; k++) {
     V bk[kVectors];
     PF_UNROLL
@@ -92,13 +97,16 @@ PF_INLINE int next_tile_rows(int64_t left) {
 }
 
 // Receives finished sums, a tile at a time: write(self, row, column, rows, columns, tile), tile rows kPanel<T> apart.
+// prefetch(self, row, column, rows, columns) comes a tile's time before, for memory that will be written.
 template <class T>
 struct GemmSink {
   void (*write)(const void* self, int64_t row, int64_t column, int64_t rows, int64_t columns, const T* tile);
+  void (*prefetch)(const void* self, int64_t row, int64_t column, int64_t rows, int64_t columns);
   const void* self;
 };
 
-// element(row, column, vector, count): the first `count` lanes are columns [column, column + count) of C.
+// For an Element with operator()(row, column, vector, count), which is given the sums of columns [column, column +
+// count), and with `const S* place(row, column)`, where it will write them.
 template <class T, class Element>
 PF_INLINE GemmSink<T> gemm_sink(const Element& element) {
   return {[](const void* self, int64_t row, int64_t column, int64_t rows, int64_t columns, const T* tile) {
@@ -106,6 +114,11 @@ PF_INLINE GemmSink<T> gemm_sink(const Element& element) {
             for (int64_t r = 0; r < rows; r++, tile += kPanel<T>)
               for (int64_t c = 0; c < columns; c += kLanes<T>)
                 e(row + r, column + c, load(tile + c), min_of(kLanes<T>, columns - c));
+          },
+          [](const void* self, int64_t row, int64_t column, int64_t rows, int64_t columns) {
+            const Element& e = *(const Element*)self;
+            for (int64_t r = 0; r < rows; r++)
+              for (int64_t c = 0; c < columns; c += kLine<T>) __builtin_prefetch(e.place(row + r, column + c), 1);
           },
           &element};
 }
@@ -125,6 +138,7 @@ template <class S>
 struct GemmPlan {
   typedef Acc<S> T;
   bool packs_a;
+  bool packs_b_in_task;  // one block of rows: nobody shares a panel, so it need not leave L2
   int threads;
   int64_t panels, block_k, blocks_k, block_rows, blocks, groups, group_panels;
   int64_t b_bytes, sums_bytes, thread_bytes;  // parts of the workspace, multiples of 64
@@ -148,14 +162,30 @@ struct GemmPlan {
     p.group_panels = ceil_div(p.panels, max_of(1, min_of(p.groups, p.panels)));
     p.groups = p.group_panels ? ceil_div(p.panels, p.group_panels) : 0;
 
-    p.b_bytes = g.packed ? 0 : round_up(p.panels * kPanel<T> * p.block_k * sizeof(T), 64);
+    p.packs_b_in_task = !g.packed && p.blocks <= 1;
+    const int64_t panel_bytes = p.block_k * kPanel<T> * sizeof(T);
+    p.b_bytes = g.packed || p.packs_b_in_task ? 0 : p.panels * panel_bytes;
     p.sums_bytes = p.blocks_k > 1 ? p.panels * kPanel<T> * g.m * sizeof(T) : 0;
     int64_t strip = p.blocks_k > 1 ? 0 : p.block_rows * kPanel<T> * sizeof(T);
-    p.thread_bytes = round_up(strip + (p.packs_a ? p.block_rows * p.block_k * sizeof(T) : 0), 64);
+    p.thread_bytes = strip + (p.packs_b_in_task ? panel_bytes : 0) +
+                     round_up(p.packs_a ? p.block_rows * p.block_k * sizeof(T) : 0, 64);
     return p;
   }
   PF_INLINE int64_t bytes(const GemmPlan& p) { return p.b_bytes + p.sums_bytes + p.threads * p.thread_bytes; }
 };
+
+// Asks for `rows` rows of `count` elements.
+template <class T>
+PF_INLINE void gemm_prefetch(const T* p, int64_t stride, int64_t rows, int64_t count) {
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t e = 0; e < count; e += kLine<T>) __builtin_prefetch(p + r * stride + e);
+}
+
+// The same into L2.
+template <class T>
+PF_INLINE void gemm_prefetch_far(const T* p, int64_t count) {
+  for (int64_t e = 0; e < count; e += kLine<T>) __builtin_prefetch(p + e, 0, 2);
+}
 
 // One task: rows [row, row_end) of panels [panel, panel_end), over K [k_begin, k_end).
 template <class S, bool kPackedA>
@@ -163,14 +193,14 @@ void gemm_task(const Gemm<S>& g, const GemmPlan<S>& p, const Acc<S>* b, int64_t 
                Acc<S>* own, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t k_begin,
                int64_t k_end, GemmSink<Acc<S>> sink) {
   typedef Acc<S> T;
-  const int64_t count = k_end - k_begin;
-  T* strip = own;
+  const int64_t count = k_end - k_begin, row_count = row_end - row;
+  T *strip = own, *own_panel = own + (sums ? 0 : p.block_rows * kPanel<T>);
   const T* a = (const T*)g.a + row * g.a_row_stride + k_begin;
   int64_t a_stride = g.a_row_stride;
   if constexpr (kPackedA) {
-    T* packed_a = own + (sums ? 0 : p.block_rows * kPanel<T>);
+    T* packed_a = own_panel + (p.packs_b_in_task ? p.block_k * kPanel<T> : 0);
     gemm_pack_a<S>(g.a + row * g.a_row_stride + k_begin * g.a_column_stride, g.a_row_stride, g.a_column_stride,
-                   row_end - row, count, packed_a);
+                   row_count, count, packed_a);
     a = packed_a;
     a_stride = count;
   }
@@ -178,16 +208,29 @@ void gemm_task(const Gemm<S>& g, const GemmPlan<S>& p, const Acc<S>* b, int64_t 
     const int64_t column = panel * kPanel<T>, columns = min_of(kPanel<T>, g.n - column);
     const int vectors = (int)ceil_div(columns, kLanes<T>);
     if (sums) strip = sums + (panel * g.m + row) * kPanel<T>;
+    const T* b_panel = p.packs_b_in_task ? own_panel : b + panel * b_panel_stride;
+    if (p.packs_b_in_task)
+      gemm_pack_panel<S>(g.b + k_begin * g.b_row_stride + column * g.b_column_stride, g.b_row_stride, g.b_column_stride,
+                         0, count, columns, own_panel);
     int64_t k = 0;
     do {  // once for K = 0: zeros
       const int64_t chunk = min_of(kChunk, count - k);
-      const T* b_chunk = b + panel * b_panel_stride + k * kPanel<T>;
-      for (int64_t i = 0, rows; i < row_end - row; i += rows) {
-        rows = next_tile_rows(row_end - row - i);
+      const bool first = k_begin + k == 0, last = k_begin + k + chunk == g.k;
+      const T *b_chunk = b_panel + k * kPanel<T>, *b_next = b_chunk + chunk * kPanel<T>;
+      const int64_t share = ceil_div(chunk * kPanel<T> * kTileRows, row_count);  // of the next chunk, per tile
+      for (int64_t i = 0, rows; i < row_count; i += rows) {
+        rows = next_tile_rows(row_count - i);
         const T* a_tile = a + i * a_stride + (kPackedA ? k * rows : k);
-        gemm_tile_of<T, kPackedA>((int)rows, vectors)(chunk, a_tile, a_stride, b_chunk, strip + i * kPanel<T>,
-                                                      k_begin + k == 0);
-        if (k_begin + k + chunk == g.k) sink.write(sink.self, row + i, column, rows, columns, strip + i * kPanel<T>);
+        // The processor's own prefetchers follow neither short rows from one to the next nor a panel across a sweep.
+        if constexpr (kPackedA)
+          gemm_prefetch(a_tile + rows * a_stride, 0, 1, chunk * rows);
+        else
+          gemm_prefetch(a_tile + rows * a_stride, a_stride, min_of(rows, row_count - i - rows), chunk);
+        if (!p.packs_b_in_task) gemm_prefetch_far(b_next + i / kTileRows * share, share);
+        if (last) sink.prefetch(sink.self, row + i, column, rows, columns);
+        T* tile = strip + i * kPanel<T>;
+        gemm_tile_of<T, kPackedA>((int)rows, vectors)(chunk, a_tile, a_stride, b_chunk, tile, first);
+        if (last) sink.write(sink.self, row + i, column, rows, columns, tile);
       }
       k += kChunk;
     } while (k < count);
@@ -207,7 +250,7 @@ void gemm(const Gemm<S>& g, void* workspace, GemmSink<Acc<S>> sink, int num_thre
     const int64_t k_begin = block * p.block_k, k_end = min_of(g.k, k_begin + p.block_k);
     const T* b = g.packed ? g.packed + k_begin * kPanel<T> : own_b;
     const int64_t b_panel_stride = (g.packed ? g.k : k_end - k_begin) * kPanel<T>;
-    if (!g.packed)
+    if (p.b_bytes)
       gemm_pack_b(g.b + k_begin * g.b_row_stride, g.b_row_stride, g.b_column_stride, k_end - k_begin, g.n, own_b,
                   p.threads);
     parallel_tasks(p.blocks * p.groups, p.threads, [&](int64_t task, int thread) {

@@ -41,6 +41,8 @@ PF_INLINE void gemm_transpose(V (&rows)[kCount]) {
   gemm_transpose_round<1>(rows);
 }
 
+constexpr int64_t kAhead = 8;  // rows, or vectors of a row: prefetchers do not follow short pieces of many rows
+
 // B [k, n] (k_begin..k_end of one panel's `columns` columns) into out[k][kPanel]; columns that are not there become
 // zeros.
 template <class S>
@@ -49,8 +51,14 @@ void gemm_pack_panel(const S* b, int64_t row_stride, int64_t column_stride, int6
   typedef Acc<S> T;
   constexpr int lanes = kLanes<T>;
   if (column_stride == 1 && columns == kPanel<T>) {
-    for (int64_t k = k_begin; k < k_end; k++) PF_UNROLL
-    for (int v = 0; v < kTileVectors; v++) store(out + k * kPanel<T> + v * lanes, load(b + k * row_stride + v * lanes));
+    for (int64_t k = k_begin; k < k_end; k++) {
+      const S* row = b + k * row_stride;
+      PF_UNROLL
+      for (int v = 0; v < kTileVectors; v++) {
+        __builtin_prefetch(row + kAhead * row_stride + v * lanes);
+        store(out + k * kPanel<T> + v * lanes, load(row + v * lanes));
+      }
+    }
   } else if (column_stride == 1) {
     for (int64_t k = k_begin; k < k_end; k++)
       for (int64_t c = 0; c < kPanel<T>; c += lanes)
@@ -63,7 +71,10 @@ void gemm_pack_panel(const S* b, int64_t row_stride, int64_t column_stride, int6
         Vec<T> square[lanes];
         if (there == lanes && count == lanes) {
           PF_UNROLL
-          for (int i = 0; i < lanes; i++) square[i] = load(b + (c + i) * column_stride + k);
+          for (int i = 0; i < lanes; i++) {
+            square[i] = load(b + (c + i) * column_stride + k);
+            __builtin_prefetch(b + (c + i) * column_stride + k + kAhead * lanes);
+          }
         } else {
           for (int i = 0; i < lanes; i++)
             square[i] = i < there ? load_n(b + (c + i) * column_stride + k, count) : Vec<T>{};
@@ -91,7 +102,6 @@ void gemm_pack_b(const S* b, int64_t row_stride, int64_t column_stride, int64_t 
   typedef Acc<S> T;
   constexpr int64_t piece = 256;  // of K: 64 KB of a panel
   const int64_t panels = ceil_div(n, kPanel<T>), pieces = ceil_div(k, piece);
-  if (k == 1) row_stride = 0;
   parallel_ranges(panels * pieces, 4, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t panel = i / pieces, k_begin = i % pieces * piece, column = panel * kPanel<T>;
@@ -115,8 +125,15 @@ void gemm_pack_a(const S* a, int64_t row_stride, int64_t column_stride, int64_t 
       const S* from = a + i * row_stride;
       Acc<S>* to = out + i * k;
       if (row_stride == 1 && tile == kTileRows) {
-        for (int64_t kk = k_begin; kk < k_end; kk++) PF_UNROLL
-        for (int r = 0; r < kTileRows; r++) to[kk * kTileRows + r] = get(from + kk * column_stride + r);
+        for (int64_t kk = k_begin; kk < k_end; kk++) {
+          const S* row = from + kk * column_stride;
+          __builtin_prefetch(row + piece * column_stride);
+          if constexpr (sizeof(S) == sizeof(Acc<S>)) {
+            __builtin_memcpy(to + kk * kTileRows, row, kTileRows * sizeof(S));
+          } else {
+            for (int r = 0; r < kTileRows; r++) to[kk * kTileRows + r] = get(row + r);
+          }
+        }
       } else {
         for (int64_t r = 0; r < tile; r++)
           for (int64_t kk = k_begin; kk < k_end; kk++)

@@ -29,6 +29,24 @@ PF_INLINE void for_optional_activation(int activation, F f) {
   for_activation(activation, f);
 }
 
+template <class S, class Act>
+struct LinearElement {
+  const S* bias;
+  int64_t bias_row_stride;
+  S *y, *preact;
+  int64_t n;
+  inline __attribute__((always_inline)) const S* place(int64_t row, int64_t column) const {
+    return y + row * n + column;
+  }
+  inline __attribute__((always_inline)) void operator()(int64_t row, int64_t column, Vec<Acc<S>> z,
+                                                        int64_t count) const {
+    if (bias) z += load_n(bias + row * bias_row_stride + column, count);
+    const int64_t at = row * n + column;
+    if (preact) store_n(preact + at, z, count);
+    store_n(y + at, Act::forward(z), count);
+  }
+};
+
 PF_INLINE uint64_t mix(uint64_t h) {  // the finalizer of SplitMix64
   h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9ull;
   h = (h ^ (h >> 27)) * 0x94d049bb133111ebull;
@@ -40,18 +58,9 @@ PF_INLINE uint64_t mix(uint64_t h) {  // the finalizer of SplitMix64
 void linear_fwd(const LinearFwd& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
-    using T = Acc<S>;
-    const S* bias = (const S*)p.bias;
-    S *y = (S*)p.y, *preact = (S*)p.preact;
-    const int64_t n = p.n, bias_row_stride = p.bias_row_stride;
     for_optional_activation(p.activation, [&](auto act) {
-      auto element = [=](int64_t row, int64_t column, Vec<T> z, int64_t count) {
-        if (bias) z += load_n(bias + row * bias_row_stride + column, count);
-        const int64_t at = row * n + column;
-        if (preact) store_n(preact + at, z, count);
-        store_n(y + at, decltype(act)::forward(z), count);
-      };
-      gemm(linear_gemm<S>(p), p.workspace, gemm_sink<T>(element), num_threads);
+      LinearElement<S, decltype(act)> element{(const S*)p.bias, p.bias_row_stride, (S*)p.y, (S*)p.preact, p.n};
+      gemm(linear_gemm<S>(p), p.workspace, gemm_sink<Acc<S>>(element), num_threads);
     });
   });
 }

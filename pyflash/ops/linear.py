@@ -266,7 +266,7 @@ def linear_act(
 
 def clear_cache() -> None:
     """Forgets every packed weight. Results never depend on it; memory does."""
-    if not _backends.missing("cpu"):
+    if not _backends.MISSING["cpu"]:
         from pyflash.ops._native.linear import cache
 
         cache.clear()
