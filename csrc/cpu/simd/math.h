@@ -99,8 +99,9 @@ PF_INLINE vf normal_cdf(vf x) {               // 6 ulp
 PF_INLINE vd normal_cdf(vd x) {
   return each_lane(x, [](double v) { return 0.5 * ::erfc(v * -0.70710678118654752440); });
 }
-// phi(x) = exp(-x^2 / 2) / sqrt(2 pi)
-template <class V>
-PF_INLINE V normal_pdf(V x) {
-  return exp(x * x * Element<V>(-0.5)) * Element<V>(0.39894228040143267794);
+// phi(x) = exp(-x^2 / 2) / sqrt(2 pi). Beside normal_cdf the exponential is the same expression: computed once.
+PF_INLINE vf normal_pdf(vf x) {
+  vf a = min_fast(constant<vf>(16), abs(x));
+  return 0.39894228040143267794f * exp_minus_square(a, 0.5f);
 }
+PF_INLINE vd normal_pdf(vd x) { return exp(x * x * -0.5) * 0.39894228040143267794; }
