@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ import pyflash
 import pyflash.functional as PF
 from pyflash.activations import ACTIVATIONS
 from pyflash.ops import linear as ops
+from pyflash.ops._registry import Op
 
 BACKENDS = backend_params("cpu")
 
@@ -495,3 +497,31 @@ def test_threads_share_the_cache(cache):
         for thread in threads:
             thread.join()
     assert not failures and len(cache) == 8
+
+
+def test_a_forked_child_does_not_hang():
+    """libgomp's pool does not survive a fork: the child's products run on one thread."""
+    import os
+    import time
+
+    pytest.importorskip("pyflash._cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    x, weight, other = torch.randn(600, 300), torch.randn(700, 300), torch.randn(500, 300)
+    with use("cpu"), torch.no_grad():
+        PF.linear(x, weight)  # the pool is warm, the packed weight is kept
+        child = os.fork()
+        if child == 0:
+            Op.paranoid = False  # its fills are torch's, which would hang
+            finite = [np.isfinite(PF.linear(x, w).numpy()).all() for w in (weight, other)]
+            os._exit(0 if all(finite) else 1)
+    torch.set_num_threads(before)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0
+            return
+        time.sleep(0.1)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    pytest.fail("the child hangs")

@@ -89,13 +89,15 @@ void fingerprint(const Fingerprint& p, int) {
     const int64_t elements = p.rows * p.columns;
     const bool every = elements <= p.samples;
     const int64_t count = every ? elements : p.samples;
+    const bool is_dense = p.row_stride == p.columns * p.column_stride;
+    const uint64_t part = every ? 1 << 16 : ((uint64_t)elements << 16) / (uint64_t)count;  // elements, in 2^-16
     uint64_t hash[4] = {1, 2, 3, 4};  // four chains hide the latency of the multiplication
     for (int64_t i = 0; i < count; i++) {
       // One place in each of `count` equal parts, at a fixed random offset: equal steps would see one column only.
-      const int64_t at = every ? i
-                               : (int64_t)((unsigned __int128)elements * (i * 4294967296ull + (uint32_t)mix(i)) /
-                                           ((unsigned __int128)count << 32));
-      const S* place = data + at / p.columns * p.row_stride + at % p.columns * p.column_stride;
+      uint64_t offset = every ? 0 : (uint64_t)(((unsigned __int128)part * (uint32_t)mix(i)) >> 32);
+      int64_t at = (int64_t)((i * part + offset) >> 16);
+      const S* place =
+          data + (is_dense ? at * p.column_stride : at / p.columns * p.row_stride + at % p.columns * p.column_stride);
       uint64_t bits = 0;
       memcpy(&bits, place, sizeof(S));
       hash[i % 4] = (hash[i % 4] ^ bits) * 0x9e3779b97f4a7c15ull;

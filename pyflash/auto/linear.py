@@ -4,15 +4,18 @@ import torch
 
 MIN_FLOPS = {"cpu": 1 << 22, "triton": 0}  # below it Python's share of a call outweighs the kernel's
 MIN_ROWS = {False: 1, True: 128}  # training packs the weight in every call
+SMALL = "small input: torch's own call is cheaper"
 ISAS = ("avx512", "avx512_bf16")  # elsewhere torch's matrix products are as fast
 TORCH_DTYPES = (torch.bfloat16, torch.float16)  # oneDNN multiplies them in hardware
 
 
-@torch.compiler.assume_constant_result
 def isa() -> str:
     from pyflash import _cpu
 
     return _cpu.isa()
+
+
+isa._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import torch._dynamo here
 
 
 def rules(backend: str, size, dtype) -> str:
@@ -23,7 +26,7 @@ def rules(backend: str, size, dtype) -> str:
     if dtype in TORCH_DTYPES:
         return "torch's oneDNN multiplies half types in hardware"
     if 2 * rows * columns * inner < MIN_FLOPS[backend]:
-        return "small input: torch's own call is cheaper"
+        return SMALL
     if rows < MIN_ROWS[training]:
         return "few rows: packing the weight costs more than it gains"
     if isa() not in ISAS:

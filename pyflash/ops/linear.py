@@ -5,6 +5,8 @@ The derivative is closed: its two products are `_MatMul`, whose derivatives are 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -191,31 +193,54 @@ def _check(operation, input, weight, bias):
     return shape
 
 
+def _is_simple(x, weight, bias):
+    """The usual call, told in few steps: matching matrices and a bias for each feature."""
+    return (
+        weight.dim() == 2
+        and x.dim() > 1
+        and x.shape[-1] == weight.shape[1]
+        and x.dtype == weight.dtype
+        and x.device == weight.device
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype and bias.device == x.device))
+    )
+
+
 def _linear(operation, input, weight, bias, activation, torch_function):
-    given = [t for t in (input, weight, bias) if t is not None]
+    if (
+        _backends._state.wish == "auto"
+        and not torch.compiler.is_compiling()
+        and input.device.type == weight.device.type == "cpu"
+        and weight.dim() > 0
+        and 2 * input.numel() * weight.shape[0] < auto.MIN_FLOPS["cpu"]
+    ):
+        _backends.record(operation, "torch", auto.SMALL)
+        try:
+            return torch_function()
+        except RuntimeError:
+            _check(operation, *_cast_by_autocast((input, weight, bias)))  # the same refusal in our words
+            raise
+    given = (input, weight) if bias is None else (input, weight, bias)
     refused = "" if all(map(is_plain, given)) else "only strided floating-point tensors are served"
     if refused and not all(t.is_floating_point() for t in given):
         return torch_function()  # integers and complex numbers
     x, w, b = _cast_by_autocast((input, weight, bias))
-    wish = "auto"
-    if not refused:
-        shape = _check(operation, x, w, b)
-        columns = w.shape[0] if w.dim() == 2 else 1
-        rows = 1
-        for size in input.shape[:-1]:
-            rows = rows * size
-        training = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-        wish = choose(OPERATIONS[operation], x, given, size=(rows, columns, w.shape[-1], training))
+    if refused:
+        shape, rows, size = None, 0, None
     else:
-        wish = choose(OPERATIONS[operation], x, given, refused=refused)
+        shape = x.shape[:-1] + w.shape[:1] if _is_simple(x, w, b) else _check(operation, x, w, b)
+        rows = math.prod(x.shape[:-1])
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        size = (rows, w.shape[0] if w.dim() == 2 else 1, w.shape[-1], training)
+    wish = choose(OPERATIONS[operation], x, given, size=size, refused=refused)
     if wish is None:
         return torch_function()
+    matrix = shape
     if w.dim() == 1:
-        w = w.unsqueeze(0)
-        b = b.unsqueeze(-1) if b is not None else None
-        y = linear_fwd(x.reshape(rows, x.shape[-1]), w, _flat_bias(b, (*shape, 1), rows), activation, wish)
-        return y.view(shape)
-    return linear_fwd(x.reshape(rows, x.shape[-1]), w, _flat_bias(b, shape, rows), activation, wish).view(shape)
+        w, matrix = w.unsqueeze(0), (*shape, 1)
+        b = None if b is None else b.unsqueeze(-1)
+    x = x if x.dim() == 2 else x.reshape(rows, x.shape[-1])
+    y = linear_fwd(x, w, _flat_bias(b, matrix, rows), activation, wish)
+    return y if y.shape == shape else y.view(shape)
 
 
 def _flat_bias(bias, shape, rows):
