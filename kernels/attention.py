@@ -1,0 +1,468 @@
+"""Fused attention: out = softmax(scores(q k^T)) v without the [L, S] matrix, forward and a deterministic backward.
+
+A program owns one tile of rows (or keys, for dK and dV) and walks the tiles it meets; no two programs write the same
+element, so no atomics. Tiles that a window or the end of the keys cuts take a loop of their own with the comparisons.
+Masks, windows, ALiBi, softcap and dropout are fields of two structs (attention_tile.py); absent ones compile to nothing.
+
+Shapes, all strides free:
+    q, out [batch, heads, L, ...]; k, v [batch, kv_heads, S, ...]; lse, delta [batch, heads, L] float32.
+    A packed batch has batch stride 0, and cu_seqlens say where a sequence starts.
+Source: Dao 2023, arXiv:2307.08691.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import tuning
+from .attention_tile import (
+    enter_head,
+    keep_of,
+    key_range,
+    load_lse,
+    load_rows,
+    load_tile,
+    make_dropout,
+    make_scores,
+    row_range,
+    rows_of,
+    score_tile,
+    sequence,
+    softmax_backward,
+    store_rows,
+    store_tile,
+    strided,
+    unit_of,
+)
+from .primitives import LN2, cast, dot
+
+# Sizes that change from call to call must not compile a kernel each.
+_SIZES = ["seqlen_q", "seqlen_k", "tiles"]
+
+
+@triton.jit
+def _attend(
+    acc, row_max, row_sum, q, k, v, scores, dropout, head, first_row, start, stop,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    BOUNDED: tl.constexpr,
+):  # fmt: skip
+    """Fold the keys [start, stop) into the running softmax of one tile of rows."""
+    BLOCK_M: tl.constexpr = q.shape[0]
+    offs_d = tl.arange(0, q.shape[1])
+    offs_v = tl.arange(0, acc.shape[1])
+    rows = first_row + tl.arange(0, BLOCK_M)[:, None]
+    unit = unit_of(scores)
+    limit = None
+    if BOUNDED:
+        limit = head.seqlen_k
+    for first_col in range(start, stop, BLOCK_N):
+        offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
+        keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
+        qk = dot(q, tl.trans(keys), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+        score, _ = score_tile(qk, rows, offs_n[None, :], scores, head, BOUNDED)
+        new_max = tl.maximum(row_max, tl.max(score, 1) * unit)
+        shift = new_max
+        if BOUNDED or head.mask_ptr is not None:  # a row may have seen nothing yet: -inf - -inf
+            shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+        p = tl.exp2(score * unit - shift[:, None])
+        alpha = tl.exp2(row_max - shift)
+        row_sum = row_sum * alpha + tl.sum(p, 1)
+        row_max = new_max
+        if dropout is not None:  # after the sum: the softmax is of all the keys
+            p = tl.where(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N), p, 0.0)
+        values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
+        acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)
+    return acc, row_max, row_sum
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _attention_fwd(
+    q, k, v, out, lse, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, heads, seqlen_q, seqlen_k, tiles,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    first_row = (tiles - 1 - pid % tiles) * BLOCK_M  # the longest causal rows first
+    h = pid // tiles % heads
+    batch = pid // tiles // heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    if first_row >= seqlen_q:
+        return
+    head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+    k = rows_of(k, batch, h // GROUP, k_start)
+    v = rows_of(v, batch, h // GROUP, k_start)
+
+    offs_m = first_row + tl.arange(0, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    edges = key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
+    for part in tl.static_range(3):
+        if part > 0 or scores.left is not None:
+            acc, row_max, row_sum = _attend(
+                acc, row_max, row_sum, queries, k, v, scores, dropout, head, first_row, edges[part], edges[part + 1],
+                HEAD_DIM, VALUE_DIM, BLOCK_N, PRECISION, BOUNDED=part != 1,
+            )  # fmt: skip
+
+    empty = row_sum == 0
+    row_sum = tl.where(empty, 1.0, row_sum)
+    inverse = 1 / row_sum
+    if dropout is not None:
+        inverse *= dropout.scale
+    store_tile(rows_of(out, batch, h, q_start), acc * inverse[:, None], offs_m, seqlen_q, offs_v, VALUE_DIM)
+    total = tl.where(empty, float("-inf"), (row_max + tl.log2(row_sum)) * LN2)
+    store_rows(rows_of(lse, batch, h, q_start), total, offs_m, seqlen_q)
+
+
+@triton.jit
+def _accumulate_dq(
+    acc, q, dout, lse, delta, k, v, scores, dropout, head, first_row, start, stop,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    BOUNDED: tl.constexpr,
+):  # fmt: skip
+    """acc + the sum over the keys [start, stop) of dqk k."""
+    BLOCK_M: tl.constexpr = q.shape[0]
+    offs_d = tl.arange(0, q.shape[1])
+    offs_v = tl.arange(0, dout.shape[1])
+    rows = first_row + tl.arange(0, BLOCK_M)[:, None]
+    limit = None
+    if BOUNDED:
+        limit = head.seqlen_k
+    for first_col in range(start, stop, BLOCK_N):
+        offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
+        keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
+        values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
+        qk = dot(q, tl.trans(keys), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+        dp = dot(dout, tl.trans(values), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+        keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
+        _, _, dqk = softmax_backward(
+            qk, dp, lse[:, None], delta[:, None], keep, rows, offs_n[None, :], scores, dropout, head, BOUNDED
+        )
+        acc = dot(cast(dqk, keys.dtype), keys, acc, PRECISION)
+    return acc
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _attention_bwd_dq(
+    q, k, v, out, dout, lse, dlse, delta, dq, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads,
+    seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dq, and delta = sum(out * dout) - dlse for the kernels that follow."""
+    pid = tl.program_id(0)
+    first_row = (tiles - 1 - pid % tiles) * BLOCK_M
+    h = pid // tiles % heads
+    batch = pid // tiles // heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    if first_row >= seqlen_q:
+        return
+    head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+    k = rows_of(k, batch, h // GROUP, k_start)
+    v = rows_of(v, batch, h // GROUP, k_start)
+
+    offs_m = first_row + tl.arange(0, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)
+    outputs = load_tile(rows_of(out, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)
+    douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)
+    lse_m = load_lse(rows_of(lse, batch, h, q_start), offs_m, seqlen_q)
+    delta_m = tl.sum(outputs.to(tl.float32) * douts.to(tl.float32), 1)
+    if dlse is not None:
+        delta_m -= load_rows(rows_of(dlse, batch, h, q_start), offs_m, seqlen_q, 0.0)
+    delta_m = tl.where(lse_m == float("inf"), 0.0, delta_m)  # the gradient of lse = -inf may be anything
+    store_rows(rows_of(delta, batch, h, q_start), delta_m, offs_m, seqlen_q)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    edges = key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
+    for part in tl.static_range(3):
+        if part > 0 or scores.left is not None:
+            acc = _accumulate_dq(
+                acc, queries, douts, lse_m, delta_m, k, v, scores, dropout, head, first_row, edges[part],
+                edges[part + 1], HEAD_DIM, VALUE_DIM, BLOCK_N, PRECISION, BOUNDED=part != 1,
+            )  # fmt: skip
+    store_tile(rows_of(dq, batch, h, q_start), acc * scale, offs_m, seqlen_q, offs_d, HEAD_DIM)
+
+
+@triton.jit
+def _accumulate_dkdv(
+    acc_k, acc_v, keys, values, q, dout, lse, delta, scores, dropout, head, first_col, start, stop,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+    BOUNDED: tl.constexpr,
+):  # fmt: skip
+    """acc_k, acc_v + sums over the rows [start, stop). Tiles are [keys, rows]: p^T and dqk^T are left operands at once."""
+    BLOCK_N: tl.constexpr = keys.shape[0]
+    offs_d = tl.arange(0, keys.shape[1])
+    offs_v = tl.arange(0, values.shape[1])
+    cols = first_col + tl.arange(0, BLOCK_N)[:, None]
+    limit = None
+    if BOUNDED:
+        limit = head.seqlen_q
+    for first_row in range(start, stop, BLOCK_M):
+        offs_m = tl.multiple_of(first_row, BLOCK_M) + tl.arange(0, BLOCK_M)
+        queries = load_tile(q, offs_m, limit, offs_d, HEAD_DIM)
+        douts = load_tile(dout, offs_m, limit, offs_v, VALUE_DIM)
+        lse_m = load_lse(lse, offs_m, head.seqlen_q)
+        delta_m = load_rows(delta, offs_m, head.seqlen_q, 0.0)
+        qk = dot(keys, tl.trans(queries), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION)
+        dp = dot(values, tl.trans(douts), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION)
+        keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
+        if dropout is not None:
+            keep = tl.trans(keep)
+        p, _, dqk = softmax_backward(
+            qk, dp, lse_m[None, :], delta_m[None, :], keep, offs_m[None, :], cols, scores, dropout, head, BOUNDED
+        )
+        acc_v = dot(cast(p, douts.dtype), douts, acc_v, PRECISION)
+        acc_k = dot(cast(dqk, queries.dtype), queries, acc_k, PRECISION)
+    return acc_k, acc_v
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _attention_bwd_dkdv(
+    q, k, v, dout, lse, delta, dk, dv, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads, seqlen_q,
+    seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of one tile of keys, summed over the query heads that share it."""
+    pid = tl.program_id(0)
+    first_col = pid % tiles * BLOCK_N  # the first keys are seen by the most causal rows
+    kv_heads = heads // GROUP
+    kv_head = pid // tiles % kv_heads
+    batch = pid // tiles // kv_heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    if first_col >= seqlen_k:
+        return
+
+    offs_n = first_col + tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    keys = load_tile(rows_of(k, batch, kv_head, k_start), offs_n, seqlen_k, offs_d, HEAD_DIM)
+    values = load_tile(rows_of(v, batch, kv_head, k_start), offs_n, seqlen_k, offs_v, VALUE_DIM)
+    acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    acc_v = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
+    for member in range(GROUP):
+        h = kv_head * GROUP + member
+        head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+        edges = row_range(first_col, BLOCK_N, scores, head, BLOCK_M)
+        for part in tl.static_range(3):
+            if part > 0 or scores.right is not None:
+                acc_k, acc_v = _accumulate_dkdv(
+                    acc_k, acc_v, keys, values, rows_of(q, batch, h, q_start), rows_of(dout, batch, h, q_start),
+                    rows_of(lse, batch, h, q_start), rows_of(delta, batch, h, q_start), scores, dropout, head,
+                    first_col, edges[part], edges[part + 1], HEAD_DIM, VALUE_DIM, BLOCK_M, PRECISION, BOUNDED=part != 1,
+                )  # fmt: skip
+    store_tile(rows_of(dk, batch, kv_head, k_start), acc_k * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
+    store_tile(rows_of(dv, batch, kv_head, k_start), acc_v, offs_n, seqlen_k, offs_v, VALUE_DIM)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _attention_bwd_dmask(
+    q, k, v, dout, lse, delta, dmask, scores, dropout, heads, seqlen_q, seqlen_k, own, shared, GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUM_ROWS: tl.constexpr,
+    SUM_KEYS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of an additive mask, one program per tile of it.
+
+    own and shared factor the tiles of the scores as [heads, row tiles, key tiles] with the batch in front: own ones
+    belong to distinct programs, and a program walks those that share its elements of a broadcast mask in order, so the
+    sum is deterministic and needs no workspace.
+    """
+    pid = tl.program_id(0)
+    own_key = pid % own[2]
+    own_row = pid // own[2] % own[1]
+    own_head = pid // own[2] // own[1] % own[0]
+    own_batch = pid // own[2] // own[1] // own[0]
+    zero = pid * 0
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for i in range(shared[3] * shared[2] * shared[1] * shared[0]):
+        first_col = (own_key + i % shared[2]) * BLOCK_N
+        first_row = (own_row + i // shared[2] % shared[1]) * BLOCK_M
+        h = own_head + i // shared[2] // shared[1] % shared[0]
+        batch = own_batch + i // shared[2] // shared[1] // shared[0]
+        head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+        offs_m = first_row + tl.arange(0, BLOCK_M)
+        offs_n = first_col + tl.arange(0, BLOCK_N)
+        queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)
+        douts = load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_v, VALUE_DIM)
+        keys = load_tile(rows_of(k, batch, h // GROUP, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)
+        values = load_tile(rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM)
+        lse_m = load_lse(rows_of(lse, batch, h, zero), offs_m, seqlen_q)
+        delta_m = load_rows(rows_of(delta, batch, h, zero), offs_m, seqlen_q, 0.0)
+        qk = dot(queries, tl.trans(keys), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+        dp = dot(douts, tl.trans(values), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+        keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
+        _, dscore, _ = softmax_backward(
+            qk, dp, lse_m[:, None], delta_m[:, None], keep, offs_m[:, None], offs_n[None, :], scores, dropout, head,
+            BOUNDED=True,
+        )  # fmt: skip
+        acc += dscore
+
+    rows = seqlen_q
+    cols = seqlen_k
+    if SUM_ROWS:
+        acc = tl.broadcast_to(tl.sum(acc, 0, keep_dims=True), [BLOCK_M, BLOCK_N])
+        rows = 1
+    if SUM_KEYS:
+        acc = tl.broadcast_to(tl.sum(acc, 1, keep_dims=True), [BLOCK_M, BLOCK_N])
+        cols = 1
+    offs_m = own_row * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = own_key * BLOCK_N + tl.arange(0, BLOCK_N)
+    store_tile(rows_of(dmask, own_batch, own_head, zero), acc, offs_m, rows, offs_n, cols)
+
+
+def attention_fwd(
+    q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal, out, lse
+):  # fmt: skip
+    """Fill out and lse.
+
+    Args:
+        q: [batch, heads, L, E]; k: [batch, kv_heads, S, E]; v: [batch, kv_heads, S, Ev]; E, Ev <= 256, any strides.
+        attn_mask: bool (True attends) or floating (added), expanded to [batch, heads, L, S]; or None.
+        alibi_slopes: [heads] or [batch, heads]; or None.
+        seed: int64, one element; read only if dropout_p > 0.
+        window_left, window_right: keys visible before and after the diagonal; negative is unlimited.
+        diagonal: row i stands at key i + diagonal.
+        lse: [batch, heads, L], float32, natural logarithm; -inf for a row that sees nothing, whose out is 0.
+    """
+    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
+    _forward(q, k, v, None, None, q.shape[2], scores, make_dropout(seed, dropout_p), out, lse)
+
+
+def attention_bwd(
+    dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right,
+    diagonal, need_dmask, dq, dk, dv, dmask,
+):  # fmt: skip
+    """Fill dq, dk, dv and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1."""
+    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
+    dropout = make_dropout(seed, dropout_p)
+    sizes = q.shape[2], k.shape[2]
+    delta = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, scale, dq, dk, dv)
+    if need_dmask and dmask.numel():
+        _mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask)
+
+
+def attention_varlen_fwd(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, dropout_p, scale, softcap,
+    window_left, window_right, bottom_right, out, lse,
+):  # fmt: skip
+    """attention_fwd over sequences packed one after another.
+
+    Args:
+        q, out: [total_q, heads, ...]; k, v: [total_k, kv_heads, ...]; lse: [heads, total_q].
+        cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], first token of each sequence; never read on the host, and
+            clamped to the tokens there are. Tokens of no sequence get out = 0, lse = -inf.
+        max_seqlen_q: at least the longest sequence; rows beyond it are not computed.
+        bottom_right: align the last row of a sequence with its last key, instead of the first with the first.
+    """
+    out.zero_()
+    lse.fill_(float("-inf"))
+    q, k, v, out, lse = (_unpacked(x, cu_seqlens_q) for x in (q, k, v, out, lse.t()))
+    diagonal = None if bottom_right else 0
+    scores = make_scores(scale, softcap, window_left, window_right, diagonal, None, alibi_slopes, q, k)
+    _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, make_dropout(seed, dropout_p), out, lse)
+
+
+def attention_varlen_bwd(
+    dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k,
+    dropout_p, scale, softcap, window_left, window_right, bottom_right, dq, dk, dv,
+):  # fmt: skip
+    """attention_bwd over packed sequences; tokens of no sequence get zero gradients."""
+    for gradient in (dq, dk, dv):
+        gradient.zero_()
+    dlse = None if dlse is None else _unpacked(dlse.t(), cu_seqlens_q)
+    q, k, v, out, dout, lse, dq, dk, dv = (
+        _unpacked(x, cu_seqlens_q) for x in (q, k, v, out, dout, lse.t(), dq, dk, dv)
+    )
+    diagonal = None if bottom_right else 0
+    scores = make_scores(scale, softcap, window_left, window_right, diagonal, None, alibi_slopes, q, k)
+    dropout = make_dropout(seed, dropout_p)
+    sizes = max_seqlen_q, max_seqlen_k
+    _backward(
+        dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *sizes, scores, dropout, scale, dq, dk, dv
+    )  # fmt: skip
+
+
+def _unpacked(x, cu_seqlens):
+    """[tokens, heads, ...] seen as [batch, heads, tokens, ...] with batch stride 0."""
+    x = x.transpose(0, 1)
+    return x.expand(cu_seqlens.numel() - 1, *x.shape)
+
+
+def _common(q, k, v):
+    """Arguments that all kernels share. A dimension that fills its block is not passed: None needs no comparison."""
+    head_dim, value_dim = q.shape[3], v.shape[3]
+    block_d, block_v = tuning.feature_block(head_dim), tuning.feature_block(value_dim)
+    return dict(
+        GROUP=q.shape[1] // k.shape[1],
+        HEAD_DIM=None if head_dim == block_d else head_dim,
+        VALUE_DIM=None if value_dim == block_v else value_dim,
+        BLOCK_D=block_d,
+        BLOCK_V=block_v,
+        PRECISION=tuning.input_precision(),
+    )
+
+
+def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout, out, lse):
+    batch, heads, seqlen_q, _ = q.shape
+    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]))
+    tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    if tiles * batch * heads == 0:
+        return
+    _attention_fwd[(tiles * heads * batch,)](
+        strided(q), strided(k), strided(v), strided(out), strided(lse), cu_seqlens_q, cu_seqlens_k, scores, dropout,
+        heads, seqlen_q, k.shape[2], tiles, **_common(q, k, v), **config,
+    )  # fmt: skip
+
+
+def _backward(
+    dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scores, dropout, scale,
+    dq, dk, dv,
+):  # fmt: skip
+    """Fill dq, dk, dv; return delta."""
+    batch, heads, seqlen_q, _ = q.shape
+    kv_heads, seqlen_k = k.shape[1:3]
+    arch, width = tuning.arch(q.device), max(q.shape[3], v.shape[3])
+    # One delta for each lse, packed like it when that is packed.
+    delta = torch.empty_like(lse[:1] if cu_seqlens_q is not None else lse, memory_format=torch.contiguous_format)
+    delta = delta.expand_as(lse)
+    config = tuning.attention_bwd_dq(arch, q.dtype, width)
+    tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    if tiles * batch * heads:
+        _attention_bwd_dq[(tiles * heads * batch,)](
+            strided(q), strided(k), strided(v), strided(out), strided(dout), strided(lse), strided(dlse),
+            strided(delta), strided(dq), cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k,
+            tiles, **_common(q, k, v), **config,
+        )  # fmt: skip
+    config = tuning.attention_bwd_dkdv(arch, q.dtype, width)
+    tiles = triton.cdiv(max_seqlen_k, config["BLOCK_N"])
+    if tiles * batch * kv_heads:
+        _attention_bwd_dkdv[(tiles * kv_heads * batch,)](
+            strided(q), strided(k), strided(v), strided(dout), strided(lse), strided(delta), strided(dk), strided(dv),
+            cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles,
+            **_common(q, k, v), **config,
+        )  # fmt: skip
+    return delta
+
+
+def _mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask):
+    batch, heads, seqlen_q, _ = q.shape
+    seqlen_k = k.shape[2]
+    config = tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]))
+    tiles = heads, triton.cdiv(seqlen_q, config["BLOCK_M"]), triton.cdiv(seqlen_k, config["BLOCK_N"]), batch
+    summed = [dmask.shape[i] == 1 for i in (1, 2, 3, 0)]
+    own = [1 if s else n for s, n in zip(summed, tiles, strict=True)]
+    shared = [n if s else 1 for s, n in zip(summed, tiles, strict=True)]
+    _attention_bwd_dmask[(own[0] * own[1] * own[2] * own[3],)](
+        strided(q), strided(k), strided(v), strided(dout), strided(lse), strided(delta), strided(dmask), scores,
+        dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **_common(q, k, v), **config,
+        SUM_ROWS=summed[1], SUM_KEYS=summed[2],
+    )  # fmt: skip

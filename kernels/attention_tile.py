@@ -1,0 +1,265 @@
+"""What the attention kernels share: how a tile of products becomes scores, and which tiles a tile meets.
+
+Scores are kept in units of log2(e), so that softmax is exp2. Of a packed batch each program sees one sequence, starting
+at its first token; a dense batch is the case where every sequence fills its row.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from . import philox, primitives
+
+_LOG2E = 1.4426950408889634
+
+
+class Scores(NamedTuple):
+    """From q.k to a score. A field that is None compiles to nothing."""
+
+    scale: float | None  # multiplies q.k first; with softcap it is scale / softcap
+    softcap: float | None  # multiplies tanh, in log2 units
+    unit: float | None  # multiplies what the above give; a plain scale folds here, into exp2's argument
+    left: int | None  # keys visible before and after the diagonal; None is all of them
+    right: int | None
+    diagonal: int | None  # row i stands at key i + diagonal; None aligns the last row with the last key
+    mask: object  # Strided [batch, heads, L, S]; bool: True attends; else added
+    slopes: object  # Strided [batch, heads]; ALiBi
+
+
+class Dropout(NamedTuple):
+    seed_ptr: object  # int64, one element
+    drop_below: int
+    scale: float
+
+
+class Strided(NamedTuple):
+    """A tensor in a kernel's arguments."""
+
+    ptr: object
+    strides: tuple
+
+
+class Head(NamedTuple):
+    """What a program knows of the head it is in."""
+
+    index: int  # batch * heads + head, which numbers the dropout masks
+    mask_ptr: object
+    slope: object  # in log2 units
+    diagonal: int
+    seqlen_q: int
+    seqlen_k: int
+
+
+def strided(tensor):
+    return None if tensor is None else Strided(tensor, tensor.stride())
+
+
+def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k):
+    """Scores from the operator's arguments; windows are cut to what the sequences can reach, so that they fit 32 bits."""
+    reach = q.shape[2] + k.shape[2] + abs(diagonal or 0)
+    left, right = (min(side, reach) if side >= 0 else None for side in (window_left, window_right))
+    plain = scale > 0 and not softcap and attn_mask is None and alibi_slopes is None
+    return Scores(
+        scale=None if plain else scale / softcap if softcap else scale * _LOG2E,
+        softcap=softcap * _LOG2E if softcap else None,
+        unit=scale * _LOG2E if plain else None,
+        left=left,
+        right=right,
+        diagonal=diagonal,
+        mask=strided(attn_mask),
+        slopes=None if alibi_slopes is None else Strided(alibi_slopes, (0, *alibi_slopes.stride())[-2:]),
+    )
+
+
+def make_dropout(seed, p):
+    return Dropout(seed, philox.threshold(p), philox.keep_scale(p)) if p > 0 else None
+
+
+@triton.jit
+def sequence(cu_seqlens_ptr, batch, tokens):
+    """(first token, length) of one sequence; offsets of a packed batch never lead outside its tokens."""
+    if cu_seqlens_ptr is None:
+        start = batch * 0
+        length = tokens
+    else:
+        start = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + batch).to(tl.int32), 0), tokens)
+        stop = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + batch + 1).to(tl.int32), start), tokens)
+        length = stop - start
+    return start, length
+
+
+@triton.jit
+def enter_head(scores, batch, head, heads, seqlen_q, seqlen_k):
+    diagonal = scores.diagonal
+    if scores.diagonal is None:
+        diagonal = seqlen_k - seqlen_q
+    mask_ptr = None
+    slope = None
+    if scores.mask is not None:
+        mask_ptr = rows_of(scores.mask, batch, head, batch * 0).ptr
+    if scores.slopes is not None:
+        slope = tl.load(scores.slopes.ptr + batch * scores.slopes.strides[0] + head * scores.slopes.strides[1])
+        slope = slope.to(tl.float32) * primitives.LOG2E
+    return Head(batch * heads + head, mask_ptr, slope, diagonal, seqlen_q, seqlen_k)
+
+
+@triton.jit
+def rows_of(x, batch, head, start):
+    """x from one head's first row on; 64-bit, since whole tensors pass 2^31 elements."""
+    ptr = x.ptr + batch.to(tl.int64) * x.strides[0] + head.to(tl.int64) * x.strides[1]
+    return Strided(ptr + start.to(tl.int64) * x.strides[2], x.strides)
+
+
+@triton.jit
+def load_tile(x, offs_m, limit_m, offs_d, limit_d):
+    """[rows, features] of x, zero from the limits on; a limit of None is known to hold."""
+    ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]
+    if limit_m is None and limit_d is None:
+        tile = tl.load(ptrs)
+    elif limit_d is None:
+        tile = tl.load(ptrs, mask=offs_m[:, None] < limit_m, other=0.0)
+    elif limit_m is None:
+        tile = tl.load(ptrs, mask=offs_d[None, :] < limit_d, other=0.0)
+    else:
+        tile = tl.load(ptrs, mask=(offs_m[:, None] < limit_m) & (offs_d[None, :] < limit_d), other=0.0)
+    return tile
+
+
+@triton.jit
+def store_tile(x, tile, offs_m, limit_m, offs_d, limit_d):
+    ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]
+    mask = offs_m[:, None] < limit_m
+    if limit_d is not None:
+        mask = mask & (offs_d[None, :] < limit_d)
+    tl.store(ptrs, primitives.cast(tile, x.ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_rows(x, offs_m, limit_m, other):
+    """One number per row, such as lse."""
+    return tl.load(x.ptr + offs_m.to(tl.int64) * x.strides[2], mask=offs_m < limit_m, other=other)
+
+
+@triton.jit
+def store_rows(x, value, offs_m, limit_m):
+    tl.store(x.ptr + offs_m.to(tl.int64) * x.strides[2], value, mask=offs_m < limit_m)
+
+
+@triton.jit
+def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
+    """(score, d score / d q.k up to the scale) for a tile of q.k in either orientation.
+
+    rows and cols are broadcastable to qk. BOUNDED: the tile crosses the window's edge or the end of the keys.
+    """
+    derivative = None
+    score = qk
+    if scores.softcap is not None:
+        curve = primitives.tanh(qk * scores.scale)
+        derivative = 1 - curve * curve
+        score = curve * scores.softcap
+    elif scores.scale is not None:
+        score = qk * scores.scale
+    if head.mask_ptr is not None:
+        offs = rows.to(tl.int64) * scores.mask.strides[2] + cols.to(tl.int64) * scores.mask.strides[3]
+        inside = (rows < head.seqlen_q) & (cols < head.seqlen_k)
+        mask = tl.load(head.mask_ptr + offs, mask=inside, other=0)
+        if head.mask_ptr.dtype.element_ty == tl.int1:
+            score = tl.where(mask, score, float("-inf"))
+        else:
+            score += mask.to(tl.float32) * primitives.LOG2E
+    if head.slope is not None:
+        score -= head.slope * tl.abs(rows + head.diagonal - cols).to(tl.float32)
+    if BOUNDED:
+        visible = cols < head.seqlen_k
+        if scores.left is not None:
+            visible = visible & (cols >= rows + head.diagonal - scores.left)
+        if scores.right is not None:
+            visible = visible & (cols <= rows + head.diagonal + scores.right)
+        score = tl.where(visible, score, float("-inf"))
+    return score, derivative
+
+
+@triton.jit
+def unit_of(scores):
+    if scores.unit is None:
+        unit = 1.0
+    else:
+        unit = scores.unit
+    return unit
+
+
+@triton.jit
+def key_range(first_row, ROWS: tl.constexpr, scores, head, BLOCK: tl.constexpr):
+    """(start, inner, outer, stop): rows [first_row, first_row + ROWS) see keys in [start, stop) only, and every row
+    sees every key of the whole tiles [inner, outer)."""
+    start = first_row * 0
+    stop = start + head.seqlen_k
+    inner = start
+    outer = stop
+    if scores.left is not None:
+        start = tl.maximum(first_row + head.diagonal - scores.left, 0)
+        inner = tl.maximum(first_row + ROWS - 1 + head.diagonal - scores.left, 0)
+    if scores.right is not None:
+        stop = tl.maximum(tl.minimum(stop, first_row + ROWS + head.diagonal + scores.right), 0)
+        outer = tl.maximum(tl.minimum(outer, first_row + 1 + head.diagonal + scores.right), 0)
+    return _whole_tiles(start, inner, outer, stop, BLOCK)
+
+
+@triton.jit
+def row_range(first_col, COLS: tl.constexpr, scores, head, BLOCK: tl.constexpr):
+    """key_range seen from the keys: the same four bounds on the rows that see keys [first_col, first_col + COLS)."""
+    start = first_col * 0
+    stop = start + head.seqlen_q
+    inner = start
+    outer = stop
+    if scores.right is not None:
+        start = tl.maximum(first_col - head.diagonal - scores.right, 0)
+        inner = tl.maximum(first_col + COLS - 1 - head.diagonal - scores.right, 0)
+    if scores.left is not None:
+        stop = tl.maximum(tl.minimum(stop, first_col + COLS - head.diagonal + scores.left), 0)
+        outer = tl.maximum(tl.minimum(outer, first_col + 1 - head.diagonal + scores.left), 0)
+    return _whole_tiles(start, inner, outer, stop, BLOCK)
+
+
+@triton.jit
+def _whole_tiles(start, inner, outer, stop, BLOCK: tl.constexpr):
+    start = start // BLOCK * BLOCK
+    inner = tl.minimum((inner + BLOCK - 1) // BLOCK * BLOCK, stop)
+    outer = tl.maximum(outer // BLOCK * BLOCK, inner)
+    return start, inner, outer, stop
+
+
+@triton.jit
+def softmax_backward(qk, dp, lse, delta, keep, rows, cols, scores, dropout, head, BOUNDED: tl.constexpr):
+    """(p after dropout, d score, d q.k up to the scale) from the products, in either orientation.
+
+    lse is in log2 units, +inf for rows that saw nothing, which makes their p zero; delta is sum(out * dout) - dlse.
+    """
+    score, derivative = score_tile(qk, rows, cols, scores, head, BOUNDED)
+    p = tl.exp2(score * unit_of(scores) - lse)
+    kept = p
+    if dropout is not None:
+        kept = tl.where(keep, p * dropout.scale, 0.0)
+        dp = tl.where(keep, dp * dropout.scale, 0.0)
+    dscore = p * (dp - delta)
+    dqk = dscore
+    if derivative is not None:
+        dqk = dscore * derivative
+    return kept, dscore, dqk
+
+
+@triton.jit
+def load_lse(x, offs_m, limit_m):
+    """lse in log2 units; +inf for rows that saw nothing or do not exist."""
+    lse = load_rows(x, offs_m, limit_m, float("-inf")) * primitives.LOG2E
+    return tl.where(lse == float("-inf"), float("inf"), lse)
+
+
+@triton.jit
+def keep_of(dropout, head, first_row, first_col, ROWS: tl.constexpr, COLS: tl.constexpr):
+    keep = None
+    if dropout is not None:
+        seed = tl.load(dropout.seed_ptr)
+        keep = philox.keep_tile(seed, dropout.drop_below, head.index, first_row, first_col, ROWS, COLS)
+    return keep
