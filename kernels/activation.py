@@ -1,10 +1,9 @@
-"""Activations over a dense buffer. The functions themselves are rows of pyflash/activations.py, rendered to activations.py."""
+"""Activations over a dense buffer; the functions are the rows of pyflash/activations.py, rendered to activations.py."""
 
 import triton
 import triton.language as tl
 
-from . import primitives
-from .activations import BACKWARD, FORWARD
+from pyflash.kernels import activations, primitives
 
 _BLOCK = 1024
 
@@ -14,7 +13,7 @@ def _activation_fwd(x_ptr, y_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.cons
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     x = tl.load(x_ptr + offs, mask=mask, other=0.0)
-    y = ACTIVATION(x.to(tl.float64 if x.dtype == tl.float64 else tl.float32))
+    y = activations.fwd(x.to(tl.float64 if x.dtype == tl.float64 else tl.float32), ACTIVATION)
     tl.store(y_ptr + offs, primitives.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -25,19 +24,19 @@ def _activation_bwd(dy_ptr, saved_ptr, dx_ptr, size, ACTIVATION: tl.constexpr, B
     dy = tl.load(dy_ptr + offs, mask=mask, other=0.0)
     saved = tl.load(saved_ptr + offs, mask=mask, other=0.0)
     acc: tl.constexpr = tl.float64 if dy.dtype == tl.float64 else tl.float32
-    dx = ACTIVATION(dy.to(acc), saved.to(acc))
+    dx = activations.bwd(dy.to(acc), saved.to(acc), ACTIVATION)
     tl.store(dx_ptr + offs, primitives.cast(dx, dx_ptr.dtype.element_ty), mask=mask)
 
 
 def activation_fwd(x, activation, y):
-    """y = activation(x); x and y dense, of one memory order."""
+    """y = activation(x), a name of the table; x and y dense, of one memory order."""
     if x.numel():
         grid = (triton.cdiv(x.numel(), _BLOCK),)
-        _activation_fwd[grid](x, y, x.numel(), ACTIVATION=FORWARD[activation], BLOCK=_BLOCK)
+        _activation_fwd[grid](x, y, x.numel(), ACTIVATION=activation, BLOCK=_BLOCK)
 
 
 def activation_bwd(dy, saved, activation, dx):
     """dx = dy * activation'; saved is the forward's x or y, as the activation's row says; all dense, of one order."""
     if dy.numel():
         grid = (triton.cdiv(dy.numel(), _BLOCK),)
-        _activation_bwd[grid](dy, saved, dx, dy.numel(), ACTIVATION=BACKWARD[activation], BLOCK=_BLOCK)
+        _activation_bwd[grid](dy, saved, dx, dy.numel(), ACTIVATION=activation, BLOCK=_BLOCK)

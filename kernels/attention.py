@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import tuning
-from .attention_tile import (
+from pyflash.kernels import tuning
+from pyflash.kernels.attention_tile import (
     enter_head,
     keep_of,
     key_range,
@@ -34,7 +34,7 @@ from .attention_tile import (
     strided,
     unit_of,
 )
-from .primitives import LN2, cast, dot
+from pyflash.kernels.primitives import LN2, cast, dot
 
 # Sizes that change from call to call must not compile a kernel each.
 _SIZES = ["seqlen_q", "seqlen_k", "tiles"]
@@ -138,7 +138,9 @@ def _accumulate_dq(
         values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
         qk = dot(q, tl.trans(keys), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
         dp = dot(dout, tl.trans(values), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
-        keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
+        keep = None
+        if dropout is not None:
+            keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
         _, _, dqk = softmax_backward(
             qk, dp, lse[:, None], delta[:, None], keep, rows, offs_n[None, :], scores, dropout, head, BOUNDED
         )
@@ -211,9 +213,9 @@ def _accumulate_dkdv(
         delta_m = load_rows(delta, offs_m, head.seqlen_q, 0.0)
         qk = dot(keys, tl.trans(queries), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION)
         dp = dot(values, tl.trans(douts), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION)
-        keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
+        keep = None
         if dropout is not None:
-            keep = tl.trans(keep)
+            keep = tl.trans(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
         p, _, dqk = softmax_backward(
             qk, dp, lse_m[None, :], delta_m[None, :], keep, offs_m[None, :], cols, scores, dropout, head, BOUNDED
         )
@@ -299,7 +301,9 @@ def _attention_bwd_dmask(
         delta_m = load_rows(rows_of(delta, batch, h, zero), offs_m, seqlen_q, 0.0)
         qk = dot(queries, tl.trans(keys), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
         dp = dot(douts, tl.trans(values), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
-        keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
+        keep = None
+        if dropout is not None:
+            keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
         _, dscore, _ = softmax_backward(
             qk, dp, lse_m[:, None], delta_m[:, None], keep, offs_m[:, None], offs_n[None, :], scores, dropout, head,
             BOUNDED=True,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from . import philox, primitives
+from pyflash.kernels import philox, primitives
 
 _LOG2E = 1.4426950408889634
 
@@ -148,15 +148,14 @@ def store_rows(x, value, offs_m, limit_m):
 
 @triton.jit
 def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
-    """(score, d score / d q.k up to the scale) for a tile of q.k in either orientation.
+    """(score, softcap's tanh) for a tile of q.k in either orientation; the tanh means nothing without a softcap.
 
     rows and cols are broadcastable to qk. BOUNDED: the tile crosses the window's edge or the end of the keys.
     """
-    derivative = None
+    curve = qk
     score = qk
     if scores.softcap is not None:
         curve = primitives.tanh(qk * scores.scale)
-        derivative = 1 - curve * curve
         score = curve * scores.softcap
     elif scores.scale is not None:
         score = qk * scores.scale
@@ -177,7 +176,7 @@ def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
         if scores.right is not None:
             visible = visible & (cols <= rows + head.diagonal + scores.right)
         score = tl.where(visible, score, float("-inf"))
-    return score, derivative
+    return score, curve
 
 
 @triton.jit
@@ -236,7 +235,7 @@ def softmax_backward(qk, dp, lse, delta, keep, rows, cols, scores, dropout, head
 
     lse is in log2 units, +inf for rows that saw nothing, which makes their p zero; delta is sum(out * dout) - dlse.
     """
-    score, derivative = score_tile(qk, rows, cols, scores, head, BOUNDED)
+    score, curve = score_tile(qk, rows, cols, scores, head, BOUNDED)
     p = tl.exp2(score * unit_of(scores) - lse)
     kept = p
     if dropout is not None:
@@ -244,8 +243,8 @@ def softmax_backward(qk, dp, lse, delta, keep, rows, cols, scores, dropout, head
         dp = tl.where(keep, dp * dropout.scale, 0.0)
     dscore = p * (dp - delta)
     dqk = dscore
-    if derivative is not None:
-        dqk = dscore * derivative
+    if scores.softcap is not None:
+        dqk = dscore * (1 - curve * curve)
     return kept, dscore, dqk
 
 
@@ -258,8 +257,6 @@ def load_lse(x, offs_m, limit_m):
 
 @triton.jit
 def keep_of(dropout, head, first_row, first_col, ROWS: tl.constexpr, COLS: tl.constexpr):
-    keep = None
-    if dropout is not None:
-        seed = tl.load(dropout.seed_ptr)
-        keep = philox.keep_tile(seed, dropout.drop_below, head.index, first_row, first_col, ROWS, COLS)
-    return keep
+    return philox.keep_tile(
+        tl.load(dropout.seed_ptr), dropout.drop_below, head.index, first_row, first_col, ROWS, COLS
+    )

@@ -6,7 +6,7 @@ The backward is the same kernel on dy.
 import triton
 import triton.language as tl
 
-from . import philox, primitives
+from pyflash.kernels import philox, primitives
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import functools
 import torch
 import triton
 
-from .primitives import INTERPRETED
+from pyflash.kernels.primitives import INTERPRETED
 
 
 @functools.cache
