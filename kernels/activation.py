@@ -3,9 +3,7 @@
 import triton
 import triton.language as tl
 
-from pyflash.kernels import activations, primitives
-
-_BLOCK = 1024
+from pyflash.kernels import activations, primitives, tuning
 
 
 @triton.jit
@@ -31,12 +29,12 @@ def _activation_bwd(dy_ptr, saved_ptr, dx_ptr, size, ACTIVATION: tl.constexpr, B
 def activation_fwd(x, activation, y):
     """y = activation(x), a name of the table; x and y dense, of one memory order."""
     if x.numel():
-        grid = (triton.cdiv(x.numel(), _BLOCK),)
-        _activation_fwd[grid](x, y, x.numel(), ACTIVATION=activation, BLOCK=_BLOCK)
+        grid = (triton.cdiv(x.numel(), tuning.POINTWISE_BLOCK),)
+        _activation_fwd[grid](x, y, x.numel(), ACTIVATION=activation, BLOCK=tuning.POINTWISE_BLOCK)
 
 
 def activation_bwd(dy, saved, activation, dx):
     """dx = dy * activation'; saved is the forward's x or y, as the activation's row says; all dense, of one order."""
     if dy.numel():
-        grid = (triton.cdiv(dy.numel(), _BLOCK),)
-        _activation_bwd[grid](dy, saved, dx, dy.numel(), ACTIVATION=activation, BLOCK=_BLOCK)
+        grid = (triton.cdiv(dy.numel(), tuning.POINTWISE_BLOCK),)
+        _activation_bwd[grid](dy, saved, dx, dy.numel(), ACTIVATION=activation, BLOCK=tuning.POINTWISE_BLOCK)

@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import tuning
+from pyflash.kernels.attention_decode import decode
 from pyflash.kernels.attention_tile import (
+    common_arguments,
     enter_head,
     keep_of,
     key_range,
@@ -338,6 +340,8 @@ def attention_fwd(
         lse: [batch, heads, L], float32, natural logarithm; -inf for a row that sees nothing, whose out is 0.
     """
     scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
+    if attn_mask is None and dropout_p == 0 and tuning.attention_splits_keys(tuning.arch(q.device), q.shape, k.shape):
+        return decode(q, k, v, None, scores, out, lse)
     _forward(q, k, v, None, None, q.shape[2], scores, make_dropout(seed, dropout_p), out, lse)
 
 
@@ -401,20 +405,6 @@ def _unpacked(x, cu_seqlens):
     return x.expand(cu_seqlens.numel() - 1, *x.shape)
 
 
-def _common(q, k, v):
-    """Arguments that all kernels share. A dimension that fills its block is not passed: None needs no comparison."""
-    head_dim, value_dim = q.shape[3], v.shape[3]
-    block_d, block_v = tuning.feature_block(head_dim), tuning.feature_block(value_dim)
-    return dict(
-        GROUP=q.shape[1] // k.shape[1],
-        HEAD_DIM=None if head_dim == block_d else head_dim,
-        VALUE_DIM=None if value_dim == block_v else value_dim,
-        BLOCK_D=block_d,
-        BLOCK_V=block_v,
-        PRECISION=tuning.input_precision(),
-    )
-
-
 def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout, out, lse):
     batch, heads, seqlen_q, _ = q.shape
     config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]))
@@ -423,7 +413,7 @@ def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout,
         return
     _attention_fwd[(tiles * heads * batch,)](
         strided(q), strided(k), strided(v), strided(out), strided(lse), cu_seqlens_q, cu_seqlens_k, scores, dropout,
-        heads, seqlen_q, k.shape[2], tiles, **_common(q, k, v), **config,
+        heads, seqlen_q, k.shape[2], tiles, **common_arguments(q, k, v), **config,
     )  # fmt: skip
 
 
@@ -444,7 +434,7 @@ def _backward(
         _attention_bwd_dq[(tiles * heads * batch,)](
             strided(q), strided(k), strided(v), strided(out), strided(dout), strided(lse), strided(dlse),
             strided(delta), strided(dq), cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k,
-            tiles, **_common(q, k, v), **config,
+            tiles, **common_arguments(q, k, v), **config,
         )  # fmt: skip
     config = tuning.attention_bwd_dkdv(arch, q.dtype, width)
     tiles = triton.cdiv(max_seqlen_k, config["BLOCK_N"])
@@ -452,7 +442,7 @@ def _backward(
         _attention_bwd_dkdv[(tiles * kv_heads * batch,)](
             strided(q), strided(k), strided(v), strided(dout), strided(lse), strided(delta), strided(dk), strided(dv),
             cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles,
-            **_common(q, k, v), **config,
+            **common_arguments(q, k, v), **config,
         )  # fmt: skip
     return delta
 
@@ -467,6 +457,6 @@ def _mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask):
     shared = [n if s else 1 for s, n in zip(summed, tiles, strict=True)]
     _attention_bwd_dmask[(own[0] * own[1] * own[2] * own[3],)](
         strided(q), strided(k), strided(v), strided(dout), strided(lse), strided(delta), strided(dmask), scores,
-        dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **_common(q, k, v), **config,
+        dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **common_arguments(q, k, v), **config,
         SUM_ROWS=summed[1], SUM_KEYS=summed[2],
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from pyflash.kernels import philox, primitives
+from pyflash.kernels import philox, primitives, tuning
 
 _LOG2E = 1.4426950408889634
 
@@ -74,6 +74,20 @@ def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, 
 
 def make_dropout(seed, p):
     return Dropout(seed, philox.threshold(p), philox.keep_scale(p)) if p > 0 else None
+
+
+def common_arguments(q, k, v):
+    """What every kernel is compiled for. A dimension that fills its block is None: it needs no comparison."""
+    head_dim, value_dim = q.shape[3], v.shape[3]
+    block_d, block_v = tuning.feature_block(head_dim), tuning.feature_block(value_dim)
+    return dict(
+        GROUP=q.shape[1] // k.shape[1],
+        HEAD_DIM=None if head_dim == block_d else head_dim,
+        VALUE_DIM=None if value_dim == block_v else value_dim,
+        BLOCK_D=block_d,
+        BLOCK_V=block_v,
+        PRECISION=tuning.input_precision(),
+    )
 
 
 @triton.jit

@@ -6,7 +6,7 @@ The backward is the same kernel on dy.
 import triton
 import triton.language as tl
 
-from pyflash.kernels import philox, primitives
+from pyflash.kernels import philox, primitives, tuning
 
 
 @triton.jit
@@ -32,7 +32,6 @@ def dropout(x, seed, p, y):
     """
     if x.numel() == 0:
         return
-    BLOCKS = 16  # of 64 elements: 1024 per program
-    _dropout[(triton.cdiv(x.numel(), 64 * BLOCKS),)](
-        x, seed, y, x.numel(), philox.threshold(p), philox.keep_scale(p), BLOCKS=BLOCKS
-    )
+    grid = (triton.cdiv(x.numel(), tuning.POINTWISE_BLOCK),)
+    blocks = tuning.POINTWISE_BLOCK // 64
+    _dropout[grid](x, seed, y, x.numel(), philox.threshold(p), philox.keep_scale(p), BLOCKS=blocks)

@@ -124,9 +124,19 @@ def log1p(x):
 
 @triton.jit
 def tanh(x):
-    """expm1(2|x|) / (expm1(2|x|) + 2) with the sign of x: keeps small x to the last bits, and never inf / inf."""
-    e = expm1(2 * _clamp(tl.abs(x), 0.0, 20.0))
-    y = e / (e + 2)
+    """1 - 2 / (e^2|x| + 1) with the sign of x; below 0.625 that cancels, and x + x^3 P(x^2) takes its place."""
+    a = _clamp(tl.abs(x), 0.0, 20.0)
+    square = tl.where(a < 0.625, a * a, 0.0)
+    if x.dtype == tl.float64:
+        series = _polynomial(square, (
+            -0.3333333333333333, 0.13333333333333042, -0.05396825396789699, 0.021869488519008305,
+            -0.008863235103240878, 0.0035921217511549622, -0.0014557754120478055, 0.0005896606577757043,
+            -0.0002375906496055562, 9.257116129556769e-05, -3.12011014257974e-05, 6.485163482793113e-06))  # fmt: skip
+    else:
+        series = _polynomial(square, (
+            -0.3333333432674408, 0.13333304226398468, -0.053959257900714874, 0.02176891826093197,
+            -0.008343945257365704, 0.002292744815349579))  # fmt: skip
+    y = tl.where(a < 0.625, a + a * square * series, 1 - 2 / (exp(2 * a) + 1))
     return tl.where(x == 0, x, tl.where(x < 0, -y, y))
 
 

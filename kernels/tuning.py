@@ -11,6 +11,14 @@ import triton
 from pyflash.kernels.primitives import INTERPRETED
 
 
+# Programs that run at once; the interpreter's number makes small shapes split.
+MULTIPROCESSORS = {"interpreter": 8, "sm80": 108, "sm86": 84, "sm90": 132, "sm100": 148}
+_SPLIT_FROM = {"interpreter": 96, "sm80": 512, "sm86": 512, "sm90": 512, "sm100": 512}  # keys
+
+# Elements to a program of a pointwise kernel.
+POINTWISE_BLOCK = 65536 if INTERPRETED.value else 1024
+
+
 @functools.cache
 def arch(device):
     """The row set for a device: "interpreter", "sm80", "sm86", "sm90" or "sm100"."""
@@ -39,21 +47,105 @@ def feature_block(dim):
     return max(16, triton.next_power_of_2(dim))
 
 
-def _config(block_m, block_n, num_warps, num_stages):
+def _tile(block_m, block_n, num_warps, num_stages):
     return dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps, num_stages=num_stages)
 
 
-# arch: (widest head, config) rows in ascending order, half types first.
-_INTERPRETER = {"half": [(256, _config(32, 16, 4, 1))], "float32": [(256, _config(32, 16, 4, 1))]}
+# Rows of (widest head, tile), ascending. sm86 has the sm80 instructions and 99 KB of shared memory; sm100 takes what
+# sm90 does, fewer registers being live there because accumulators sit in tensor memory.
+_ATTENTION_FWD_HALF = {
+    "sm80": [(64, _tile(128, 64, 4, 3)), (128, _tile(128, 64, 8, 3)), (256, _tile(64, 32, 8, 2))],
+    "sm86": [(64, _tile(128, 64, 4, 3)), (128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 2))],
+    "sm90": [(64, _tile(128, 128, 8, 3)), (128, _tile(128, 128, 8, 2)), (256, _tile(64, 64, 4, 2))],
+    "sm100": [(64, _tile(128, 128, 8, 3)), (128, _tile(128, 64, 8, 3)), (256, _tile(64, 64, 4, 2))],
+}
+_ATTENTION_DQ_HALF = {
+    "sm80": [(64, _tile(128, 64, 8, 2)), (128, _tile(64, 64, 8, 2)), (256, _tile(64, 32, 8, 2))],
+    "sm86": [(64, _tile(128, 64, 8, 2)), (128, _tile(64, 64, 8, 2)), (256, _tile(32, 32, 4, 1))],
+    "sm90": [(64, _tile(128, 64, 8, 3)), (128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 2))],
+    "sm100": [(64, _tile(128, 64, 8, 3)), (128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 2))],
+}
+_ATTENTION_DKDV_HALF = {
+    "sm80": [(64, _tile(64, 64, 4, 2)), (128, _tile(32, 64, 8, 2)), (256, _tile(32, 64, 8, 1))],
+    "sm86": [(64, _tile(64, 64, 4, 2)), (128, _tile(32, 64, 8, 2)), (256, _tile(16, 64, 8, 1))],
+    "sm90": [(64, _tile(64, 128, 8, 2)), (128, _tile(32, 128, 8, 2)), (256, _tile(32, 64, 8, 1))],
+    "sm100": [(64, _tile(64, 128, 8, 2)), (128, _tile(32, 128, 8, 2)), (256, _tile(32, 64, 8, 1))],
+}
+# IEEE float32 products run on the FMA units and unroll completely: larger tiles spill.
+_ATTENTION_FWD_FLOAT32 = [(64, _tile(64, 32, 8, 1)), (128, _tile(32, 32, 8, 1)), (256, _tile(16, 32, 8, 1))]
+_ATTENTION_DQ_FLOAT32 = [(64, _tile(32, 32, 8, 1)), (256, _tile(16, 16, 4, 1))]
+_ATTENTION_DKDV_FLOAT32 = [(64, _tile(16, 32, 4, 1)), (256, _tile(16, 32, 8, 1))]
+
+
+def _pick(half, float32, interpreter, arch, dtype, head_dim):
+    if arch == "interpreter":
+        return interpreter
+    rows = float32 if dtype == torch.float32 else half[arch]
+    return next(config for widest, config in rows if head_dim <= widest)
 
 
 def attention_fwd(arch, dtype, head_dim):
-    return dict(_config(32, 16, 4, 1))
+    return _pick(_ATTENTION_FWD_HALF, _ATTENTION_FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim)
 
 
 def attention_bwd_dq(arch, dtype, head_dim):
-    return dict(_config(32, 16, 4, 1))
+    return _pick(_ATTENTION_DQ_HALF, _ATTENTION_DQ_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim)
 
 
 def attention_bwd_dkdv(arch, dtype, head_dim):
-    return dict(_config(16, 32, 4, 1))
+    return _pick(_ATTENTION_DKDV_HALF, _ATTENTION_DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim)
+
+
+def attention_decode(arch, dtype, head_dim, rows):
+    """Tiles of 16 packed rows, the least a matrix instruction takes: the cache is what is read."""
+    if arch == "interpreter":
+        return _tile(16, 16, 4, 1)
+    block_m = 16 if rows <= 16 or dtype == torch.float32 else 32
+    if dtype == torch.float32:
+        return _tile(block_m, 32 if head_dim <= 128 else 16, 4, 1)
+    return _tile(block_m, 64 if head_dim <= 128 else 32, 4, 3 if head_dim <= 128 else 2)
+
+
+def decode_splits(arch, programs, keys, block_n):
+    """(splits, keys in each): two programs a multiprocessor, if there are keys enough; at most 128 parts to combine."""
+    blocks = max(1, triton.cdiv(keys, block_n))
+    splits = max(1, min(2 * MULTIPROCESSORS[arch] // max(1, programs), blocks, 128))
+    blocks_each = triton.cdiv(blocks, splits)
+    return triton.cdiv(blocks, blocks_each), blocks_each * block_n
+
+
+def attention_splits_keys(arch, q_shape, k_shape):
+    """Should a plain forward take the decode kernels: so few rows that whole-row programs leave the device idle?"""
+    batch, heads, queries, _ = q_shape
+    kv_heads, keys = k_shape[1:3]
+    if not heads or queries * (heads // kv_heads) > 64:
+        return False
+    return 2 * batch * kv_heads <= MULTIPROCESSORS[arch] and keys >= _SPLIT_FROM[arch]
+
+
+def _product(block_m, block_n, block_k, num_warps, num_stages):
+    return dict(BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=num_warps, num_stages=num_stages)
+
+
+# Rows of (most rows of the result, tile), ascending; None is any number.
+_MATMUL_HALF = {
+    "sm80": [(32, _product(32, 64, 64, 4, 4)), (64, _product(64, 64, 64, 4, 4)), (None, _product(128, 128, 32, 8, 4))],
+    "sm86": [(32, _product(32, 64, 64, 4, 3)), (64, _product(64, 64, 64, 4, 3)), (None, _product(128, 128, 32, 8, 3))],
+    "sm90": [(32, _product(32, 64, 128, 4, 4)), (64, _product(64, 64, 64, 4, 4)), (None, _product(128, 128, 64, 8, 4))],
+    "sm100": [(32, _product(32, 64, 128, 4, 4)), (64, _product(64, 64, 64, 4, 4)), (None, _product(128, 128, 64, 8, 4))],
+}
+_MATMUL_FLOAT32 = [(32, _product(32, 64, 16, 4, 2)), (None, _product(64, 64, 16, 4, 2))]
+
+
+def matmul(arch, dtype, M, N, K):
+    if arch == "interpreter":
+        return _product(32, 32, 32, 4, 1)
+    rows = _MATMUL_FLOAT32 if dtype == torch.float32 else _MATMUL_HALF[arch]
+    return next(config for most, config in rows if most is None or M <= most)
+
+
+def row_block(arch, cols):
+    """Whole rows of at most 2048 elements together, and warps so that a thread holds about 16 of them."""
+    block_n = triton.next_power_of_2(cols)
+    block_m = max(1, min(16, 2048 // block_n))
+    return dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=max(1, min(16, block_m * block_n // 512)))

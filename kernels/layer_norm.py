@@ -1,0 +1,144 @@
+"""Layer normalisation over rows, y = (s - mean) rstd weight + bias with s = x + residual, and its backward.
+
+A program holds whole rows in registers. The parameter gradients are summed in a fixed order: each program over its own
+rows, then one reduction over the programs. Source: Ba et al. 2016, arXiv:1607.06450.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from pyflash.kernels import tuning
+from pyflash.kernels.primitives import cast
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _layer_norm_fwd(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, summed_ptr, mean_ptr, rstd_ptr, x_row_stride,
+    residual_row_stride, rows, cols, EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_m = offs_m < rows
+    mask_n = offs_n < cols
+    mask = mask_m[:, None] & mask_n[None, :]
+    dense = offs_m[:, None] * cols + offs_n[None, :]
+    s = tl.load(x_ptr + offs_m[:, None] * x_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
+    if residual_ptr is not None:
+        s += tl.load(residual_ptr + offs_m[:, None] * residual_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
+        rounded = cast(s, summed_ptr.dtype.element_ty)
+        tl.store(summed_ptr + dense, rounded, mask=mask)
+        s = cast(rounded, ACC)  # what is normalised is what the backward will read
+    mean = tl.sum(s, 1) / cols
+    centred = tl.where(mask_n[None, :], s - mean[:, None], 0.0)
+    rstd = 1 / tl.sqrt(tl.sum(centred * centred, 1) / cols + EPS)
+    y = centred * rstd[:, None]
+    if weight_ptr is not None:
+        y *= tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(ACC)[None, :]
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(ACC)[None, :]
+    tl.store(y_ptr + dense, cast(y, y_ptr.dtype.element_ty), mask=mask)
+    tl.store(mean_ptr + offs_m, mean, mask=mask_m)
+    tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _layer_norm_bwd(
+    dy_ptr, dsummed_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dweight_ptr, dbias_ptr, dy_row_stride,
+    dsummed_row_stride, s_row_stride, rows, cols, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dx, and this program's share of dweight and dbias [programs, cols]."""
+    pid = tl.program_id(0)
+    programs = tl.num_programs(0)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_n = offs_n < cols
+    dweight = tl.zeros([BLOCK_N], ACC)
+    dbias = tl.zeros([BLOCK_N], ACC)
+    weight = tl.full([BLOCK_N], 1.0, ACC)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(ACC)
+    for first in range(pid * BLOCK_M, rows, programs * BLOCK_M):
+        offs_m = first + tl.arange(0, BLOCK_M).to(tl.int64)
+        mask_m = offs_m < rows
+        mask = mask_m[:, None] & mask_n[None, :]
+        dy = tl.load(dy_ptr + offs_m[:, None] * dy_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
+        s = tl.load(s_ptr + offs_m[:, None] * s_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
+        mean = tl.load(mean_ptr + offs_m, mask=mask_m, other=0.0)
+        rstd = tl.load(rstd_ptr + offs_m, mask=mask_m, other=0.0)
+        xhat = tl.where(mask, (s - mean[:, None]) * rstd[:, None], 0.0)
+        dxhat = dy * weight[None, :]
+        # The derivative of a normalised row is the projection away from 1 and from xhat.
+        along_one = tl.sum(dxhat, 1) / cols
+        along_xhat = tl.sum(dxhat * xhat, 1) / cols
+        dx = (dxhat - along_one[:, None] - xhat * along_xhat[:, None]) * rstd[:, None]
+        if dsummed_ptr is not None:
+            ptrs = dsummed_ptr + offs_m[:, None] * dsummed_row_stride + offs_n[None, :]
+            dx += tl.load(ptrs, mask=mask, other=0.0).to(ACC)
+        tl.store(dx_ptr + offs_m[:, None] * cols + offs_n[None, :], cast(dx, dx_ptr.dtype.element_ty), mask=mask)
+        dweight += tl.sum(dy * xhat, 0)
+        dbias += tl.sum(dy, 0)
+    tl.store(dweight_ptr + pid * cols + offs_n, dweight, mask=mask_n)
+    tl.store(dbias_ptr + pid * cols + offs_n, dbias, mask=mask_n)
+
+
+@triton.jit
+def _sum_programs(partial_ptr, out_ptr, programs, cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """out = partial.sum(0); partial [programs, cols]."""
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < cols
+    acc = tl.zeros([BLOCK_M, BLOCK_N], partial_ptr.dtype.element_ty)
+    for first in range(0, programs, BLOCK_M):
+        offs_m = first + tl.arange(0, BLOCK_M)
+        mask = (offs_m < programs)[:, None] & mask_n[None, :]
+        acc += tl.load(partial_ptr + offs_m[:, None] * cols + offs_n[None, :], mask=mask, other=0.0)
+    tl.store(out_ptr + offs_n, cast(tl.sum(acc, 0), out_ptr.dtype.element_ty), mask=mask_n)
+
+
+def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
+    """Fill y, mean, rstd and, with a residual, summed = x + residual.
+
+    Args:
+        x, residual: [rows, cols], any row stride, columns adjacent; residual may be None.
+        weight, bias: [cols], contiguous; or None.
+        y, summed: [rows, cols], contiguous. Without a residual summed is not written.
+        mean, rstd: [rows], float32 (float64 for float64).
+    """
+    rows, cols = x.shape
+    if rows * cols == 0:
+        return
+    config = tuning.row_block(tuning.arch(x.device), cols)
+    _layer_norm_fwd[(triton.cdiv(rows, config["BLOCK_M"]),)](
+        x, residual, weight, bias, y, summed, mean, rstd, x.stride(0), 0 if residual is None else residual.stride(0),
+        rows, cols, EPS=eps, ACC=_acc_dtype(x), **config,
+    )  # fmt: skip
+
+
+def layer_norm_bwd(dy, dsummed, summed, weight, mean, rstd, dx, dweight, dbias):
+    """Fill dx, dweight, dbias; dx is the gradient of x and of residual alike.
+
+    Args:
+        dy: gradient of y; dsummed: gradient of the summed output, or None; [rows, cols], columns adjacent.
+        summed: what was normalised: x, or x + residual.
+        dweight, dbias: [cols]; None or empty where not wanted.
+    """
+    rows, cols = dy.shape
+    wanted = [grad for grad in (dweight, dbias) if grad is not None and grad.numel()]
+    if rows * cols == 0:
+        for grad in wanted:
+            grad.zero_()
+        return
+    arch = tuning.arch(dy.device)
+    config = tuning.row_block(arch, cols)
+    programs = min(triton.cdiv(rows, config["BLOCK_M"]), 2 * tuning.MULTIPROCESSORS[arch])
+    partial = mean.new_empty(2, programs, cols)
+    _layer_norm_bwd[(programs,)](
+        dy, dsummed, summed, weight, mean, rstd, dx, partial[0], partial[1], dy.stride(0),
+        0 if dsummed is None else dsummed.stride(0), summed.stride(0), rows, cols, ACC=_acc_dtype(dy), **config,
+    )  # fmt: skip
+    for grad, shares in zip((dweight, dbias), partial, strict=True):
+        if grad is not None and grad.numel():
+            _sum_programs[(triton.cdiv(cols, 64),)](shares, grad, programs, cols, BLOCK_M=32, BLOCK_N=64)
+
+
+def _acc_dtype(x):
+    return tl.float64 if x.dtype == torch.float64 else tl.float32

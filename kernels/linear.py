@@ -1,0 +1,84 @@
+"""Linear: y = activation(x weight^T + bias) as one tiled product with a fused epilogue; the backward's two products too.
+
+Source: the tiling is the textbook one; programs are numbered so that a band of row tiles shares its columns in L2.
+"""
+
+import triton
+import triton.language as tl
+
+from pyflash.kernels import activations, tuning
+from pyflash.kernels.attention_tile import Strided
+from pyflash.kernels.primitives import cast, dot
+
+
+@triton.jit(do_not_specialize=["M", "N"])
+def _matmul(
+    a, b, bias_ptr, c, preact, M, N, K, ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
+    """c = activation(a b + bias), preact = a b + bias; a [M, K], b [K, N]."""
+    pid = tl.program_id(0)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    first = pid // (BAND * tiles_n) * BAND
+    height = tl.minimum(tiles_m - first, BAND)
+    tile_m = first + pid % (BAND * tiles_n) % height
+    tile_n = pid % (BAND * tiles_n) // height
+    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
+
+    # Rows and columns past the end read the first ones again and are not stored: the loop needs no mask for them.
+    a_ptrs = a.ptr + (offs_m % M).to(tl.int64)[:, None] * a.strides[0] + offs_k[None, :] * a.strides[1]
+    b_ptrs = b.ptr + offs_k[:, None] * b.strides[0] + (offs_n % N).to(tl.int64)[None, :] * b.strides[1]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        if EVEN_K:
+            a_tile = tl.load(a_ptrs)
+            b_tile = tl.load(b_ptrs)
+        else:
+            a_tile = tl.load(a_ptrs, mask=offs_k[None, :] < K - k, other=0.0)
+            b_tile = tl.load(b_ptrs, mask=offs_k[:, None] < K - k, other=0.0)
+        acc = dot(a_tile, b_tile, acc, PRECISION)
+        a_ptrs += BLOCK_K * a.strides[1]
+        b_ptrs += BLOCK_K * b.strides[0]
+
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + offs_n % N).to(tl.float32)[None, :]
+    mask = (offs_m[:, None] < M) & (offs_n[None, :] < N)
+    rows = offs_m.to(tl.int64)[:, None]
+    if preact is not None:
+        ptrs = preact.ptr + rows * preact.strides[0] + offs_n[None, :] * preact.strides[1]
+        tl.store(ptrs, cast(acc, preact.ptr.dtype.element_ty), mask=mask)
+    acc = activations.fwd(acc, ACTIVATION)
+    ptrs = c.ptr + rows * c.strides[0] + offs_n[None, :] * c.strides[1]
+    tl.store(ptrs, cast(acc, c.ptr.dtype.element_ty), mask=mask)
+
+
+def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
+    """Fill y = activation(x weight^T + bias) and, if save_preact, preact = x weight^T + bias.
+
+    Args:
+        x: [M, K]; weight: [N, K]; y, preact: [M, N]; any strides. float32, float16 or bfloat16.
+        bias: [N], contiguous; or None.
+        activation: a name of the activation table, or "" for none.
+    """
+    _product(x, weight.t(), y, bias, activation, preact if save_preact else None)
+
+
+def matmul(a, b, c):
+    """Fill c = a b; a [M, K], b [K, N], any strides. The backward of linear is dx = dz weight, dweight = dz^T x."""
+    _product(a, b, c)
+
+
+def _product(a, b, c, bias=None, activation="", preact=None):
+    (M, K), N = a.shape, b.shape[1]
+    if M * N == 0:
+        return
+    config = tuning.matmul(tuning.arch(a.device), a.dtype, M, N, K)
+    grid = (triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
+    _matmul[grid](
+        Strided(a, a.stride()), Strided(b, b.stride()), bias, Strided(c, c.stride()),
+        None if preact is None else Strided(preact, preact.stride()), M, N, K, ACTIVATION=activation,
+        EVEN_K=K % config["BLOCK_K"] == 0, PRECISION=tuning.input_precision(), BAND=8, **config,
+    )  # fmt: skip
