@@ -19,6 +19,7 @@ from pyflash.kernels.attention_decode import decode
 from pyflash.kernels.attention_tile import (
     common_arguments,
     enter_head,
+    is_laden,
     keep_of,
     key_range,
     load_lse,
@@ -26,6 +27,7 @@ from pyflash.kernels.attention_tile import (
     load_tile,
     make_dropout,
     make_scores,
+    row_products,
     row_range,
     rows_of,
     score_tile,
@@ -60,7 +62,7 @@ def _attend(
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
         keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
-        qk = dot(q, tl.trans(keys), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+        qk = row_products(q, keys, PRECISION)
         score, _ = score_tile(qk, rows, offs_n[None, :], scores, head, BOUNDED)
         new_max = tl.maximum(row_max, tl.max(score, 1) * unit)
         shift = new_max
@@ -138,8 +140,8 @@ def _accumulate_dq(
         offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
         keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
         values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
-        qk = dot(q, tl.trans(keys), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
-        dp = dot(dout, tl.trans(values), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+        qk = row_products(q, keys, PRECISION)
+        dp = row_products(dout, values, PRECISION)
         keep = None
         if dropout is not None:
             keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
@@ -213,8 +215,8 @@ def _accumulate_dkdv(
         douts = load_tile(dout, offs_m, limit, offs_v, VALUE_DIM)
         lse_m = load_lse(lse, offs_m, head.seqlen_q)
         delta_m = load_rows(delta, offs_m, head.seqlen_q, 0.0)
-        qk = dot(keys, tl.trans(queries), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION)
-        dp = dot(values, tl.trans(douts), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION)
+        qk = row_products(keys, queries, PRECISION)
+        dp = row_products(values, douts, PRECISION)
         keep = None
         if dropout is not None:
             keep = tl.trans(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
@@ -301,8 +303,8 @@ def _attention_bwd_dmask(
         values = load_tile(rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM)
         lse_m = load_lse(rows_of(lse, batch, h, zero), offs_m, seqlen_q)
         delta_m = load_rows(rows_of(delta, batch, h, zero), offs_m, seqlen_q, 0.0)
-        qk = dot(queries, tl.trans(keys), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
-        dp = dot(douts, tl.trans(values), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+        qk = row_products(queries, keys, PRECISION)
+        dp = row_products(douts, values, PRECISION)
         keep = None
         if dropout is not None:
             keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
@@ -407,7 +409,7 @@ def _unpacked(x, cu_seqlens):
 
 def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout, out, lse):
     batch, heads, seqlen_q, _ = q.shape
-    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]))
+    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), is_laden(scores, dropout))
     tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads == 0:
         return
@@ -424,11 +426,11 @@ def _backward(
     """Fill dq, dk, dv; return delta."""
     batch, heads, seqlen_q, _ = q.shape
     kv_heads, seqlen_k = k.shape[1:3]
-    arch, width = tuning.arch(q.device), max(q.shape[3], v.shape[3])
+    shape_class = tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), is_laden(scores, dropout)
     # One delta for each lse, packed like it when that is packed.
     delta = torch.empty_like(lse[:1] if cu_seqlens_q is not None else lse, memory_format=torch.contiguous_format)
     delta = delta.expand_as(lse)
-    config = tuning.attention_bwd_dq(arch, q.dtype, width)
+    config = tuning.attention_bwd_dq(*shape_class)
     tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads:
         _attention_bwd_dq[(tiles * heads * batch,)](
@@ -436,7 +438,7 @@ def _backward(
             strided(delta), strided(dq), cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k,
             tiles, **common_arguments(q, k, v), **config,
         )  # fmt: skip
-    config = tuning.attention_bwd_dkdv(arch, q.dtype, width)
+    config = tuning.attention_bwd_dkdv(*shape_class)
     tiles = triton.cdiv(max_seqlen_k, config["BLOCK_N"])
     if tiles * batch * kv_heads:
         _attention_bwd_dkdv[(tiles * kv_heads * batch,)](
@@ -450,7 +452,7 @@ def _backward(
 def _mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask):
     batch, heads, seqlen_q, _ = q.shape
     seqlen_k = k.shape[2]
-    config = tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]))
+    config = tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), laden=True)
     tiles = heads, triton.cdiv(seqlen_q, config["BLOCK_M"]), triton.cdiv(seqlen_k, config["BLOCK_N"]), batch
     summed = [dmask.shape[i] == 1 for i in (1, 2, 3, 0)]
     own = [1 if s else n for s, n in zip(summed, tiles, strict=True)]

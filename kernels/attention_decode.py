@@ -15,6 +15,7 @@ from pyflash.kernels.attention_tile import (
     common_arguments,
     load_tile,
     make_scores,
+    row_products,
     rows_of,
     score_tile,
     strided,
@@ -75,7 +76,7 @@ def _decode_split(
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
         keys = load_tile(k, offs_n, length, offs_d, HEAD_DIM)
-        qk = dot(queries, tl.trans(keys), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+        qk = row_products(queries, keys, PRECISION)
         score, _ = score_tile(qk, row[:, None], offs_n[None, :], scores, head, BOUNDED=True)
         new_max = tl.maximum(row_max, tl.max(score, 1) * unit)
         shift = tl.where(new_max == float("-inf"), 0.0, new_max)

@@ -90,6 +90,11 @@ def common_arguments(q, k, v):
     )
 
 
+def is_laden(scores, dropout):
+    """Does a tile carry more than its products, so that it must be smaller to stay in registers?"""
+    return dropout is not None or scores.mask is not None or scores.slopes is not None or scores.softcap is not None
+
+
 @triton.jit
 def sequence(cu_seqlens_ptr, batch, tokens):
     """(first token, length) of one sequence; offsets of a packed batch never lead outside its tokens."""
@@ -161,6 +166,18 @@ def store_rows(x, value, offs_m, limit_m):
 
 
 @triton.jit
+def row_products(a, b, PRECISION: tl.constexpr):
+    """a b^T, every row of a with every row of b."""
+    if a.dtype == tl.float32 and PRECISION == "ieee":
+        # On the FMA units each thread holds its rows of the left operand for the whole loop if a is loop-invariant,
+        # which fills the registers; on the right b's turn comes in shared memory.
+        products = tl.trans(primitives.dot(b, tl.trans(a), tl.zeros([b.shape[0], a.shape[0]], tl.float32), PRECISION))
+    else:
+        products = primitives.dot(a, tl.trans(b), tl.zeros([a.shape[0], b.shape[0]], tl.float32), PRECISION)
+    return products
+
+
+@triton.jit
 def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
     """(score, softcap's tanh) for a tile of q.k in either orientation; the tanh means nothing without a softcap.
 
@@ -175,7 +192,9 @@ def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
         score = qk * scores.scale
     if head.mask_ptr is not None:
         offs = rows.to(tl.int64) * scores.mask.strides[2] + cols.to(tl.int64) * scores.mask.strides[3]
-        inside = (rows < head.seqlen_q) & (cols < head.seqlen_k)
+        inside = rows < head.seqlen_q
+        if BOUNDED:  # only here, because the comparison keeps the load from being a vector's
+            inside = inside & (cols < head.seqlen_k)
         mask = tl.load(head.mask_ptr + offs, mask=inside, other=0)
         if head.mask_ptr.dtype.element_ty == tl.int1:
             score = tl.where(mask, score, float("-inf"))
@@ -221,7 +240,8 @@ def key_range(first_row, ROWS: tl.constexpr, scores, head, BLOCK: tl.constexpr):
 
 @triton.jit
 def row_range(first_col, COLS: tl.constexpr, scores, head, BLOCK: tl.constexpr):
-    """key_range seen from the keys: the same four bounds on the rows that see keys [first_col, first_col + COLS)."""
+    """key_range seen from the keys: the same four bounds on the rows that see keys [first_col, first_col + COLS). No
+    tile is whole where the keys end within it."""
     start = first_col * 0
     stop = start + head.seqlen_q
     inner = start
@@ -232,6 +252,7 @@ def row_range(first_col, COLS: tl.constexpr, scores, head, BLOCK: tl.constexpr):
     if scores.left is not None:
         stop = tl.maximum(tl.minimum(stop, first_col + COLS - head.diagonal + scores.left), 0)
         outer = tl.maximum(tl.minimum(outer, first_col + 1 - head.diagonal + scores.left), 0)
+    outer = tl.where(first_col + COLS > head.seqlen_k, 0, outer)
     return _whole_tiles(start, inner, outer, stop, BLOCK)
 
 

@@ -51,49 +51,54 @@ def _tile(block_m, block_n, num_warps, num_stages):
     return dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps, num_stages=num_stages)
 
 
-# Rows of (widest head, tile), ascending. sm86 has the sm80 instructions and 99 KB of shared memory; sm100 takes what
-# sm90 does, fewer registers being live there because accumulators sit in tensor memory.
-_ATTENTION_FWD_HALF = {
+# Rows of (widest head, tile), ascending. sm86 has the sm80 instructions and 99 KB of shared memory; sm100 keeps its
+# accumulators in tensor memory and has registers to spare. Every tile below is in the ahead-of-time table.
+_FWD = {
     "sm80": [(64, _tile(128, 64, 4, 3)), (128, _tile(128, 64, 8, 3)), (256, _tile(64, 32, 8, 2))],
     "sm86": [(64, _tile(128, 64, 4, 3)), (128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 2))],
     "sm90": [(64, _tile(128, 128, 8, 3)), (128, _tile(128, 128, 8, 2)), (256, _tile(64, 64, 4, 2))],
     "sm100": [(64, _tile(128, 128, 8, 3)), (128, _tile(128, 64, 8, 3)), (256, _tile(64, 64, 4, 2))],
 }
-_ATTENTION_DQ_HALF = {
+_DQ = {
     "sm80": [(64, _tile(128, 64, 8, 2)), (128, _tile(64, 64, 8, 2)), (256, _tile(64, 32, 8, 2))],
     "sm86": [(64, _tile(128, 64, 8, 2)), (128, _tile(64, 64, 8, 2)), (256, _tile(32, 32, 4, 1))],
     "sm90": [(64, _tile(128, 64, 8, 3)), (128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 2))],
     "sm100": [(64, _tile(128, 64, 8, 3)), (128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 2))],
 }
-_ATTENTION_DKDV_HALF = {
-    "sm80": [(64, _tile(64, 64, 4, 2)), (128, _tile(32, 64, 8, 2)), (256, _tile(32, 64, 8, 1))],
-    "sm86": [(64, _tile(64, 64, 4, 2)), (128, _tile(32, 64, 8, 2)), (256, _tile(16, 64, 8, 1))],
-    "sm90": [(64, _tile(64, 128, 8, 2)), (128, _tile(32, 128, 8, 2)), (256, _tile(32, 64, 8, 1))],
+_DKDV = {
+    "sm80": [(128, _tile(32, 64, 8, 2)), (256, _tile(32, 64, 8, 1))],
+    "sm86": [(128, _tile(32, 64, 8, 2)), (256, _tile(16, 64, 8, 1))],
+    "sm90": [(128, _tile(32, 128, 8, 2)), (256, _tile(32, 64, 8, 1))],
     "sm100": [(64, _tile(64, 128, 8, 2)), (128, _tile(32, 128, 8, 2)), (256, _tile(32, 64, 8, 1))],
 }
-# IEEE float32 products run on the FMA units and unroll completely: larger tiles spill.
-_ATTENTION_FWD_FLOAT32 = [(64, _tile(64, 32, 8, 1)), (128, _tile(32, 32, 8, 1)), (256, _tile(16, 32, 8, 1))]
-_ATTENTION_DQ_FLOAT32 = [(64, _tile(32, 32, 8, 1)), (256, _tile(16, 16, 4, 1))]
-_ATTENTION_DKDV_FLOAT32 = [(64, _tile(16, 32, 4, 1)), (256, _tile(16, 32, 8, 1))]
+# With a mask, dropout, softcap or ALiBi on top.
+_FWD_LADEN = [(128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 1))]
+_DQ_LADEN = [(128, _tile(64, 64, 8, 2)), (256, _tile(32, 32, 8, 1))]
+_DKDV_LADEN = [(128, _tile(32, 64, 8, 2)), (256, _tile(16, 64, 8, 1))]
+# IEEE float32 products run on the FMA units and unroll completely.
+_FWD_FLOAT32 = [(64, _tile(64, 32, 8, 1)), (128, _tile(32, 32, 8, 1)), (256, _tile(16, 32, 8, 1))]
+_DQ_FLOAT32 = [(64, _tile(32, 32, 8, 1)), (128, _tile(32, 16, 8, 1)), (256, _tile(16, 16, 8, 1))]
+_DKDV_FLOAT32 = [(64, _tile(16, 32, 4, 1)), (256, _tile(16, 32, 8, 1))]
 
 
-def _pick(half, float32, interpreter, arch, dtype, head_dim):
+def _pick(plain, laden_rows, float32, interpreter, arch, dtype, head_dim, laden):
     if arch == "interpreter":
         return interpreter
-    rows = float32 if dtype == torch.float32 else half[arch]
-    return next(config for widest, config in rows if head_dim <= widest)
+    rows = float32 if dtype == torch.float32 else laden_rows if laden else plain[arch]
+    return next(tile for widest, tile in rows if head_dim <= widest)
 
 
-def attention_fwd(arch, dtype, head_dim):
-    return _pick(_ATTENTION_FWD_HALF, _ATTENTION_FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim)
+def attention_fwd(arch, dtype, head_dim, laden=False):
+    """head_dim: the wider of the keys' and the values'; laden: attention_tile.is_laden."""
+    return _pick(_FWD, _FWD_LADEN, _FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
 
 
-def attention_bwd_dq(arch, dtype, head_dim):
-    return _pick(_ATTENTION_DQ_HALF, _ATTENTION_DQ_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim)
+def attention_bwd_dq(arch, dtype, head_dim, laden=False):
+    return _pick(_DQ, _DQ_LADEN, _DQ_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
 
 
-def attention_bwd_dkdv(arch, dtype, head_dim):
-    return _pick(_ATTENTION_DKDV_HALF, _ATTENTION_DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim)
+def attention_bwd_dkdv(arch, dtype, head_dim, laden=False):
+    return _pick(_DKDV, _DKDV_LADEN, _DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim, laden)
 
 
 def attention_decode(arch, dtype, head_dim, rows):

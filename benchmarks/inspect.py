@@ -1,0 +1,229 @@
+"""Ahead-of-time table: what the shipped Triton configurations compile to, without a GPU.
+
+The launchers themselves are called, on tensors without memory and with a driver that names the architecture, so the
+table shows what a user's call would compile: arguments, specialisation and configuration alike.
+
+    python -m benchmarks.inspect [--check] [NAME ...]      (names are substrings; default all)
+
+writes benchmarks/results/aot.json, or with --check compares the rows it compiles with it. Run as a module: as a script
+this file would shadow the standard library's `inspect`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "benchmarks" / "results" / "aot.json"
+
+# Counted in the machine code. Spills are LDL and STL; TF32 must be absent from float32 kernels under "ieee".
+INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "LDL", "STL")
+
+
+def cases():
+    """name -> (architecture, call, its arguments). A row of the table is a name and the kernel's."""
+    rows = {}
+
+    def add(arch, call, label, **arguments):
+        rows[f"sm{arch}/{call.__name__}/{label}"] = (arch, call.__name__, arguments)
+
+    for arch in (80, 86, 90, 100):
+        for head_dim in (64, 128, 256):
+            add(arch, attention, f"bfloat16/{head_dim}", dtype="bfloat16", head_dim=head_dim)
+        add(arch, decode, "bfloat16/128", dtype="bfloat16", head_dim=128)
+        add(arch, linear, "bfloat16/gelu", dtype="bfloat16")
+        if arch == 86:
+            continue
+        for head_dim in (64, 128):
+            add(arch, attention, f"float32/{head_dim}", dtype="float32", head_dim=head_dim)
+        add(arch, linear, "float32/gelu", dtype="float32")
+    for arch in (80, 90):
+        add(arch, attention, "float16/64", dtype="float16", head_dim=64)
+        add(arch, attention, "bfloat16/96", dtype="bfloat16", head_dim=96)
+        add(arch, attention, "bfloat16/64/full", dtype="bfloat16", head_dim=64, window=(-1, -1))
+        add(arch, attention, "bfloat16/128/full", dtype="bfloat16", head_dim=128, window=(-1, -1))
+        add(arch, attention, "bfloat16/64/window", dtype="bfloat16", head_dim=64, window=(256, 0))
+        add(arch, attention, "bfloat16/64/bias", dtype="bfloat16", head_dim=64, window=(-1, -1), bias=True)
+        add(arch, attention, "bfloat16/64/dropout", dtype="bfloat16", head_dim=64, dropout_p=0.1)
+        add(arch, attention, "bfloat16/64/varlen", dtype="bfloat16", head_dim=64, varlen=True)
+        add(arch, row_wise, "bfloat16", dtype="bfloat16")
+    return rows
+
+
+def attention(empty, dtype, head_dim, window=(-1, 0), bias=False, dropout_p=0.0, varlen=False):
+    """Forward and backward, causal unless said, 32 query heads on 8 key heads, in [batch, length, heads] order."""
+    from pyflash.kernels import attention as kernels
+
+    scalars = dropout_p, head_dim**-0.5, 0.0, *window
+    seed = empty(1, dtype="int64")
+    if varlen:
+        q, out, dout, dq = (empty(4096, 32, head_dim, dtype=dtype) for _ in range(4))
+        k, v, dk, dv = (empty(4096, 8, head_dim, dtype=dtype) for _ in range(4))
+        lse, cu_seqlens = empty(32, 4096), empty(5, dtype="int32")
+        lengths = None, seed, 1024, 1024
+        kernels.attention_varlen_fwd(q, k, v, cu_seqlens, cu_seqlens, *lengths, *scalars, True, out, lse)
+        kernels.attention_varlen_bwd(
+            dout, None, q, k, v, out, lse, cu_seqlens, cu_seqlens, *lengths, *scalars, True, dq, dk, dv
+        )
+        return
+    q, out, dout, dq = (empty(4, 1024, 32, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
+    k, v, dk, dv = (empty(4, 1024, 8, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
+    lse = empty(4, 32, 1024)
+    mask = empty(1, 32, 1024, 1024, dtype=dtype).expand(4, -1, -1, -1) if bias else None
+    dmask = empty(1, 32, 1024, 1024, dtype=dtype) if bias else None
+    kernels.attention_fwd(q, k, v, mask, None, seed, *scalars, 0, out, lse)
+    kernels.attention_bwd(dout, None, q, k, v, out, lse, mask, None, seed, *scalars, 0, bias, dq, dk, dv, dmask)
+
+
+def decode(empty, dtype, head_dim):
+    from pyflash.kernels import attention_decode as kernels
+
+    q, out = (empty(1, 32, 1, head_dim, dtype=dtype) for _ in range(2))
+    k, v = (empty(1, 8, 8192, head_dim, dtype=dtype) for _ in range(2))
+    kernels.attention_decode(q, k, v, empty(1, dtype="int32"), None, 1.0, 0.0, -1, 0, out, empty(1, 32, 1))
+
+
+def linear(empty, dtype):
+    from pyflash.kernels import linear as kernels
+
+    x, weight, bias = empty(1024, 512, dtype=dtype), empty(2048, 512, dtype=dtype), empty(2048, dtype=dtype)
+    y, preact = (empty(1024, 2048, dtype=dtype) for _ in range(2))
+    kernels.linear_fwd(x, weight, bias, "gelu", True, y, preact)
+
+
+def row_wise(empty, dtype):
+    """LayerNorm with a residual, dropout and an activation."""
+    from pyflash.kernels import activation, dropout, layer_norm
+
+    x, residual, y, summed = (empty(4096, 1024, dtype=dtype) for _ in range(4))
+    weight, bias, dweight, dbias = (empty(1024, dtype=dtype) for _ in range(4))
+    mean, rstd = empty(4096), empty(4096)
+    layer_norm.layer_norm_fwd(x, residual, weight, bias, 1e-5, y, summed, mean, rstd)
+    layer_norm.layer_norm_bwd(y, x, summed, weight, mean, rstd, residual, dweight, dbias)
+    dropout.dropout(x, empty(1, dtype="int64"), 0.1, y)
+    activation.activation_fwd(x, "gelu", y)
+
+
+def compile_case(name):
+    """{kernel: what it compiled to} for one case; in a process of its own, where nothing is interpreted."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    import torch
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from pyflash.kernels import tuning
+
+    arch, call, arguments = cases()[name]
+
+    class Driver:
+        def get_current_device(self):
+            return arch
+
+        def get_current_stream(self, device):
+            return 0
+
+        def get_current_target(self):
+            return GPUTarget("cuda", arch, 32)
+
+        def get_active_torch_device(self):
+            return torch.device("meta")
+
+    compiled = {}
+    launch = JITFunction.run
+
+    def only_compile(self, *args, grid, warmup, **kwargs):
+        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled[self.fn.__name__.lstrip("_")] = kernel
+        return kernel
+
+    def empty(*shape, dtype="float32"):
+        return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+
+    driver.set_active(Driver())
+    JITFunction.run = only_compile
+    tuning.arch = lambda device: tuning.arch_of(divmod(arch, 10))
+    try:
+        globals()[call](empty, **arguments)
+    finally:
+        JITFunction.run = launch
+    return {kernel: _measure(binary) for kernel, binary in compiled.items()}
+
+
+def _measure(kernel):
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
+        code = _output(knobs.nvidia.nvdisasm.path, "-c", file.name)
+    row = {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "spill_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+        "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/", code)),
+    }
+    row |= {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS}
+    return row | {"TF32": code.count("TF32")}
+
+
+def _output(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def source_hash():
+    """Of everything the table depends on besides triton and its ptxas."""
+    files = [*sorted((ROOT / "kernels").glob("*.py")), Path(__file__)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def compile_cases(names, jobs=2):
+    """{case/kernel: row}, with a line of progress for each case."""
+    table = {}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        for done, (name, rows) in enumerate(zip(names, pool.map(compile_case, names), strict=True), 1):
+            table |= {f"{name}/{kernel}": row for kernel, row in rows.items()}
+            print(f"[{done}/{len(names)}] {name}", file=sys.stderr, flush=True)
+    return table
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inspect", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="compile only cases with one of these in their name")
+    parser.add_argument("--check", action="store_true", help="compare with the committed table; exit 1 if it differs")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args(argv)
+    import triton
+
+    names = [name for name in cases() if not options.names or any(part in name for part in options.names)]
+    rows = compile_cases(names, options.jobs)
+    committed = json.loads(TABLE.read_text()) if TABLE.exists() else {"rows": {}}
+    if options.check:
+        if committed["triton"] != triton.__version__:
+            print(f"the table is of triton {committed['triton']}, this is {triton.__version__}: nothing to compare")
+            return 0
+        changed = {name: row for name, row in rows.items() if committed["rows"].get(name) != row}
+        for name, row in changed.items():
+            print(f"{name}\n  committed {committed['rows'].get(name)}\n  compiled  {row}")
+        return int(bool(changed))
+    merged = rows if not options.names else committed["rows"] | rows
+    table = {"triton": triton.__version__, "sources": source_hash(), "rows": dict(sorted(merged.items()))}
+    lines = json.dumps(table, indent=1)
+    TABLE.write_text(re.sub(r"\{\n\s+(\"registers[^}]*?)\n\s+\}", lambda m: "{" + " ".join(m[1].split()) + "}", lines) + "\n")
+    for name, row in rows.items():
+        print(name, " ".join(f"{key}={value}" for key, value in row.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
