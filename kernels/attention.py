@@ -197,24 +197,31 @@ def _attention_bwd_dq(
 
 @triton.jit
 def _accumulate_dkdv(
-    acc_k, acc_v, keys, values, q, dout, lse, delta, scores, dropout, head, first_col, start, stop,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
-    BOUNDED: tl.constexpr,
+    acc_k, acc_v, keys, values, q, dout, lse, delta, scores, dropout, batch, kv_head, heads, q_start, seqlen_q,
+    seqlen_k, first_col, start, stop, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """acc_k, acc_v + sums over the rows [start, stop). Tiles are [keys, rows]: p^T and dqk^T are left operands at once."""
+    """acc_k, acc_v + sums over the rows [start, stop) of every query head that shares the keys, in one loop.
+
+    Tiles are [keys, rows], so that p^T and dqk^T are left operands as they are.
+    """
     BLOCK_N: tl.constexpr = keys.shape[0]
     offs_d = tl.arange(0, keys.shape[1])
     offs_v = tl.arange(0, values.shape[1])
     cols = first_col + tl.arange(0, BLOCK_N)[:, None]
-    limit = None
-    if BOUNDED:
-        limit = head.seqlen_q
-    for first_row in range(start, stop, BLOCK_M):
+    tiles = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
+    for i in range(GROUP * tiles):
+        h = kv_head * GROUP + i // tiles
+        first_row = start + i % tiles * BLOCK_M
+        head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+        limit = None
+        if BOUNDED:
+            limit = seqlen_q
         offs_m = tl.multiple_of(first_row, BLOCK_M) + tl.arange(0, BLOCK_M)
-        queries = load_tile(q, offs_m, limit, offs_d, HEAD_DIM)
-        douts = load_tile(dout, offs_m, limit, offs_v, VALUE_DIM)
-        lse_m = load_lse(lse, offs_m, head.seqlen_q)
-        delta_m = load_rows(delta, offs_m, head.seqlen_q, 0.0)
+        queries = load_tile(rows_of(q, batch, h, q_start), offs_m, limit, offs_d, HEAD_DIM)
+        douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, limit, offs_v, VALUE_DIM)
+        lse_m = load_lse(rows_of(lse, batch, h, q_start), offs_m, seqlen_q)
+        delta_m = load_rows(rows_of(delta, batch, h, q_start), offs_m, seqlen_q, 0.0)
         qk = row_products(keys, queries, PRECISION)
         dp = row_products(values, douts, PRECISION)
         keep = None
@@ -252,17 +259,15 @@ def _attention_bwd_dkdv(
     values = load_tile(rows_of(v, batch, kv_head, k_start), offs_n, seqlen_k, offs_v, VALUE_DIM)
     acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
-    for member in range(GROUP):
-        h = kv_head * GROUP + member
-        head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
-        edges = row_range(first_col, BLOCK_N, scores, head, BLOCK_M)
-        for part in tl.static_range(3):
-            if part > 0 or scores.right is not None:
-                acc_k, acc_v = _accumulate_dkdv(
-                    acc_k, acc_v, keys, values, rows_of(q, batch, h, q_start), rows_of(dout, batch, h, q_start),
-                    rows_of(lse, batch, h, q_start), rows_of(delta, batch, h, q_start), scores, dropout, head,
-                    first_col, edges[part], edges[part + 1], HEAD_DIM, VALUE_DIM, BLOCK_M, PRECISION, BOUNDED=part != 1,
-                )  # fmt: skip
+    head = enter_head(scores, batch, kv_head * GROUP, heads, seqlen_q, seqlen_k)
+    edges = row_range(first_col, BLOCK_N, scores, head, BLOCK_M)
+    for part in tl.static_range(3):
+        if part > 0 or scores.right is not None:
+            acc_k, acc_v = _accumulate_dkdv(
+                acc_k, acc_v, keys, values, q, dout, lse, delta, scores, dropout, batch, kv_head, heads, q_start,
+                seqlen_q, seqlen_k, first_col, edges[part], edges[part + 1], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M,
+                PRECISION, BOUNDED=part != 1,
+            )  # fmt: skip
     store_tile(rows_of(dk, batch, kv_head, k_start), acc_k * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
     store_tile(rows_of(dv, batch, kv_head, k_start), acc_v, offs_n, seqlen_k, offs_v, VALUE_DIM)
 
