@@ -12,6 +12,11 @@ import pytest
 from pyflash.ops._registry import Op
 
 
+def pytest_configure(config):
+    # Not in pyproject.toml: pytest would import pyflash for it before this file chooses the interpreter.
+    config.addinivalue_line("filterwarnings", "error::pyflash.FallbackWarning")
+
+
 @pytest.fixture(autouse=True)
 def paranoid():
     """Every output a kernel gets is full of NaN and has guard elements behind it."""

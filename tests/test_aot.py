@@ -1,0 +1,78 @@
+"""The committed ahead-of-time table: what it promises, and that the kernels still compile to it.
+
+Compilation for sm_80 and sm_90 needs no GPU. Where kernels changed since the table was written, the rows that matter are
+compiled again; `python -m benchmarks.inspect` writes the table.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import inspect as aot
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+import triton
+
+TABLE = json.loads(aot.TABLE.read_text())
+ROWS = TABLE["rows"]
+
+# (what a promise is about, rows it holds for)
+ATTENTION = [
+    f"sm{arch}/attention/{dtype}/{head_dim}/attention_{kernel}"
+    for arch in (80, 90)
+    for dtype in ("bfloat16", "float32")
+    for head_dim in (64, 128)
+    for kernel in ("fwd", "bwd_dq", "bwd_dkdv")
+]
+SHARED_MEMORY = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # KB a block may take
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_does_not_spill(name):
+    row = ROWS[name]
+    assert (row["spill_bytes"], row["LDL"], row["STL"]) == (0, 0, 0)
+
+
+def test_half_products_use_the_tensor_cores():
+    for name in (name for name in ATTENTION if "bfloat16" in name):
+        assert ROWS[name]["HGMMA" if name.startswith("sm90") else "HMMA"] > 0
+
+
+def test_float32_products_are_ieee():
+    names = [name for name in ROWS if "float32" in name]
+    assert names and all(ROWS[name]["TF32"] == ROWS[name]["HMMA"] == ROWS[name]["HGMMA"] == 0 for name in names)
+
+
+def test_shared_memory_suffices():
+    for name, row in ROWS.items():
+        assert row["shared"] <= SHARED_MEMORY[name.split("/")[0]] * 1024, name
+
+
+def test_every_case_is_in_the_table():
+    assert {name.rsplit("/", 1)[0] for name in ROWS} == set(aot.cases())
+
+
+def compile_again(*names):
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.inspect", "--check", *names]
+    return subprocess.run(command, cwd=aot.ROOT, env=env, capture_output=True, text=True)
+
+
+def test_the_table_is_current():
+    if TABLE["triton"] != triton.__version__:
+        pytest.skip(f"the table is of triton {TABLE['triton']}")
+    if TABLE["sources"] == aot.source_hash():
+        return
+    result = compile_again("sm80/attention/bfloat16/128/full", "sm90/attention/bfloat16/64/full")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_table_compiles_again():
+    result = compile_again()
+    assert result.returncode == 0, result.stdout + result.stderr

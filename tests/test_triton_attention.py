@@ -1,0 +1,309 @@
+"""The Triton attention launchers in the interpreter, against the formula in float64: dense, packed and split over keys.
+
+Error is at most twice that of the same formula in the case's own dtype, plus a few ulp. Outputs arrive full of NaN with
+guards behind them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from helpers import assert_error_within
+
+from pyflash.ops import _backends
+from pyflash.ops._registry import GUARD, GUARD_VALUE, poisoned, span_of
+
+if _backends.MISSING["triton"] or not _backends.INTERPRETING:
+    pytest.skip("for the interpreter, on CPU tensors", allow_module_level=True)
+
+from pyflash.kernels import attention, attention_decode, tuning
+
+SEED = -987654321987  # both halves of the key, and a sign
+
+
+@dataclass
+class Case:
+    why: str
+    batch: int = 1
+    heads: int = 2
+    kv_heads: int = 1
+    L: int = 37
+    S: int = 35
+    E: int = 16
+    Ev: int = 16
+    layout: str = "contiguous"
+    mask: str = ""  # bool, float, holes (float with -inf)
+    mask_shape: tuple = (1, 1, 1, 1)
+    slopes: tuple = ()
+    dropout_p: float = 0.0
+    scale: float = 0.25
+    softcap: float = 0.0
+    left: int = -1
+    right: int = -1
+    diagonal: int = 0
+    dlse: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+CASES = [
+    Case("smallest", heads=1, L=1, S=1, E=1, Ev=1),
+    Case("tails everywhere, grouped heads, gradient of lse", batch=2, heads=4, kv_heads=2, S=53, E=20, Ev=33, dlse=True),
+    Case("causal", L=70, S=70, right=0),
+    Case("causal to the bottom right", heads=1, L=40, S=70, E=8, right=0, diagonal=30),
+    Case("causal with rows that see nothing", heads=1, L=70, S=40, E=8, right=0, diagonal=-30, dlse=True),
+    Case("window behind", heads=2, kv_heads=2, L=90, S=90, left=20, right=0),
+    Case("window on both sides, moved", L=90, S=90, left=5, right=40, diagonal=3),
+    Case("left bound only", heads=1, L=90, S=90, left=7),
+    Case("one key a row, some rows none", heads=1, L=40, S=90, left=0, right=0, diagonal=60, dlse=True),
+    Case("window beyond the keys", heads=1, left=3, right=3, diagonal=100),
+    Case("window before the keys", heads=1, left=3, right=3, diagonal=-100),
+    Case("window wider than 32 bits", heads=1, L=5, S=5, left=2**40, right=2**40),
+    Case("bool mask", batch=2, kv_heads=2, L=17, mask="bool", mask_shape=(2, 2, 17, 35)),
+    Case("key padding", batch=2, kv_heads=2, L=17, mask="bool", mask_shape=(2, 1, 1, 35)),
+    *(
+        Case(f"bias {shape}", batch=2, mask="float", mask_shape=shape, dlse=sum(shape) % 2 == 1)
+        for shape in [(1, 1, 1, 1), (1, 1, 1, 35), (1, 1, 37, 1), (1, 2, 37, 35), (2, 1, 1, 35), (2, 2, 37, 35)]
+    ),
+    Case("bias with -inf, whole rows of it, and causal", batch=2, mask="holes", mask_shape=(2, 1, 37, 35), right=0),
+    Case("ALiBi by head", slopes=(2,), right=0),
+    Case("ALiBi by batch and head, moved", batch=2, slopes=(2, 2), diagonal=3),
+    Case("softcap", softcap=2.0, scale=1.0),
+    Case("everything", softcap=5.0, mask="float", mask_shape=(1, 2, 37, 35), slopes=(2,), left=9, dropout_p=0.3, dlse=True),
+    Case("dropout, causal, two batches", batch=2, dropout_p=0.3, right=0),
+    Case("dropout threshold beyond 31 bits", heads=1, L=7, dropout_p=0.7),
+    Case("everything dropped", heads=1, L=7, dropout_p=1.0),
+    Case("negative scale", heads=1, scale=-0.5),
+    Case("scale 0", heads=1, scale=0.0, right=0),
+    Case("no rows", heads=1, L=0),
+    Case("no keys", heads=1, S=0),
+    Case("no batch", batch=0, heads=1),
+    Case("widest heads, padded values", heads=1, L=33, S=20, E=256, Ev=200),
+    Case("narrow values", heads=1, L=33, S=20, E=96, Ev=3),
+    *(
+        Case(f"{layout} layout", kv_heads=2, E=20, Ev=20, right=0, layout=layout)
+        for layout in ("batch_first", "transposed", "every_second", "expanded")
+    ),
+    Case("few rows over many keys: split", batch=2, kv_heads=1, L=3, S=200),
+    Case("split, causal, ALiBi, softcap", L=3, S=200, right=0, left=150, diagonal=197, slopes=(2,), softcap=3.0),
+    *(
+        Case(f"{dtype}, dropout {p}", S=53, E=20, Ev=24, dtype=dtype, right=0, dropout_p=p)
+        for dtype, p in [(torch.bfloat16, 0.0), (torch.bfloat16, 0.3), (torch.float16, 0.3)]
+    ),
+    Case("bfloat16 bias", mask="float", mask_shape=(1, 2, 37, 35), dtype=torch.bfloat16),
+]
+
+
+def philox(counter, key):
+    """Philox4x32-10 on int64 tensors: four words for each counter."""
+    c = [word.clone() for word in counter]
+    for _ in range(10):
+        low, high = 0xD2511F53 * c[0], [x * 0xCD9E8D57 for x in (c[2] >> 16, c[2] & 0xFFFF)]
+        first = (c[0] >> 16) * 0xD2511F53 + ((c[0] & 0xFFFF) * 0xD2511F53 >> 16)
+        second = high[0] + (high[1] >> 16)  # 64-bit products by halves, signed integers being one bit short
+        c = [
+            (second >> 16) ^ c[1] ^ key[0],
+            (c[2] * 0xCD9E8D57) & 0xFFFFFFFF,
+            (first >> 16) ^ c[3] ^ key[1],
+            low & 0xFFFFFFFF,
+        ]
+        key = (key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF
+    return c
+
+
+def keep_mask(batch, heads, L, S, p):
+    """What dropout keeps: counter (j // 4, i, b * heads + h, 0), word j % 4."""
+    head, row, quad = torch.meshgrid(
+        torch.arange(batch * heads), torch.arange(L), torch.arange((S + 3) // 4), indexing="ij"
+    )
+    words = philox((quad, row, head, torch.zeros_like(quad)), (SEED & 0xFFFFFFFF, SEED >> 32 & 0xFFFFFFFF))
+    words = torch.stack(words, -1).reshape(batch, heads, L, -1)[..., :S]
+    return words >= int(p * 2**32)
+
+
+def formula(q, k, v, mask, slopes, keep, case, diagonal=None):
+    """out and lse, in the type of q."""
+    diagonal = case.diagonal if diagonal is None else diagonal
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = case.scale * (q @ k.transpose(-1, -2))
+    if case.softcap:
+        scores = case.softcap * torch.tanh(scores / case.softcap)
+    i, j = torch.arange(q.shape[2])[:, None] + diagonal, torch.arange(k.shape[2])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    if slopes is not None:
+        scores = scores - slopes.to(q.dtype).expand(q.shape[:2])[..., None, None] * (i - j).abs()
+    visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+    if case.left >= 0:
+        visible &= j >= i - case.left
+    if case.right >= 0:
+        visible &= j <= i + case.right
+    scores = scores.masked_fill(~visible, -math.inf)
+    empty = (scores == -math.inf).all(-1, keepdim=True)
+    scores = scores.masked_fill(empty, 0.0)
+    p = ~empty * torch.softmax(scores, -1)
+    wide = scores.double() if q.dtype == torch.float64 else scores.float()
+    lse = torch.logsumexp(wide, -1) if k.shape[2] else wide.sum(-1)
+    if keep is not None:
+        p = torch.where(keep, p / (1 - case.dropout_p), 0.0) if case.dropout_p < 1 else 0 * p
+    return p @ v, lse.masked_fill(empty[..., 0], -math.inf)
+
+
+def tensor(case, *shape):
+    if case.layout == "batch_first":
+        x = torch.randn(shape[0], shape[2], shape[1], shape[3]).transpose(1, 2)
+    elif case.layout == "transposed":
+        x = torch.randn(shape[0], shape[1], shape[3], shape[2]).transpose(2, 3)
+    elif case.layout == "every_second":
+        x = torch.randn(*shape[:3], 2 * shape[3])[..., ::2]
+    elif case.layout == "expanded":
+        x = torch.randn(1, 1, *shape[2:]).expand(shape)
+    else:
+        x = torch.randn(shape)
+    return x.to(case.dtype)
+
+
+def fill(launcher, args, *outputs):
+    """The outputs of launcher(*args, *outputs): NaN before, their guards untouched after."""
+    outputs = [poisoned(output) for output in outputs]
+    launcher(*args, *outputs)
+    for output in outputs:
+        guard = output.as_strided((GUARD,), (1,), output.storage_offset() + span_of(output))
+        assert (guard == GUARD_VALUE).all()
+    return outputs
+
+
+def gradients(function, inputs, douts):
+    """Outputs and gradients of function(*inputs), autograd's."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    outputs = function(*leaves)
+    total = sum((o * d.to(o.dtype)).sum() for o, d in zip(outputs, douts) if d is not None)
+    grads = torch.autograd.grad(total, leaves, allow_unused=True)
+    return *(o.detach() for o in outputs), *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
+def test_dense(case):
+    q = tensor(case, case.batch, case.heads, case.L, case.E)
+    k = tensor(case, case.batch, case.kv_heads, case.S, case.E)
+    v = tensor(case, case.batch, case.kv_heads, case.S, case.Ev)
+    dout = tensor(case, case.batch, case.heads, case.L, case.Ev)
+    dlse = torch.randn(case.batch, case.heads, case.L) if case.dlse else None
+    scores = case.batch, case.heads, case.L, case.S
+    bias = mask = None
+    if case.mask == "bool":
+        mask = (torch.rand(case.mask_shape) > 0.4).expand(scores)
+    elif case.mask:
+        bias = torch.randn(case.mask_shape)
+        if case.mask == "holes":
+            bias = torch.where(torch.rand(case.mask_shape) > 0.4, bias, -math.inf)
+            bias[:, :, 5] = -math.inf
+        bias = bias.to(case.dtype)
+        mask = bias.expand(scores)
+    slopes = torch.rand(case.slopes) if case.slopes else None
+    seed, keep = torch.tensor([SEED]), None
+    if case.dropout_p:
+        keep = keep_mask(*scores, case.dropout_p)
+
+    options = mask, slopes, seed, case.dropout_p, case.scale, case.softcap, case.left, case.right, case.diagonal
+    out, lse = fill(attention.attention_fwd, (q, k, v, *options), torch.empty_like(dout), torch.empty(scores[:3]))
+    grads = fill(
+        attention.attention_bwd,
+        (dout, dlse, q, k, v, out, lse, *options, bias is not None),
+        *(x.new_empty(x.shape) for x in (q, k, v)),
+        torch.empty(0) if bias is None else torch.empty_like(bias),
+    )
+    ours = out, lse, *(grads if bias is not None else grads[:3])
+
+    def function(q, k, v, *bias):
+        out, lse = formula(q, k, v, bias[0].expand(scores) if bias else mask, slopes, keep, case)
+        # the gradient of lse = -inf is nobody's
+        return out, lse, lse.masked_fill(lse == -math.inf, 0.0)
+
+    inputs = [q, k, v] if bias is None else [q, k, v, bias]
+    douts = dout, None, dlse
+    theirs = gradients(function, inputs, douts)
+    truth = gradients(function, [x.double() for x in inputs], douts)
+    drop = lambda results: (*results[:2], *results[3:])  # the second copy of lse
+    theirs, truth = drop(theirs), drop(truth)
+    assert_error_within(ours[:5], theirs[:5], truth[:5], q, k, v, dout)
+    if bias is not None:  # sums of cancelling terms round like the square root of their number
+        summed = (scores[0] * scores[1] * scores[2] * scores[3] / bias.numel()) ** 0.5
+        assert_error_within(ours[5:], theirs[5:], truth[5:], dout * summed)
+
+
+@pytest.mark.parametrize("bottom_right", [False, True])
+def test_packed_sequences(bottom_right):
+    """An empty sequence, one without keys, tokens of no sequence, and offsets past the end."""
+    case = Case("", left=9, right=0)
+    lengths_q, lengths_k = [5, 0, 40, 33], [7, 20, 0, 50]
+    cu_q, cu_k = (torch.tensor([0, *lengths]).cumsum(0).int() for lengths in (lengths_q, lengths_k))
+    q, dout = torch.randn(sum(lengths_q) + 3, 4, 16), torch.randn(sum(lengths_q) + 3, 4, 24)
+    k, v = torch.randn(sum(lengths_k), 2, 16), torch.randn(sum(lengths_k), 2, 24)
+    dlse = torch.randn(4, len(q))
+    past = cu_k.clone()
+    past[-1] += 1000  # clamped to the tokens there are
+    options = None, torch.tensor([0]), 40, 50, 0.0, case.scale, 0.0, case.left, case.right, bottom_right
+    out, lse = fill(
+        attention.attention_varlen_fwd, (q, k, v, cu_q, past, *options), torch.empty_like(dout), torch.empty(4, len(q))
+    )
+    grads = fill(
+        attention.attention_varlen_bwd,
+        (dout, dlse, q, k, v, out, lse, cu_q, past, *options),
+        *(torch.empty_like(x) for x in (q, k, v)),
+    )
+
+    def function(q, k, v):
+        out, lse = torch.zeros(dout.shape, dtype=q.dtype), torch.full(dlse.shape, -math.inf, dtype=q.dtype)
+        for i, (length_q, length_k) in enumerate(zip(lengths_q, lengths_k)):
+            rows, keys = slice(cu_q[i], cu_q[i + 1]), slice(cu_k[i], cu_k[i + 1])
+            heads = [x.transpose(0, 1)[None] for x in (q[rows], k[keys], v[keys])]
+            one = formula(*heads, None, None, None, case, length_k - length_q if bottom_right else 0)
+            out[rows], lse[:, rows] = one[0][0].transpose(0, 1), one[1][0]
+        return out, lse, lse.masked_fill(lse == -math.inf, 0.0)
+
+    theirs = gradients(function, [q, k, v], (dout, None, dlse))
+    truth = gradients(function, [x.double() for x in (q, k, v)], (dout, None, dlse))
+    assert_error_within((out, lse, *grads), (*theirs[:2], *theirs[3:]), (*truth[:2], *truth[3:]), q, dout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "few, max_len, options",
+    [
+        (1, 200, {}),
+        (3, 150, dict(left=30, E=20, Ev=24)),
+        (5, 90, dict(softcap=3.0, slopes=(4,), heads=4)),
+        (2, 40, dict(right=-1)),
+        (2, 0, {}),
+    ],
+)
+def test_decode(few, max_len, options, dtype):
+    case = Case("", **{"right": 0, "heads": 4, "kv_heads": 2, **options}, dtype=dtype)
+    q = tensor(case, 3, case.heads, few, case.E)
+    case.layout = "batch_first"
+    k, v = tensor(case, 3, 2, max_len, case.E), tensor(case, 3, 2, max_len, case.Ev)
+    slopes = torch.rand(case.slopes) if case.slopes else None
+    cache_seqlens = torch.tensor([max_len + 7, max_len // 3, 0], dtype=torch.int32)  # the first is clamped
+    out, lse = fill(
+        attention_decode.attention_decode,
+        (q, k, v, cache_seqlens, slopes, case.scale, case.softcap, case.left, case.right),
+        q.new_empty(3, case.heads, few, case.Ev),
+        torch.empty(3, case.heads, few),
+    )
+    for b, length in enumerate([max_len, max_len // 3, 0]):
+        results = [
+            formula(
+                *(x[b : b + 1].to(t) for x in (q, k[:, :, :length], v[:, :, :length])),
+                None, slopes, None, case, length - few,
+            )  # fmt: skip
+            for t in (dtype, torch.float64)
+        ]
+        assert_error_within((out[b : b + 1], lse[b : b + 1]), *results, q, v)
+
+
+def test_the_split_cases_are_split():
+    for case in CASES:
+        shapes = (case.batch, case.heads, case.L, case.E), (case.batch, case.kv_heads, case.S, case.E)
+        assert tuning.attention_splits_keys("interpreter", *shapes) == ("split" in case.why)

@@ -1,0 +1,147 @@
+"""The Triton launchers of Linear, LayerNorm and dropout, and the elementary functions, in the interpreter."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_error_within
+
+from pyflash.ops import _backends
+
+if _backends.MISSING["triton"] or not _backends.INTERPRETING:
+    pytest.skip("for the interpreter, on CPU tensors", allow_module_level=True)
+
+import triton
+import triton.language as tl
+from test_triton_attention import SEED, fill, philox
+
+from pyflash.activations import ACTIVATIONS
+from pyflash.kernels import dropout, layer_norm, linear, primitives
+
+HALVES_AND_FLOAT32 = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALVES_AND_FLOAT32, ids=str)
+@pytest.mark.parametrize(
+    "M, N, K, activation, bias",
+    [(1, 1, 1, "", True), (40, 70, 33, "gelu", True), (64, 32, 64, "relu", False), (0, 3, 4, "", True), (3, 4, 0, "", True)],
+)
+def test_linear(M, N, K, activation, bias, dtype):
+    x, weight = torch.randn(K, M).t().to(dtype), torch.randn(N, K).to(dtype)
+    bias = torch.randn(N).to(dtype) if bias else None
+    function = ACTIVATIONS[activation].reference if activation else lambda z: z
+
+    def reference(dtype):
+        preact = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        return function(preact), preact
+
+    outputs = x.new_empty(M, N), x.new_empty(M, N)
+    ours = fill(linear.linear_fwd, (x, weight, bias, activation, True), *outputs)
+    assert_error_within(ours, reference(dtype), reference(torch.float64), x, weight)
+
+
+def test_matmul_takes_any_strides():
+    a, b = torch.randn(33, 80)[:, ::2], torch.randn(1, 50).expand(40, 50)
+    ours = fill(linear.matmul, (a, b), torch.empty(50, 33).t())
+    assert_error_within(ours, (a @ b,), (a.double() @ b.double(),), a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "rows, cols, residual, affine",
+    [(1, 1, False, True), (7, 37, True, True), (70, 64, True, True), (3, 5000, False, True), (40, 8, False, False), (0, 8, True, True)],
+)
+def test_layer_norm(rows, cols, residual, affine, dtype):
+    x, dy = torch.randn(rows, 2 * cols)[:, :cols].to(dtype), torch.randn(rows, cols).to(dtype)
+    residual, dsummed = (torch.randn(rows, cols).to(dtype) if residual else None for _ in range(2))
+    weight, bias = (torch.randn(cols).to(dtype) if affine else None for _ in range(2))
+    stats = torch.float64 if dtype == torch.float64 else torch.float32
+    outputs = dy.new_empty(rows, cols), dy.new_empty(rows, cols), *(torch.empty(rows, dtype=stats) for _ in range(2))
+    y, summed, mean, rstd = fill(layer_norm.layer_norm_fwd, (x, residual, weight, bias, 1e-5), *outputs)
+    if residual is None:
+        summed = x
+    else:
+        assert torch.equal(summed, x + residual)
+    args = dy, dsummed, summed, weight, mean, rstd
+    sizes = [(rows, cols)] + [(cols,) if affine else (0,)] * 2
+    grads = fill(layer_norm.layer_norm_bwd, args, *(dy.new_empty(size) for size in sizes))
+    ours = y, *(grads if affine else grads[:1])
+
+    def reference(dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (summed.detach().clone(), weight, bias) if t is not None]
+        y = F.layer_norm(leaves[0], (cols,), *leaves[1:])
+        total = (y * dy.to(dtype)).sum() + (0 if dsummed is None else (leaves[0] * dsummed.to(dtype)).sum())
+        return y.detach(), *torch.autograd.grad(total, leaves)
+
+    assert_error_within(ours, reference(dtype), reference(torch.float64), dy, *(t for t in (weight, bias) if affine))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.7, 1.0])
+def test_dropout_counts_elements(p, dtype):
+    """Element n: block n // 64, counter block * 16 + n % 16, word n // 16 % 4."""
+    n = torch.arange(1500)
+    counter = n // 64 * 16 + n % 16
+    zero = torch.zeros_like(n)
+    words = torch.stack(philox((counter, zero, zero, zero), (SEED & 0xFFFFFFFF, SEED >> 32 & 0xFFFFFFFF)))
+    keep = words.gather(0, (n // 16 % 4)[None])[0] >= int(p * 2**32)
+    x = torch.randn(1500).to(dtype)
+    wide = x if dtype == torch.float64 else x.float()
+    expected = torch.where(keep, wide * (1 / (1 - p) if p < 1 else 0.0), 0.0).to(dtype)
+    (y,) = fill(dropout.dropout, (x, torch.tensor([SEED]), p), torch.empty_like(x))
+    assert torch.equal(y, expected)
+
+
+def test_philox_is_the_published_one():
+    """The known answers of Random123 for zero and for all ones."""
+    zero, ones = torch.zeros(1, dtype=torch.int64), torch.full((1,), 0xFFFFFFFF)
+    assert [w.item() for w in philox((zero,) * 4, (0, 0))] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert [w.item() for w in philox((ones,) * 4, (0xFFFFFFFF,) * 2)] == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+@triton.jit
+def _apply(x_ptr, y_ptr, size, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs, mask=offs < size, other=0.0)
+    tl.store(y_ptr + offs, FUNCTION(x), mask=offs < size)
+
+
+FUNCTIONS = {  # name: truth in float64, ulp
+    "exp": (torch.exp, 2),
+    "expm1": (torch.expm1, 2),
+    "log1p": (torch.log1p, 4),
+    "tanh": (torch.tanh, 2),
+    "sigmoid": (torch.sigmoid, 3),
+    "normal_cdf": (lambda x: 0.5 * torch.special.erfc(-x / math.sqrt(2)), 5),
+    "normal_pdf": (lambda x: torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi), 3),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_elementary_functions(name):
+    truth, ulp = FUNCTIONS[name]
+    special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0])
+    x = torch.cat([torch.randn(2000), torch.randn(2000) * 20, torch.linspace(-104, 89, 2000), 10 ** -torch.rand(500) * 1e-3])
+    x = torch.cat([special, x[x > -1] if name == "log1p" else x])
+    y = torch.empty_like(x)
+    _apply[(1,)](x, y, len(x), FUNCTION=getattr(primitives, name), BLOCK=triton.next_power_of_2(len(x)))
+    expected = truth(x.double())
+    torch.testing.assert_close(y[:5].double(), expected[:5], equal_nan=True)
+    normal = (expected.abs() > torch.finfo(torch.float32).tiny) & (expected.abs() < torch.finfo(torch.float32).max)
+    exponent = torch.frexp(expected[normal])[1]
+    assert ((y[normal] - expected[normal]).abs() / torch.exp2(exponent.double() - 24)).max() <= ulp
+
+
+def test_cast_rounds_to_nearest_even():
+    x = torch.cat([torch.randn(4000), torch.tensor([math.nan, math.inf, -math.inf, 1e-40, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8])])
+    y = torch.empty(len(x), dtype=torch.bfloat16)
+    _cast[(1,)](x, y, len(x), BLOCK=8192)
+    torch.testing.assert_close(y, x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@triton.jit
+def _cast(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs, mask=offs < size)
+    tl.store(y_ptr + offs, primitives.cast(x, y_ptr.dtype.element_ty), mask=offs < size)

@@ -1,0 +1,66 @@
+"""Launch parameters are data: every shape has a row, and every tile keeps its accumulators within the registers."""
+
+import pytest
+import torch
+
+from pyflash.ops import _backends
+
+if _backends.MISSING["triton"]:
+    pytest.skip(_backends.MISSING["triton"], allow_module_level=True)
+
+from pyflash.kernels import tuning
+
+ARCHES = ["sm80", "sm86", "sm90", "sm100", "interpreter"]
+
+
+@pytest.mark.parametrize("capability, arch", [((8, 0), "sm80"), ((8, 9), "sm86"), ((9, 0), "sm90"), ((10, 0), "sm100"), ((12, 0), "sm86")])
+def test_architectures(capability, arch):
+    assert tuning.arch_of(capability) == arch
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_every_head_has_a_tile(arch, dtype):
+    for head_dim in range(1, 257):
+        width = tuning.feature_block(head_dim)
+        assert head_dim <= width and width & (width - 1) == 0
+        for laden in (False, True):
+            fwd = tuning.attention_fwd(arch, dtype, head_dim, laden)
+            assert fwd["BLOCK_M"] * width <= 224 * 32 * fwd["num_warps"]
+            dkdv = tuning.attention_bwd_dkdv(arch, dtype, head_dim, laden)
+            assert 2 * dkdv["BLOCK_N"] * width <= 224 * 32 * dkdv["num_warps"]
+            tuning.attention_bwd_dq(arch, dtype, head_dim, laden)
+        tuning.attention_decode(arch, dtype, head_dim, 8)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("keys", [0, 1, 63, 64, 65, 4096, 10**6])
+@pytest.mark.parametrize("programs", [1, 7, 5000])
+def test_splits_cover_the_keys_once(arch, keys, programs):
+    splits, each = tuning.decode_splits(arch, programs, keys, 64)
+    assert 1 <= splits <= 128 and each % 64 == 0
+    assert splits * each >= keys and (splits - 1) * each < max(keys, 1)
+
+
+def test_every_product_has_a_tile():
+    for arch in ARCHES:
+        for dtype in (torch.float32, torch.bfloat16):
+            for rows in (1, 32, 33, 64, 65, 10**6):
+                assert tuning.matmul(arch, dtype, rows, 512, 512)["BLOCK_M"] >= 16
+
+
+def test_rows_share_a_block():
+    for cols in (1, 37, 1024, 5000, 65536):
+        block = tuning.row_block("sm90", cols)
+        assert block["BLOCK_N"] >= cols and block["BLOCK_M"] >= 1 and block["num_warps"] in (1, 2, 4, 8, 16)
+
+
+def test_tf32_only_where_torch_allows_it():
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert tuning.input_precision() == "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert tuning.input_precision() == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
