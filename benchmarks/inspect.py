@@ -219,7 +219,9 @@ def main(argv=None):
     merged = rows if not options.names else committed["rows"] | rows
     table = {"triton": triton.__version__, "sources": source_hash(), "rows": dict(sorted(merged.items()))}
     lines = json.dumps(table, indent=1)
-    TABLE.write_text(re.sub(r"\{\n\s+(\"registers[^}]*?)\n\s+\}", lambda m: "{" + " ".join(m[1].split()) + "}", lines) + "\n")
+    TABLE.write_text(
+        re.sub(r"\{\n\s+(\"registers[^}]*?)\n\s+\}", lambda m: "{" + " ".join(m[1].split()) + "}", lines) + "\n"
+    )
     for name, row in rows.items():
         print(name, " ".join(f"{key}={value}" for key, value in row.items()))
     return 0

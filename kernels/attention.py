@@ -66,7 +66,7 @@ def _attend(
         score, _ = score_tile(qk, rows, offs_n[None, :], scores, head, BOUNDED)
         new_max = tl.maximum(row_max, tl.max(score, 1) * unit)
         shift = new_max
-        if BOUNDED or head.mask_ptr is not None:  # a row may have seen nothing yet: -inf - -inf
+        if BOUNDED or scores.mask is not None:  # a row may have seen nothing yet: -inf - -inf
             shift = tl.where(new_max == float("-inf"), 0.0, new_max)
         p = tl.exp2(score * unit - shift[:, None])
         alpha = tl.exp2(row_max - shift)
@@ -401,9 +401,7 @@ def attention_varlen_bwd(
     scores = make_scores(scale, softcap, window_left, window_right, diagonal, None, alibi_slopes, q, k)
     dropout = make_dropout(seed, dropout_p)
     sizes = max_seqlen_q, max_seqlen_k
-    _backward(
-        dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *sizes, scores, dropout, scale, dq, dk, dv
-    )  # fmt: skip
+    _backward(dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *sizes, scores, dropout, scale, dq, dk, dv)
 
 
 def _unpacked(x, cu_seqlens):
@@ -414,7 +412,8 @@ def _unpacked(x, cu_seqlens):
 
 def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout, out, lse):
     batch, heads, seqlen_q, _ = q.shape
-    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), is_laden(scores, dropout))
+    width = max(q.shape[3], v.shape[3])
+    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, width, is_laden(scores, dropout))
     tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads == 0:
         return

@@ -47,11 +47,11 @@ def _decode_split(
     inside = packed < GROUP * queries_len
     row = packed % queries_len
     h = kv_head * GROUP + packed // queries_len
-    slope = None
+    slope = batch * 0
     if scores.slopes is not None:
         offs = batch * scores.slopes.strides[0] + h * scores.slopes.strides[1]
         slope = tl.load(scores.slopes.ptr + offs, mask=inside, other=0.0).to(tl.float32)[:, None] * LOG2E
-    head = Head(kv_head, None, slope, diagonal, queries_len, length)
+    head = Head(kv_head, batch * 0, slope, diagonal, queries_len, length)
 
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)

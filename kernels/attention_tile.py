@@ -113,8 +113,8 @@ def enter_head(scores, batch, head, heads, seqlen_q, seqlen_k):
     diagonal = scores.diagonal
     if scores.diagonal is None:
         diagonal = seqlen_k - seqlen_q
-    mask_ptr = None
-    slope = None
+    mask_ptr = batch * 0  # in place of what there is not: Triton 3.6 cannot return a variable that is None
+    slope = batch * 0
     if scores.mask is not None:
         mask_ptr = rows_of(scores.mask, batch, head, batch * 0).ptr
     if scores.slopes is not None:
@@ -190,7 +190,7 @@ def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
         score = curve * scores.softcap
     elif scores.scale is not None:
         score = qk * scores.scale
-    if head.mask_ptr is not None:
+    if scores.mask is not None:
         offs = rows.to(tl.int64) * scores.mask.strides[2] + cols.to(tl.int64) * scores.mask.strides[3]
         inside = rows < head.seqlen_q
         if BOUNDED:  # only here, because the comparison keeps the load from being a vector's
@@ -200,7 +200,7 @@ def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
             score = tl.where(mask, score, float("-inf"))
         else:
             score += mask.to(tl.float32) * primitives.LOG2E
-    if head.slope is not None:
+    if scores.slopes is not None:
         score -= head.slope * tl.abs(rows + head.diagonal - cols).to(tl.float32)
     if BOUNDED:
         visible = cols < head.seqlen_k
@@ -292,6 +292,4 @@ def load_lse(x, offs_m, limit_m):
 
 @triton.jit
 def keep_of(dropout, head, first_row, first_col, ROWS: tl.constexpr, COLS: tl.constexpr):
-    return philox.keep_tile(
-        tl.load(dropout.seed_ptr), dropout.drop_below, head.index, first_row, first_col, ROWS, COLS
-    )
+    return philox.keep_tile(tl.load(dropout.seed_ptr), dropout.drop_below, head.index, first_row, first_col, ROWS, COLS)

@@ -10,7 +10,7 @@ from pyflash.kernels import philox, primitives, tuning
 
 
 @triton.jit
-def _dropout(x_ptr, seed_ptr, y_ptr, size, drop_below, scale: "fp64", BLOCKS: tl.constexpr):
+def _dropout(x_ptr, seed_ptr, y_ptr, size, drop_below, scale: "fp64", BLOCKS: tl.constexpr):  # noqa: F821
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     words = philox.elementwise_words(tl.load(seed_ptr), block)
     for w in tl.static_range(4):

@@ -25,7 +25,8 @@ def _layer_norm_fwd(
     dense = offs_m[:, None] * cols + offs_n[None, :]
     s = tl.load(x_ptr + offs_m[:, None] * x_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
     if residual_ptr is not None:
-        s += tl.load(residual_ptr + offs_m[:, None] * residual_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
+        ptrs = residual_ptr + offs_m[:, None] * residual_row_stride + offs_n[None, :]
+        s += tl.load(ptrs, mask=mask, other=0.0).to(ACC)
         rounded = cast(s, summed_ptr.dtype.element_ty)
         tl.store(summed_ptr + dense, rounded, mask=mask)
         s = cast(rounded, ACC)  # what is normalised is what the backward will read

@@ -10,7 +10,6 @@ import triton
 
 from pyflash.kernels.primitives import INTERPRETED
 
-
 # Programs that run at once; the interpreter's number makes small shapes split.
 MULTIPROCESSORS = {"interpreter": 8, "sm80": 108, "sm86": 84, "sm90": 132, "sm100": 148}
 _SPLIT_FROM = {"interpreter": 96, "sm80": 512, "sm86": 512, "sm90": 512, "sm100": 512}  # keys
@@ -137,7 +136,11 @@ _MATMUL_HALF = {
     "sm80": [(32, _product(32, 64, 64, 4, 4)), (64, _product(64, 64, 64, 4, 4)), (None, _product(128, 128, 32, 8, 4))],
     "sm86": [(32, _product(32, 64, 64, 4, 3)), (64, _product(64, 64, 64, 4, 3)), (None, _product(128, 128, 32, 8, 3))],
     "sm90": [(32, _product(32, 64, 128, 4, 4)), (64, _product(64, 64, 64, 4, 4)), (None, _product(128, 128, 64, 8, 4))],
-    "sm100": [(32, _product(32, 64, 128, 4, 4)), (64, _product(64, 64, 64, 4, 4)), (None, _product(128, 128, 64, 8, 4))],
+    "sm100": [
+        (32, _product(32, 64, 128, 4, 4)),
+        (64, _product(64, 64, 64, 4, 4)),
+        (None, _product(128, 128, 64, 8, 4)),
+    ],
 }
 _MATMUL_FLOAT32 = [(32, _product(32, 64, 16, 4, 2)), (None, _product(64, 64, 16, 4, 2))]
 

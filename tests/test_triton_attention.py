@@ -48,7 +48,9 @@ class Case:
 
 CASES = [
     Case("smallest", heads=1, L=1, S=1, E=1, Ev=1),
-    Case("tails everywhere, grouped heads, gradient of lse", batch=2, heads=4, kv_heads=2, S=53, E=20, Ev=33, dlse=True),
+    Case(
+        "tails everywhere, grouped heads, gradient of lse", batch=2, heads=4, kv_heads=2, S=53, E=20, Ev=33, dlse=True
+    ),
     Case("causal", L=70, S=70, right=0),
     Case("causal to the bottom right", heads=1, L=40, S=70, E=8, right=0, diagonal=30),
     Case("causal with rows that see nothing", heads=1, L=70, S=40, E=8, right=0, diagonal=-30, dlse=True),
@@ -69,7 +71,16 @@ CASES = [
     Case("ALiBi by head", slopes=(2,), right=0),
     Case("ALiBi by batch and head, moved", batch=2, slopes=(2, 2), diagonal=3),
     Case("softcap", softcap=2.0, scale=1.0),
-    Case("everything", softcap=5.0, mask="float", mask_shape=(1, 2, 37, 35), slopes=(2,), left=9, dropout_p=0.3, dlse=True),
+    Case(
+        "everything",
+        softcap=5.0,
+        mask="float",
+        mask_shape=(1, 2, 37, 35),
+        slopes=(2,),
+        left=9,
+        dropout_p=0.3,
+        dlse=True,
+    ),
     Case("dropout, causal, two batches", batch=2, dropout_p=0.3, right=0),
     Case("dropout threshold beyond 31 bits", heads=1, L=7, dropout_p=0.7),
     Case("everything dropped", heads=1, L=7, dropout_p=1.0),
@@ -225,8 +236,7 @@ def test_dense(case):
     douts = dout, None, dlse
     theirs = gradients(function, inputs, douts)
     truth = gradients(function, [x.double() for x in inputs], douts)
-    drop = lambda results: (*results[:2], *results[3:])  # the second copy of lse
-    theirs, truth = drop(theirs), drop(truth)
+    theirs, truth = ((*results[:2], *results[3:]) for results in (theirs, truth))  # without the second lse
     assert_error_within(ours[:5], theirs[:5], truth[:5], q, k, v, dout)
     if bias is not None:  # sums of cancelling terms round like the square root of their number
         summed = (scores[0] * scores[1] * scores[2] * scores[3] / bias.numel()) ** 0.5
@@ -296,8 +306,12 @@ def test_decode(few, max_len, options, dtype):
         results = [
             formula(
                 *(x[b : b + 1].to(t) for x in (q, k[:, :, :length], v[:, :, :length])),
-                None, slopes, None, case, length - few,
-            )  # fmt: skip
+                None,
+                slopes,
+                None,
+                case,
+                length - few,
+            )
             for t in (dtype, torch.float64)
         ]
         assert_error_within((out[b : b + 1], lse[b : b + 1]), *results, q, v)

@@ -25,7 +25,13 @@ HALVES_AND_FLOAT32 = [torch.float32, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("dtype", HALVES_AND_FLOAT32, ids=str)
 @pytest.mark.parametrize(
     "M, N, K, activation, bias",
-    [(1, 1, 1, "", True), (40, 70, 33, "gelu", True), (64, 32, 64, "relu", False), (0, 3, 4, "", True), (3, 4, 0, "", True)],
+    [
+        (1, 1, 1, "", True),
+        (40, 70, 33, "gelu", True),
+        (64, 32, 64, "relu", False),
+        (0, 3, 4, "", True),
+        (3, 4, 0, "", True),
+    ],
 )
 def test_linear(M, N, K, activation, bias, dtype):
     x, weight = torch.randn(K, M).t().to(dtype), torch.randn(N, K).to(dtype)
@@ -50,7 +56,14 @@ def test_matmul_takes_any_strides():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "rows, cols, residual, affine",
-    [(1, 1, False, True), (7, 37, True, True), (70, 64, True, True), (3, 5000, False, True), (40, 8, False, False), (0, 8, True, True)],
+    [
+        (1, 1, False, True),
+        (7, 37, True, True),
+        (70, 64, True, True),
+        (3, 5000, False, True),
+        (40, 8, False, False),
+        (0, 8, True, True),
+    ],
 )
 def test_layer_norm(rows, cols, residual, affine, dtype):
     x, dy = torch.randn(rows, 2 * cols)[:, :cols].to(dtype), torch.randn(rows, cols).to(dtype)
@@ -97,7 +110,12 @@ def test_philox_is_the_published_one():
     """The known answers of Random123 for zero and for all ones."""
     zero, ones = torch.zeros(1, dtype=torch.int64), torch.full((1,), 0xFFFFFFFF)
     assert [w.item() for w in philox((zero,) * 4, (0, 0))] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-    assert [w.item() for w in philox((ones,) * 4, (0xFFFFFFFF,) * 2)] == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+    assert [w.item() for w in philox((ones,) * 4, (0xFFFFFFFF,) * 2)] == [
+        0x408F276D,
+        0x41C83B0E,
+        0xA20BC7C6,
+        0x6D5451FD,
+    ]
 
 
 @triton.jit
@@ -122,7 +140,9 @@ FUNCTIONS = {  # name: truth in float64, ulp
 def test_elementary_functions(name):
     truth, ulp = FUNCTIONS[name]
     special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0])
-    x = torch.cat([torch.randn(2000), torch.randn(2000) * 20, torch.linspace(-104, 89, 2000), 10 ** -torch.rand(500) * 1e-3])
+    x = torch.cat(
+        [torch.randn(2000), torch.randn(2000) * 20, torch.linspace(-104, 89, 2000), 10 ** -torch.rand(500) * 1e-3]
+    )
     x = torch.cat([special, x[x > -1] if name == "log1p" else x])
     y = torch.empty_like(x)
     _apply[(1,)](x, y, len(x), FUNCTION=getattr(primitives, name), BLOCK=triton.next_power_of_2(len(x)))
@@ -134,7 +154,9 @@ def test_elementary_functions(name):
 
 
 def test_cast_rounds_to_nearest_even():
-    x = torch.cat([torch.randn(4000), torch.tensor([math.nan, math.inf, -math.inf, 1e-40, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8])])
+    x = torch.cat(
+        [torch.randn(4000), torch.tensor([math.nan, math.inf, -math.inf, 1e-40, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8])]
+    )
     y = torch.empty(len(x), dtype=torch.bfloat16)
     _cast[(1,)](x, y, len(x), BLOCK=8192)
     torch.testing.assert_close(y, x.bfloat16(), rtol=0, atol=0, equal_nan=True)

@@ -13,7 +13,9 @@ from pyflash.kernels import tuning
 ARCHES = ["sm80", "sm86", "sm90", "sm100", "interpreter"]
 
 
-@pytest.mark.parametrize("capability, arch", [((8, 0), "sm80"), ((8, 9), "sm86"), ((9, 0), "sm90"), ((10, 0), "sm100"), ((12, 0), "sm86")])
+@pytest.mark.parametrize(
+    "capability, arch", [((8, 0), "sm80"), ((8, 9), "sm86"), ((9, 0), "sm90"), ((10, 0), "sm100"), ((12, 0), "sm86")]
+)
 def test_architectures(capability, arch):
     assert tuning.arch_of(capability) == arch
 
