@@ -107,7 +107,7 @@ def row_wise(empty, dtype):
     weight, bias, dweight, dbias = (empty(1024, dtype=dtype) for _ in range(4))
     mean, rstd = empty(4096), empty(4096)
     layer_norm.layer_norm_fwd(x, residual, weight, bias, 1e-5, y, summed, mean, rstd)
-    layer_norm.layer_norm_bwd(y, x, summed, weight, mean, rstd, residual, dweight, dbias)
+    layer_norm.layer_norm_bwd(y, x, summed, weight, mean, rstd, True, True, True, residual, dweight, dbias)
     dropout.dropout(x, empty(1, dtype="int64"), 0.1, y)
     activation.activation_fwd(x, "gelu", y)
 

@@ -67,15 +67,16 @@ def _layer_norm_bwd(
         mean = tl.load(mean_ptr + offs_m, mask=mask_m, other=0.0)
         rstd = tl.load(rstd_ptr + offs_m, mask=mask_m, other=0.0)
         xhat = tl.where(mask, (s - mean[:, None]) * rstd[:, None], 0.0)
-        dxhat = dy * weight[None, :]
-        # The derivative of a normalised row is the projection away from 1 and from xhat.
-        along_one = tl.sum(dxhat, 1) / cols
-        along_xhat = tl.sum(dxhat * xhat, 1) / cols
-        dx = (dxhat - along_one[:, None] - xhat * along_xhat[:, None]) * rstd[:, None]
-        if dsummed_ptr is not None:
-            ptrs = dsummed_ptr + offs_m[:, None] * dsummed_row_stride + offs_n[None, :]
-            dx += tl.load(ptrs, mask=mask, other=0.0).to(ACC)
-        tl.store(dx_ptr + offs_m[:, None] * cols + offs_n[None, :], cast(dx, dx_ptr.dtype.element_ty), mask=mask)
+        if dx_ptr is not None:
+            dxhat = dy * weight[None, :]
+            # The derivative of a normalised row is the projection away from 1 and from xhat.
+            along_one = tl.sum(dxhat, 1) / cols
+            along_xhat = tl.sum(dxhat * xhat, 1) / cols
+            dx = (dxhat - along_one[:, None] - xhat * along_xhat[:, None]) * rstd[:, None]
+            if dsummed_ptr is not None:
+                ptrs = dsummed_ptr + offs_m[:, None] * dsummed_row_stride + offs_n[None, :]
+                dx += tl.load(ptrs, mask=mask, other=0.0).to(ACC)
+            tl.store(dx_ptr + offs_m[:, None] * cols + offs_n[None, :], cast(dx, dx_ptr.dtype.element_ty), mask=mask)
         dweight += tl.sum(dy * xhat, 0)
         dbias += tl.sum(dy, 0)
     tl.store(dweight_ptr + pid * cols + offs_n, dweight, mask=mask_n)
@@ -114,30 +115,33 @@ def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
     )  # fmt: skip
 
 
-def layer_norm_bwd(dy, dsummed, summed, weight, mean, rstd, dx, dweight, dbias):
-    """Fill dx, dweight, dbias; dx is the gradient of x and of residual alike.
+def layer_norm_bwd(
+    dy, dsummed, summed, weight, mean, rstd, need_dx, need_dweight, need_dbias, dx, dweight, dbias
+):  # fmt: skip
+    """Fill those of dx, dweight, dbias that are needed; dx is the gradient of x and of residual alike.
 
     Args:
         dy: gradient of y; dsummed: gradient of the summed output, or None; [rows, cols], columns adjacent.
         summed: what was normalised: x, or x + residual.
-        dweight, dbias: [cols]; None or empty where not wanted.
+        dweight, dbias: [cols], any floating type.
     """
     rows, cols = dy.shape
-    wanted = [grad for grad in (dweight, dbias) if grad is not None and grad.numel()]
+    wanted = [grad if need else None for grad, need in ((dweight, need_dweight), (dbias, need_dbias))]
     if rows * cols == 0:
         for grad in wanted:
-            grad.zero_()
+            if grad is not None:
+                grad.zero_()
         return
     arch = tuning.arch(dy.device)
     config = tuning.row_block(arch, cols)
     programs = min(triton.cdiv(rows, config["BLOCK_M"]), 2 * tuning.MULTIPROCESSORS[arch])
     partial = mean.new_empty(2, programs, cols)
     _layer_norm_bwd[(programs,)](
-        dy, dsummed, summed, weight, mean, rstd, dx, partial[0], partial[1], dy.stride(0),
+        dy, dsummed, summed, weight, mean, rstd, dx if need_dx else None, partial[0], partial[1], dy.stride(0),
         0 if dsummed is None else dsummed.stride(0), summed.stride(0), rows, cols, ACC=_acc_dtype(dy), **config,
     )  # fmt: skip
-    for grad, shares in zip((dweight, dbias), partial, strict=True):
-        if grad is not None and grad.numel():
+    for grad, shares in zip(wanted, partial, strict=True):
+        if grad is not None:
             _sum_programs[(triton.cdiv(cols, 64),)](shares, grad, programs, cols, BLOCK_M=32, BLOCK_N=64)
 
 

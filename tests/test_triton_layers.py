@@ -76,7 +76,7 @@ def test_layer_norm(rows, cols, residual, affine, dtype):
         summed = x
     else:
         assert torch.equal(summed, x + residual)
-    args = dy, dsummed, summed, weight, mean, rstd
+    args = dy, dsummed, summed, weight, mean, rstd, True, affine, affine
     sizes = [(rows, cols)] + [(cols,) if affine else (0,)] * 2
     grads = fill(layer_norm.layer_norm_bwd, args, *(dy.new_empty(size) for size in sizes))
     ours = y, *(grads if affine else grads[:1])

@@ -12,7 +12,7 @@ from pyflash.ops._checks import expect, is_dense, is_plain
 from pyflash.ops._registry import Op
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-OPERATION = Operation("dropout", dtypes={"cpu": FLOATS}, rules=auto.rules)
+OPERATION = Operation("dropout", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules)
 
 _LOW = 0xFFFFFFFF
 
@@ -49,6 +49,7 @@ _op = Op(
     "dropout(Tensor x, Tensor seed, float p, str backend) -> Tensor",
     outputs=lambda x, seed, p: (torch.empty_like(x),),
     reference=_reference,
+    triton="pyflash.kernels.dropout:dropout",
     cpu="pyflash.ops._native.dropout:dropout",
 )
 

@@ -15,8 +15,8 @@ from pyflash.ops._registry import Op
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
-OPERATION = Operation("layer_norm", dtypes={"cpu": FLOATS}, rules=auto.rules)
-OPERATION_ADD = Operation("add_layer_norm", dtypes={"cpu": FLOATS}, rules=auto.rules_add)
+OPERATION = Operation("layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules)
+OPERATION_ADD = Operation("add_layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules_add)
 
 
 def _acc(dtype):
@@ -86,6 +86,7 @@ _fwd = Op(
     " -> (Tensor y, Tensor summed, Tensor mean, Tensor rstd)",
     outputs=_outputs_fwd,
     reference=_reference_fwd,
+    triton="pyflash.kernels.layer_norm:layer_norm_fwd",
     cpu="pyflash.ops._native.layer_norm:layer_norm_fwd",
 )
 # x is what was normalised; dweight and dbias come in the type of the statistics; what is not needed is empty.
@@ -94,6 +95,7 @@ _bwd = Op(
     " bool need_dx, bool need_dweight, bool need_dbias, str backend) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     outputs=_outputs_bwd,
     reference=_reference_bwd,
+    triton="pyflash.kernels.layer_norm:layer_norm_bwd",
     cpu="pyflash.ops._native.layer_norm:layer_norm_bwd",
 )
 
