@@ -29,6 +29,7 @@ ATTENTION = [
     for head_dim in (64, 128)
     for kernel in ("fwd", "bwd_dq", "bwd_dkdv")
 ]
+ATTENTION += [name.replace("/attention_", "/full/attention_") for name in ATTENTION if "bfloat16" in name]  # not causal
 SHARED_MEMORY = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # KB a block may take
 
 
@@ -69,10 +70,4 @@ def test_the_table_is_current():
     if TABLE["sources"] == aot.source_hash():
         return
     result = compile_again("sm80/attention/bfloat16/128/full", "sm90/attention/bfloat16/64/full")
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-@pytest.mark.slow
-def test_the_whole_table_compiles_again():
-    result = compile_again()
     assert result.returncode == 0, result.stdout + result.stderr
