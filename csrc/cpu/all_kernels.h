@@ -3,6 +3,7 @@
 // instruction sets.
 #include <math.h>
 #include <omp.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>

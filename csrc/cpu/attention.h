@@ -1,1 +1,17 @@
-// The attention kernels.
+// The attention kernels. attention_tile.h: products; attention_scores.h: masks; then one file a direction.
+#include "attention_tile.h"
+#include "attention_scores.h"
+#include "attention_fwd.h"
+#include "attention_bwd.h"
+
+void attention_workspace(const AttentionWorkspace& p, int) {
+  Carver size = {nullptr, 0};
+  for_dtype(p.dtype, [&](auto storage) {
+    typedef Acc<decltype(storage)> A;
+    if (p.pass == AttentionPass::fwd)
+      for (int thread = 0; thread < p.num_threads; thread++) FwdScratch<A>(size, p.E, p.Ev);
+    else
+      BwdWorkspace<A>(size, p, p.num_threads);
+  });
+  *p.bytes = size.used;
+}

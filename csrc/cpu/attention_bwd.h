@@ -1,0 +1,263 @@
+// Attention backward (Dao et al. 2022, algorithm 4): five products a tile, in one pass.
+//
+// A key block collects its dk and dv while it walks over the queries; dq is summed over the key blocks in their order,
+// in float32, transposed. Where there are fewer heads than threads the key blocks of one head run at the same time, each
+// behind its predecessor: block n adds to dq of a query block when block n - 1 has done so. So every thread works also
+// with one head, no product is computed twice, and the result does not depend on the number of threads.
+
+namespace {
+
+constexpr int64_t kBwdKeys = 128;
+
+template <class A>
+constexpr int64_t padded(int64_t cols) {
+  return round_up(cols, kLanes<A>);
+}
+
+// A thread's memory.
+template <class A>
+struct BwdScratch {
+  A *q_t, *dout_t, *q_rows, *dout_rows, *probs, *dscores, *factors, *slope, *k, *v, *dk, *dv;
+  BwdScratch(Carver& from, int64_t E, int64_t Ev) {
+    constexpr int queries = kQueries<A>;
+    q_t = from.take<A>(E * queries);
+    dout_t = from.take<A>(Ev * queries);
+    q_rows = from.take<A>(queries * padded<A>(E));
+    dout_rows = from.take<A>(queries * padded<A>(Ev));
+    probs = from.take<A>(kBwdKeys * queries);
+    dscores = from.take<A>(kBwdKeys * queries);
+    factors = from.take<A>(kBwdKeys * queries);
+    slope = from.take<A>(kBwdKeys * queries);
+    k = from.take<A>(kBwdKeys * E);
+    v = from.take<A>(kBwdKeys * Ev);
+    dk = from.take<A>(kBwdKeys * padded<A>(E));
+    dv = from.take<A>(kBwdKeys * padded<A>(Ev));
+  }
+};
+
+// The memory of a call: what all threads share, then a part for each.
+template <class A>
+struct BwdWorkspace {
+  A *dq_t, *delta;    // [B H, query blocks, E, queries]; [B H L]: rowsum(dout out) - dlse
+  int64_t* progress;  // [B H, key blocks]: query blocks done
+  char* threads;
+  template <class Sizes>
+  BwdWorkspace(Carver& from, const Sizes& p, int num_threads) {
+    dq_t = from.take<A>(p.B * p.H * ceil_div(p.L, kQueries<A>) * p.E * kQueries<A>);
+    delta = from.take<A>(p.B * p.H * p.L);
+    progress = from.take<int64_t>(p.B * p.H * ceil_div(p.S, kBwdKeys));
+    threads = from.take<char>(0);
+    for (int thread = 0; thread < num_threads; thread++) BwdScratch<A>(from, p.E, p.Ev);
+  }
+  BwdScratch<A> scratch(int thread, int64_t E, int64_t Ev) const {
+    Carver size = {nullptr, 0};
+    BwdScratch<A>(size, E, Ev);
+    Carver carver = {threads + thread * size.used, 0};
+    return BwdScratch<A>(carver, E, Ev);
+  }
+};
+
+// Row constants of a block: lse, and delta; rows without any key, and lanes without a row, get probability 0.
+template <class A>
+struct RowConstants {
+  Vec<A> lse[kTileVectors], delta[kTileVectors];
+  RowConstants(const A* lse_of_head, const A* delta_of_head, int64_t first, int64_t count) {
+    constexpr int n = kLanes<A>;
+    for (int j = 0; j < kTileVectors; j++) {
+      int64_t rest = max_of(0, count - j * n);
+      Vec<A> value = load_n(lse_of_head + first + j * n, rest, kMinusInfinity<A>);
+      lse[j] = select(value == splat<Vec<A>>(kMinusInfinity<A>), splat<Vec<A>>(-kMinusInfinity<A>), value);
+      delta[j] = load_n(delta_of_head + first + j * n, rest);
+    }
+  }
+};
+
+// scores -> probabilities (with dropout), and dscores = p (factor dp - delta) in place of dp.
+template <class A, bool kDropout, bool kSlope>
+__attribute__((noinline)) void softmax_bwd(int64_t keys, const RowConstants<A>& rows, A* scores, A* dp, const A* factors,
+                                           const A* slope) {
+  typedef Vec<A> V;
+  V lse[kTileVectors], delta[kTileVectors];
+  PF_UNROLL for (int j = 0; j < kTileVectors; j++) lse[j] = rows.lse[j], delta[j] = rows.delta[j];
+  for (int64_t key = 0; key < keys; key++) {
+    PF_UNROLL for (int j = 0; j < kTileVectors; j++) {
+      int64_t at = key * kQueries<A> + j * kLanes<A>;
+      V p = exp_difference(load(scores + at) - lse[j]), d = load(dp + at);
+      V factor = kDropout ? load(factors + at) : splat<V>(1);
+      V ds = p * (kDropout ? fma(d, factor, -delta[j]) : d - delta[j]);
+      store(scores + at, kDropout ? p * factor : p);
+      store(dp + at, kSlope ? ds * load(slope + at) : ds);
+    }
+  }
+}
+
+template <bool kOn>
+struct Flag {
+  static constexpr bool on = kOn;
+};
+
+// Probabilities (with dropout) into scratch.probs and the derivative of k q^T into scratch.dscores, for one tile.
+template <class S>
+PF_INLINE void tile_bwd(const Attention& p, const QueryBlock<Acc<S>>& rows, const RowConstants<Acc<S>>& constants,
+                        int64_t first, int64_t keys, const Acc<S>* k, int64_t k_stride, const Acc<S>* v, int64_t v_stride,
+                        const BwdScratch<Acc<S>>& scratch) {
+  typedef Acc<S> A;
+  product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.probs);
+  finish_scores<A>(p, rows, first, keys, scratch.probs, scratch.slope);
+  product_scores<A>(keys, p.Ev, v, v_stride, scratch.dout_t, scratch.dscores);
+  auto softmax = [&](auto dropout, auto slope) {
+    softmax_bwd<A, decltype(dropout)::on, decltype(slope)::on>(keys, constants, scratch.probs, scratch.dscores,
+                                                              scratch.factors, scratch.slope);
+  };
+  if (p.dropout_p > 0) {
+    dropout_factors<A>(p, rows, first, keys, scratch.factors);
+    p.softcap != 0 ? softmax(Flag<true>{}, Flag<true>{}) : softmax(Flag<true>{}, Flag<false>{});
+  } else {
+    p.softcap != 0 ? softmax(Flag<false>{}, Flag<true>{}) : softmax(Flag<false>{}, Flag<false>{});
+  }
+}
+
+template <class S>
+PF_INLINE void pack_dout(const AttentionBwd& call, int64_t b, int64_t head, int64_t first, int64_t count, Acc<S>* dout_t) {
+  pack_transposed<S>([&](int64_t lane) { return at<S>(call.dout, call.dout_stride, b, head, first + lane); },
+                     call.dout_stride.dim[3], count, call.of.Ev, Acc<S>(1), dout_t);
+}
+
+// Query blocks of which some row sees a key of [first, first + keys): monotone in `first`.
+template <class A>
+PF_INLINE KeyRange visible_blocks(const Attention& p, int64_t first, int64_t keys) {
+  int64_t begin = 0, end = p.L;
+  if (p.window_right >= 0) begin = min_of(p.L, max_of(0, first - p.diagonal - p.window_right));
+  if (p.window_left >= 0) end = max_of(0, min_of(p.L, first + keys - p.diagonal + p.window_left));
+  return {begin / kQueries<A>, end > begin ? ceil_div(end, kQueries<A>) : begin / kQueries<A>};
+}
+
+// Waits until *progress > least. The predecessor was started earlier, so it is running or done.
+PF_INLINE void wait_beyond(const int64_t* progress, int64_t least) {
+  for (int spin = 0; __atomic_load_n(progress, __ATOMIC_ACQUIRE) <= least; spin++) {
+    if (spin > 2000) sched_yield();
+  }
+}
+constexpr int64_t kAllDone = INT64_MAX;
+
+// dk and dv of one block of keys, and its part of dq.
+template <class S>
+void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t block, bool in_turn,
+                   const BwdWorkspace<Acc<S>>& shared, const BwdScratch<Acc<S>>& scratch) {
+  typedef Acc<S> A;
+  const Attention& p = call.of;
+  constexpr int n = kLanes<A>, size = kQueries<A>;
+  const int64_t group = p.H / p.Hkv, blocks = ceil_div(p.L, size), key_blocks = ceil_div(p.S, kBwdKeys);
+  const int64_t first = block * kBwdKeys, keys = min_of(kBwdKeys, p.S - first), E = padded<A>(p.E), Ev = padded<A>(p.Ev);
+  int64_t k_stride, v_stride;
+  const A* k = rows_of<S>(at<S>(p.k, p.k_stride, b, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys, p.E, p.E,
+                          scratch.k, &k_stride);
+  const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev, p.Ev,
+                          scratch.v, &v_stride);
+  memset((void*)scratch.dk, 0, keys * E * sizeof(A));
+  memset((void*)scratch.dv, 0, keys * Ev * sizeof(A));
+  int64_t* mine = shared.progress + (b * p.Hkv + kv_head) * key_blocks + block;
+
+  KeyRange visible = visible_blocks<A>(p, first, keys);
+  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+    const int64_t of_head = b * p.H + head;
+    for (int64_t query_block = visible.begin; query_block < visible.end; query_block++) {
+      const int64_t query = query_block * size, count = min_of(size, p.L - query);
+      QueryBlock<A> rows;
+      rows.set(b, head, query, count, p.L);
+      RowConstants<A> constants((const A*)call.lse + of_head * p.L, shared.delta + of_head * p.L, query, count);
+      pack_queries<S>(p, rows, scratch.q_t);
+      pack_dout<S>(call, b, head, query, count, scratch.dout_t);
+      int64_t q_row_stride, dout_row_stride;
+      const A* q_rows = rows_of<S>(at<S>(p.q, p.q_stride, b, head, query), p.q_stride.dim[2], p.q_stride.dim[3], count, p.E,
+                                   E, scratch.q_rows, &q_row_stride);
+      const A* dout_rows = rows_of<S>(at<S>(call.dout, call.dout_stride, b, head, query), call.dout_stride.dim[2],
+                                      call.dout_stride.dim[3], count, p.Ev, Ev, scratch.dout_rows, &dout_row_stride);
+      tile_bwd<S>(p, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
+      product<A, kAdd, kRowMajor>(keys, Ev / n, count, scratch.probs, size, dout_rows, dout_row_stride, scratch.dv, Ev);
+      product<A, kAdd, kRowMajor>(keys, E / n, count, scratch.dscores, size, q_rows, q_row_stride, scratch.dk, E);
+      const int64_t step = (head - kv_head * group) * blocks + query_block;
+      if (in_turn && block > 0) wait_beyond(mine - 1, step);
+      product<A, kAdd, kColumnMajor>(p.E, kTileVectors, keys, k, k_stride, scratch.dscores, size,
+                                     shared.dq_t + (of_head * blocks + query_block) * p.E * size, size);
+      if (in_turn) __atomic_store_n(mine, step + 1, __ATOMIC_RELEASE);
+    }
+  }
+  if (in_turn) {
+    if (block > 0) wait_beyond(mine - 1, kAllDone - 1);
+    __atomic_store_n(mine, kAllDone, __ATOMIC_RELEASE);
+  }
+
+  for (int64_t key = 0; key < keys; key++) {
+    S* dk = (S*)at<S>(call.dk, call.dk_stride, b, kv_head, first + key);
+    S* dv = (S*)at<S>(call.dv, call.dv_stride, b, kv_head, first + key);
+    for (int64_t col = 0; col < p.E; col += n) store_n(dk + col, load(scratch.dk + key * E + col) * (A)p.scale, p.E - col);
+    for (int64_t col = 0; col < p.Ev; col += n) store_n(dv + col, load(scratch.dv + key * Ev + col), p.Ev - col);
+  }
+}
+
+// delta of a block of rows; dq starts from zero.
+template <class S>
+void start_bwd(const AttentionBwd& call, int64_t of_head, int64_t block, const BwdWorkspace<Acc<S>>& shared) {
+  typedef Acc<S> A;
+  const Attention& p = call.of;
+  constexpr int n = kLanes<A>, size = kQueries<A>;
+  const int64_t blocks = ceil_div(p.L, size), b = of_head / p.H, head = of_head % p.H;
+  memset((void*)(shared.dq_t + (of_head * blocks + block) * p.E * size), 0, p.E * size * sizeof(A));
+  for (int64_t row = block * size; row < min_of(p.L, (block + 1) * size); row++) {
+    const S* dout = at<S>(call.dout, call.dout_stride, b, head, row);
+    const S* out = at<S>(call.out, call.out_stride, b, head, row);
+    int64_t dout_step = call.dout_stride.dim[3], out_step = call.out_stride.dim[3];
+    Vec<A> sum = {};
+    for (int64_t col = 0; col < p.Ev; col += n)
+      sum = fma(load_strided<S>(dout + col * dout_step, dout_step, p.Ev - col),
+                load_strided<S>(out + col * out_step, out_step, p.Ev - col), sum);
+    A dlse = call.dlse ? ((const A*)call.dlse)[of_head * p.L + row] : A(0);
+    shared.delta[of_head * p.L + row] = reduce_add(sum) - dlse;
+  }
+}
+
+template <class S>
+void finish_dq(const AttentionBwd& call, int64_t of_head, int64_t block, const BwdWorkspace<Acc<S>>& shared) {
+  typedef Acc<S> A;
+  const Attention& p = call.of;
+  constexpr int size = kQueries<A>;
+  Vec<A> scale[kTileVectors];
+  for (int j = 0; j < kTileVectors; j++) scale[j] = splat<Vec<A>>((A)p.scale);
+  const int64_t blocks = ceil_div(p.L, size), first = block * size;
+  unpack_transposed<S>(shared.dq_t + (of_head * blocks + block) * p.E * size, min_of(size, p.L - first), p.E, scale,
+                       [&](int64_t lane) { return at<S>(call.dq, call.dq_stride, of_head / p.H, of_head % p.H, first + lane); });
+}
+
+template <class S>
+void attention_bwd_typed(const AttentionBwd& call, int num_threads) {
+  typedef Acc<S> A;
+  const Attention& p = call.of;
+  Carver carver = {(char*)call.workspace, 0};
+  const BwdWorkspace<A> shared(carver, p, num_threads);
+  const int64_t query_blocks = ceil_div(p.L, kQueries<A>), key_blocks = ceil_div(p.S, kBwdKeys), units = p.B * p.Hkv;
+  parallel_tasks(p.B * p.H * query_blocks, num_threads,
+                 [&](int64_t task, int) { start_bwd<S>(call, task / query_blocks, task % query_blocks, shared); });
+
+  const bool heads_suffice = units % num_threads == 0 || units >= 8 * num_threads || key_blocks == 1;
+  if (heads_suffice) {
+    parallel_tasks(units, num_threads, [&](int64_t unit, int thread) {
+      for (int64_t block = 0; block < key_blocks; block++)
+        key_block_bwd<S>(call, unit / p.Hkv, unit % p.Hkv, block, false, shared, shared.scratch(thread, p.E, p.Ev));
+    });
+  } else {
+    memset((void*)shared.progress, 0, units * key_blocks * sizeof(int64_t));
+    parallel_tasks(units * key_blocks, num_threads, [&](int64_t task, int thread) {
+      int64_t unit = task / key_blocks;
+      key_block_bwd<S>(call, unit / p.Hkv, unit % p.Hkv, task % key_blocks, true, shared, shared.scratch(thread, p.E, p.Ev));
+    });
+  }
+  parallel_tasks(p.B * p.H * query_blocks, num_threads,
+                 [&](int64_t task, int) { finish_dq<S>(call, task / query_blocks, task % query_blocks, shared); });
+}
+
+}  // namespace
+
+void attention_bwd(const AttentionBwd& p, int num_threads) {
+  for_dtype(p.of.dtype, [&](auto storage) { attention_bwd_typed<decltype(storage)>(p, num_threads); });
+}

@@ -1,0 +1,69 @@
+"""Attention on CPU tensors."""
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops._native import DTYPES
+
+FWD, BWD = 0, 1  # csrc/common/attention.h, AttentionPass
+BOOLEAN, NO_MASK = 4, -1  # MaskType
+NOWHERE = (0, 0, 0, 0)
+FAR = 1 << 29  # a window or diagonal beyond this sees the same keys; sums stay within 31 bits
+
+
+def _clamp(value):
+    return max(-FAR, min(FAR, value))
+
+
+def _problem(q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal):
+    """What every attention kernel is told; bindings/attention.cpp reads it by position."""
+    mask_type = NO_MASK
+    if attn_mask is not None:
+        mask_type = BOOLEAN if attn_mask.dtype == torch.bool else DTYPES[attn_mask.dtype]
+    slopes_stride = (0, 0)
+    if alibi_slopes is not None:
+        slopes_stride = (alibi_slopes.stride(0) if alibi_slopes.dim() == 2 else 0, alibi_slopes.stride(-1))
+    return (
+        q.shape, k.shape, v.shape[3],
+        q.data_ptr(), k.data_ptr(), v.data_ptr(),
+        0 if attn_mask is None else attn_mask.data_ptr(),
+        0 if alibi_slopes is None else alibi_slopes.data_ptr(),
+        q.stride(), k.stride(), v.stride(), NOWHERE if attn_mask is None else attn_mask.stride(), slopes_stride,
+        min(window_left, FAR), min(window_right, FAR), _clamp(diagonal),
+        scale, softcap, dropout_p, int(seed) if dropout_p > 0 else 0, DTYPES[q.dtype], mask_type,
+    )  # fmt: skip
+
+
+def _slopes(alibi_slopes, q):
+    """In the arithmetic type, which is what the kernels read."""
+    if alibi_slopes is None:
+        return None
+    return alibi_slopes.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+
+
+def _workspace(q, k, v, kind, threads):
+    size = _cpu.attention_workspace(q.shape, k.shape[2], v.shape[3], DTYPES[q.dtype], kind, threads)
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *rest):
+    *scalars, out, lse = rest
+    slopes = _slopes(alibi_slopes, q)
+    threads = torch.get_num_threads()
+    workspace = _workspace(q, k, v, FWD, threads)
+    problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars)
+    _cpu.attention_fwd(problem, out.data_ptr(), lse.data_ptr(), out.stride(), workspace.data_ptr(), threads)
+
+
+def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *rest):
+    *scalars, need_dmask, dq, dk, dv, dmask = rest
+    slopes = _slopes(alibi_slopes, q)
+    threads = torch.get_num_threads()
+    workspace = _workspace(q, k, v, BWD, threads)
+    problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars)
+    tensors = (dout, dlse, out, lse, dq, dk, dv, dmask if need_dmask else None, workspace)
+    _cpu.attention_bwd(
+        problem, [0 if t is None else t.data_ptr() for t in tensors],
+        dout.stride(), out.stride(), dq.stride(), dk.stride(), dv.stride(),
+        dmask.shape if need_dmask else NOWHERE, threads,
+    )  # fmt: skip
