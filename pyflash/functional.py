@@ -1,10 +1,12 @@
 """torch.nn.functional's names and signatures, and the fused operations beside them."""
 
 from pyflash.ops.activation import gelu, relu, sigmoid, silu, tanh
+from pyflash.ops.attention import attention, scaled_dot_product_attention
 from pyflash.ops.dropout import dropout
 from pyflash.ops.layer_norm import add_layer_norm, layer_norm
 from pyflash.ops.linear import linear, linear_act
 
 __all__ = [
-    "add_layer_norm", "dropout", "gelu", "layer_norm", "linear", "linear_act", "relu", "sigmoid", "silu", "tanh"
+    "add_layer_norm", "attention", "dropout", "gelu", "layer_norm", "linear", "linear_act", "relu",
+    "scaled_dot_product_attention", "sigmoid", "silu", "tanh",
 ]  # fmt: skip

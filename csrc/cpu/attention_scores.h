@@ -45,35 +45,36 @@ struct boolean {
 template <class A>
 constexpr A kMinusInfinity = -(A)__builtin_inf();
 
-// Mask elements as what is added to a score.
+// A mask element as what is added to a score.
 template <class A, class M>
-struct Bias {
-  PF_INLINE A get(const M* p) { return (A)PF_ISA::get(p); }
-  PF_INLINE Vec<A> load(const M* p, int64_t count) {
-    if constexpr (sizeof(Acc<M>) == sizeof(A)) return load_n(p, count);
-    else return gather(p, 1, count);
-  }
-  PF_INLINE Vec<A> gather(const M* p, int64_t stride, int64_t count) {
-    A buffer[kLanes<A>] __attribute__((aligned(64)));
-    for (int i = 0; i < kLanes<A>; i++) buffer[i] = i < count ? get(p + i * stride) : A(0);
-    return *(const Vec<A>*)buffer;
-  }
-};
+PF_INLINE A bias_of(const M* p) {
+  return (A)get(p);
+}
 template <class A>
-struct Bias<A, boolean> {
-  PF_INLINE A get(const boolean* p) { return p->attend ? A(0) : kMinusInfinity<A>; }
-  PF_INLINE Vec<A> load(const boolean* p, int64_t count) {
+PF_INLINE A bias_of(const boolean* p) {
+  return p->attend ? A(0) : kMinusInfinity<A>;
+}
+// A vector of them, with any stride.
+template <class A, class M>
+__attribute__((noinline)) Vec<A> gather_bias(const M* p, int64_t stride, int64_t count) {
+  A buffer[kLanes<A>] __attribute__((aligned(64)));
+#pragma GCC unroll 1
+  for (int i = 0; i < kLanes<A>; i++) buffer[i] = i < count ? bias_of<A>(p + i * stride) : A(0);
+  return *(const Vec<A>*)buffer;
+}
+template <class A, class M>
+PF_INLINE Vec<A> load_bias(const M* p, int64_t stride, int64_t count) {
+  if constexpr (sizeof(M) == 1) {
     typedef uint8_t bytes __attribute__((vector_size(kLanes<A>), aligned(1), may_alias));
-    if (count < kLanes<A>) return gather(p, 1, count);
-    auto attend = __builtin_convertvector(*(const bytes*)p, Lanes<Vec<A>>) != 0;
-    return select(attend, Vec<A>{}, splat<Vec<A>>(kMinusInfinity<A>));
+    if (stride == 1 && count >= kLanes<A>) {
+      auto attend = __builtin_convertvector(*(const bytes*)p, Lanes<Vec<A>>) != 0;
+      return select(attend, Vec<A>{}, splat<Vec<A>>(kMinusInfinity<A>));
+    }
+  } else if constexpr (sizeof(Acc<M>) == sizeof(A)) {
+    if (stride == 1 && count >= kLanes<A>) return load(p);
   }
-  PF_INLINE Vec<A> gather(const boolean* p, int64_t stride, int64_t count) {
-    A buffer[kLanes<A>] __attribute__((aligned(64)));
-    for (int i = 0; i < kLanes<A>; i++) buffer[i] = i < count ? get(p + i * stride) : A(0);
-    return *(const Vec<A>*)buffer;
-  }
-};
+  return gather_bias<A>(p, stride, count);
+}
 
 template <class F>
 PF_INLINE void for_mask_type(MaskType type, F f) {
@@ -85,14 +86,13 @@ PF_INLINE void for_mask_type(MaskType type, F f) {
 template <class A, class M>
 __attribute__((noinline)) void add_mask(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys, A* scores) {
   typedef Vec<A> V;
-  typedef Bias<A, M> B;
   constexpr int n = kLanes<A>, queries = kQueries<A>;
   const int64_t *stride = p.mask_stride.dim, step = stride[3];
   const M* base = (const M*)p.mask + rows.batch * stride[0] + first * step;
   auto row_of = [&](int lane) { return base + rows.head[lane] * stride[1] + rows.i[lane] * stride[2]; };
   if (stride[2] == 0 && (rows.same_head || stride[1] == 0)) {  // one row for all, as key padding
     for (int64_t key = 0; key < keys; key++) {
-      V bias = splat<V>(B::get(row_of(0) + key * step));
+      V bias = splat<V>(bias_of<A>(row_of(0) + key * step));
       PF_UNROLL for (int j = 0; j < kTileVectors; j++) {
         A* at = scores + key * queries + j * n;
         store(at, load(at) + bias);
@@ -103,12 +103,11 @@ __attribute__((noinline)) void add_mask(const Attention& p, const QueryBlock<A>&
   for (int j = 0; j < kTileVectors; j++) {
     for (int64_t key = 0; key < keys; key += n) {
       V bias[n];
-      PF_UNROLL for (int i = 0; i < n; i++) {
-        const M* row = row_of(j * n + i) + key * step;
-        bias[i] = step == 1 ? B::load(row, keys - key) : B::gather(row, step, keys - key);
+      for (int i = 0; i < n; i++) {
+        bias[i] = load_bias<A>(row_of(j * n + i) + key * step, step, keys - key);
       }
       transpose(bias);
-      PF_UNROLL for (int i = 0; i < n; i++) {
+      for (int i = 0; i < n; i++) {
         A* at = scores + (key + i) * queries + j * n;
         if (key + i < keys) store(at, load(at) + bias[i]);
       }

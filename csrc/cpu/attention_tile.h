@@ -48,11 +48,16 @@ PF_INLINE void transpose(V* rows) {
 }
 
 template <class S>
-PF_INLINE Vec<Acc<S>> load_strided(const S* p, int64_t stride, int64_t count) {
-  if (stride == 1) return load_n(p, count);
+__attribute__((noinline)) Vec<Acc<S>> gather(const S* p, int64_t stride, int64_t count) {
   Acc<S> buffer[kLanes<Acc<S>>] __attribute__((aligned(64)));
+#pragma GCC unroll 1
   for (int i = 0; i < kLanes<Acc<S>>; i++) buffer[i] = i < count ? get(p + i * stride) : Acc<S>(0);
   return *(const Vec<Acc<S>>*)buffer;
+}
+// Elements 0 .. count - 1 of a strided row, zeros behind them.
+template <class S>
+PF_INLINE Vec<Acc<S>> load_strided(const S* p, int64_t stride, int64_t count) {
+  return stride == 1 && count >= kLanes<Acc<S>> ? load(p) : gather(p, stride, count);
 }
 
 // to[col][row] = scale * from(row)[col] for `queries` rows in lanes, zero in the lanes from `count` on.
@@ -64,10 +69,10 @@ PF_INLINE void pack_transposed(Row from, int64_t col_stride, int64_t count, int6
   for (int first = 0; first < queries; first += n) {
     for (int64_t col = 0; col < cols; col += n) {
       V rows[n];
-      PF_UNROLL for (int i = 0; i < n; i++)
+      for (int i = 0; i < n; i++)
         rows[i] = first + i < count ? load_strided<S>(from(first + i) + col * col_stride, col_stride, cols - col) : V{};
       transpose(rows);
-      PF_UNROLL for (int i = 0; i < n; i++)
+      for (int i = 0; i < n; i++)
         if (col + i < cols) store(to + (col + i) * queries + first, rows[i] * scale);
     }
   }
@@ -82,10 +87,10 @@ PF_INLINE void unpack_transposed(const A* from, int64_t count, int64_t cols, con
     V factor = scale[first / n];
     for (int64_t col = 0; col < cols; col += n) {
       V rows[n];
-      PF_UNROLL for (int i = 0; i < n; i++)
+      for (int i = 0; i < n; i++)
         rows[i] = col + i < cols ? load(from + (col + i) * queries + first) * factor : V{};
       transpose(rows);
-      PF_UNROLL for (int i = 0; i < n; i++)
+      for (int i = 0; i < n; i++)
         if (first + i < count) store_n((S*)to(first + i) + col, rows[i], cols - col);
     }
   }
@@ -106,7 +111,8 @@ PF_INLINE const A* rows_of(const S* from, int64_t row_stride, int64_t col_stride
   *stride = width;
   for (int64_t row = 0; row < rows; row++)
     for (int64_t col = 0; col < width; col += n)
-      store_n(buffer + row * width + col, load_strided<S>(from + row * row_stride + col * col_stride, col_stride, max_of(0, cols - col)), width - col);
+      store_n(buffer + row * width + col,
+              load_strided<S>(from + row * row_stride + col * col_stride, col_stride, max_of(0, cols - col)), width - col);
   return buffer;
 }
 

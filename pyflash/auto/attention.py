@@ -1,0 +1,13 @@
+"""Attention: what `auto` leaves to torch. Size is scores times (head_dim + value_dim): half the multiplications."""
+
+import torch
+
+MIN_SIZE = {"cpu": 1 << 15, "triton": 0}  # benchmarks: attention, rows "tiny"
+
+
+def rules(backend: str, size: int, dtype) -> str:
+    if size < MIN_SIZE[backend]:
+        return "small input: torch's own call is cheaper"
+    if dtype == torch.float64:
+        return "float64: torch's matrix products are faster"
+    return ""

@@ -1,0 +1,353 @@
+"""Fused attention: softmax(scale q k^T + mask) v without the matrix of scores. Dao et al. 2022, arXiv:2205.14135."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from pyflash.auto import attention as auto
+from pyflash.ops import _attention_reference as reference
+from pyflash.ops._autograd import vjp
+from pyflash.ops._backends import Operation, choose
+from pyflash.ops._checks import expect, is_plain
+from pyflash.ops._registry import Op
+
+HALVES = (torch.bfloat16, torch.float16)
+OPERATION = Operation(
+    "attention",
+    dtypes={"cpu": (torch.float32, torch.float64, *HALVES)},
+    rules=auto.rules,
+    sizes="scores times (head_dim + value_dim)",
+)
+
+_SCALARS = "float dropout_p, float scale, float softcap, int window_left, int window_right, int diagonal"
+
+
+def _in_order_of(x, size_last):
+    """A new [B, H, L, size_last] that lies in memory as [B, L, H, size_last] when x does."""
+    batch, heads, rows, _ = x.shape
+    if x.stride(1) < x.stride(2) and heads > 1:
+        return x.new_empty(batch, rows, heads, size_last).transpose(1, 2)
+    return x.new_empty(batch, heads, rows, size_last)
+
+
+def _fwd_outputs(q, k, v, *_):
+    return _in_order_of(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=reference.acc_dtype(q))
+
+
+def _bwd_outputs(dout, dlse, q, k, v, out, lse, attn_mask, *rest):
+    need_dmask = rest[-1]
+    dmask = attn_mask.new_empty(reference.unexpanded_shape(attn_mask)) if need_dmask else q.new_empty(0)
+    return _in_order_of(q, q.shape[3]), _in_order_of(k, k.shape[3]), _in_order_of(v, v.shape[3]), dmask
+
+
+_fwd = Op(
+    "attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? attn_mask, Tensor? alibi_slopes, Tensor? seed, "
+    + _SCALARS
+    + ", str backend) -> (Tensor out, Tensor lse)",
+    outputs=_fwd_outputs,
+    reference=reference.attention_fwd,
+    cpu="pyflash.ops._native.attention:attention_fwd",
+)
+_bwd = Op(
+    "attention_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? attn_mask, "
+    "Tensor? alibi_slopes, Tensor? seed, "
+    + _SCALARS
+    + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
+    outputs=_bwd_outputs,
+    reference=reference.attention_bwd,
+    cpu="pyflash.ops._native.attention:attention_bwd",
+)
+
+
+def _expand_mask(attn_mask, q, k):
+    """[1 or B, 1 or H, 1 or L, 1 or S] -> [B, H, L, S] as a view; a dimension of 1 element counts as repeated."""
+    if attn_mask is None:
+        return None
+    return attn_mask.expand(*q.shape[:3], k.shape[2])
+
+
+class _Attention(torch.autograd.Function):
+    """Takes the mask as it is, 4 dimensions but not broadcast: its gradient has that shape."""
+
+    @staticmethod
+    def forward(q, k, v, attn_mask, alibi_slopes, seed, scalars, backend):
+        return _fwd(q, k, v, _expand_mask(attn_mask, q, k), alibi_slopes, seed, *scalars, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.scalars, ctx.backend = inputs
+        ctx.save_for_backward(*tensors, *outputs)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        q, k, v, attn_mask, alibi_slopes, seed, out, lse = ctx.saved_tensors
+        if dout is None and dlse is None:
+            return (None,) * 8
+        if dout is None:
+            dout = torch.zeros_like(out)
+        need_dmask = ctx.needs_input_grad[3]
+        dq, dk, dv, dmask = _AttentionBwd.apply(
+            dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, (*ctx.scalars, need_dmask), ctx.backend
+        )
+        return dq, dk, dv, dmask if need_dmask else None, None, None, None, None
+
+
+class _AttentionBwd(torch.autograd.Function):
+    """`out` and `lse` are functions of the other inputs: the second derivative computes them again."""
+
+    @staticmethod
+    def forward(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, scalars, backend):
+        if dlse is not None:
+            dlse = dlse.contiguous()
+        dq, dk, dv, dmask = _bwd(
+            dout, dlse, q, k, v, out, lse, _expand_mask(attn_mask, q, k), alibi_slopes, seed, *scalars, backend
+        )
+        if scalars[-1] and dmask.shape != attn_mask.shape:  # a compiler may have made the broadcast real
+            dmask = dmask.sum_to_size(attn_mask.shape)
+        return dq, dk, dv, dmask
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        dout, dlse, q, k, v, _, _, *tensors, ctx.scalars, _ = inputs
+        ctx.save_for_backward(dout, dlse, q, k, v, *tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *inputs, alibi_slopes, seed = ctx.saved_tensors
+        *scalars, need_dmask = ctx.scalars
+
+        def forward(q, k, v, attn_mask):
+            return reference.attention_fwd(q, k, v, _expand_mask(attn_mask, q, k), alibi_slopes, seed, *scalars)
+
+        def backward(dout, dlse, q, k, v, attn_mask):
+            dq, dk, dv, dmask = reference.gradients(forward, (q, k, v, attn_mask), (dout, dlse))
+            return (dq, dk, dv, dmask) if need_dmask else (dq, dk, dv)
+
+        second = vjp(backward, inputs, grads)
+        return *second[:5], None, None, second[5], None, None, None, None
+
+
+# ---- shapes --------------------------------------------------------------------------------------------------------
+def _check(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
+    """What torch refuses, with its type of exception."""
+
+    def check(condition, message):
+        expect(condition, operation, message, RuntimeError)
+
+    for name, x in (("key", k), ("value", v)):
+        check(
+            x.dtype == q.dtype,
+            lambda: f"{name} is {x.dtype}, expected {q.dtype} as query; convert one, or use torch.autocast",
+        )
+        check(x.device == q.device, lambda: f"{name} is on {x.device}, query on {q.device}; move one")
+    check(
+        min(q.dim(), k.dim(), v.dim()) >= 2,
+        lambda: f"query, key, value have {q.dim()}, {k.dim()}, {v.dim()} dimensions, expected at least 2: [..., L, E]",
+    )
+    check(
+        q.shape[-1] == k.shape[-1],
+        lambda: f"key has head_dim {k.shape[-1]}, expected {q.shape[-1]} to match query {tuple(q.shape)}",
+    )
+    check(
+        k.shape[-2] == v.shape[-2],
+        lambda: f"value has {v.shape[-2]} keys, expected {k.shape[-2]} to match key {tuple(k.shape)}",
+    )
+    check(0 <= dropout_p <= 1, lambda: f"dropout_p is {dropout_p}, expected a probability between 0 and 1")
+    if enable_gqa:
+        check(min(q.dim(), k.dim(), v.dim()) >= 3, lambda: "enable_gqa needs a dimension of heads: [..., heads, L, E]")
+        heads = q.shape[-3]
+        check(
+            k.shape[-3] > 0 and v.shape[-3] > 0 and heads % k.shape[-3] == 0 and heads % v.shape[-3] == 0,
+            lambda: f"key has {k.shape[-3]} and value {v.shape[-3]} heads, expected divisors of query's {heads}",
+        )
+    if attn_mask is not None:
+        check(
+            attn_mask.dtype in (torch.bool, torch.float32, q.dtype),
+            lambda: f"attn_mask is {attn_mask.dtype}, expected torch.bool, torch.float32 or query's {q.dtype}",
+        )
+        check(attn_mask.device == q.device, lambda: f"attn_mask is on {attn_mask.device}, query on {q.device}; move one")
+
+
+def _leading(operation, q, k, v, enable_gqa):
+    """Sizes before [L, E] that q, k and v broadcast to; the last of them counts query heads."""
+    shapes = [x.shape[:-2] for x in (q, k, v)]
+    if enable_gqa:
+        shapes = [shapes[0], *((*shape[:-1], 1) for shape in shapes[1:])]
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        message = f"query {tuple(q.shape)}, key {tuple(k.shape)}, value {tuple(v.shape)} do not broadcast before [L, E]"
+        if not enable_gqa:
+            message += "; enable_gqa=True shares key heads between query heads"
+        raise RuntimeError(f"pyflash.{operation}: {message}") from None
+
+
+def _four(x, leading, heads):
+    """[..., rows, cols] -> [B, heads, rows, cols], a view where strides allow."""
+    if x.dim() == 4 and len(leading) == 2 and x.shape[0] == leading[0] and x.shape[1] == heads:
+        return x
+    x = x.expand(*leading[:-1], heads, *x.shape[-2:])
+    return x[None] if len(leading) == 1 else x if len(leading) == 2 else x.reshape(-1, heads, *x.shape[-2:])
+
+
+def _mask_four(operation, attn_mask, leading, rows, keys):
+    """[1 or B, 1 or H, 1 or L, 1 or S]; dimensions that were broadcast stay 1."""
+    full = (*leading, rows, keys)
+    shape = (1,) * (len(full) - attn_mask.dim()) + tuple(attn_mask.shape)
+    expect(
+        len(shape) == len(full) and all(a == b or a == 1 for a, b in zip(shape, full)),
+        operation,
+        lambda: f"attn_mask has shape {tuple(attn_mask.shape)}, expected one that broadcasts to {tuple(full)}",
+        RuntimeError,
+    )
+    attn_mask = attn_mask.reshape(shape)
+    if attn_mask.requires_grad and any(a > 1 and stride == 0 for a, stride in zip(shape, attn_mask.stride())):
+        attn_mask = attn_mask.contiguous()  # each element has a gradient of its own: not what we broadcast ourselves
+    if len(leading) == 1:
+        return attn_mask[None]
+    if len(leading) == 2:
+        return attn_mask
+    if all(size == 1 for size in shape[:-3]):
+        return attn_mask.reshape(1, *shape[-3:])
+    return attn_mask.expand(*leading[:-1], *shape[-3:]).reshape(-1, *shape[-3:])
+
+
+def _kv_heads(k, v, leading, enable_gqa):
+    """Heads that k and v are given to the kernel with: as few as both have."""
+    heads = leading[-1]
+    of_k, of_v = (x.shape[-3] if x.dim() > 2 else 1 for x in (k, v))
+    if of_k == of_v and (enable_gqa or of_k == 1):
+        return of_k, of_k
+    if enable_gqa:
+        return of_k, of_v
+    return heads, heads
+
+
+def _autocast(tensors, attn_mask):
+    """What torch's function does under autocast: everything but float64 in the autocast type."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors, attn_mask
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(t):
+        return t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+
+    return [cast(t) for t in tensors], cast(attn_mask)
+
+
+def _plain_mask(attn_mask):
+    if attn_mask is None:
+        return True
+    if attn_mask.is_floating_point():
+        return is_plain(attn_mask)
+    return type(attn_mask) in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling()
+
+
+# ---- public ---------------------------------------------------------------------------------------------------------
+def scaled_dot_product_attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    """softmax(scale q k^T + mask) v, as torch.nn.functional.scaled_dot_product_attention.
+
+    Args:
+        query: [..., heads, L, E], any strides. float32, float64, bfloat16 or float16.
+        key: [..., heads, S, E]; with `enable_gqa` its heads divide query's.
+        value: [..., heads, S, Ev].
+        attn_mask: broadcastable to [..., heads, L, S]; bool (True: attend) or floating (added; it gets a gradient).
+        dropout_p: probability that a weight is dropped; applied whenever > 0, as in torch.
+        is_causal: row i sees keys 0 .. i. Together with `attn_mask` both hold.
+        scale: default 1 / sqrt(E).
+    Numerics: float32 sums for half types; a row that sees no key gives 0. Deterministic, memory linear in L and S.
+        The dropout mask differs from torch's for the same seed.
+    """
+    return attention(
+        query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
+        _operation="scaled_dot_product_attention",
+    )  # fmt: skip
+
+
+def attention(
+    q, k, v, attn_mask=None, *, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, causal_align="top_left",
+    window_size=(-1, -1), alibi_slopes=None, softcap=0.0, return_lse=False, seed=None, _operation="attention",
+):  # fmt: skip
+    """Attention as `scaled_dot_product_attention`, with windows, ALiBi, softcap and the log of the softmax's denominator.
+
+    Args:
+        q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa: as in `scaled_dot_product_attention`.
+        causal_align: which corner the diagonal of `is_causal`, of windows and of ALiBi starts from: "top_left" (key i
+            belongs to row i) or "bottom_right" (key i + S - L does).
+        window_size: keys visible to the left and right of the diagonal, in tokens; -1 is unlimited.
+        alibi_slopes: [heads] or [batch, heads]; slope |i - j| is subtracted from the score. Press et al. 2022.
+        softcap: scores become softcap tanh(score / softcap) before masks; 0: off.
+        return_lse: also return lse.
+        seed: int64, one element: where the dropout mask comes from. Default: drawn from torch's generator.
+    Returns:
+        out [..., heads, L, Ev]; with `return_lse` also lse [..., heads, L], float32 (float64 for float64), natural
+        logarithm, -inf for a row that sees no key, differentiable.
+    """
+    (q, k, v), attn_mask = _autocast((q, k, v), attn_mask)
+    _check(_operation, q, k, v, attn_mask, dropout_p, enable_gqa)
+    expect(
+        causal_align in ("top_left", "bottom_right"), _operation,
+        lambda: f"causal_align is {causal_align!r}, expected 'top_left' or 'bottom_right'",
+    )  # fmt: skip
+    expect(softcap >= 0, _operation, lambda: f"softcap is {softcap}, expected 0 (off) or a positive number")
+    leading = _leading(_operation, q, k, v, enable_gqa) or (1,)
+    rows, keys = q.shape[-2], k.shape[-2]
+    window_left, window_right = window_size
+    if is_causal:
+        window_right = 0
+    diagonal = keys - rows if causal_align == "bottom_right" else 0
+    if scale is None:
+        scale = 1 / math.sqrt(q.shape[-1]) if q.shape[-1] else 1.0
+    scalars = (
+        float(dropout_p), float(scale), float(softcap), max(int(window_left), -1), max(int(window_right), -1), diagonal
+    )  # fmt: skip
+    mask = None if attn_mask is None else _mask_four(_operation, attn_mask, leading, rows, keys)
+    of_k, of_v = _kv_heads(k, v, leading, enable_gqa)
+    if alibi_slopes is not None:
+        expect(
+            alibi_slopes.shape in ((leading[-1],), leading), _operation,
+            lambda: f"alibi_slopes has shape {tuple(alibi_slopes.shape)}, expected ({leading[-1]},) or {tuple(leading)}",
+        )  # fmt: skip
+
+    refused = ""
+    if not (is_plain(q) and is_plain(k) and is_plain(v) and _plain_mask(attn_mask)):
+        refused = "only strided floating-point tensors are served"
+    elif of_k != of_v:
+        refused = "key and value have different numbers of heads"
+    elif alibi_slopes is not None and alibi_slopes.requires_grad:
+        refused = "alibi_slopes that need a gradient"
+    others = [t for t in (k, v, attn_mask) if t is not None]
+    size = math.prod(leading) * rows * keys * (q.shape[-1] + v.shape[-1])
+    backend = choose(OPERATION, q, others, size=size, refused=refused)
+
+    is_extended = return_lse or softcap or alibi_slopes is not None or tuple(window_size) != (-1, -1)
+    if backend is None and not is_extended and seed is None and not (is_causal and attn_mask is not None):
+        if not (is_causal and diagonal):
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+    if seed is None and dropout_p > 0:
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=q.device)
+    if dropout_p == 0:
+        seed = None
+    q4, k4, v4 = _four(q, leading, leading[-1]), _four(k, leading, of_k), _four(v, leading, of_v)
+    if alibi_slopes is not None and alibi_slopes.dim() > 2:
+        alibi_slopes = alibi_slopes.reshape(-1, leading[-1])
+    if backend is None:
+        if of_k != of_v:
+            k4, v4 = (x.repeat_interleave(leading[-1] // x.shape[1], 1) for x in (k4, v4))
+        out, lse = reference.attention_fwd(q4, k4, v4, mask, alibi_slopes, seed, *scalars)
+    else:
+        out, lse = _Attention.apply(q4, k4, v4, mask, alibi_slopes, seed, scalars, backend)
+    batch_shape = leading if max(q.dim(), k.dim(), v.dim()) > 2 else ()
+    if out.dim() != len(batch_shape) + 2 or len(leading) != 2:
+        out, lse = out.reshape(*batch_shape, rows, v.shape[-1]), lse.reshape(*batch_shape, rows)
+    return (out, lse) if return_lse else out
