@@ -30,7 +30,7 @@ struct BwdScratch {
     slope = from.take<A>(kBwdKeys * queries);
     k = from.take<A>(kBwdKeys * E);
     v = from.take<A>(kBwdKeys * Ev);
-    dk = from.take<A>(kBwdKeys * padded<A>(E));
+    dk = from.take<A>(kBwdKeys * max_of(padded<A>(E), queries));  // or a tile of dmask
     dv = from.take<A>(kBwdKeys * padded<A>(Ev));
   }
 };
@@ -96,14 +96,15 @@ struct Flag {
   static constexpr bool on = kOn;
 };
 
-// Probabilities (with dropout) into scratch.probs and the derivative of k q^T into scratch.dscores, for one tile.
-template <class S>
+// One tile: probabilities (with dropout) into scratch.probs, and into scratch.dscores the derivative of scale k q^T, or
+// that of the mask, which softcap does not touch.
+template <class S, bool kOfMask = false>
 PF_INLINE void tile_bwd(const Attention& p, const QueryBlock<Acc<S>>& rows, const RowConstants<Acc<S>>& constants,
                         int64_t first, int64_t keys, const Acc<S>* k, int64_t k_stride, const Acc<S>* v, int64_t v_stride,
                         const BwdScratch<Acc<S>>& scratch) {
   typedef Acc<S> A;
   product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.probs);
-  finish_scores<A>(p, rows, first, keys, scratch.probs, scratch.slope);
+  finish_scores<A>(p, rows, first, keys, scratch.probs, kOfMask ? nullptr : scratch.slope);
   product_scores<A>(keys, p.Ev, v, v_stride, scratch.dout_t, scratch.dscores);
   auto softmax = [&](auto dropout, auto slope) {
     softmax_bwd<A, decltype(dropout)::on, decltype(slope)::on>(keys, constants, scratch.probs, scratch.dscores,
@@ -111,9 +112,9 @@ PF_INLINE void tile_bwd(const Attention& p, const QueryBlock<Acc<S>>& rows, cons
   };
   if (p.dropout_p > 0) {
     dropout_factors<A>(p, rows, first, keys, scratch.factors);
-    p.softcap != 0 ? softmax(Flag<true>{}, Flag<true>{}) : softmax(Flag<true>{}, Flag<false>{});
+    p.softcap != 0 && !kOfMask ? softmax(Flag<true>{}, Flag<true>{}) : softmax(Flag<true>{}, Flag<false>{});
   } else {
-    p.softcap != 0 ? softmax(Flag<false>{}, Flag<true>{}) : softmax(Flag<false>{}, Flag<false>{});
+    p.softcap != 0 && !kOfMask ? softmax(Flag<false>{}, Flag<true>{}) : softmax(Flag<false>{}, Flag<false>{});
   }
 }
 
@@ -229,6 +230,8 @@ void finish_dq(const AttentionBwd& call, int64_t of_head, int64_t block, const B
                        [&](int64_t lane) { return at<S>(call.dq, call.dq_stride, of_head / p.H, of_head % p.H, first + lane); });
 }
 
+#include "attention_dmask.h"
+
 template <class S>
 void attention_bwd_typed(const AttentionBwd& call, int num_threads) {
   typedef Acc<S> A;
@@ -239,6 +242,7 @@ void attention_bwd_typed(const AttentionBwd& call, int num_threads) {
   parallel_tasks(p.B * p.H * query_blocks, num_threads,
                  [&](int64_t task, int) { start_bwd<S>(call, task / query_blocks, task % query_blocks, shared); });
 
+  if (call.dmask) dmask_bwd<S>(call, shared, num_threads);
   const bool heads_suffice = units % num_threads == 0 || units >= 8 * num_threads || key_blocks == 1;
   if (heads_suffice) {
     parallel_tasks(units, num_threads, [&](int64_t unit, int thread) {

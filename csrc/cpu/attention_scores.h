@@ -70,7 +70,7 @@ PF_INLINE Vec<A> load_bias(const M* p, int64_t stride, int64_t count) {
       auto attend = __builtin_convertvector(*(const bytes*)p, Lanes<Vec<A>>) != 0;
       return select(attend, Vec<A>{}, splat<Vec<A>>(kMinusInfinity<A>));
     }
-  } else if constexpr (sizeof(Acc<M>) == sizeof(A)) {
+  } else {
     if (stride == 1 && count >= kLanes<A>) return load(p);
   }
   return gather_bias<A>(p, stride, count);
@@ -173,7 +173,10 @@ PF_INLINE void finish_scores(const Attention& p, const QueryBlock<A>& rows, int6
   if (p.softcap != 0) softcap_scores<A>((A)p.softcap, keys, scores, slope);
   if (p.alibi_slopes) add_alibi<A>(p, rows, first, keys, scores);
   if (p.mask) {
-    for_mask_type(p.mask_type, [&](auto type) { add_mask<A, decltype(type)>(p, rows, first, keys, scores); });
+    for_mask_type(p.mask_type, [&](auto type) {
+      typedef decltype(type) M;  // Python converts other types
+      if constexpr (sizeof(M) == 1 || sizeof(Acc<M>) == sizeof(A)) add_mask<A, M>(p, rows, first, keys, scores);
+    });
   }
   bool crosses_left = p.window_left >= 0 && first < rows.i_max + p.diagonal - p.window_left;
   bool crosses_right = p.window_right >= 0 && first + keys - 1 > rows.i_min + p.diagonal + p.window_right;

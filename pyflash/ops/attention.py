@@ -195,7 +195,7 @@ def _four(x, leading, heads):
     return x[None] if len(leading) == 1 else x if len(leading) == 2 else x.reshape(-1, heads, *x.shape[-2:])
 
 
-def _mask_four(operation, attn_mask, leading, rows, keys):
+def _mask_four(operation, attn_mask, leading, rows, keys, dtype):
     """[1 or B, 1 or H, 1 or L, 1 or S]; dimensions that were broadcast stay 1."""
     full = (*leading, rows, keys)
     shape = (1,) * (len(full) - attn_mask.dim()) + tuple(attn_mask.shape)
@@ -206,6 +206,8 @@ def _mask_four(operation, attn_mask, leading, rows, keys):
         RuntimeError,
     )
     attn_mask = attn_mask.reshape(shape)
+    if dtype == torch.float64 and attn_mask.is_floating_point():
+        attn_mask = attn_mask.to(dtype)
     if attn_mask.requires_grad and any(a > 1 and stride == 0 for a, stride in zip(shape, attn_mask.stride())):
         attn_mask = attn_mask.contiguous()  # each element has a gradient of its own: not what we broadcast ourselves
     if len(leading) == 1:
@@ -309,7 +311,7 @@ def attention(
     scalars = (
         float(dropout_p), float(scale), float(softcap), max(int(window_left), -1), max(int(window_right), -1), diagonal
     )  # fmt: skip
-    mask = None if attn_mask is None else _mask_four(_operation, attn_mask, leading, rows, keys)
+    mask = None if attn_mask is None else _mask_four(_operation, attn_mask, leading, rows, keys, q.dtype)
     of_k, of_v = _kv_heads(k, v, leading, enable_gqa)
     if alibi_slopes is not None:
         expect(
