@@ -39,8 +39,8 @@ void bind_attention(py::module_& m) {
            1);
     return bytes;
   });
-  m.def("attention_fwd", [](const py::tuple& problem, Address out, Address lse, const Four& out_stride, Address workspace,
-                            int num_threads) {
+  m.def("attention_fwd", [](const py::tuple& problem, Address out, Address lse, const Four& out_stride,
+                            Address workspace, int num_threads) {
     launch(&KernelTable::attention_fwd,
            {attention(problem), at<void>(out), at<void>(lse), strides(out_stride), at<void>(workspace)}, num_threads);
   });

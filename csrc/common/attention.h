@@ -10,8 +10,8 @@ struct Strides4 {
   int64_t dim[4];
 };
 
-// What forward and backward share. Scores: s_ij = softcap(scale q_i.k_j) + mask_ij - slope |i + diagonal - j|, visible iff
-// i + diagonal - window_left <= j <= i + diagonal + window_right (a negative window has no bound).
+// What forward and backward share. Scores: s_ij = softcap(scale q_i.k_j) + mask_ij - slope |i + diagonal - j|, visible
+// iff i + diagonal - window_left <= j <= i + diagonal + window_right (a negative window has no bound).
 struct Attention {
   const void* q;             // [B, H, L, E], dtype
   const void* k;             // [B, Hkv, S, E], dtype; query head h reads kv head h / (H / Hkv)
@@ -38,10 +38,10 @@ struct AttentionFwd {
 
 struct AttentionBwd {
   Attention of;
-  const void* dout;  // [B, H, L, Ev], dtype
-  const void* dlse;  // [B, H, L], type of lse, contiguous; null: none
-  const void* out;   // [B, H, L, Ev], dtype
-  const void* lse;   // [B, H, L], contiguous
+  const void* dout;    // [B, H, L, Ev], dtype
+  const void* dlse;    // [B, H, L], type of lse, contiguous; null: none
+  const void* out;     // [B, H, L, Ev], dtype
+  const void* lse;     // [B, H, L], contiguous
   void *dq, *dk, *dv;  // shapes of q, k, v; dtype; last dimension contiguous
   void* dmask;         // [mask sizes], type of the mask, contiguous: summed where the mask was broadcast; null: none
   Strides4 dout_stride, out_stride, dq_stride, dk_stride, dv_stride;

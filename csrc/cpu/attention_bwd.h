@@ -1,9 +1,9 @@
 // Attention backward (Dao et al. 2022, algorithm 4): five products a tile, in one pass.
 //
 // A key block collects its dk and dv while it walks over the queries; dq is summed over the key blocks in their order,
-// in float32, transposed. Where there are fewer heads than threads the key blocks of one head run at the same time, each
-// behind its predecessor: block n adds to dq of a query block when block n - 1 has done so. So every thread works also
-// with one head, no product is computed twice, and the result does not depend on the number of threads.
+// in float32, transposed. Where there are fewer heads than threads the key blocks of one head run at the same time,
+// each behind its predecessor: block n adds to dq of a query block when block n - 1 has done so. So every thread works
+// also with one head, no product is computed twice, and the result does not depend on the number of threads.
 
 namespace {
 
@@ -74,13 +74,15 @@ struct RowConstants {
 
 // scores -> probabilities (with dropout), and dscores = p (factor dp - delta) in place of dp.
 template <class A, bool kDropout, bool kSlope>
-__attribute__((noinline)) void softmax_bwd(int64_t keys, const RowConstants<A>& rows, A* scores, A* dp, const A* factors,
-                                           const A* slope) {
+__attribute__((noinline)) void softmax_bwd(int64_t keys, const RowConstants<A>& rows, A* scores, A* dp,
+                                           const A* factors, const A* slope) {
   typedef Vec<A> V;
   V lse[kTileVectors], delta[kTileVectors];
-  PF_UNROLL for (int j = 0; j < kTileVectors; j++) lse[j] = rows.lse[j], delta[j] = rows.delta[j];
+  PF_UNROLL
+  for (int j = 0; j < kTileVectors; j++) lse[j] = rows.lse[j], delta[j] = rows.delta[j];
   for (int64_t key = 0; key < keys; key++) {
-    PF_UNROLL for (int j = 0; j < kTileVectors; j++) {
+    PF_UNROLL
+    for (int j = 0; j < kTileVectors; j++) {
       int64_t at = key * kQueries<A> + j * kLanes<A>;
       V p = exp_difference(load(scores + at) - lse[j]), d = load(dp + at);
       V factor = kDropout ? load(factors + at) : splat<V>(1);
@@ -100,15 +102,15 @@ struct Flag {
 // that of the mask, which softcap does not touch.
 template <class S, bool kOfMask = false>
 PF_INLINE void tile_bwd(const Attention& p, const QueryBlock<Acc<S>>& rows, const RowConstants<Acc<S>>& constants,
-                        int64_t first, int64_t keys, const Acc<S>* k, int64_t k_stride, const Acc<S>* v, int64_t v_stride,
-                        const BwdScratch<Acc<S>>& scratch) {
+                        int64_t first, int64_t keys, const Acc<S>* k, int64_t k_stride, const Acc<S>* v,
+                        int64_t v_stride, const BwdScratch<Acc<S>>& scratch) {
   typedef Acc<S> A;
   product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.probs);
   finish_scores<A>(p, rows, first, keys, scratch.probs, kOfMask ? nullptr : scratch.slope);
   product_scores<A>(keys, p.Ev, v, v_stride, scratch.dout_t, scratch.dscores);
   auto softmax = [&](auto dropout, auto slope) {
     softmax_bwd<A, decltype(dropout)::on, decltype(slope)::on>(keys, constants, scratch.probs, scratch.dscores,
-                                                              scratch.factors, scratch.slope);
+                                                               scratch.factors, scratch.slope);
   };
   if (p.dropout_p > 0) {
     dropout_factors<A>(p, rows, first, keys, scratch.factors);
@@ -119,7 +121,8 @@ PF_INLINE void tile_bwd(const Attention& p, const QueryBlock<Acc<S>>& rows, cons
 }
 
 template <class S>
-PF_INLINE void pack_dout(const AttentionBwd& call, int64_t b, int64_t head, int64_t first, int64_t count, Acc<S>* dout_t) {
+PF_INLINE void pack_dout(const AttentionBwd& call, int64_t b, int64_t head, int64_t first, int64_t count,
+                         Acc<S>* dout_t) {
   pack_transposed<S>([&](int64_t lane) { return at<S>(call.dout, call.dout_stride, b, head, first + lane); },
                      call.dout_stride.dim[3], count, call.of.Ev, Acc<S>(1), dout_t);
 }
@@ -149,12 +152,13 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
   const Attention& p = call.of;
   constexpr int n = kLanes<A>, size = kQueries<A>;
   const int64_t group = p.H / p.Hkv, blocks = ceil_div(p.L, size), key_blocks = ceil_div(p.S, kBwdKeys);
-  const int64_t first = block * kBwdKeys, keys = min_of(kBwdKeys, p.S - first), E = padded<A>(p.E), Ev = padded<A>(p.Ev);
+  const int64_t first = block * kBwdKeys, keys = min_of(kBwdKeys, p.S - first), E = padded<A>(p.E),
+                Ev = padded<A>(p.Ev);
   int64_t k_stride, v_stride;
-  const A* k = rows_of<S>(at<S>(p.k, p.k_stride, b, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys, p.E, p.E,
-                          scratch.k, &k_stride);
-  const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev, p.Ev,
-                          scratch.v, &v_stride);
+  const A* k = rows_of<S>(at<S>(p.k, p.k_stride, b, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys, p.E,
+                          p.E, scratch.k, &k_stride);
+  const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev,
+                          p.Ev, scratch.v, &v_stride);
   memset((void*)scratch.dk, 0, keys * E * sizeof(A));
   memset((void*)scratch.dv, 0, keys * Ev * sizeof(A));
   int64_t* mine = shared.progress + (b * p.Hkv + kv_head) * key_blocks + block;
@@ -170,8 +174,8 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
       pack_queries<S>(p, rows, scratch.q_t);
       pack_dout<S>(call, b, head, query, count, scratch.dout_t);
       int64_t q_row_stride, dout_row_stride;
-      const A* q_rows = rows_of<S>(at<S>(p.q, p.q_stride, b, head, query), p.q_stride.dim[2], p.q_stride.dim[3], count, p.E,
-                                   E, scratch.q_rows, &q_row_stride);
+      const A* q_rows = rows_of<S>(at<S>(p.q, p.q_stride, b, head, query), p.q_stride.dim[2], p.q_stride.dim[3], count,
+                                   p.E, E, scratch.q_rows, &q_row_stride);
       const A* dout_rows = rows_of<S>(at<S>(call.dout, call.dout_stride, b, head, query), call.dout_stride.dim[2],
                                       call.dout_stride.dim[3], count, p.Ev, Ev, scratch.dout_rows, &dout_row_stride);
       tile_bwd<S>(p, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
@@ -192,7 +196,8 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
   for (int64_t key = 0; key < keys; key++) {
     S* dk = (S*)at<S>(call.dk, call.dk_stride, b, kv_head, first + key);
     S* dv = (S*)at<S>(call.dv, call.dv_stride, b, kv_head, first + key);
-    for (int64_t col = 0; col < p.E; col += n) store_n(dk + col, load(scratch.dk + key * E + col) * (A)p.scale, p.E - col);
+    for (int64_t col = 0; col < p.E; col += n)
+      store_n(dk + col, load(scratch.dk + key * E + col) * (A)p.scale, p.E - col);
     for (int64_t col = 0; col < p.Ev; col += n) store_n(dv + col, load(scratch.dv + key * Ev + col), p.Ev - col);
   }
 }
@@ -226,8 +231,9 @@ void finish_dq(const AttentionBwd& call, int64_t of_head, int64_t block, const B
   Vec<A> scale[kTileVectors];
   for (int j = 0; j < kTileVectors; j++) scale[j] = splat<Vec<A>>((A)p.scale);
   const int64_t blocks = ceil_div(p.L, size), first = block * size;
-  unpack_transposed<S>(shared.dq_t + (of_head * blocks + block) * p.E * size, min_of(size, p.L - first), p.E, scale,
-                       [&](int64_t lane) { return at<S>(call.dq, call.dq_stride, of_head / p.H, of_head % p.H, first + lane); });
+  unpack_transposed<S>(
+      shared.dq_t + (of_head * blocks + block) * p.E * size, min_of(size, p.L - first), p.E, scale,
+      [&](int64_t lane) { return at<S>(call.dq, call.dq_stride, of_head / p.H, of_head % p.H, first + lane); });
 }
 
 #include "attention_dmask.h"
@@ -253,7 +259,8 @@ void attention_bwd_typed(const AttentionBwd& call, int num_threads) {
     memset((void*)shared.progress, 0, units * key_blocks * sizeof(int64_t));
     parallel_tasks(units * key_blocks, num_threads, [&](int64_t task, int thread) {
       int64_t unit = task / key_blocks;
-      key_block_bwd<S>(call, unit / p.Hkv, unit % p.Hkv, task % key_blocks, true, shared, shared.scratch(thread, p.E, p.Ev));
+      key_block_bwd<S>(call, unit / p.Hkv, unit % p.Hkv, task % key_blocks, true, shared,
+                       shared.scratch(thread, p.E, p.Ev));
     });
   }
   parallel_tasks(p.B * p.H * query_blocks, num_threads,

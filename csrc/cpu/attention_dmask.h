@@ -1,7 +1,6 @@
-// The gradient of an additive mask, summed where the mask was broadcast. A pass of its own, only when it is asked for: each
-// element of the result belongs to one task, which walks over everything that was broadcast to it, in order. That computes
-// two of the five products again, takes no memory, and is deterministic.
-// Included by attention_bwd.h.
+// The gradient of an additive mask, summed where the mask was broadcast. A pass of its own, only when it is asked for:
+// each element of the result belongs to one task, which walks over everything that was broadcast to it, in order. That
+// computes two of the five products again, takes no memory, and is deterministic. Included by attention_bwd.h.
 
 // Sum of a tile's dscores over all that this mask tile was broadcast to.
 template <class S>
@@ -18,10 +17,10 @@ void add_dmask_tile(const AttentionBwd& call, int64_t b, int64_t head, int64_t q
   RowConstants<A> constants((const A*)call.lse + of_head * p.L, shared.delta + of_head * p.L, query, count);
   pack_queries<S>(p, rows, scratch.q_t);
   pack_dout<S>(call, b, head, query, count, scratch.dout_t);
-  const A* k = rows_of<S>(at<S>(p.k, p.k_stride, b, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys, p.E, p.E,
-                          scratch.k, &k_stride);
-  const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev, p.Ev,
-                          scratch.v, &v_stride);
+  const A* k = rows_of<S>(at<S>(p.k, p.k_stride, b, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys, p.E,
+                          p.E, scratch.k, &k_stride);
+  const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev,
+                          p.Ev, scratch.v, &v_stride);
   tile_bwd<S, true>(p, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
   for (int64_t i = 0; i < keys * kQueries<A>; i += kLanes<A>) store(sum + i, load(sum + i) + load(scratch.dscores + i));
 }
@@ -37,7 +36,8 @@ void dmask_bwd_typed(const AttentionBwd& call, const BwdWorkspace<Acc<S>>& share
   const int64_t row_tasks = of[2] == 1 ? 1 : row_tiles, key_tasks = of[3] == 1 ? 1 : key_tiles;
   parallel_tasks(of[0] * of[1] * row_tasks * key_tasks, num_threads, [&](int64_t task, int thread) {
     const int64_t key_task = task % key_tasks, row_task = task / key_tasks % row_tasks;
-    const int64_t head_task = task / (key_tasks * row_tasks) % of[1], batch_task = task / (key_tasks * row_tasks) / of[1];
+    const int64_t head_task = task / (key_tasks * row_tasks) % of[1],
+                  batch_task = task / (key_tasks * row_tasks) / of[1];
     const BwdScratch<A> scratch = shared.scratch(thread, p.E, p.Ev);
     A* sum = scratch.dk;  // free in this pass, and larger than a tile: see BwdScratch
     memset((void*)sum, 0, kBwdKeys * size * sizeof(A));
@@ -52,7 +52,8 @@ void dmask_bwd_typed(const AttentionBwd& call, const BwdWorkspace<Acc<S>>& share
         for (int64_t i = 0; i < size; i += kLanes<A>) store(sum + i, load(sum + i) + load(sum + key * size + i));
     }
     const int64_t query = row_task * size, first = key_task * kBwdKeys;
-    const int64_t rows = of[2] == 1 ? 1 : min_of(size, p.L - query), keys = of[3] == 1 ? 1 : min_of(kBwdKeys, p.S - first);
+    const int64_t rows = of[2] == 1 ? 1 : min_of(size, p.L - query),
+                  keys = of[3] == 1 ? 1 : min_of(kBwdKeys, p.S - first);
     if (of[2] == 1) {
       for (int64_t key = 0; key < keys; key++) {
         Vec<A> total = {};

@@ -38,11 +38,14 @@ __attribute__((noinline)) void online_softmax(int64_t keys, A* scores, const A* 
   typedef Vec<A> V;
   constexpr int n = kLanes<A>, queries = kQueries<A>;
   V max[kTileVectors], sum[kTileVectors];
-  PF_UNROLL for (int j = 0; j < kTileVectors; j++) max[j] = state.max[j], sum[j] = V{};
+  PF_UNROLL
+  for (int j = 0; j < kTileVectors; j++) max[j] = state.max[j], sum[j] = V{};
   for (int64_t key = 0; key < keys; key++) {
-    PF_UNROLL for (int j = 0; j < kTileVectors; j++) max[j] = max_fast(load(scores + key * queries + j * n), max[j]);
+    PF_UNROLL
+    for (int j = 0; j < kTileVectors; j++) max[j] = max_fast(load(scores + key * queries + j * n), max[j]);
   }
-  PF_UNROLL for (int j = 0; j < kTileVectors; j++) {
+  PF_UNROLL
+  for (int j = 0; j < kTileVectors; j++) {
     V base = safe_maximum(max[j]);
     state.alpha[j] = exp_difference(state.max[j] - base);
     state.max[j] = max[j];
@@ -50,7 +53,8 @@ __attribute__((noinline)) void online_softmax(int64_t keys, A* scores, const A* 
   }
   if (!factors) {
     for (int64_t key = 0; key < keys; key++) {
-      PF_UNROLL for (int j = 0; j < kTileVectors; j++) {
+      PF_UNROLL
+      for (int j = 0; j < kTileVectors; j++) {
         A* at = scores + key * queries + j * n;
         V p = exp_difference(load(at) - max[j]);
         sum[j] = sum[j] + p;
@@ -59,7 +63,8 @@ __attribute__((noinline)) void online_softmax(int64_t keys, A* scores, const A* 
     }
   } else {
     for (int64_t key = 0; key < keys; key++) {
-      PF_UNROLL for (int j = 0; j < kTileVectors; j++) {
+      PF_UNROLL
+      for (int j = 0; j < kTileVectors; j++) {
         A* at = scores + key * queries + j * n;
         V p = exp_difference(load(at) - max[j]);
         sum[j] = sum[j] + p;
@@ -67,7 +72,8 @@ __attribute__((noinline)) void online_softmax(int64_t keys, A* scores, const A* 
       }
     }
   }
-  PF_UNROLL for (int j = 0; j < kTileVectors; j++) state.sum[j] = fma(state.sum[j], state.alpha[j], sum[j]);
+  PF_UNROLL
+  for (int j = 0; j < kTileVectors; j++) state.sum[j] = fma(state.sum[j], state.alpha[j], sum[j]);
 }
 
 PF_INLINE vf log_lanes(vf x) {  // once a row: the C library's will do
@@ -91,7 +97,8 @@ PF_INLINE void pack_queries(const Attention& p, const QueryBlock<Acc<S>>& rows, 
 }
 
 template <class S>
-void attend(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv_head, const FwdScratch<Acc<S>>& scratch) {
+void attend(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv_head,
+            const FwdScratch<Acc<S>>& scratch) {
   typedef Acc<S> A;
   typedef Vec<A> V;
   const Attention& p = call.of;
@@ -104,10 +111,10 @@ void attend(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv
   KeyRange range = visible_keys(p, rows);
   for (int64_t first = range.begin; first < range.end; first += kKeys) {
     int64_t keys = min_of(kKeys, range.end - first), k_stride, v_stride;
-    const A* k = rows_of<S>(at<S>(p.k, p.k_stride, rows.batch, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys,
-                            p.E, p.E, scratch.k, &k_stride);
-    const A* v = rows_of<S>(at<S>(p.v, p.v_stride, rows.batch, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys,
-                            p.Ev, p.Ev, scratch.v, &v_stride);
+    const A* k = rows_of<S>(at<S>(p.k, p.k_stride, rows.batch, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3],
+                            keys, p.E, p.E, scratch.k, &k_stride);
+    const A* v = rows_of<S>(at<S>(p.v, p.v_stride, rows.batch, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3],
+                            keys, p.Ev, p.Ev, scratch.v, &v_stride);
     product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.scores);
     finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
     if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);

@@ -84,7 +84,8 @@ PF_INLINE void for_mask_type(MaskType type, F f) {
 
 // scores += mask, for keys [first, first + keys).
 template <class A, class M>
-__attribute__((noinline)) void add_mask(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys, A* scores) {
+__attribute__((noinline)) void add_mask(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys,
+                                        A* scores) {
   typedef Vec<A> V;
   constexpr int n = kLanes<A>, queries = kQueries<A>;
   const int64_t *stride = p.mask_stride.dim, step = stride[3];
@@ -93,7 +94,8 @@ __attribute__((noinline)) void add_mask(const Attention& p, const QueryBlock<A>&
   if (stride[2] == 0 && (rows.same_head || stride[1] == 0)) {  // one row for all, as key padding
     for (int64_t key = 0; key < keys; key++) {
       V bias = splat<V>(bias_of<A>(row_of(0) + key * step));
-      PF_UNROLL for (int j = 0; j < kTileVectors; j++) {
+      PF_UNROLL
+      for (int j = 0; j < kTileVectors; j++) {
         A* at = scores + key * queries + j * n;
         store(at, load(at) + bias);
       }
@@ -117,7 +119,8 @@ __attribute__((noinline)) void add_mask(const Attention& p, const QueryBlock<A>&
 
 // ---- positions ------------------------------------------------------------------------------------------------------
 template <class A>
-__attribute__((noinline)) void add_alibi(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys, A* scores) {
+__attribute__((noinline)) void add_alibi(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys,
+                                         A* scores) {
   typedef Vec<A> V;
   constexpr int n = kLanes<A>, queries = kQueries<A>;
   A slope[queries] __attribute__((aligned(64))), at[queries] __attribute__((aligned(64)));
@@ -126,7 +129,8 @@ __attribute__((noinline)) void add_alibi(const Attention& p, const QueryBlock<A>
     at[lane] = (A)(rows.i[lane] + p.diagonal);
   }
   for (int64_t key = 0; key < keys; key++) {
-    PF_UNROLL for (int j = 0; j < kTileVectors; j++) {
+    PF_UNROLL
+    for (int j = 0; j < kTileVectors; j++) {
       A* score = scores + key * queries + j * n;
       store(score, load(score) - load(slope + j * n) * abs(load(at + j * n) - splat<V>((A)(first + key))));
     }
@@ -135,8 +139,8 @@ __attribute__((noinline)) void add_alibi(const Attention& p, const QueryBlock<A>
 
 // Keys outside the window get -inf, whatever was there.
 template <class A>
-__attribute__((noinline)) void hide_outside_window(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys,
-                                                   A* scores) {
+__attribute__((noinline)) void hide_outside_window(const Attention& p, const QueryBlock<A>& rows, int64_t first,
+                                                   int64_t keys, A* scores) {
   typedef Vec<A> V;
   typedef Lanes<V> I;
   typedef Element<V> T;
@@ -149,7 +153,8 @@ __attribute__((noinline)) void hide_outside_window(const Attention& p, const Que
   }
   for (int64_t key = 0; key < keys; key++) {
     I at = I{} + (decltype(from[0][0] + 0))key;
-    PF_UNROLL for (int j = 0; j < kTileVectors; j++) {
+    PF_UNROLL
+    for (int j = 0; j < kTileVectors; j++) {
       T* score = scores + key * queries + j * n;
       store(score, select((at >= from[j]) & (at <= to[j]), load(score), splat<V>(kMinusInfinity<T>)));
     }
@@ -169,7 +174,8 @@ __attribute__((noinline)) void softcap_scores(A softcap, int64_t keys, A* scores
 
 // Everything after scale * k q^T. `slope` as in softcap_scores.
 template <class A>
-PF_INLINE void finish_scores(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys, A* scores, A* slope) {
+PF_INLINE void finish_scores(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys, A* scores,
+                             A* slope) {
   if (p.softcap != 0) softcap_scores<A>((A)p.softcap, keys, scores, slope);
   if (p.alibi_slopes) add_alibi<A>(p, rows, first, keys, scores);
   if (p.mask) {
@@ -186,8 +192,8 @@ PF_INLINE void finish_scores(const Attention& p, const QueryBlock<A>& rows, int6
 // ---- dropout --------------------------------------------------------------------------------------------------------
 // factors[key][query] = 1 / (1 - p) or 0: one generator call makes 4 keys of a vector of queries.
 template <class A>
-__attribute__((noinline)) void dropout_factors(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys,
-                                               A* factors) {
+__attribute__((noinline)) void dropout_factors(const Attention& p, const QueryBlock<A>& rows, int64_t first,
+                                               int64_t keys, A* factors) {
   constexpr int queries = kQueries<A>;
   const uint32_t drop_below = p.dropout_p < 1 ? (uint32_t)(p.dropout_p * 4294967296.0) : 0;
   const A kept = p.dropout_p < 1 ? (A)(1 / (1 - p.dropout_p)) : A(0);

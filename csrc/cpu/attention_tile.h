@@ -1,7 +1,8 @@
 // Matrix products of one attention tile, and the transpositions around them.
 //
-// Queries lie in the lanes: S^T = K Q^T and O^T = V^T P^T. So K and V are read in place, one broadcast an element, whatever
-// their strides; maxima, sums and rescaling go lane by lane; only Q and the output are transposed, once a query block.
+// Queries lie in the lanes: S^T = K Q^T and O^T = V^T P^T. So K and V are read in place, one broadcast an element,
+// whatever their strides; maxima, sums and rescaling go lane by lane; only Q and the output are transposed, once a
+// query block.
 
 namespace {
 
@@ -17,7 +18,8 @@ constexpr int kMaxDepth = 128;  // float chains are cut here: as accurate as tor
 template <class A>
 constexpr int kQueries = kTileVectors * kLanes<A>;  // queries of a block
 
-constexpr int64_t kKeys = 128;  // keys of a block in the forward pass: K, V, S and P of a block fit the second-level cache
+constexpr int64_t kKeys =
+    128;  // keys of a block in the forward pass: K, V, S and P of a block fit the second-level cache
 
 // ---- transposition --------------------------------------------------------------------------------------------------
 template <class V>
@@ -35,10 +37,12 @@ template <class V>
 PF_INLINE void transpose(V* rows) {
   constexpr int n = kLanes<Element<V>>;
   const Lanes<V> lane = lane_index<V>();
-  PF_UNROLL for (int step = 1; step < n; step *= 2) {
+  PF_UNROLL
+  for (int step = 1; step < n; step *= 2) {
     Lanes<V> is_odd = (lane & step) != 0;
     Lanes<V> low = is_odd ? lane + (n - step) : lane, high = is_odd ? lane + n : lane + step;
-    PF_UNROLL for (int i = 0; i < n; i++) {
+    PF_UNROLL
+    for (int i = 0; i < n; i++) {
       if (i & step) continue;
       V a = rows[i], b = rows[i + step];
       rows[i] = __builtin_shuffle(a, b, low);
@@ -87,8 +91,7 @@ PF_INLINE void unpack_transposed(const A* from, int64_t count, int64_t cols, con
     V factor = scale[first / n];
     for (int64_t col = 0; col < cols; col += n) {
       V rows[n];
-      for (int i = 0; i < n; i++)
-        rows[i] = col + i < cols ? load(from + (col + i) * queries + first) * factor : V{};
+      for (int i = 0; i < n; i++) rows[i] = col + i < cols ? load(from + (col + i) * queries + first) * factor : V{};
       transpose(rows);
       for (int i = 0; i < n; i++)
         if (first + i < count) store_n((S*)to(first + i) + col, rows[i], cols - col);
@@ -96,8 +99,8 @@ PF_INLINE void unpack_transposed(const A* from, int64_t count, int64_t cols, con
   }
 }
 
-// Rows of a matrix in the arithmetic type with adjacent columns: where they lie, when they lie so, else copied to `buffer`,
-// whose rows are `width` apart and zero from `cols` on.
+// Rows of a matrix in the arithmetic type with adjacent columns: where they lie, when they lie so, else copied to
+// `buffer`, whose rows are `width` apart and zero from `cols` on.
 template <class S, class A>
 PF_INLINE const A* rows_of(const S* from, int64_t row_stride, int64_t col_stride, int64_t rows, int64_t cols,
                            int64_t width, A* buffer, int64_t* stride) {
@@ -112,35 +115,43 @@ PF_INLINE const A* rows_of(const S* from, int64_t row_stride, int64_t col_stride
   for (int64_t row = 0; row < rows; row++)
     for (int64_t col = 0; col < width; col += n)
       store_n(buffer + row * width + col,
-              load_strided<S>(from + row * row_stride + col * col_stride, col_stride, max_of(0, cols - col)), width - col);
+              load_strided<S>(from + row * row_stride + col * col_stride, col_stride, max_of(0, cols - col)),
+              width - col);
   return buffer;
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------
-enum Into { kStore, kAdd, kScaleAdd };     // c = , c += , c = alpha c +
+enum Into { kStore, kAdd, kScaleAdd };   // c = , c += , c = alpha c +
 enum Order { kRowMajor, kColumnMajor };  // of a: element (m, k) at a[m * stride + k], or at a[m + k * stride]
 
-// c[m][n] (Into) sum_k a(m, k) b[k][n]. The sum starts from zero whatever is in c: a running total over thousands of terms
-// would lose digits.
+// c[m][n] (Into) sum_k a(m, k) b[k][n]. The sum starts from zero whatever is in c: a running total over thousands of
+// terms would lose digits.
 template <class A, Into kInto, Order kOrder, int kRows, int kVectors>
 __attribute__((noinline)) void tile_product(const A* a, int64_t a_stride, const A* b, int64_t b_stride, int64_t depth,
                                             A* c, int64_t c_stride, const Vec<A>* alpha) {
   typedef Vec<A> V;
   constexpr int n = kLanes<A>;
   V acc[kRows][kVectors];
-  PF_UNROLL for (int i = 0; i < kRows; i++) {
-    PF_UNROLL for (int j = 0; j < kVectors; j++) acc[i][j] = V{};
+  PF_UNROLL
+  for (int i = 0; i < kRows; i++) {
+    PF_UNROLL
+    for (int j = 0; j < kVectors; j++) acc[i][j] = V{};
   }
   for (int64_t k = 0; k < depth; k++) {
     V row[kVectors];
-    PF_UNROLL for (int j = 0; j < kVectors; j++) row[j] = load(b + k * b_stride + j * n);
-    PF_UNROLL for (int i = 0; i < kRows; i++) {
+    PF_UNROLL
+    for (int j = 0; j < kVectors; j++) row[j] = load(b + k * b_stride + j * n);
+    PF_UNROLL
+    for (int i = 0; i < kRows; i++) {
       V x = splat<V>(kOrder == kRowMajor ? a[i * a_stride + k] : a[i + k * a_stride]);
-      PF_UNROLL for (int j = 0; j < kVectors; j++) acc[i][j] = fma(x, row[j], acc[i][j]);
+      PF_UNROLL
+      for (int j = 0; j < kVectors; j++) acc[i][j] = fma(x, row[j], acc[i][j]);
     }
   }
-  PF_UNROLL for (int i = 0; i < kRows; i++) {
-    PF_UNROLL for (int j = 0; j < kVectors; j++) {
+  PF_UNROLL
+  for (int i = 0; i < kRows; i++) {
+    PF_UNROLL
+    for (int j = 0; j < kVectors; j++) {
       A* to = c + i * c_stride + j * n;
       if (kInto == kStore) store(to, acc[i][j]);
       if (kInto == kAdd) store(to, load(to) + acc[i][j]);
@@ -158,13 +169,13 @@ PF_INLINE void product_columns(int64_t rows, int64_t depth, const A* a, int64_t 
     tile_product<A, kInto, kOrder, kTileRows, kVectors>(a + m * a_step, a_stride, b, b_stride, depth, c + m * c_stride,
                                                         c_stride, alpha);
   if (kTileRows > 4 && rows - m >= 4) {
-    tile_product<A, kInto, kOrder, 4, kVectors>(a + m * a_step, a_stride, b, b_stride, depth, c + m * c_stride, c_stride,
-                                                alpha);
+    tile_product<A, kInto, kOrder, 4, kVectors>(a + m * a_step, a_stride, b, b_stride, depth, c + m * c_stride,
+                                                c_stride, alpha);
     m += 4;
   }
   for (; m < rows; m++)
-    tile_product<A, kInto, kOrder, 1, kVectors>(a + m * a_step, a_stride, b, b_stride, depth, c + m * c_stride, c_stride,
-                                                alpha);
+    tile_product<A, kInto, kOrder, 1, kVectors>(a + m * a_step, a_stride, b, b_stride, depth, c + m * c_stride,
+                                                c_stride, alpha);
 }
 
 // c [rows x vectors] (Into) a [rows x depth] b [depth x vectors]; columns of b and c are adjacent.
@@ -184,14 +195,16 @@ PF_INLINE void product(int64_t rows, int64_t vectors, int64_t depth, const A* a,
 template <class A>
 PF_INLINE void product_scores(int64_t keys, int64_t depth, const A* k, int64_t k_stride, const A* q_t, A* scores) {
   constexpr int queries = kQueries<A>;
-  product<A, kStore, kRowMajor>(keys, kTileVectors, min_of(depth, kMaxDepth), k, k_stride, q_t, queries, scores, queries);
+  product<A, kStore, kRowMajor>(keys, kTileVectors, min_of(depth, kMaxDepth), k, k_stride, q_t, queries, scores,
+                                queries);
   for (int64_t d = kMaxDepth; d < depth; d += kMaxDepth)
     product<A, kAdd, kRowMajor>(keys, kTileVectors, min_of(depth - d, kMaxDepth), k + d, k_stride, q_t + d * queries,
                                 queries, scores, queries);
 }
 
-// ---- exp --------------------------------------------------------------------------------------------------------------
-// exp of differences from a maximum: NaN stays NaN, -inf gives 0, and exp(0) is 1 exactly. [9e-8 relative]
+// ---- exp
+// -------------------------------------------------------------------------------------------------------------- exp of
+// differences from a maximum: NaN stays NaN, -inf gives 0, and exp(0) is 1 exactly. [9e-8 relative]
 PF_INLINE vf exp_difference(vf x) {
   x = max_fast(splat<vf>(-150.0f), x);
   vf n = round_even(x * 1.44269504088896f);

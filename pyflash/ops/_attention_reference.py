@@ -42,7 +42,9 @@ def scores(q, k, attn_mask, alibi_slopes, scale, softcap, window_left, window_ri
     if softcap:
         s = softcap * torch.tanh(s / softcap)
     if alibi_slopes is not None:
-        distance = torch.arange(k.shape[2], device=q.device) - (torch.arange(q.shape[2], device=q.device)[:, None] + diagonal)
+        distance = torch.arange(k.shape[2], device=q.device) - (
+            torch.arange(q.shape[2], device=q.device)[:, None] + diagonal
+        )
         s = s - alibi_slopes.to(dtype)[..., :, None, None] * distance.abs()
     if attn_mask is not None:
         s = s.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else s + attn_mask.to(dtype)

@@ -139,12 +139,15 @@ def _check(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
     def check(condition, message):
         expect(condition, operation, message, RuntimeError)
 
-    for name, x in (("key", k), ("value", v)):
+    def check_like_query(name, x):
         check(
             x.dtype == q.dtype,
             lambda: f"{name} is {x.dtype}, expected {q.dtype} as query; convert one, or use torch.autocast",
         )
         check(x.device == q.device, lambda: f"{name} is on {x.device}, query on {q.device}; move one")
+
+    check_like_query("key", k)
+    check_like_query("value", v)
     check(
         min(q.dim(), k.dim(), v.dim()) >= 2,
         lambda: f"query, key, value have {q.dim()}, {k.dim()}, {v.dim()} dimensions, expected at least 2: [..., L, E]",
@@ -170,7 +173,9 @@ def _check(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
             attn_mask.dtype in (torch.bool, torch.float32, q.dtype),
             lambda: f"attn_mask is {attn_mask.dtype}, expected torch.bool, torch.float32 or query's {q.dtype}",
         )
-        check(attn_mask.device == q.device, lambda: f"attn_mask is on {attn_mask.device}, query on {q.device}; move one")
+        check(
+            attn_mask.device == q.device, lambda: f"attn_mask is on {attn_mask.device}, query on {q.device}; move one"
+        )
 
 
 def _leading(operation, q, k, v, enable_gqa):

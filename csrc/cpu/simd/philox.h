@@ -1,8 +1,8 @@
 // Philox4x32-10 on vectors. Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 //
-// Every 32-bit lane is a generator of its own: counter words c0..c3 a lane, one key for all. Even and odd lanes go through
-// the rounds apart, each in the low half of a 64-bit lane, where one multiplication gives both halves of the product and
-// nothing has to be masked: the high halves are ignored. 1 operation a round and output word, about.
+// Every 32-bit lane is a generator of its own: counter words c0..c3 a lane, one key for all. Even and odd lanes go
+// through the rounds apart, each in the low half of a 64-bit lane, where one multiplication gives both halves of the
+// product and nothing has to be masked: the high halves are ignored. 1 operation a round and output word, about.
 typedef uint64_t vq __attribute__((vector_size(PF_VECTOR_BYTES), may_alias));
 
 // The product of the low halves of the 64-bit lanes.
@@ -19,7 +19,8 @@ PF_INLINE vq multiply_low_halves(vq a, uint32_t b) {
 }
 
 PF_INLINE void philox_rounds(vq c[4], uint32_t key0, uint32_t key1) {
-  PF_UNROLL for (int round = 0; round < 10; round++) {
+  PF_UNROLL
+  for (int round = 0; round < 10; round++) {
     vq p0 = multiply_low_halves(c[0], 0xD2511F53u), p1 = multiply_low_halves(c[2], 0xCD9E8D57u);
     c[0] = (p1 >> 32) ^ c[1] ^ (vq{} + key0);
     c[2] = (p0 >> 32) ^ c[3] ^ (vq{} + key1);
@@ -36,7 +37,8 @@ PF_INLINE void philox4x32(vu c0, vu c1, vu c2, vu c3, uint32_t key0, uint32_t ke
   vq odd[4] = {(vq)c0 >> 32, (vq)c1 >> 32, (vq)c2 >> 32, (vq)c3 >> 32};
   philox_rounds(even, key0, key1);
   philox_rounds(odd, key0, key1);
-  PF_UNROLL for (int i = 0; i < 4; i++) out[i] = (vu)((even[i] & 0xffffffffu) | (odd[i] << 32));
+  PF_UNROLL
+  for (int i = 0; i < 4; i++) out[i] = (vu)((even[i] & 0xffffffffu) | (odd[i] << 32));
 }
 
 // 0, 1, 2, ... in the lanes.
