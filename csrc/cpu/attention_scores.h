@@ -108,7 +108,7 @@ __attribute__((noinline)) void add_mask(const Attention& p, const QueryBlock<A>&
       for (int i = 0; i < n; i++) {
         bias[i] = load_bias<A>(row_of(j * n + i) + key * step, step, keys - key);
       }
-      transpose(bias);
+      transpose_in_memory(bias);
       for (int i = 0; i < n; i++) {
         A* at = scores + (key + i) * queries + j * n;
         if (key + i < keys) store(at, load(at) + bias[i]);
