@@ -2,11 +2,12 @@
 
 from pyflash.ops.activation import gelu, relu, sigmoid, silu, tanh
 from pyflash.ops.attention import attention, scaled_dot_product_attention
+from pyflash.ops.attention_weights import attention_weights
 from pyflash.ops.dropout import dropout
 from pyflash.ops.layer_norm import add_layer_norm, layer_norm
 from pyflash.ops.linear import linear, linear_act
 
 __all__ = [
-    "add_layer_norm", "attention", "dropout", "gelu", "layer_norm", "linear", "linear_act", "relu",
+    "add_layer_norm", "attention", "attention_weights", "dropout", "gelu", "layer_norm", "linear", "linear_act", "relu",
     "scaled_dot_product_attention", "sigmoid", "silu", "tanh",
 ]  # fmt: skip

@@ -445,3 +445,37 @@ def test_reference_is_torch():
     q, k, v = (torch.randn(2, 4, 9, 8, dtype=torch.float64) for _ in range(3))
     out, _ = reference.attention_fwd(q, k, v, None, None, None, 0.0, 0.3, 0.0, -1, 0, 0)
     torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3))
+
+
+# ---- the weights themselves -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["none", "bool_padding", "float_rows", "float_full"])
+@pytest.mark.parametrize("backend", CPU)
+def test_weights(backend, kind):
+    for heads, kv_heads, rows, keys, dropout_p in ((3, 3, 37, 53, 0.0), (4, 2, 5, 140, 0.3)):
+        q, k = make(2, heads, rows, 20, "blhd"), make(2, kv_heads, keys, 20, "bhld")
+        mask, seed = make_mask(kind, 2, heads, rows, keys), torch.tensor([5])
+
+        def call(q, k, *mask_, mask=mask, dropout_p=dropout_p, seed=seed):
+            return PF.attention_weights(q, k, *(mask_ or (mask,)), dropout_p=dropout_p, seed=seed, enable_gqa=True)
+
+        inputs = [q, k, mask] if kind.startswith("float") else [q, k]
+        dout = torch.randn(2, heads, rows, keys)
+        truth = run(call, inputs, dout, torch.float64, "torch")
+        ours = run(call, inputs, dout, None, backend)
+        assert_error_within(ours, run(call, inputs, dout, None, "torch"), truth, dout, floor_ulp=8)
+        with use(backend):
+            v = torch.eye(keys).expand(2, kv_heads, keys, keys)
+            out = PF.attention(q, k, v, mask, dropout_p=dropout_p, seed=seed, enable_gqa=True)
+        torch.testing.assert_close(out, ours[0], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_second_derivatives_and_causal():
+    q, k = (torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    mask = torch.randn(4, 1, dtype=torch.float64, requires_grad=True)
+    with use("cpu"):
+        assert torch.autograd.gradcheck(lambda *a: PF.attention_weights(*a, is_causal=True), (q, k, mask))
+        assert torch.autograd.gradgradcheck(lambda *a: PF.attention_weights(*a, is_causal=True), (q, k, mask))
+        torch.library.opcheck(
+            torch.ops.pyflash.attention_weights_fwd.default,
+            (q.detach(), k.detach(), None, None, 0.0, 1.0, 0.0, -1, 0, 0, "cpu"),
+        )

@@ -39,14 +39,18 @@ void bind_attention(py::module_& m) {
            1);
     return bytes;
   });
-  m.def("attention_fwd", [](const py::tuple& problem, Address out, Address lse, const Four& out_stride,
-                            Address workspace, int num_threads) {
-    launch(&KernelTable::attention_fwd,
-           {attention(problem), at<void>(out), at<void>(lse), strides(out_stride), at<void>(workspace)}, num_threads);
-  });
+  auto def_fwd = [&m](const char* name, auto kernel) {
+    m.def(name, [kernel](const py::tuple& problem, Address out, Address lse, const Four& out_stride, Address workspace,
+                         int num_threads) {
+      launch(kernel, {attention(problem), at<void>(out), at<void>(lse), strides(out_stride), at<void>(workspace)},
+             num_threads);
+    });
+  };
+  def_fwd("attention_fwd", &KernelTable::attention_fwd);
+  def_fwd("attention_weights", &KernelTable::attention_weights);
   m.def("attention_bwd", [](const py::tuple& problem, const std::array<Address, 9>& tensors, const Four& dout_stride,
                             const Four& out_stride, const Four& dq_stride, const Four& dk_stride, const Four& dv_stride,
-                            const Four& dmask_size, int num_threads) {
+                            const Four& dmask_size, bool of_weights, int num_threads) {
     AttentionBwd p = {};
     p.of = attention(problem);
     p.dout = at<void>(tensors[0]), p.dlse = at<void>(tensors[1]), p.out = at<void>(tensors[2]);
@@ -54,6 +58,7 @@ void bind_attention(py::module_& m) {
     p.dmask = at<void>(tensors[7]), p.workspace = at<void>(tensors[8]);
     p.dout_stride = strides(dout_stride), p.out_stride = strides(out_stride), p.dq_stride = strides(dq_stride);
     p.dk_stride = strides(dk_stride), p.dv_stride = strides(dv_stride);
+    p.of_weights = of_weights;
     for (int i = 0; i < 4; i++) p.dmask_size[i] = dmask_size[i];
     launch(&KernelTable::attention_bwd, p, num_threads);
   });

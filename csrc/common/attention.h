@@ -30,7 +30,7 @@ struct Attention {
 
 struct AttentionFwd {
   Attention of;
-  void* out;  // [B, H, L, Ev], dtype, last dimension contiguous
+  void* out;  // [B, H, L, Ev], dtype, last dimension contiguous; of attention_weights: [B, H, L, S], and Ev is 0
   void* lse;  // [B, H, L], float (double for f64), contiguous
   Strides4 out_stride;
   void* workspace;  // as many bytes as attention_workspace says
@@ -47,6 +47,7 @@ struct AttentionBwd {
   Strides4 dout_stride, out_stride, dq_stride, dk_stride, dv_stride;
   int64_t dmask_size[4];  // sizes of the mask before it was broadcast
   void* workspace;
+  bool of_weights;  // out and dout are weights [B, H, L, S] and their gradient; v and dv do not exist, Ev is 0
 };
 
 enum class AttentionPass : int32_t { fwd = 0, bwd = 1 };

@@ -3,6 +3,7 @@
 #include "attention_scores.h"
 #include "attention_fwd.h"
 #include "attention_bwd.h"
+#include "attention_weights.h"
 
 void attention_workspace(const AttentionWorkspace& p, int) {
   Carver size = {nullptr, 0};

@@ -101,13 +101,22 @@ struct Flag {
 // One tile: probabilities (with dropout) into scratch.probs, and into scratch.dscores the derivative of scale k q^T, or
 // that of the mask, which softcap does not touch.
 template <class S, bool kOfMask = false>
-PF_INLINE void tile_bwd(const Attention& p, const QueryBlock<Acc<S>>& rows, const RowConstants<Acc<S>>& constants,
+PF_INLINE void tile_bwd(const AttentionBwd& call, const QueryBlock<Acc<S>>& rows, const RowConstants<Acc<S>>& constants,
                         int64_t first, int64_t keys, const Acc<S>* k, int64_t k_stride, const Acc<S>* v,
                         int64_t v_stride, const BwdScratch<Acc<S>>& scratch) {
   typedef Acc<S> A;
+  const Attention& p = call.of;
   product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.probs);
   finish_scores<A>(p, rows, first, keys, scratch.probs, kOfMask ? nullptr : scratch.slope);
-  product_scores<A>(keys, p.Ev, v, v_stride, scratch.dout_t, scratch.dscores);
+  if (call.of_weights) {
+    auto row = [&](int64_t lane) {
+      return at<S>(call.dout, call.dout_stride, rows.batch, rows.head[lane], rows.i[lane]) +
+             first * call.dout_stride.dim[3];
+    };
+    pack_transposed<S>(row, call.dout_stride.dim[3], rows.count, keys, A(1), scratch.dscores);
+  } else {
+    product_scores<A>(keys, p.Ev, v, v_stride, scratch.dout_t, scratch.dscores);
+  }
   auto softmax = [&](auto dropout, auto slope) {
     softmax_bwd<A, decltype(dropout)::on, decltype(slope)::on>(keys, constants, scratch.probs, scratch.dscores,
                                                                scratch.factors, scratch.slope);
@@ -178,7 +187,7 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
                                    p.E, E, scratch.q_rows, &q_row_stride);
       const A* dout_rows = rows_of<S>(at<S>(call.dout, call.dout_stride, b, head, query), call.dout_stride.dim[2],
                                       call.dout_stride.dim[3], count, p.Ev, Ev, scratch.dout_rows, &dout_row_stride);
-      tile_bwd<S>(p, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
+      tile_bwd<S>(call, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
       product<A, kAdd, kRowMajor>(keys, Ev / n, count, scratch.probs, size, dout_rows, dout_row_stride, scratch.dv, Ev);
       product<A, kAdd, kRowMajor>(keys, E / n, count, scratch.dscores, size, q_rows, q_row_stride, scratch.dk, E);
       const int64_t step = (head - kv_head * group) * blocks + query_block;
@@ -214,10 +223,11 @@ void start_bwd(const AttentionBwd& call, int64_t of_head, int64_t block, const B
     const S* dout = at<S>(call.dout, call.dout_stride, b, head, row);
     const S* out = at<S>(call.out, call.out_stride, b, head, row);
     int64_t dout_step = call.dout_stride.dim[3], out_step = call.out_stride.dim[3];
+    const int64_t cols = call.of_weights ? p.S : p.Ev;
     Vec<A> sum = {};
-    for (int64_t col = 0; col < p.Ev; col += n)
-      sum = fma(load_strided<S>(dout + col * dout_step, dout_step, p.Ev - col),
-                load_strided<S>(out + col * out_step, out_step, p.Ev - col), sum);
+    for (int64_t col = 0; col < cols; col += n)
+      sum = fma(load_strided<S>(dout + col * dout_step, dout_step, cols - col),
+                load_strided<S>(out + col * out_step, out_step, cols - col), sum);
     A dlse = call.dlse ? ((const A*)call.dlse)[of_head * p.L + row] : A(0);
     shared.delta[of_head * p.L + row] = reduce_add(sum) - dlse;
   }

@@ -21,7 +21,7 @@ void add_dmask_tile(const AttentionBwd& call, int64_t b, int64_t head, int64_t q
                           p.E, scratch.k, &k_stride);
   const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev,
                           p.Ev, scratch.v, &v_stride);
-  tile_bwd<S, true>(p, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
+  tile_bwd<S, true>(call, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
   for (int64_t i = 0; i < keys * kQueries<A>; i += kLanes<A>) store(sum + i, load(sum + i) + load(scratch.dscores + i));
 }
 

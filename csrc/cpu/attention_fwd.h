@@ -135,8 +135,9 @@ void attend(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv
   });
 }
 
-template <class S>
-void attention_fwd_typed(const AttentionFwd& call, int num_threads) {
+// body(block, kv_head, scratch) for every block of queries, in parallel.
+template <class S, class Body>
+PF_INLINE void for_query_blocks(const AttentionFwd& call, int num_threads, Body body) {
   typedef Acc<S> A;
   const Attention& p = call.of;
   // Fewer rows than lanes: the heads of a group share a block.
@@ -148,14 +149,20 @@ void attention_fwd_typed(const AttentionFwd& call, int num_threads) {
     int64_t unit = task / blocks, block = blocks - 1 - task % blocks;  // the last block of a causal head is the longest
     int64_t b = unit / (p.H / together), head = unit % (p.H / together) * together;
     Carver carver = {(char*)call.workspace + thread * size.used, 0};
+    const FwdScratch<A> scratch(carver, p.E, p.Ev);
     QueryBlock<A> queries;
     queries.set(b, head, block * kQueries<A>, min_of(kQueries<A>, rows - block * kQueries<A>), p.L);
-    attend<S>(call, queries, head / group, FwdScratch<A>(carver, p.E, p.Ev));
+    body(queries, head / group, scratch);
   });
 }
 
 }  // namespace
 
-void attention_fwd(const AttentionFwd& p, int num_threads) {
-  for_dtype(p.of.dtype, [&](auto storage) { attention_fwd_typed<decltype(storage)>(p, num_threads); });
+void attention_fwd(const AttentionFwd& call, int num_threads) {
+  for_dtype(call.of.dtype, [&](auto storage) {
+    typedef decltype(storage) S;
+    for_query_blocks<S>(call, num_threads, [&](auto& queries, int64_t kv_head, auto& scratch) {
+      attend<S>(call, queries, kv_head, scratch);
+    });
+  });
 }

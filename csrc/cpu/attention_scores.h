@@ -16,10 +16,11 @@ struct QueryBlock {
   // Rows [first, first + count) of the pairs; `rows` is L.
   void set(int64_t b, int64_t first_head, int64_t first, int64_t n, int64_t rows) {
     batch = b, count = n, i_min = rows, i_max = 0;
+    int64_t of_head = first_head + first / rows, row = first % rows;
     for (int lane = 0; lane < size; lane++) {
-      int64_t row = first + (lane < n ? lane : n - 1);
-      head[lane] = first_head + row / rows, i[lane] = row % rows;
-      i_min = min_of(i_min, i[lane]), i_max = max_of(i_max, i[lane]);
+      head[lane] = of_head, i[lane] = row;
+      i_min = min_of(i_min, row), i_max = max_of(i_max, row);
+      if (lane + 1 < n && ++row == rows) row = 0, of_head++;
     }
     same_head = head[0] == head[size - 1];
   }

@@ -107,6 +107,24 @@ def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, 
     return dq, dk, dv, dmask.sum([d for d in range(4) if kept[d] != dmask.shape[d]], keepdim=True)
 
 
+def attention_weights_fwd(q, k, attn_mask, seed, dropout_p, *rest):
+    w, lse = weights(q, k, attn_mask, None, seed, dropout_p, *rest)
+    return w.to(q.dtype), lse
+
+
+def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *rest):
+    *scalars, need_dmask = rest
+
+    def forward(q, k, attn_mask):
+        return attention_weights_fwd(q, k, attn_mask, seed, *scalars)[0]
+
+    dq, dk, dmask = gradients(forward, (q, k, attn_mask), (dweights,))
+    if not need_dmask:
+        return dq, dk, q.new_empty(0)
+    kept = unexpanded_shape(attn_mask)
+    return dq, dk, dmask.sum([d for d in range(4) if kept[d] != dmask.shape[d]], keepdim=True)
+
+
 def unexpanded_shape(attn_mask):
     """Sizes of the mask before it was broadcast: 1 where it repeats."""
     return [1 if stride == 0 else size for size, stride in zip(attn_mask.shape, attn_mask.stride())]

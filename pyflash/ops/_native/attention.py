@@ -24,11 +24,11 @@ def _problem(q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, 
     if alibi_slopes is not None:
         slopes_stride = (alibi_slopes.stride(0) if alibi_slopes.dim() == 2 else 0, alibi_slopes.stride(-1))
     return (
-        q.shape, k.shape, v.shape[3],
-        q.data_ptr(), k.data_ptr(), v.data_ptr(),
+        q.shape, k.shape, 0 if v is None else v.shape[3],
+        q.data_ptr(), k.data_ptr(), 0 if v is None else v.data_ptr(),
         0 if attn_mask is None else attn_mask.data_ptr(),
         0 if alibi_slopes is None else alibi_slopes.data_ptr(),
-        q.stride(), k.stride(), v.stride(), NOWHERE if attn_mask is None else attn_mask.stride(), slopes_stride,
+        q.stride(), k.stride(), NOWHERE if v is None else v.stride(), NOWHERE if attn_mask is None else attn_mask.stride(), slopes_stride,
         min(window_left, FAR), min(window_right, FAR), _clamp(diagonal),
         scale, softcap, dropout_p, int(seed) if dropout_p > 0 else 0, DTYPES[q.dtype], mask_type,
     )  # fmt: skip
@@ -42,7 +42,7 @@ def _slopes(alibi_slopes, q):
 
 
 def _workspace(q, k, v, kind, threads):
-    size = _cpu.attention_workspace(q.shape, k.shape[2], v.shape[3], DTYPES[q.dtype], kind, threads)
+    size = _cpu.attention_workspace(q.shape, k.shape[2], 0 if v is None else v.shape[3], DTYPES[q.dtype], kind, threads)
     return torch.empty(size, dtype=torch.uint8)
 
 
@@ -65,5 +65,28 @@ def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, 
     _cpu.attention_bwd(
         problem, [0 if t is None else t.data_ptr() for t in tensors],
         dout.stride(), out.stride(), dq.stride(), dk.stride(), dv.stride(),
-        dmask.shape if need_dmask else NOWHERE, threads,
+        dmask.shape if need_dmask else NOWHERE, False, threads,
+    )  # fmt: skip
+
+
+def attention_weights_fwd(q, k, attn_mask, seed, *rest):
+    *scalars, weights, lse = rest
+    threads = torch.get_num_threads()
+    workspace = _workspace(q, k, None, FWD, threads)
+    problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
+    _cpu.attention_weights(
+        problem, weights.data_ptr(), lse.data_ptr(), weights.stride(), workspace.data_ptr(), threads
+    )  # fmt: skip
+
+
+def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *rest):
+    *scalars, need_dmask, dq, dk, dmask = rest
+    threads = torch.get_num_threads()
+    workspace = _workspace(q, k, None, BWD, threads)
+    problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
+    tensors = (dweights, None, weights, lse, dq, dk, None, dmask if need_dmask else None, workspace)
+    _cpu.attention_bwd(
+        problem, [0 if t is None else t.data_ptr() for t in tensors],
+        dweights.stride(), weights.stride(), dq.stride(), dk.stride(), NOWHERE,
+        dmask.shape if need_dmask else NOWHERE, True, threads,
     )  # fmt: skip

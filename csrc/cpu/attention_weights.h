@@ -1,0 +1,61 @@
+// The matrix of attention weights, for callers who ask to see it: softmax(scores) with dropout, [B, H, L, S]. Two
+// passes over the keys, the second with the sum of the first. Its backward is attention's, with dP given instead of v
+// dout^T.
+
+namespace {
+
+template <class S>
+void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv_head,
+                      const FwdScratch<Acc<S>>& scratch) {
+  typedef Acc<S> A;
+  typedef Vec<A> V;
+  const Attention& p = call.of;
+  constexpr int n = kLanes<A>, queries = kQueries<A>;
+  pack_queries<S>(p, rows, scratch.q_t);
+  RowState<A> state;
+  state.reset();
+  A lse[queries] __attribute__((aligned(64)));
+  const V one = splat<V>(1), ones[kTileVectors] = {one, one};
+  auto row_at = [&](int64_t lane, int64_t first) {
+    return (S*)at<S>(call.out, call.out_stride, rows.batch, rows.head[lane], rows.i[lane]) + first;
+  };
+
+  for (int pass = 0; pass < 2; pass++) {
+    for (int64_t first = 0; first < p.S; first += kKeys) {
+      int64_t keys = min_of(kKeys, p.S - first), k_stride;
+      const A* k = rows_of<S>(at<S>(p.k, p.k_stride, rows.batch, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3],
+                              keys, p.E, p.E, scratch.k, &k_stride);
+      product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.scores);
+      finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
+      if (pass == 0) {
+        online_softmax<A>(keys, scratch.scores, nullptr, state);
+        continue;
+      }
+      if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
+      for (int64_t i = 0; i < keys * queries; i += n) {
+        V w = exp_difference(load(scratch.scores + i) - load(lse + i % queries));
+        store(scratch.scores + i, p.dropout_p > 0 ? w * load(scratch.factors + i) : w);
+      }
+      unpack_transposed<S>(scratch.scores, rows.count, keys, ones, [&](int64_t lane) { return row_at(lane, first); });
+    }
+    if (pass == 1) break;
+    for (int j = 0; j < kTileVectors; j++) *(V*)(lse + j * n) = safe_maximum(state.max[j]) + log_lanes(state.sum[j]);
+    for (int lane = 0; lane < rows.count; lane++)
+      ((A*)call.lse)[(rows.batch * p.H + rows.head[lane]) * p.L + rows.i[lane]] = lse[lane];
+    for (int j = 0; j < kTileVectors; j++) {  // no key at all: zeros
+      V value = load(lse + j * n);
+      store(lse + j * n, select(value == splat<V>(kMinusInfinity<A>), splat<V>(-kMinusInfinity<A>), value));
+    }
+  }
+}
+
+}  // namespace
+
+void attention_weights(const AttentionFwd& call, int num_threads) {
+  for_dtype(call.of.dtype, [&](auto storage) {
+    typedef decltype(storage) S;
+    for_query_blocks<S>(call, num_threads, [&](auto& queries, int64_t kv_head, auto& scratch) {
+      weights_of_block<S>(call, queries, kv_head, scratch);
+    });
+  });
+}

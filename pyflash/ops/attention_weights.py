@@ -1,0 +1,147 @@
+"""The matrix of attention weights itself, for those who ask to see it (nn.MultiheadAttention's need_weights)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pyflash.auto import attention as auto
+from pyflash.ops import _attention_reference as reference
+from pyflash.ops._autograd import vjp
+from pyflash.ops._backends import Operation, choose
+from pyflash.ops._checks import is_plain
+from pyflash.ops._registry import Op
+from pyflash.ops.attention import (
+    _SCALARS,
+    HALVES,
+    _autocast,
+    _check,
+    _expand_mask,
+    _four,
+    _in_order_of,
+    _kv_heads,
+    _leading,
+    _mask_four,
+    _plain_mask,
+)  # fmt: skip
+
+OPERATION = Operation(
+    "attention_weights",
+    dtypes={"cpu": (torch.float32, torch.float64, *HALVES)},
+    rules=auto.rules,
+    sizes="scores times head_dim",
+)
+
+
+def _fwd_outputs(q, k, *_):
+    shape = q.shape[:3]
+    return q.new_empty(*shape, k.shape[2]), q.new_empty(shape, dtype=reference.acc_dtype(q))
+
+
+def _bwd_outputs(dweights, q, k, weights, lse, attn_mask, *rest):
+    dmask = attn_mask.new_empty(reference.unexpanded_shape(attn_mask)) if rest[-1] else q.new_empty(0)
+    return _in_order_of(q, q.shape[3]), _in_order_of(k, k.shape[3]), dmask
+
+
+_fwd = Op(
+    "attention_weights_fwd(Tensor q, Tensor k, Tensor? attn_mask, Tensor? seed, "
+    + _SCALARS
+    + ", str backend) -> (Tensor weights, Tensor lse)",
+    outputs=_fwd_outputs,
+    reference=reference.attention_weights_fwd,
+    cpu="pyflash.ops._native.attention:attention_weights_fwd",
+)
+_bwd = Op(
+    "attention_weights_bwd(Tensor dweights, Tensor q, Tensor k, Tensor weights, Tensor lse, Tensor? attn_mask, "
+    "Tensor? seed, " + _SCALARS + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dmask)",
+    outputs=_bwd_outputs,
+    reference=reference.attention_weights_bwd,
+    cpu="pyflash.ops._native.attention:attention_weights_bwd",
+)
+
+
+class _Weights(torch.autograd.Function):
+    @staticmethod
+    def forward(q, k, attn_mask, seed, scalars, backend):
+        return _fwd(q, k, _expand_mask(attn_mask, q, k), seed, *scalars, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.scalars, ctx.backend = inputs
+        ctx.mark_non_differentiable(outputs[1])
+        ctx.save_for_backward(*tensors, *outputs)
+
+    @staticmethod
+    def backward(ctx, dweights, _):
+        q, k, attn_mask, seed, weights, lse = ctx.saved_tensors
+        need_dmask = ctx.needs_input_grad[2]
+        dq, dk, dmask = _WeightsBwd.apply(
+            dweights, q, k, weights, lse, attn_mask, seed, (*ctx.scalars, need_dmask), ctx.backend
+        )
+        return dq, dk, dmask if need_dmask else None, None, None, None
+
+
+class _WeightsBwd(torch.autograd.Function):
+    @staticmethod
+    def forward(dweights, q, k, weights, lse, attn_mask, seed, scalars, backend):
+        dq, dk, dmask = _bwd(dweights, q, k, weights, lse, _expand_mask(attn_mask, q, k), seed, *scalars, backend)
+        if scalars[-1] and dmask.shape != attn_mask.shape:
+            dmask = dmask.sum_to_size(attn_mask.shape)
+        return dq, dk, dmask
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        dweights, q, k, _, _, attn_mask, seed, ctx.scalars, _ = inputs
+        ctx.save_for_backward(dweights, q, k, attn_mask, seed)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *inputs, seed = ctx.saved_tensors
+        *scalars, need_dmask = ctx.scalars
+
+        def forward(q, k, attn_mask):
+            return reference.attention_weights_fwd(q, k, _expand_mask(attn_mask, q, k), seed, *scalars)[0]
+
+        def backward(dweights, q, k, attn_mask):
+            dq, dk, dmask = reference.gradients(forward, (q, k, attn_mask), (dweights,))
+            return (dq, dk, dmask) if need_dmask else (dq, dk)
+
+        second = vjp(backward, inputs, grads)
+        return *second[:3], None, None, second[3], None, None, None
+
+
+def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, seed=None):
+    """dropout(softmax(scale q k^T + mask)), [..., heads, L, S]: what `attention` multiplies v with.
+
+    Args:
+        q, k, attn_mask, dropout_p, is_causal, scale, enable_gqa: as in `scaled_dot_product_attention`.
+        seed: int64, one element; the same seed drops the same weights in `attention`.
+    Numerics: a row that sees no key is 0. Differentiable in q, k and a floating-point mask, twice.
+    """
+    name = "attention_weights"
+    (q, k), attn_mask = _autocast((q, k), attn_mask)
+    _check(name, q, k, k, attn_mask, dropout_p, enable_gqa)
+    leading = _leading(name, q, k, k, enable_gqa) or (1,)
+    rows, keys = q.shape[-2], k.shape[-2]
+    if scale is None:
+        scale = 1 / math.sqrt(q.shape[-1]) if q.shape[-1] else 1.0
+    scalars = (float(dropout_p), float(scale), 0.0, -1, 0 if is_causal else -1, 0)
+    mask = None if attn_mask is None else _mask_four(name, attn_mask, leading, rows, keys, q.dtype)
+    refused = "" if is_plain(q) and is_plain(k) and _plain_mask(attn_mask) else "only strided tensors are served"
+    size = math.prod(leading) * rows * keys * q.shape[-1]
+    backend = choose(OPERATION, q, [t for t in (k, attn_mask) if t is not None], size=size, refused=refused)
+    if dropout_p == 0:
+        seed = None
+    elif seed is None:
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=q.device)
+    of_k, _ = _kv_heads(k, k, leading, enable_gqa)
+    q4, k4 = _four(q, leading, leading[-1]), _four(k, leading, of_k)
+    if backend is None:
+        weights, _ = reference.attention_weights_fwd(q4, k4, mask, seed, *scalars)
+    else:
+        weights, _ = _Weights.apply(q4, k4, mask, seed, scalars, backend)
+    if len(leading) == 2:
+        return weights
+    return weights.reshape(*(leading if max(q.dim(), k.dim()) > 2 else ()), rows, keys)
