@@ -9,10 +9,16 @@ void attention_workspace(const AttentionWorkspace& p, int) {
   Carver size = {nullptr, 0};
   for_dtype(p.dtype, [&](auto storage) {
     typedef Acc<decltype(storage)> A;
-    if (p.pass == AttentionPass::fwd)
-      for (int thread = 0; thread < p.num_threads; thread++) FwdScratch<A>(size, p.E, p.Ev);
-    else
+    if (p.pass == AttentionPass::bwd) {
       BwdWorkspace<A>(size, p, p.num_threads);
+      return;
+    }
+    for (int thread = 0; thread < p.num_threads; thread++) FwdScratch<A>(size, p.E, p.Ev);
+    if (p.L <= kFewRows) {  // either may be taken
+      Carver decode = {nullptr, 0};
+      DecodeWorkspace<A>(decode, p, p.num_threads);
+      size.used = max_of(size.used, decode.used);
+    }
   });
   *p.bytes = size.used;
 }

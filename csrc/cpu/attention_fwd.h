@@ -158,9 +158,12 @@ PF_INLINE void for_query_blocks(const AttentionFwd& call, int num_threads, Body 
 
 }  // namespace
 
+#include "attention_decode.h"
+
 void attention_fwd(const AttentionFwd& call, int num_threads) {
   for_dtype(call.of.dtype, [&](auto storage) {
     typedef decltype(storage) S;
+    if (call.of.L * (call.of.H / call.of.Hkv) <= kFewRows) return attention_decode_typed<S>(call, num_threads);
     for_query_blocks<S>(call, num_threads, [&](auto& queries, int64_t kv_head, auto& scratch) {
       attend<S>(call, queries, kv_head, scratch);
     });

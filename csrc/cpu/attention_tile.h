@@ -79,9 +79,11 @@ PF_INLINE void pack_transposed(Row from, int64_t col_stride, int64_t count, int6
     for (int64_t col = 0; col < cols; col += n) {
       V rows[n];
       if (first + n <= count && col + n <= cols && col_stride == 1) {  // in registers
-        PF_UNROLL for (int i = 0; i < n; i++) rows[i] = load(from(first + i) + col);
+        PF_UNROLL
+        for (int i = 0; i < n; i++) rows[i] = load(from(first + i) + col);
         transpose(rows);
-        PF_UNROLL for (int i = 0; i < n; i++) store(to + (col + i) * queries + first, rows[i] * scale);
+        PF_UNROLL
+        for (int i = 0; i < n; i++) store(to + (col + i) * queries + first, rows[i] * scale);
         continue;
       }
       for (int i = 0; i < n; i++)
@@ -103,9 +105,11 @@ PF_INLINE void unpack_transposed(const A* from, int64_t count, int64_t cols, con
     for (int64_t col = 0; col < cols; col += n) {
       V rows[n];
       if (first + n <= count && col + n <= cols) {
-        PF_UNROLL for (int i = 0; i < n; i++) rows[i] = load(from + (col + i) * queries + first) * factor;
+        PF_UNROLL
+        for (int i = 0; i < n; i++) rows[i] = load(from + (col + i) * queries + first) * factor;
         transpose(rows);
-        PF_UNROLL for (int i = 0; i < n; i++) store((S*)to(first + i) + col, rows[i]);
+        PF_UNROLL
+        for (int i = 0; i < n; i++) store((S*)to(first + i) + col, rows[i]);
         continue;
       }
       for (int i = 0; i < n; i++) rows[i] = col + i < cols ? load(from + (col + i) * queries + first) * factor : V{};

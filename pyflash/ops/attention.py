@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from pyflash.auto import attention as auto
 from pyflash.ops import _attention_reference as reference
+from pyflash.ops import _backends
 from pyflash.ops._autograd import vjp
-from pyflash.ops._backends import Operation, choose
+from pyflash.ops._backends import Operation, choose, record
 from pyflash.ops._checks import expect, is_plain
 from pyflash.ops._registry import Op
 
@@ -256,6 +257,21 @@ def _plain_mask(attn_mask):
     return type(attn_mask) in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling()
 
 
+def _is_small(query, key):
+    """`auto` gives this call to torch for its size: known before anything is checked, which costs as much as the call."""
+    return (
+        _backends._state.wish == "auto"
+        and query.is_cpu
+        and query.dim() >= 2
+        and key.dim() >= 2
+        and 2 * query.numel() * key.shape[-2] < auto.MIN_SIZE["cpu"]
+    )
+
+
+def _needs_grad(*tensors):
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 # ---- public ---------------------------------------------------------------------------------------------------------
 def scaled_dot_product_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
@@ -273,6 +289,16 @@ def scaled_dot_product_attention(
     Numerics: float32 sums for half types; a row that sees no key gives 0. Deterministic, memory linear in L and S.
         The dropout mask differs from torch's for the same seed.
     """
+    if _is_small(query, key) and not (is_causal and attn_mask is not None):
+        try:
+            out = F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        except (RuntimeError, IndexError):
+            pass  # said below in our words
+        else:
+            record("attention", "torch", auto.SMALL)
+            return out
     return attention(
         query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
         _operation="scaled_dot_product_attention",
@@ -352,8 +378,10 @@ def attention(
         if of_k != of_v:
             k4, v4 = (x.repeat_interleave(leading[-1] // x.shape[1], 1) for x in (k4, v4))
         out, lse = reference.attention_fwd(q4, k4, v4, mask, alibi_slopes, seed, *scalars)
-    else:
+    elif _needs_grad(q4, k4, v4, mask):
         out, lse = _Attention.apply(q4, k4, v4, mask, alibi_slopes, seed, scalars, backend)
+    else:  # a Function costs as much as the rest of the call
+        out, lse = _fwd(q4, k4, v4, _expand_mask(mask, q4, k4), alibi_slopes, seed, *scalars, backend)
     batch_shape = leading if max(q.dim(), k.dim(), v.dim()) > 2 else ()
     if out.dim() != len(batch_shape) + 2 or len(leading) != 2:
         out, lse = out.reshape(*batch_shape, rows, v.shape[-1]), lse.reshape(*batch_shape, rows)
