@@ -173,6 +173,14 @@ def test_extended(backend, name):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("backend", backend_params("triton"))
+def test_triton_serves_the_same_operator(backend):
+    """The kernels have tests of their own; this is the seam."""
+    for case in (CASES[1], CASES[3]):
+        qkv, dout = tensors(case)
+        compare(backend, qkv, dout, torch.randn(case[3], case[4]), enable_gqa=case[1] != case[2])
+
+
 def test_mask_together_with_causal_means_both():
     (q, k, v), _ = tensors((1, 2, 2, 20, 20, 8, 8, "bhld", ""))
     mask = torch.rand(20, 20) > 0.3

@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t kFewRows = 8;  // from about 12 rows on, queries in the lanes win
 constexpr int64_t kChunk = 1024;
-constexpr int64_t kAhead = 16;  // keys fetched in advance
+constexpr int64_t kKeysAhead = 16;  // keys fetched in advance
 
 template <class A>
 struct DecodeScratch {
@@ -53,7 +53,7 @@ __attribute__((noinline)) void few_scores(const S* k, const Strides4& stride, in
           const S* key_row = from + i * row_step;
           V sum = {};
           for (int64_t col = 0; col < cols; col += n) {
-            __builtin_prefetch(key_row + kAhead * row_step + col);
+            __builtin_prefetch(key_row + kKeysAhead * row_step + col);
             sum = fma(load(key_row + col), load(q + row * width + col), sum);
           }
           sums[i] = sum;
@@ -93,7 +93,7 @@ __attribute__((noinline)) void few_outputs(const S* v, const Strides4& stride, i
         V weight = splat<V>(p[key * kQueries<A> + row]);
         PF_UNROLL
         for (int i = 0; i < 4; i++) {
-          __builtin_prefetch(v + (key + kAhead) * row_step + col + i * n);
+          __builtin_prefetch(v + (key + kKeysAhead) * row_step + col + i * n);
           acc[i] = fma(load(v + key * row_step + col + i * n), weight, acc[i]);
         }
       }

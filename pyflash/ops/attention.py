@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pyflash.auto import attention as auto
 from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
-from pyflash.ops._autograd import vjp
+from pyflash.ops._autograd import apply, vjp
 from pyflash.ops._backends import Operation, choose, record
 from pyflash.ops._checks import expect, is_plain
 from pyflash.ops._registry import Op
@@ -18,7 +18,7 @@ from pyflash.ops._registry import Op
 HALVES = (torch.bfloat16, torch.float16)
 OPERATION = Operation(
     "attention",
-    dtypes={"cpu": (torch.float32, torch.float64, *HALVES)},
+    dtypes={"cpu": (torch.float32, torch.float64, *HALVES), "triton": (torch.float32, *HALVES)},
     rules=auto.rules,
     sizes="scores times (head_dim + value_dim)",
 )
@@ -50,6 +50,7 @@ _fwd = Op(
     + ", str backend) -> (Tensor out, Tensor lse)",
     outputs=_fwd_outputs,
     reference=reference.attention_fwd,
+    triton="pyflash.kernels.attention:attention_fwd",
     cpu="pyflash.ops._native.attention:attention_fwd",
 )
 _bwd = Op(
@@ -59,6 +60,7 @@ _bwd = Op(
     + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
     outputs=_bwd_outputs,
     reference=reference.attention_bwd,
+    triton="pyflash.kernels.attention:attention_bwd",
     cpu="pyflash.ops._native.attention:attention_bwd",
 )
 
@@ -91,8 +93,20 @@ class _Attention(torch.autograd.Function):
         if dout is None:
             dout = torch.zeros_like(out)
         need_dmask = ctx.needs_input_grad[3]
-        dq, dk, dv, dmask = _AttentionBwd.apply(
-            dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, (*ctx.scalars, need_dmask), ctx.backend
+        dq, dk, dv, dmask = apply(
+            _AttentionBwd,
+            dout,
+            dlse,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            attn_mask,
+            alibi_slopes,
+            seed,
+            (*ctx.scalars, need_dmask),
+            ctx.backend,
         )
         return dq, dk, dv, dmask if need_dmask else None, None, None, None, None
 
@@ -268,10 +282,6 @@ def _is_small(query, key):
     )
 
 
-def _needs_grad(*tensors):
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 # ---- public ---------------------------------------------------------------------------------------------------------
 def scaled_dot_product_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
@@ -357,6 +367,8 @@ def attention(
         refused = "key and value have different numbers of heads"
     elif alibi_slopes is not None and alibi_slopes.requires_grad:
         refused = "alibi_slopes that need a gradient"
+    elif max(q.shape[-1], v.shape[-1]) > 256 and (not q.is_cpu or _backends._state.wish == "triton"):
+        refused = f"head_dim is {max(q.shape[-1], v.shape[-1])}; triton supports up to 256"
     others = [t for t in (k, v, attn_mask) if t is not None]
     size = math.prod(leading) * rows * keys * (q.shape[-1] + v.shape[-1])
     backend = choose(OPERATION, q, others, size=size, refused=refused)
@@ -378,10 +390,8 @@ def attention(
         if of_k != of_v:
             k4, v4 = (x.repeat_interleave(leading[-1] // x.shape[1], 1) for x in (k4, v4))
         out, lse = reference.attention_fwd(q4, k4, v4, mask, alibi_slopes, seed, *scalars)
-    elif _needs_grad(q4, k4, v4, mask):
-        out, lse = _Attention.apply(q4, k4, v4, mask, alibi_slopes, seed, scalars, backend)
-    else:  # a Function costs as much as the rest of the call
-        out, lse = _fwd(q4, k4, v4, _expand_mask(mask, q4, k4), alibi_slopes, seed, *scalars, backend)
+    else:
+        out, lse = apply(_Attention, q4, k4, v4, mask, alibi_slopes, seed, scalars, backend)
     batch_shape = leading if max(q.dim(), k.dim(), v.dim()) > 2 else ()
     if out.dim() != len(batch_shape) + 2 or len(leading) != 2:
         out, lse = out.reshape(*batch_shape, rows, v.shape[-1]), lse.reshape(*batch_shape, rows)

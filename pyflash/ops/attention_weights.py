@@ -8,7 +8,7 @@ import torch
 
 from pyflash.auto import attention as auto
 from pyflash.ops import _attention_reference as reference
-from pyflash.ops._autograd import vjp
+from pyflash.ops._autograd import apply, vjp
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import is_plain
 from pyflash.ops._registry import Op
@@ -76,8 +76,8 @@ class _Weights(torch.autograd.Function):
     def backward(ctx, dweights, _):
         q, k, attn_mask, seed, weights, lse = ctx.saved_tensors
         need_dmask = ctx.needs_input_grad[2]
-        dq, dk, dmask = _WeightsBwd.apply(
-            dweights, q, k, weights, lse, attn_mask, seed, (*ctx.scalars, need_dmask), ctx.backend
+        dq, dk, dmask = apply(
+            _WeightsBwd, dweights, q, k, weights, lse, attn_mask, seed, (*ctx.scalars, need_dmask), ctx.backend
         )
         return dq, dk, dmask if need_dmask else None, None, None, None
 
@@ -141,7 +141,7 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     if backend is None:
         weights, _ = reference.attention_weights_fwd(q4, k4, mask, seed, *scalars)
     else:
-        weights, _ = _Weights.apply(q4, k4, mask, seed, scalars, backend)
+        weights, _ = apply(_Weights, q4, k4, mask, seed, scalars, backend)
     if len(leading) == 2:
         return weights
     return weights.reshape(*(leading if max(q.dim(), k.dim()) > 2 else ()), rows, keys)

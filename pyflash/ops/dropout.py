@@ -9,38 +9,20 @@ from pyflash.auto import dropout as auto
 from pyflash.ops._autograd import apply
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import expect, is_dense, is_plain
+from pyflash.ops._philox import LOW, philox_words
 from pyflash.ops._registry import Op
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPERATION = Operation("dropout", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules)
-
-_LOW = 0xFFFFFFFF
-
-
-def philox_words(seed, counters):
-    """Philox4x32-10 in torch's integers: four int64 tensors of 32-bit words. Salmon et al. 2011.
-
-    Args:
-        seed: int64, one element; its halves are the key.
-        counters: four int64 tensors of 32-bit words.
-    """
-    key0, key1 = seed & _LOW, (seed >> 32) & _LOW
-    c0, c1, c2, c3 = counters
-    for _ in range(10):
-        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps at 2^64: the bits are right
-        c0, c1 = ((product1 >> 32) & _LOW) ^ c1 ^ key0, product1 & _LOW
-        c2, c3 = ((product0 >> 32) & _LOW) ^ c3 ^ key1, product0 & _LOW
-        key0, key1 = (key0 + 0x9E3779B9) & _LOW, (key1 + 0xBB67AE85) & _LOW
-    return c0, c1, c2, c3
 
 
 def _reference(x, seed, p):
     n = x.numel()
     counter = torch.arange((n + 63) // 64 * 16, device=x.device)
     zero = torch.zeros_like(counter)
-    words = torch.stack(philox_words(seed, (counter & _LOW, counter >> 32, zero, zero)))  # [4, blocks * 16]
+    words = torch.stack(philox_words(seed, (counter & LOW, counter >> 32, zero, zero)))  # [4, blocks * 16]
     words = words.view(4, -1, 16).transpose(0, 1).reshape(-1)[:n]  # in the order of the elements in memory
-    factor = (words >= min(int(p * 2**32), _LOW)).to(x.dtype if x.dtype == torch.float64 else torch.float32)
+    factor = (words >= min(int(p * 2**32), LOW)).to(x.dtype if x.dtype == torch.float64 else torch.float32)
     factor = factor * (1 / (1 - p) if p < 1 else 0.0)
     return ((x * factor.as_strided(x.shape, x.stride())).to(x.dtype),)
 
