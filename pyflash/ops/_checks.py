@@ -23,7 +23,12 @@ def is_plain(tensor) -> bool:
                 return False
         if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and not _is_traced(tensor):
             return False
-    return tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_quantized
+    return (
+        tensor.layout is torch.strided
+        and tensor.is_floating_point()
+        and not tensor.is_quantized
+        and not tensor.is_nested
+    )
 
 
 def _is_traced(tensor) -> bool:
