@@ -6,8 +6,9 @@ from pyflash.ops.attention_weights import attention_weights
 from pyflash.ops.dropout import dropout
 from pyflash.ops.layer_norm import add_layer_norm, layer_norm
 from pyflash.ops.linear import linear, linear_act
+from pyflash.ops.multi_head_attention import multi_head_attention_forward
 
 __all__ = [
-    "add_layer_norm", "attention", "attention_weights", "dropout", "gelu", "layer_norm", "linear", "linear_act", "relu",
-    "scaled_dot_product_attention", "sigmoid", "silu", "tanh",
+    "add_layer_norm", "attention", "attention_weights", "dropout", "gelu", "layer_norm", "linear", "linear_act",
+    "multi_head_attention_forward", "relu", "scaled_dot_product_attention", "sigmoid", "silu", "tanh"
 ]  # fmt: skip
