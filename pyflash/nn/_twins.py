@@ -1,0 +1,46 @@
+"""Which class of ours stands for which class of torch.nn, and how a module changes from one to the other.
+
+A class of ours adds no parameter, buffer or constructor argument to its twin, so the class of a living module can be
+assigned: its parameters, hooks, and the references of optimizers stay the objects they were.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.utils.parametrize import is_parametrized
+
+TWINS: dict[type, type] = {}  # torch.nn class -> ours
+ORIGINALS: dict[type, type] = {}  # ours -> torch.nn class
+
+
+def twin(cls: type) -> type:
+    """Class decorator: `cls` stands for the torch.nn class it derives from."""
+    TWINS[cls.__bases__[0]] = cls
+    ORIGINALS[cls] = cls.__bases__[0]
+    return cls
+
+
+def class_of(module: torch.nn.Module) -> type:
+    """The class of a module, looking through the one that torch.nn.utils.parametrize makes for it."""
+    cls = type(module)
+    base = cls.__bases__[0]
+    if is_parametrized(module) and cls.__name__ == f"Parametrized{base.__name__}" and len(cls.__bases__) == 1:
+        return base
+    return cls
+
+
+def set_class(module: torch.nn.Module, cls: type) -> None:
+    """Makes `cls` the class of `module`; a parametrized module gets the same properties over `cls`."""
+    made = type(module)
+    if made is not class_of(module):
+        # A new class, not a change of the old one: deep copies of a module share it.
+        members = {k: v for k, v in vars(made).items() if k not in ("__dict__", "__weakref__")}
+        cls = type(f"Parametrized{cls.__name__}", (cls,), members)
+    module.__class__ = cls
+
+
+def adopt(module: torch.nn.Module) -> None:
+    """Gives every module below `module` (and itself) our class, where its class is exactly a twin's."""
+    for child in module.modules():
+        if class_of(child) in TWINS:
+            set_class(child, TWINS[class_of(child)])

@@ -1,0 +1,108 @@
+"""Activations and MultiheadAttention, as in torch.nn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import pyflash.functional as F
+from pyflash.nn._twins import twin
+from pyflash.ops._backends import record, use_backend
+from pyflash.ops.multi_head_attention import multi_head_attention, torch_is_quicker
+
+
+def nested_to_torch(operation: str) -> use_backend:
+    """A context for torch's own forward of a NestedTensor, whatever backend is asked for; counted for `explain`."""
+    record(operation, "torch", "NestedTensor input")
+    return use_backend("torch")
+
+
+@twin
+class ReLU(torch.nn.ReLU):
+    """max(x, 0), as torch.nn.ReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(input, self.inplace)
+
+
+@twin
+class GELU(torch.nn.GELU):
+    """x Phi(x) or its tanh approximation, as torch.nn.GELU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.gelu(input, self.approximate)
+
+
+@twin
+class SiLU(torch.nn.SiLU):
+    """x sigmoid(x), as torch.nn.SiLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.silu(input, self.inplace)
+
+
+@twin
+class Tanh(torch.nn.Tanh):
+    """tanh(x), as torch.nn.Tanh."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.tanh(input)
+
+
+@twin
+class Sigmoid(torch.nn.Sigmoid):
+    """1 / (1 + exp(-x)), as torch.nn.Sigmoid."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.sigmoid(input)
+
+
+@twin
+class MultiheadAttention(torch.nn.MultiheadAttention):
+    """Projects, attends with several heads, projects back, as torch.nn.MultiheadAttention.
+
+    The attention is fused with dropout too, and with need_weights; a query that may attend to nothing gives zeros.
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        if query.is_nested or key.is_nested or value.is_nested:
+            with nested_to_torch("multi_head_attention_forward"):
+                return super().forward(
+                    query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+                )
+        # Without masks torch's result is ours in every mode, also on its fast path.
+        if attn_mask is None and key_padding_mask is None and not is_causal:
+            if torch_is_quicker(query, self.embed_dim, key.shape[0 if not self.batch_first or key.dim() < 3 else 1]):
+                return super().forward(query, key, value, None, need_weights, None, average_attn_weights)
+        packed = self.in_proj_weight if self._qkv_same_embed_dim else None
+        return multi_head_attention(
+            query,
+            key,
+            value,
+            self.num_heads,
+            packed if packed is not None else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight),
+            self.in_proj_bias,
+            self.out_proj.weight,
+            self.out_proj.bias,
+            embed_dim=self.embed_dim,
+            bias_kv=None if self.bias_k is None else (self.bias_k, self.bias_v),
+            add_zero_attn=self.add_zero_attn,
+            dropout_p=self.dropout if self.training else 0.0,
+            attn_mask=attn_mask,
+            key_padding_mask=key_padding_mask,
+            is_causal=is_causal,
+            need_weights=need_weights,
+            average_attn_weights=average_attn_weights,
+            batch_first=self.batch_first,
+        )

@@ -1,0 +1,38 @@
+"""Sequential, as torch.nn.Sequential."""
+
+from __future__ import annotations
+
+import torch
+
+import pyflash.functional as F
+from pyflash.nn._fuse import activation_name, is_bare
+from pyflash.nn._twins import ORIGINALS, twin
+from pyflash.nn.linear import Linear
+
+
+@twin
+class Sequential(torch.nn.Sequential):
+    """One module after another, as torch.nn.Sequential; a Linear and the activation behind it are one kernel.
+
+    Both must be ours and nothing but themselves: with a hook on one of them, each is called.
+    """
+
+    def forward(self, input):
+        modules = [*self, None]
+        at = 0
+        while at < len(modules) - 1:
+            module, behind = modules[at : at + 2]
+            name = fused_activation(module, behind)
+            if name:
+                input = F.linear_act(input, module.weight, module.bias, name)
+            else:
+                input = module(input)
+            at += 2 if name else 1
+        return input
+
+
+def fused_activation(module, behind) -> str:
+    """The activation `behind` applies to the output of `module`, when the two may be one; else empty."""
+    if is_bare(module, Linear) and type(behind) in ORIGINALS:
+        return activation_name(behind)
+    return ""

@@ -1,0 +1,15 @@
+"""Linear, as torch.nn.Linear."""
+
+import torch
+from torch import Tensor
+
+import pyflash.functional as F
+from pyflash.nn._twins import twin
+
+
+@twin
+class Linear(torch.nn.Linear):
+    """input weight^T + bias, as torch.nn.Linear."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight, self.bias)

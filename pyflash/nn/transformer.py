@@ -1,0 +1,200 @@
+"""Transformer, its encoder and decoder and their layers, as in torch.nn.
+
+Constructors, masks and results are torch's. Inside a layer the residual addition is one kernel with the norm that
+follows it, and the activation one with the linear before it, wherever the modules concerned are nothing but
+themselves: with a hook, a subclass or another class in the place, the module itself is called.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
+
+import pyflash.functional as F
+from pyflash.nn._fuse import activation_name, is_bare
+from pyflash.nn._twins import adopt, twin
+from pyflash.nn.activation import MultiheadAttention, nested_to_torch
+from pyflash.nn.linear import Linear
+from pyflash.nn.normalization import LayerNorm
+from pyflash.ops.multi_head_attention import canonical_masks, torch_is_quicker
+
+
+def feed_forward(x: Tensor, linear1, activation, dropout, linear2) -> Tensor:
+    """linear2(dropout(activation(linear1(x))))"""
+    name = activation_name(activation)
+    if name and is_bare(linear1, Linear, torch.nn.Linear):
+        hidden = F.linear_act(x, linear1.weight, linear1.bias, name)
+    else:
+        hidden = activation(linear1(x))
+    return linear2(dropout(hidden))
+
+
+def add_norm(x: Tensor, residual: Tensor, norm: torch.nn.Module) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual)"""
+    if is_bare(norm, LayerNorm, torch.nn.LayerNorm) and x.dtype == residual.dtype:
+        return F.add_layer_norm(x, residual, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    total = residual + x
+    return norm(total), total
+
+
+def _adopt_children(layer: torch.nn.Module) -> None:
+    """What torch's constructor made becomes ours; an activation is the caller's own module."""
+    for name, child in layer.named_children():
+        if name != "activation":
+            adopt(child)
+
+
+@twin
+class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
+    """Self-attention and feed-forward with residuals and norms, as torch.nn.TransformerEncoderLayer."""
+
+    @functools.wraps(torch.nn.TransformerEncoderLayer.__init__)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        _adopt_children(self)
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        if src.is_nested:
+            with nested_to_torch("transformer_encoder_layer"):
+                return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        if not self.training and src_mask is None and src_key_padding_mask is None and not is_causal:
+            # torch's fast path takes the tanh form of GELU for the exact one
+            exact = getattr(self.activation, "approximate", "none") == "none"
+            if exact and not torch.is_grad_enabled() and torch_is_quicker(src, src.shape[-1], src.shape[-2]):
+                return super().forward(src)
+        src_mask, src_key_padding_mask = canonical_masks(
+            src_mask,
+            src_key_padding_mask,
+            src.dtype,
+            "src_mask",
+            "src_key_padding_mask",
+            keep_bool=isinstance(self.self_attn, MultiheadAttention),
+        )
+        if self.norm_first:
+            attended = self._sa_block(self.norm1(src), src_mask, src_key_padding_mask, is_causal)
+            normed, x = add_norm(attended, src, self.norm2)
+            return x + self._ff_block(normed)
+        attended = self._sa_block(src, src_mask, src_key_padding_mask, is_causal)
+        x, _ = add_norm(attended, src, self.norm1)
+        return add_norm(self._ff_block(x), x, self.norm2)[0]
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return self.dropout2(feed_forward(x, self.linear1, self.activation, self.dropout, self.linear2))
+
+
+@twin
+class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
+    """Self-attention, attention to the encoder's output and feed-forward, as torch.nn.TransformerDecoderLayer."""
+
+    @functools.wraps(torch.nn.TransformerDecoderLayer.__init__)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        _adopt_children(self)
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        to_self = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+        to_memory = (memory_mask, memory_key_padding_mask, memory_is_causal)
+        if self.norm_first:
+            normed, x = add_norm(self._sa_block(self.norm1(tgt), *to_self), tgt, self.norm2)
+            normed, x = add_norm(self._mha_block(normed, memory, *to_memory), x, self.norm3)
+            return x + self._ff_block(normed)
+        x, _ = add_norm(self._sa_block(tgt, *to_self), tgt, self.norm1)
+        x, _ = add_norm(self._mha_block(x, memory, *to_memory), x, self.norm2)
+        return add_norm(self._ff_block(x), x, self.norm3)[0]
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return self.dropout3(feed_forward(x, self.linear1, self.activation, self.dropout, self.linear2))
+
+
+@twin
+class TransformerEncoder(torch.nn.TransformerEncoder):
+    """A stack of encoder layers, as torch.nn.TransformerEncoder.
+
+    In evaluation without gradients torch makes a NestedTensor of a padded batch, and its padded rows come back as
+    zeros (before the last norm). Here the layers see the padding mask, and those rows are zeroed after them.
+    """
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        if src.is_nested:
+            with nested_to_torch("transformer_encoder"):
+                return super().forward(src, mask, src_key_padding_mask, is_causal)
+        keep_bool = all(isinstance(layer, TransformerEncoderLayer) for layer in self.layers)
+        mask, src_key_padding_mask = canonical_masks(
+            mask, src_key_padding_mask, src.dtype, "mask", "src_key_padding_mask", keep_bool
+        )
+        zeroed = self._rows_torch_zeroes(src, mask, src_key_padding_mask)
+        if zeroed is not None and src_key_padding_mask.dtype != torch.bool:
+            src_key_padding_mask = src_key_padding_mask.masked_fill(zeroed, float("-inf"))  # any other float than 0
+        is_causal = _detect_is_causal_mask(mask, is_causal, _get_seq_len(src, self.layers[0].self_attn.batch_first))
+        x = src
+        for layer in self.layers:
+            x = layer(x, src_mask=mask, is_causal=is_causal, src_key_padding_mask=src_key_padding_mask)
+        if zeroed is not None:
+            x = x.masked_fill(zeroed.unsqueeze(-1), 0.0)
+        return x if self.norm is None else self.norm(x)
+
+    def _rows_torch_zeroes(self, src: Tensor, mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
+        """[batch, seq], True for the rows that torch's forward would return as zeros; None when there are none."""
+        first = self.layers[0]
+        if (
+            padding is None
+            or mask is not None
+            or src.dim() != 3
+            or first.training
+            or not getattr(self, "use_nested_tensor", False)
+            or not torch.backends.mha.get_fastpath_enabled()
+            or torch.is_autocast_enabled()
+        ):
+            return None
+        padding = padding if padding.dtype == torch.bool else padding != 0
+        if getattr(self, "mask_check", True):
+            if torch.compiler.is_compiling():
+                return None
+            if not torch._nested_tensor_from_mask_left_aligned(src, ~padding):
+                return None
+        if torch.is_grad_enabled() and (src.requires_grad or any(p.requires_grad for p in first.parameters())):
+            return None
+        return padding
+
+
+@twin
+class TransformerDecoder(torch.nn.TransformerDecoder):
+    """A stack of decoder layers, as torch.nn.TransformerDecoder."""
+
+
+@twin
+class Transformer(torch.nn.Transformer):
+    """Encoder and decoder, as torch.nn.Transformer. Vaswani et al. 2017, arXiv:1706.03762."""
+
+    @functools.wraps(torch.nn.Transformer.__init__)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        given = {id(value) for value in (*args, *kwargs.values())}
+        for child in (self.encoder, self.decoder):
+            if id(child) not in given:
+                adopt(child)
