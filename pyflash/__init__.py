@@ -2,9 +2,22 @@
 
 import torch  # noqa: F401  before the native module, so that both share one OpenMP runtime
 
-from pyflash import functional
+from pyflash import functional, nn
 from pyflash.ops._backends import FallbackWarning, use_backend
 from pyflash.ops.linear import clear_cache
+from pyflash.overrides import overrides
+from pyflash.replace import Report, replace, report, restore
 
 __version__ = "0.1.0"
-__all__ = ["FallbackWarning", "clear_cache", "functional", "use_backend"]
+__all__ = [
+    "FallbackWarning",
+    "Report",
+    "clear_cache",
+    "functional",
+    "nn",
+    "overrides",
+    "replace",
+    "report",
+    "restore",
+    "use_backend",
+]

@@ -1,0 +1,265 @@
+"""replace, restore and report: the modules of an existing model become ours, and torch's again.
+
+A replacement assigns a module's class (pyflash/nn/_twins.py): parameters, buffers, hooks, optimizers and the module
+objects themselves stay. Only exact classes are replaced, never a subclass, whose forward may be another.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn.utils.parametrize import ParametrizationList
+
+import pyflash.nn as nn
+from pyflash.nn._twins import ORIGINALS, TWINS, class_of, set_class
+from pyflash.ops import _backends
+
+_OPERATIONS = {  # what the forward of a class asks for; one that only calls its children has none
+    nn.Linear: ("linear",),
+    nn.LayerNorm: ("layer_norm",),
+    nn.Dropout: ("dropout",),
+    nn.ReLU: ("relu",),
+    nn.Sequential: ("linear_act",),
+    nn.GELU: ("gelu",),
+    nn.SiLU: ("silu",),
+    nn.Tanh: ("tanh",),
+    nn.Sigmoid: ("sigmoid",),
+    nn.MultiheadAttention: ("linear", "attention"),
+    nn.TransformerEncoderLayer: ("linear_act", "add_layer_norm"),
+    nn.TransformerDecoderLayer: ("linear_act", "add_layer_norm"),
+}
+_CONTAINERS = (
+    torch.nn.Sequential,
+    torch.nn.ModuleList,
+    torch.nn.ModuleDict,
+    torch.nn.ParameterList,
+    torch.nn.ParameterDict,
+    ParametrizationList,
+)
+_ACTIVATIONS = (torch.nn.ReLU, torch.nn.GELU, torch.nn.SiLU, torch.nn.Tanh, torch.nn.Sigmoid)
+_NOTHING_TO_FUSE = "no Linear with an activation behind it"
+_OUT_PROJ = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
+
+_left: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()  # model -> name -> why, last replace
+
+
+def replace(model: torch.nn.Module, *, only=None, exclude=(), dry_run: bool = False) -> torch.nn.Module:
+    """Swaps the modules of `model` for ours, in place; the same object comes back. A second call changes nothing.
+
+    Args:
+        only: replace nothing else; None: everything that can be.
+        exclude: leave these. Both take one or several of: a qualified name, which stands for all below it; a glob over
+            qualified names ("encoder.*.linear1"); a class, torch.nn's or ours, which stands for its own modules only.
+        dry_run: change nothing; `report(model)` tells what would be.
+    Raises:
+        TypeError: `model` is no module, or a pattern neither a string nor a class. ValueError: a name matches nothing.
+    """
+    _expect_module("replace", model)
+    wanted = None if only is None else _Patterns("only", only)
+    unwanted = _Patterns("exclude", exclude)
+    left, planned = {}, []
+    for name, module in model.named_modules():
+        # Both are asked about every module, so that a name that matches nothing is noticed.
+        chosen = wanted is None or wanted.match(name, module)
+        excluded = unwanted.match(name, module)
+        if class_of(module) in TWINS:
+            why = "excluded" if excluded else "not in only" if not chosen else _obstacle(module)
+            if why:
+                left[name] = why
+            else:
+                planned.append(module)
+    for patterns in (wanted, unwanted):
+        if patterns is not None:
+            patterns.expect_all_matched()
+    _left[model] = left
+    if not dry_run:
+        for module in planned:
+            set_class(module, TWINS[class_of(module)])
+    return model
+
+
+def restore(model: torch.nn.Module) -> torch.nn.Module:
+    """Gives every module of ours in `model` its torch.nn class back, in place; the same object comes back.
+
+    Nothing is remembered: it works on a copy, on a loaded model, and on one that was built from pyflash.nn.
+    """
+    _expect_module("restore", model)
+    for module in model.modules():
+        if class_of(module) in ORIGINALS:
+            set_class(module, ORIGINALS[class_of(module)])
+    _left.pop(model, None)
+    return model
+
+
+def report(model: torch.nn.Module) -> Report:
+    """What became of each module of `model`: its class before and now, the backend it will use, or why it was left.
+
+    Containers and classes of your own that hold other modules have no row.
+    """
+    _expect_module("report", model)
+    rows, parents = [], {}
+    left = _left.get(model, {})
+    for name, module in model.named_modules():
+        parents.update((child, module) for child in module.children())
+        cls = class_of(module)
+        if cls in ORIGINALS:
+            before, backend, reason = ORIGINALS[cls], _backend(module, model), _bypass(module, parents.get(module))
+        else:
+            before, backend, reason = cls, "", left.get(name) or _why_left(module, parents.get(module))
+            if not reason or reason == _NOTHING_TO_FUSE:
+                continue
+        rows.append(Row(name, _name(before), _name(cls), backend, reason, issubclass(cls, before)))
+    return Report(rows)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A module: `backend` is what serves it, empty for one that is torch's; `reason` why, or what to know."""
+
+    name: str
+    before: str
+    now: str
+    backend: str
+    reason: str
+    isinstance_kept: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows of `report`, in the order of `named_modules`; printing it prints a table."""
+
+    rows: list[Row]
+
+    @property
+    def replaced(self) -> int:
+        """Modules that are ours now."""
+        return sum(row.now != row.before for row in self.rows)
+
+    @property
+    def isinstance_changed(self) -> list[str]:
+        """Names of modules that are no longer an instance of the class they had."""
+        return [row.name for row in self.rows if not row.isinstance_kept]
+
+    def to_json(self) -> str:
+        fields = {"replaced": self.replaced, "isinstance_changed": self.isinstance_changed}
+        return json.dumps({**fields, "modules": [asdict(row) for row in self.rows]}, indent=2)
+
+    def __str__(self) -> str:
+        cells = [("module", "before", "now", "backend or reason")]
+        for row in self.rows:
+            now = "same" if row.now == row.before else row.now
+            cells.append((row.name or "(model)", row.before, now, "; ".join(filter(None, (row.backend, row.reason)))))
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
+        lines.append(f"{self.replaced} of {len(self.rows)} modules are pyflash's")
+        if self.isinstance_changed:
+            lines.append(f"isinstance changed: {', '.join(self.isinstance_changed)}")
+        return "\n".join(lines)
+
+
+class _Patterns:
+    def __init__(self, argument: str, given):
+        given = (given,) if isinstance(given, (str, type)) else tuple(given)
+        for pattern in given:
+            if not isinstance(pattern, (str, type)):
+                raise TypeError(f"pyflash.replace: {argument} contains {pattern!r}, expected a name, a glob or a class")
+        self.argument = argument
+        self.classes = tuple(ORIGINALS.get(pattern, pattern) for pattern in given if isinstance(pattern, type))
+        self.unmatched = {pattern for pattern in given if isinstance(pattern, str)}
+        self.names = tuple(self.unmatched)
+
+    def match(self, name: str, module: torch.nn.Module) -> bool:
+        hits = {p for p in self.names if name == p or name.startswith(p + ".") or fnmatchcase(name, p)}
+        self.unmatched -= hits
+        return bool(hits) or isinstance(module, self.classes)
+
+    def expect_all_matched(self):
+        if self.unmatched:
+            names = ", ".join(map(repr, sorted(self.unmatched)))
+            raise ValueError(
+                f"pyflash.replace: {self.argument} names {names}, but no module of the model has that name"
+            )
+
+
+def _expect_module(function: str, model) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"pyflash.{function}: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def _obstacle(module) -> str:
+    """Why a module of a class that has a twin must stay."""
+    if class_of(module) is torch.nn.Sequential and not _has_pair(module):
+        return _NOTHING_TO_FUSE
+    return "its forward is set on the instance" if "forward" in vars(module) else ""
+
+
+def _has_pair(sequential) -> bool:
+    """Is there a Linear with an activation right behind it, that are ours or will be?"""
+    pairs = zip(map(class_of, sequential), map(class_of, list(sequential)[1:]))
+    return any(ORIGINALS.get(a, a) is torch.nn.Linear and ORIGINALS.get(b, b) in _ACTIVATIONS for a, b in pairs)
+
+
+def _why_left(module, parent) -> str:
+    """Why a module is torch's or the user's; empty when there is nothing to say about it."""
+    cls = class_of(module)
+    if cls in TWINS:
+        return _obstacle(module) or f"would become {_name(TWINS[cls])}"
+    if cls in _CONTAINERS:
+        return ""
+    if cls is _OUT_PROJ and isinstance(parent, torch.nn.MultiheadAttention):
+        return "its MultiheadAttention reads the weights"
+    base = next((base for base in cls.__mro__ if base in TWINS and base is not cls), None)
+    if base is not None and cls not in TWINS:
+        return f"a subclass of {_name(base)}; only exact classes are replaced"
+    if cls.__module__.startswith("pyflash.nn."):
+        return "no counterpart in torch.nn"
+    if cls.__module__.startswith("torch.nn."):
+        return "no class of ours yet"
+    return "" if any(True for _ in module.children()) else "a class of its own"
+
+
+def _bypass(module, parent) -> str:
+    torchs = isinstance(parent, torch.nn.TransformerEncoderLayer) and class_of(parent) not in ORIGINALS
+    if torchs and class_of(module) is not nn.Dropout:
+        return f"bypassed in eval: the fast path of its {_name(class_of(parent))} never calls it"
+    return ""
+
+
+def _backend(module, model) -> str:
+    """The backend of each operation the module asks for, on its device and in its dtype."""
+    tensor = next((p for m in (module, model) for p in m.parameters() if p.is_floating_point()), None)
+    device, dtype = (tensor.device.type, tensor.dtype) if tensor is not None else ("cpu", torch.get_default_dtype())
+    names = _OPERATIONS.get(class_of(module), ())
+    if class_of(module) is nn.GELU and module.approximate == "tanh":
+        names = ("gelu_tanh",)
+    found = {name: _serves(_backends.OPERATIONS[name], device, dtype) for name in names if name in _backends.OPERATIONS}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return ", ".join(f"{name}: {backend}" for name, backend in found.items()) or "its children's"
+
+
+def _serves(operation: _backends.Operation, device: str, dtype: torch.dtype) -> str:
+    wish = _backends._state.wish
+    if wish == "torch":
+        return "torch (asked for)"
+    if wish != "auto":
+        reason = operation.unserved(wish, device, dtype)
+        return f"{wish} would raise: {reason}" if reason else wish
+    reason = ""
+    for name in _backends.ORDER:
+        if name in operation.dtypes and device in _backends.DEVICES[name] and (device != "cpu" or name == "cpu"):
+            reason = operation.unserved(name, device, dtype)
+            if not reason:
+                return name
+    return f"torch ({reason or f'no kernel for {device} tensors'})"
+
+
+def _name(cls: type) -> str:
+    for module in ("torch.nn", "pyflash.nn"):
+        if cls.__module__.startswith(f"{module}."):
+            return f"{module}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
