@@ -242,8 +242,8 @@ PF_INLINE void store_n(float* p, vf x, int64_t count) {
   store_first(p, x, (int)count);
 }
 
-// From how many bytes of inputs and outputs together store_stream pays: it saves reading what will be overwritten, a third
-// of the traffic, where caches could not keep the outputs for their reader anyway.
+// From how many bytes of inputs and outputs together store_stream pays: it saves reading what will be overwritten, a
+// third of the traffic, where caches could not keep the outputs for their reader anyway.
 constexpr int64_t kStreamBytes = 32 << 20;
 
 // Calls f with a value of the storage type: one kernel template serves every dtype.
