@@ -3,18 +3,20 @@
 Source: the tiling is the textbook one; programs are numbered so that a band of row tiles shares its columns in L2.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from pyflash.kernels import activations, tuning
+from pyflash.kernels.activation import activation_bwd
 from pyflash.kernels.attention_tile import Strided
 from pyflash.kernels.primitives import cast, dot
 
 
 @triton.jit(do_not_specialize=["M", "N"])
 def _matmul(
-    a, b, bias_ptr, c, preact, M, N, K, ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    a, b, bias_ptr, c, preact, M, N, K, bias_row_stride, ACTIVATION: tl.constexpr, BIAS_IS_MATRIX: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """c = activation(a b + bias), preact = a b + bias; a [M, K], b [K, N]."""
     pid = tl.program_id(0)
@@ -43,10 +45,13 @@ def _matmul(
         a_ptrs += BLOCK_K * a.strides[1]
         b_ptrs += BLOCK_K * b.strides[0]
 
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + offs_n % N).to(tl.float32)[None, :]
-    mask = (offs_m[:, None] < M) & (offs_n[None, :] < N)
     rows = offs_m.to(tl.int64)[:, None]
+    mask = (offs_m[:, None] < M) & (offs_n[None, :] < N)
+    if bias_ptr is not None:
+        if BIAS_IS_MATRIX:
+            acc += tl.load(bias_ptr + rows * bias_row_stride + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+        else:
+            acc += tl.load(bias_ptr + offs_n % N).to(tl.float32)[None, :]
     if preact is not None:
         ptrs = preact.ptr + rows * preact.strides[0] + offs_n[None, :] * preact.strides[1]
         tl.store(ptrs, cast(acc, preact.ptr.dtype.element_ty), mask=mask)
@@ -60,7 +65,7 @@ def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
 
     Args:
         x: [M, K]; weight: [N, K]; y, preact: [M, N]; any strides. float32, float16 or bfloat16.
-        bias: [N], contiguous; or None.
+        bias: [N], contiguous, or [M, N] with adjacent columns; or None.
         activation: a name of the activation table, or "" for none.
     """
     _product(x, weight.t(), y, bias, activation, preact if save_preact else None)
@@ -71,14 +76,30 @@ def matmul(a, b, c):
     _product(a, b, c)
 
 
+def linear_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbias, dx, dweight, dbias):
+    """Fill the gradients of activation(x weight^T + bias) that are needed; `saved` is what the activation's row saves."""
+    dz = dy
+    if activation:
+        dz = torch.empty_like(saved)
+        activation_bwd(dy.contiguous(), saved, activation, dz)
+    if need_dx:
+        _product(dz, weight, dx)
+    if need_dweight:
+        _product(dz.t(), x, dweight)
+    if need_dbias:
+        torch.sum(dz, 0, out=dbias)
+
+
 def _product(a, b, c, bias=None, activation="", preact=None):
     (M, K), N = a.shape, b.shape[1]
     if M * N == 0:
         return
     config = tuning.matmul(tuning.arch(a.device), a.dtype, M, N, K)
     grid = (triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
+    is_matrix = bias is not None and bias.dim() == 2
     _matmul[grid](
         Strided(a, a.stride()), Strided(b, b.stride()), bias, Strided(c, c.stride()),
-        None if preact is None else Strided(preact, preact.stride()), M, N, K, ACTIVATION=activation,
+        None if preact is None else Strided(preact, preact.stride()), M, N, K, bias.stride(0) if is_matrix else 0,
+        ACTIVATION=activation, BIAS_IS_MATRIX=is_matrix,
         EVEN_K=K % config["BLOCK_K"] == 0, PRECISION=tuning.input_precision(), BAND=8, **config,
     )  # fmt: skip

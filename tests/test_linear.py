@@ -97,6 +97,16 @@ def test_activations_match_float64(activation, dtype, backend):
         compare(public(activation), reference(activation), make(*shape, "contiguous", dtype), backend, factor=3.0)
 
 
+@pytest.mark.parametrize("backend", backend_params("triton"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_triton_matches_float64(dtype, backend):
+    """The shapes in which the operation and the launcher could disagree; the launcher's own are in test_triton_layers."""
+    for shape in ((7, 20), (30, 20), (30,)), ((2, 3, 40), (9, 40), None), ((6, 20), (30, 20), (6, 30)), ((4, 24), (24,), None):
+        compare(PF.linear, F.linear, make(*shape, "contiguous", dtype), backend)
+    for activation in ("relu", "gelu"):
+        compare(public(activation), reference(activation), make((7, 20), (30, 20), (30,), "strided", dtype), backend, 3.0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_tail(backend):
     """All numbers of rows and columns up to two tiles, against the same product in float64."""
@@ -167,7 +177,10 @@ def test_gradients_of_gradients(activation):
 @pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)])
 def test_only_what_is_needed_is_computed(wanted, monkeypatch):
     products = []
-    monkeypatch.setattr(ops, "_matmul", lambda *args, op=ops._matmul: products.append(1) or op(*args))
+    from pyflash.ops._native import linear as native
+
+    matmul = native.matmul
+    monkeypatch.setattr(native, "matmul", lambda *args: products.append(1) or matmul(*args))
     args = [torch.randn(s).requires_grad_(bool(r)) for s, r in zip(((3, 5), (4, 5), (4,)), wanted)]
     with use("cpu"):
         PF.linear_act(*args, "gelu").sum().backward()
@@ -187,13 +200,14 @@ def test_backward_after_the_context_has_ended():
 # ---- compile, export, autocast, transforms ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", ["linear_fwd", "linear_cached_fwd", "matmul"])
+@pytest.mark.parametrize("op", ["linear_fwd", "linear_cached_fwd", "linear_bwd", "matmul"])
 def test_operators_keep_torchs_rules(op):
     x, weight, bias = torch.randn(4, 6), torch.randn(5, 6), torch.randn(5)
     args = {
         "linear_fwd": (x, weight, bias, "gelu", True, "cpu"),
         "linear_cached_fwd": (x, weight, None, "", "cpu"),
         "matmul": (x, weight.t(), "cpu"),
+        "linear_bwd": (torch.randn(4, 5), x, weight, torch.randn(4, 5), "gelu", True, True, True, "cpu"),
     }[op]
     torch.library.opcheck(getattr(torch.ops.pyflash, op), args)
 

@@ -31,6 +31,8 @@ constexpr int64_t kMinBlockRows = 16 * kTileRows, kMaxBlockRows = 80 * kTileRows
 constexpr int64_t kPackedK = 512;  // K of a block when A is packed: wide blocks, 2 KB of each row of memory at a time
 constexpr int64_t kThreadFlops = 1 << 18;  // per thread, or a region costs more than it gains
 
+constexpr int64_t kMaxCopies = 4;  // threads that may each pack all of B for themselves
+
 template <class T>
 constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
 
@@ -139,6 +141,7 @@ struct GemmPlan {
   typedef Acc<S> T;
   bool packs_a;
   bool packs_b_in_task;  // one block of rows: nobody shares a panel, so it need not leave L2
+  bool private_b;        // each thread packs the panels it uses: what another core has just written is slow to read
   int threads;
   int64_t panels, block_k, blocks_k, block_rows, blocks, groups, group_panels;
   int64_t b_bytes, sums_bytes, thread_bytes;  // parts of the workspace, multiples of 64
@@ -163,8 +166,19 @@ struct GemmPlan {
     p.groups = p.group_panels ? ceil_div(p.panels, p.group_panels) : 0;
 
     p.packs_b_in_task = !g.packed && p.blocks <= 1;
+    p.private_b = !g.packed && !p.packs_b_in_task && p.threads > 1;
+    if (p.private_b) {
+      // Split the panels, unless that packs A in every thread and A is the larger; then split the rows.
+      const bool splits_panels = p.panels >= p.threads && (!p.packs_a || g.m <= g.n);
+      p.groups = splits_panels ? p.threads : 1;
+      p.group_panels = ceil_div(p.panels, p.groups);
+      p.groups = ceil_div(p.panels, p.group_panels);
+      const int64_t copies = splits_panels ? 1 : p.threads;
+      p.private_b = copies <= kMaxCopies && p.groups * p.blocks >= p.threads;
+    }
     const int64_t panel_bytes = p.block_k * kPanel<T> * sizeof(T);
     p.b_bytes = g.packed || p.packs_b_in_task ? 0 : p.panels * panel_bytes;
+    if (p.private_b && p.groups == 1) p.b_bytes *= p.threads;
     p.sums_bytes = p.blocks_k > 1 ? p.panels * kPanel<T> * g.m * sizeof(T) : 0;
     int64_t strip = p.blocks_k > 1 ? 0 : p.block_rows * kPanel<T> * sizeof(T);
     p.thread_bytes = strip + (p.packs_b_in_task ? panel_bytes : 0) +
@@ -250,14 +264,29 @@ void gemm(const Gemm<S>& g, void* workspace, GemmSink<Acc<S>> sink, int num_thre
     const int64_t k_begin = block * p.block_k, k_end = min_of(g.k, k_begin + p.block_k);
     const T* b = g.packed ? g.packed + k_begin * kPanel<T> : own_b;
     const int64_t b_panel_stride = (g.packed ? g.k : k_end - k_begin) * kPanel<T>;
-    if (p.b_bytes)
-      gemm_pack_b(g.b + k_begin * g.b_row_stride, g.b_row_stride, g.b_column_stride, k_end - k_begin, g.n, own_b,
-                  p.threads);
-    parallel_tasks(p.blocks * p.groups, p.threads, [&](int64_t task, int thread) {
-      const int64_t row = task / p.groups * p.block_rows, panel = task % p.groups * p.group_panels;
+    auto task = [&](const T* panels, int64_t row, int64_t group, int thread) {
       auto run = p.packs_a ? gemm_task<S, true> : gemm_task<S, false>;
-      run(g, p, b, b_panel_stride, sums, (T*)(own + thread * p.thread_bytes), row, min_of(g.m, row + p.block_rows),
-          panel, min_of(p.panels, panel + p.group_panels), k_begin, k_end, sink);
+      const int64_t panel = group * p.group_panels;
+      run(g, p, panels, b_panel_stride, sums, (T*)(own + thread * p.thread_bytes), row,
+          min_of(g.m, row + p.block_rows), panel, min_of(p.panels, panel + p.group_panels), k_begin, k_end, sink);
+    };
+    const S* b_block = g.b + k_begin * g.b_row_stride;
+    if (p.private_b) {
+      // One task a thread: all rows of its panels, or its rows of all panels.
+      parallel_tasks(p.threads, p.threads, [&](int64_t part, int thread) {
+        const int64_t group = p.groups > 1 ? part : 0, panel = group * p.group_panels;
+        T* panels = own_b + (p.groups > 1 ? 0 : part * p.panels * b_panel_stride);
+        for (int64_t i = panel; i < min_of(p.panels, panel + p.group_panels); i++)
+          gemm_pack_panel<S>(b_block + i * kPanel<T> * g.b_column_stride, g.b_row_stride, g.b_column_stride, 0,
+                             k_end - k_begin, min_of(kPanel<T>, g.n - i * kPanel<T>), panels + i * b_panel_stride);
+        for (int64_t i = p.groups > 1 ? 0 : part; i < p.blocks; i += p.groups > 1 ? 1 : p.threads)
+          task(panels, i * p.block_rows, group, thread);
+      });
+      continue;
+    }
+    if (p.b_bytes) gemm_pack_b(b_block, g.b_row_stride, g.b_column_stride, k_end - k_begin, g.n, own_b, p.threads);
+    parallel_tasks(p.blocks * p.groups, p.threads, [&](int64_t i, int thread) {
+      task(b, i / p.groups * p.block_rows, i % p.groups, thread);
     });
   }
 }

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
 from pyflash.ops import _backends
+from pyflash.ops._autograd import apply
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import expect, is_plain
 from pyflash.ops._registry import Op
@@ -63,6 +64,34 @@ _matmul = Op(
 )
 
 
+def _bwd_outputs(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbias):
+    return (
+        x.new_empty(x.shape if need_dx else (0,)),
+        x.new_empty(weight.shape if need_dweight else (0,)),
+        x.new_empty(weight.shape[:1] if need_dbias else (0,)),
+    )
+
+
+def _reference_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbias):
+    dz = activation_bwd(dy, saved, activation, "torch") if activation else dy
+    nothing = dy.new_empty(0)
+    return (
+        dz @ weight if need_dx else nothing,
+        dz.t() @ x if need_dweight else nothing,
+        dz.sum(0) if need_dbias else nothing,
+    )
+
+
+_bwd = Op(  # unneeded gradients are empty
+    "linear_bwd(Tensor dy, Tensor x, Tensor weight, Tensor? saved, str activation, bool need_dx, bool need_dweight,"
+    " bool need_dbias, str backend) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    outputs=_bwd_outputs,
+    reference=_reference_bwd,
+    triton="pyflash.kernels.linear:linear_bwd",
+    cpu="pyflash.ops._native.linear:linear_bwd",
+)
+
+
 class _MatMul(torch.autograd.Function):
     @staticmethod
     def forward(a, b, backend):
@@ -83,7 +112,7 @@ class _MatMul(torch.autograd.Function):
 
 def matmul(a, b, backend):
     """a [M, K] times b [K, N], any strides, by one backend; differentiable to any order."""
-    return _MatMul.apply(a, b, backend) if torch.is_grad_enabled() else _matmul(a, b, backend)
+    return apply(_MatMul, a, b, backend) if torch.is_grad_enabled() else _matmul(a, b, backend)
 
 
 class _Linear(torch.autograd.Function):
@@ -96,21 +125,29 @@ class _Linear(torch.autograd.Function):
         x, weight, bias, ctx.activation, save_preact, ctx.backend = inputs
         y, preact = outputs
         ctx.mark_non_differentiable(preact)
+        ctx.set_materialize_grads(False)  # zeros for preact would be as large as the result
         saved = None if not ctx.activation else preact if save_preact else y
         ctx.save_for_backward(x, weight, bias, saved)
 
     @staticmethod
     def backward(ctx, dy, _):
+        if dy is None:
+            return (None,) * 6
         x, weight, bias, saved = ctx.saved_tensors
+        need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
+        if not torch.is_grad_enabled() and (bias is None or bias.dim() == 1):
+            dx, dweight, dbias = _bwd(dy, x, weight, saved, ctx.activation, need_dx, need_dweight, need_dbias, ctx.backend)
+            grads = (dx if need_dx else None, dweight if need_dweight else None, dbias if need_dbias else None)
+            return *grads, None, None, None
         if ctx.activation:
-            if torch.is_grad_enabled() and ACTIVATIONS[ctx.activation].saves == "x":
+            if ACTIVATIONS[ctx.activation].saves == "x":
                 # The saved pre-activation knows nothing of what it was computed from.
-                saved = _Linear.apply(x, weight, bias, "", False, ctx.backend)[0]
+                saved = apply(_Linear, x, weight, bias, "", False, ctx.backend)[0]
             dy = activation_bwd(dy, saved, ctx.activation, ctx.backend)
-        dx = matmul(dy, weight, ctx.backend) if ctx.needs_input_grad[0] else None
-        dweight = matmul(dy.t(), x, ctx.backend) if ctx.needs_input_grad[1] else None
+        dx = matmul(dy, weight, ctx.backend) if need_dx else None
+        dweight = matmul(dy.t(), x, ctx.backend) if need_dweight else None
         dbias = None
-        if ctx.needs_input_grad[2]:
+        if need_dbias:
             dbias = dy.sum(0) if bias.dim() == 1 else dy
         return dx, dweight, dbias, None, None, None
 
@@ -131,7 +168,7 @@ def linear_fwd(x, weight, bias, activation, backend):
     )
     if grads:
         save_preact = bool(activation) and ACTIVATIONS[activation].saves == "x"
-        return _Linear.apply(x, weight, bias, activation, save_preact, backend)[0]
+        return apply(_Linear, x, weight, bias, activation, save_preact, backend)[0]
     if x.device.type == "cpu" and backend in ("auto", "cpu"):
         return _cached_fwd(x, weight, bias, activation, backend)
     return _fwd(x, weight, bias, activation, False, backend)[0]

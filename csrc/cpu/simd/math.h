@@ -93,7 +93,7 @@ PF_INLINE vd erf(vd x) {
 // Phi(x) = erfc(-x / sqrt 2) / 2, accurate to a few ulp in the left tail too, where 1 + erf cancels.
 // Beyond kTailEnd it is 0 in float; those lanes compute at 0, as subnormal numbers on the way would cost a hundred
 // cycles.
-constexpr float kTailEnd = 14.2f;
+constexpr float kTailEnd = 12.95f;
 PF_INLINE vf normal_cdf(vf x) {  // 6 ulp
   vf a = abs(x), near = select(a > kTailEnd, vf{}, a);
   vf tail = 0.5f * exp_minus_square(near, 0.5f) * erfcx(near * 0.70710678118654752f);

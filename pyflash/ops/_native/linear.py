@@ -16,7 +16,7 @@ import torch
 
 from pyflash import _cpu
 from pyflash.ops._native import DTYPES
-from pyflash.ops._native.activation import ACTIVATION_IDS
+from pyflash.ops._native.activation import ACTIVATION_IDS, activation_bwd
 
 FINGERPRINT_SAMPLES = 1024  # places; a weight of no more elements is read whole
 CACHE_BYTES = int(os.environ.get("PYFLASH_CACHE_BYTES", 1 << 30))
@@ -86,10 +86,26 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
+_KEPT_BYTES = 32 << 20
+_kept = threading.local()
+
+
+def _workspace(size: int, purpose: str = "gemm") -> torch.Tensor:
+    """Memory for one call of this thread, kept for the next one unless it is large: the C library would give it back to
+    the system, and touching new pages costs more than what is written to them."""
+    if size > _KEPT_BYTES:
+        return torch.empty(size, dtype=torch.uint8)
+    memory = getattr(_kept, purpose, None)
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.uint8)
+        setattr(_kept, purpose, memory)
+    return memory
+
+
 def _run(x, weight, packed, bias, activation, y, preact):
     (m, k), n, dtype, threads = x.shape, weight.shape[0], DTYPES[x.dtype], torch.get_num_threads()
     _, size = _cpu.linear_sizes(m, n, k, x.stride(1), packed is not None, dtype, threads)
-    workspace = torch.empty(size, dtype=torch.uint8)
+    workspace = _workspace(size)
     _cpu.linear_fwd(
         x.data_ptr(), *x.stride(), weight.data_ptr(), *weight.stride(), 0 if packed is None else packed.data_ptr(),
         0 if bias is None else bias.data_ptr(), bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
@@ -108,3 +124,17 @@ def linear_cached_fwd(x, weight, bias, activation, y):
 
 def matmul(a, b, c):
     _run(a, b.t(), None, None, "", c, None)
+
+
+def linear_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbias, dx, dweight, dbias):
+    dz = dy
+    if activation:
+        dz = _workspace(dy.numel() * dy.element_size(), "dz")[: dy.numel() * dy.element_size()].view(dy.dtype)
+        dz = dz.view(dy.shape)
+        activation_bwd(dy.contiguous(), saved, activation, dz)
+    if need_dx:
+        matmul(dz, weight, dx)
+    if need_dweight:
+        matmul(dz.t(), x, dweight)
+    if need_dbias:
+        torch.sum(dz, 0, out=dbias)
