@@ -9,6 +9,14 @@ from contextlib import contextmanager
 import torch
 from helpers import assert_error_within, use
 
+
+def option_id(options) -> str:
+    """Options as a test's name: functions by theirs, because an address differs from one worker to the next."""
+    if not isinstance(options, dict):
+        return getattr(options, "__name__", str(options))
+    return ", ".join(f"{name} {getattr(value, '__name__', value)}" for name, value in options.items()) or "default"
+
+
 MODES = ("train", "eval", "eval without gradients")
 BACKENDS = ("torch", "cpu")
 

@@ -101,10 +101,17 @@ def test_activations_match_float64(activation, dtype, backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_triton_matches_float64(dtype, backend):
     """The shapes in which the operation and the launcher could disagree; the launcher's own are in test_triton_layers."""
-    for shape in ((7, 20), (30, 20), (30,)), ((2, 3, 40), (9, 40), None), ((6, 20), (30, 20), (6, 30)), ((4, 24), (24,), None):
+    for shape in (
+        ((7, 20), (30, 20), (30,)),
+        ((2, 3, 40), (9, 40), None),
+        ((6, 20), (30, 20), (6, 30)),
+        ((4, 24), (24,), None),
+    ):
         compare(PF.linear, F.linear, make(*shape, "contiguous", dtype), backend)
     for activation in ("relu", "gelu"):
-        compare(public(activation), reference(activation), make((7, 20), (30, 20), (30,), "strided", dtype), backend, 3.0)
+        compare(
+            public(activation), reference(activation), make((7, 20), (30, 20), (30,), "strided", dtype), backend, 3.0
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

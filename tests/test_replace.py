@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import use
-from module_helpers import BACKENDS, quiet
+from module_helpers import BACKENDS, option_id, quiet
 from torch.nn.utils import parametrizations, parametrize
 
 import pyflash
@@ -135,7 +135,7 @@ def test_a_forward_on_the_instance_is_left():
         ({"exclude": (torch.nn.Linear, "*.norm1")}, lambda n, m: type(m) is not torch.nn.Linear and "norm1" not in n),
         ({"only": "encoder", "exclude": "encoder.layers.1"}, lambda n, m: "encoder" in n and "layers.1" not in n),
     ],
-    ids=str,
+    ids=option_id,
 )  # fmt: skip
 def test_only_and_exclude(chosen, expected):
     model = transformer()

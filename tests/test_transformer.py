@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import use
-from module_helpers import BACKENDS, MODES, Same, assert_same, pair, quiet, results
+from module_helpers import BACKENDS, MODES, Same, assert_same, option_id, pair, quiet, results
 
 import pyflash
 import pyflash.nn as nn
@@ -168,7 +168,7 @@ ENCODER_LAYERS = [
 ]
 
 
-@pytest.mark.parametrize("options", ENCODER_LAYERS, ids=str)
+@pytest.mark.parametrize("options", ENCODER_LAYERS, ids=option_id)
 def test_encoder_layer(options):
     ours, theirs = pair(nn.TransformerEncoderLayer, torch.nn.TransformerEncoderLayer, 12, 2, 20, dropout=0.0, **options)
     replaced = pyflash.replace(copy.deepcopy(theirs))
@@ -189,7 +189,7 @@ def test_encoder_layer(options):
     assert_same(ours, theirs, [x[0]])  # unbatched
 
 
-@pytest.mark.parametrize("options", ENCODER_LAYERS, ids=str)
+@pytest.mark.parametrize("options", ENCODER_LAYERS, ids=option_id)
 def test_decoder_layer(options):
     ours, theirs = pair(nn.TransformerDecoderLayer, torch.nn.TransformerDecoderLayer, 12, 2, 20, dropout=0.0, **options)
     replaced = pyflash.replace(copy.deepcopy(theirs))
@@ -237,7 +237,7 @@ def paddings():
 @pytest.mark.parametrize(
     "options",
     [{}, {"nested": False}, {"norm": False}, {"norm_first": True}, {"activation": F.silu}, {"batch_first": False}],
-    ids=str,
+    ids=option_id,
 )
 def test_padded_rows_come_out_as_torchs(padding, options):
     """In evaluation without gradients torch returns zeros for them (before the last norm), under its conditions."""
@@ -315,7 +315,7 @@ def test_causal_masks_are_detected(monkeypatch):
     assert seen == [(None, True)] * 2
 
 
-@pytest.mark.parametrize("options", ENCODER_LAYERS, ids=str)
+@pytest.mark.parametrize("options", ENCODER_LAYERS, ids=option_id)
 def test_small_calls_are_torchs_under_auto(options):
     """As a whole, and counted; a large call is ours, with every mask that is given."""
     ours, theirs = pair(nn.TransformerEncoderLayer, torch.nn.TransformerEncoderLayer, 12, 2, 20, dropout=0.0, **options)

@@ -267,8 +267,8 @@ void gemm(const Gemm<S>& g, void* workspace, GemmSink<Acc<S>> sink, int num_thre
     auto task = [&](const T* panels, int64_t row, int64_t group, int thread) {
       auto run = p.packs_a ? gemm_task<S, true> : gemm_task<S, false>;
       const int64_t panel = group * p.group_panels;
-      run(g, p, panels, b_panel_stride, sums, (T*)(own + thread * p.thread_bytes), row,
-          min_of(g.m, row + p.block_rows), panel, min_of(p.panels, panel + p.group_panels), k_begin, k_end, sink);
+      run(g, p, panels, b_panel_stride, sums, (T*)(own + thread * p.thread_bytes), row, min_of(g.m, row + p.block_rows),
+          panel, min_of(p.panels, panel + p.group_panels), k_begin, k_end, sink);
     };
     const S* b_block = g.b + k_begin * g.b_row_stride;
     if (p.private_b) {
@@ -285,9 +285,8 @@ void gemm(const Gemm<S>& g, void* workspace, GemmSink<Acc<S>> sink, int num_thre
       continue;
     }
     if (p.b_bytes) gemm_pack_b(b_block, g.b_row_stride, g.b_column_stride, k_end - k_begin, g.n, own_b, p.threads);
-    parallel_tasks(p.blocks * p.groups, p.threads, [&](int64_t i, int thread) {
-      task(b, i / p.groups * p.block_rows, i % p.groups, thread);
-    });
+    parallel_tasks(p.blocks * p.groups, p.threads,
+                   [&](int64_t i, int thread) { task(b, i / p.groups * p.block_rows, i % p.groups, thread); });
   }
 }
 

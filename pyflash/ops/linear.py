@@ -136,7 +136,9 @@ class _Linear(torch.autograd.Function):
         x, weight, bias, saved = ctx.saved_tensors
         need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled() and (bias is None or bias.dim() == 1):
-            dx, dweight, dbias = _bwd(dy, x, weight, saved, ctx.activation, need_dx, need_dweight, need_dbias, ctx.backend)
+            dx, dweight, dbias = _bwd(
+                dy, x, weight, saved, ctx.activation, need_dx, need_dweight, need_dbias, ctx.backend
+            )
             grads = (dx if need_dx else None, dweight if need_dweight else None, dbias if need_dbias else None)
             return *grads, None, None, None
         if ctx.activation:
