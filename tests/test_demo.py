@@ -34,6 +34,13 @@ CASES = [  # ours, modules replaced, paces, what is said
     (curve(held_out=NAN), 9, FASTER, ["held-out losses differ"]),
     (curve(), 0, FASTER, ["nothing was replaced"]),
     (curve(), 9, FASTER | {0.1: (demo.Pace(1.0, 1), demo.Pace(1.0, 1))}, ["dropout 0.1 the replaced model is not"]),
+    (curve(), 9, FASTER | {0.0: (demo.Pace(1.0, 1, 0.03), demo.Pace(1.02, 1, 0.01))}, []),  # within the spread
+    (
+        curve(),
+        9,
+        FASTER | {0.0: (demo.Pace(1.0, 1, 0.01), demo.Pace(1.02, 1))},
+        ["dropout 0 the replaced model is not"],
+    ),
     (curve({0: 2.0}, held_out=9.0), 0, {0.0: FASTER[0.0][::-1]}, ["nothing", "curves", "held-out", "dropout 0 the"]),
 ]
 

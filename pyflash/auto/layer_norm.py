@@ -2,10 +2,11 @@
 
 MIN_ELEMENTS = {"cpu": 524288, "triton": 0}  # provisional; benchmarks: layer_norm, rows "tiny" and "small"
 MIN_ELEMENTS_ADD = {"cpu": 262144, "triton": 0}  # provisional; the sum is a pass over memory more to be saved
+SMALL = "small input: torch's own call is cheaper"
 
 
 def _rules(minimum, backend: str, elements: int) -> str:
-    return "small input: torch's own call is cheaper" if elements < minimum[backend] else ""
+    return SMALL if elements < minimum[backend] else ""
 
 
 def rules(backend: str, elements: int, dtype) -> str:
