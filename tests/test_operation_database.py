@@ -1,0 +1,73 @@
+"""torch's own operation database: every sample of the functions we have, forward and gradients, and every refusal."""
+
+import pytest
+import torch
+from helpers import assert_error_within, use
+
+import pyflash.functional as PF
+
+opinfo = pytest.importorskip("torch.testing._internal.common_methods_invocations")
+
+FUNCTIONS = {
+    "nn.functional.linear": PF.linear,
+    "nn.functional.layer_norm": PF.layer_norm,
+    "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
+    "nn.functional.gelu": PF.gelu,
+    "nn.functional.relu": PF.relu,
+    "nn.functional.silu": PF.silu,
+    "tanh": PF.tanh,
+    "sigmoid": PF.sigmoid,
+}
+INFOS = [info for info in opinfo.op_db if info.name in FUNCTIONS and not info.variant_test_name]
+
+
+def leaves(sample, dtype):
+    def convert(value):
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.detach().to(dtype).requires_grad_(value.requires_grad)
+        return value
+
+    args = [convert(v) for v in (sample.input, *sample.args)]
+    return args, {name: convert(v) for name, v in sample.kwargs.items()}
+
+
+def results(function, sample, dtype):
+    args, kwargs = leaves(sample, dtype)
+    out = function(*args, **kwargs)
+    wanted = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.requires_grad]
+    if not wanted or not out.requires_grad:
+        return (out.detach(),)
+    dout = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
+    return (out.detach(), *torch.autograd.grad(out, wanted, dout, allow_unused=True))
+
+
+def is_random(sample):
+    return sample.kwargs.get("dropout_p", 0.0) > 0
+
+
+@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_samples(info, backend, dtype):
+    function, checked = FUNCTIONS[info.name], 0
+    for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+        if is_random(sample):
+            continue
+        theirs, truth = results(info.op, sample, dtype), results(info.op, sample, torch.float64)
+        with use(backend):
+            ours = results(function, sample, dtype)
+        terms = [t for t in (*truth, sample.input) if isinstance(t, torch.Tensor)]
+        if "attention" in info.name:  # scores of a hundred, whose last place is what the exponential sees
+            terms.append((sample.input.detach().double() @ sample.args[0].detach().double().mT).abs())
+        assert_error_within(ours, theirs, truth, *terms, floor_ulp=8)
+        checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("info", [info for info in INFOS if info.error_inputs_func], ids=lambda info: info.name)
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+def test_refusals(info, backend):
+    for case in info.error_inputs(torch.device("cpu")):
+        sample = case.sample_input
+        with use(backend), pytest.raises(case.error_type):
+            FUNCTIONS[info.name](sample.input, *sample.args, **sample.kwargs)
