@@ -2,6 +2,8 @@
 
 from pyflash.ops.activation import gelu, relu, sigmoid, silu, tanh
 from pyflash.ops.attention import attention, scaled_dot_product_attention
+from pyflash.ops.attention_decode import attention_decode
+from pyflash.ops.attention_varlen import attention_varlen
 from pyflash.ops.attention_weights import attention_weights
 from pyflash.ops.dropout import dropout
 from pyflash.ops.layer_norm import add_layer_norm, layer_norm
@@ -9,6 +11,7 @@ from pyflash.ops.linear import linear, linear_act
 from pyflash.ops.multi_head_attention import multi_head_attention_forward
 
 __all__ = [
-    "add_layer_norm", "attention", "attention_weights", "dropout", "gelu", "layer_norm", "linear", "linear_act",
-    "multi_head_attention_forward", "relu", "scaled_dot_product_attention", "sigmoid", "silu", "tanh"
+    "add_layer_norm", "attention", "attention_decode", "attention_varlen", "attention_weights", "dropout", "gelu",
+    "layer_norm", "linear", "linear_act", "multi_head_attention_forward", "relu", "scaled_dot_product_attention",
+    "sigmoid", "silu", "tanh"
 ]  # fmt: skip

@@ -25,6 +25,7 @@ Attention attention(const py::tuple& t) {
   p.scale = t[16].cast<double>(), p.softcap = t[17].cast<double>(), p.dropout_p = t[18].cast<double>();
   p.seed = (uint64_t)t[19].cast<int64_t>();
   p.dtype = (Dtype)t[20].cast<int>(), p.mask_type = (MaskType)t[21].cast<int>();
+  p.first_head = t[22].cast<int64_t>();
   return p;
 }
 

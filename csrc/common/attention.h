@@ -24,6 +24,7 @@ struct Attention {
   int64_t window_left, window_right, diagonal;  // clamped so that sums stay within 31 bits
   double scale, softcap, dropout_p;             // softcap 0: none
   uint64_t seed;                                // Philox key; read when dropout_p > 0
+  int64_t first_head;                           // number of head 0 of batch 0 among those the dropout masks count
   Dtype dtype;
   MaskType mask_type;
 };

@@ -202,7 +202,7 @@ __attribute__((noinline)) void dropout_factors(const Attention& p, const QueryBl
     vu row, head;
     for (int i = 0; i < kF32; i++) {
       row[i] = (uint32_t)rows.i[lane + i];
-      head[i] = (uint32_t)(rows.batch * p.H + rows.head[lane + i]);
+      head[i] = (uint32_t)(p.first_head + rows.batch * p.H + rows.head[lane + i]);
     }
     for (int64_t block = first / 4; block * 4 < first + keys; block++) {
       vu words[4];

@@ -66,17 +66,17 @@ def softmax_and_lse(s):
     return p / total, lse.squeeze(-1)
 
 
-def weights(q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest):
+def weights(q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=0):
     """Attention weights after dropout, [B, H, L, S], and lse [B, H, L], in the arithmetic type."""
     w, lse = softmax_and_lse(scores(q, k, attn_mask, alibi_slopes, *rest))
     if dropout_p > 0:
-        keep = attention_keep(seed, *w.shape, dropout_p)
+        keep = attention_keep(seed, *w.shape, dropout_p, first_head)
         w = w * (keep.to(w.dtype) * (1 / (1 - dropout_p) if dropout_p < 1 else 0.0))
     return w, lse
 
 
-def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, dropout_p, *rest):
-    w, lse = weights(q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest)
+def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=0):
+    w, lse = weights(q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=first_head)
     out = torch.matmul(_grouped(w, v.shape[1]), v.to(w.dtype)).reshape(*w.shape[:3], v.shape[3])
     return out.to(q.dtype), lse
 

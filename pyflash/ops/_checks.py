@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from itertools import pairwise
+
 import torch
+
+CHECK_VALUES = os.environ.get("PYFLASH_CHECK", "0") == "1"  # read offsets and lengths on the device too, which waits
 
 
 def expect(condition: bool, operation: str, message, error: type[Exception] = ValueError) -> None:
@@ -36,6 +41,41 @@ def _is_traced(tensor) -> bool:
     from torch._subclasses.functional_tensor import FunctionalTensor
 
     return isinstance(tensor, (FakeTensor, FunctionalTensor))
+
+
+def readable(*tensors) -> bool:
+    """May the values be read here: on the CPU (elsewhere only under PYFLASH_CHECK=1), and not while tracing."""
+    if torch.compiler.is_compiling():
+        return False
+    return all((t.is_cpu or (CHECK_VALUES and t.device.type != "meta")) and not _is_traced(t) for t in tensors)
+
+
+def sequence_offsets(operation: str, name: str, cu_seqlens: torch.Tensor, tokens: int, longest: int) -> list[int]:
+    """The values of cu_seqlens, checked: [0, first token of sequence 1, ..., end of the last one]."""
+    offsets = cu_seqlens.tolist()
+    expect(offsets[0] == 0, operation, lambda: f"{name} starts at {offsets[0]}, expected 0")
+    for start, stop in pairwise(offsets):
+        if stop < start:
+            raise ValueError(f"pyflash.{operation}: {name} goes from {start} to {stop}, expected ascending offsets")
+        if stop - start > longest:
+            raise ValueError(
+                f"pyflash.{operation}: max_seqlen_{name[-1]} is {longest}, but {name} has a sequence of {stop - start}"
+            )
+    expect(
+        offsets[-1] <= tokens, operation, lambda: f"{name} ends at {offsets[-1]}, past the {tokens} tokens there are"
+    )
+    return offsets
+
+
+def cache_lengths(operation: str, cache_seqlens: torch.Tensor, max_len: int) -> list[int]:
+    """The values of cache_seqlens, checked."""
+    lengths = cache_seqlens.tolist()
+    for i, length in enumerate(lengths):
+        if not 0 <= length <= max_len:
+            raise ValueError(
+                f"pyflash.{operation}: cache_seqlens[{i}] is {length}, expected 0 to {max_len}, the length of the caches"
+            )
+    return lengths
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

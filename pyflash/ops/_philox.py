@@ -24,16 +24,16 @@ def philox_words(seed, counters):
     return c0, c1, c2, c3
 
 
-def attention_keep(seed, batch, heads, rows, keys, dropout_p):
+def attention_keep(seed, batch, heads, rows, keys, dropout_p, first_head=0):
     """bool [batch, heads, rows, keys]: which probabilities dropout inside attention keeps.
 
-    Counter (key // 4, row, batch * heads + head, 0), word key % 4; kept iff word >= floor(p 2^32).
+    Counter (key // 4, row, first_head + batch * heads + head, 0), word key % 4; kept iff word >= floor(p 2^32).
     """
     if dropout_p >= 1:
         return torch.zeros(batch, heads, rows, keys, dtype=torch.bool, device=seed.device)
     block = torch.arange((keys + 3) // 4, device=seed.device)
     row = torch.arange(rows, device=seed.device)[:, None]
-    head = torch.arange(batch * heads, device=seed.device)[:, None, None]
+    head = first_head + torch.arange(batch * heads, device=seed.device)[:, None, None]
     shape = (batch * heads, rows, block.numel())
     counters = [c.expand(shape) for c in (block, row, head, torch.zeros_like(block))]
     words = torch.stack(philox_words(seed, counters), -1).flatten(-2)[..., :keys]

@@ -15,7 +15,9 @@ def _clamp(value):
     return max(-FAR, min(FAR, value))
 
 
-def _problem(q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal):
+def _problem(
+    q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal, first_head=0
+):  # fmt: skip
     """What every attention kernel is told; bindings/attention.cpp reads it by position."""
     mask_type = NO_MASK
     if attn_mask is not None:
@@ -30,7 +32,7 @@ def _problem(q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, 
         0 if alibi_slopes is None else alibi_slopes.data_ptr(),
         q.stride(), k.stride(), NOWHERE if v is None else v.stride(), NOWHERE if attn_mask is None else attn_mask.stride(), slopes_stride,
         min(window_left, FAR), min(window_right, FAR), _clamp(diagonal),
-        scale, softcap, dropout_p, int(seed) if dropout_p > 0 else 0, DTYPES[q.dtype], mask_type,
+        scale, softcap, dropout_p, int(seed) if dropout_p > 0 else 0, DTYPES[q.dtype], mask_type, first_head,
     )  # fmt: skip
 
 
@@ -46,21 +48,21 @@ def _workspace(q, k, v, kind, threads):
     return torch.empty(size, dtype=torch.uint8)
 
 
-def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *rest):
+def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *rest, first_head=0):
     *scalars, out, lse = rest
     slopes = _slopes(alibi_slopes, q)
     threads = torch.get_num_threads()
     workspace = _workspace(q, k, v, FWD, threads)
-    problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars)
+    problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
     _cpu.attention_fwd(problem, out.data_ptr(), lse.data_ptr(), out.stride(), workspace.data_ptr(), threads)
 
 
-def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *rest):
+def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *rest, first_head=0):
     *scalars, need_dmask, dq, dk, dv, dmask = rest
     slopes = _slopes(alibi_slopes, q)
     threads = torch.get_num_threads()
     workspace = _workspace(q, k, v, BWD, threads)
-    problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars)
+    problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
     tensors = (dout, dlse, out, lse, dq, dk, dv, dmask if need_dmask else None, workspace)
     _cpu.attention_bwd(
         problem, [0 if t is None else t.data_ptr() for t in tensors],
