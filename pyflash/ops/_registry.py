@@ -61,7 +61,8 @@ class Op:
         *args, wish = args
         kernel = self._kernel(wish, args[0].device.type)
         if kernel is None:
-            outputs = tuple(self.reference(*args))
+            with _in_reach_of_autograd(), torch.no_grad():
+                outputs = tuple(self.reference(*args))
         else:
             outputs = self.outputs(*args)
             if Op.paranoid:
@@ -101,7 +102,16 @@ def _is_observed(tensor) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch.autograd._profiler_enabled()
+        or tensor.is_meta
     )
+
+
+def _in_reach_of_autograd():
+    """An operator runs below autograd, where nothing is recorded; the reference of a backward differentiates."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
 
 
 def span_of(tensor: torch.Tensor) -> int:
