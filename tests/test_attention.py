@@ -33,6 +33,7 @@ CASES = [  # B, H, Hkv, L, S, E, Ev, layout, why it is here
     (0, 2, 2, 5, 6, 8, 8, "bhld", "no batch"),
     (1, 2, 2, 0, 6, 8, 8, "bhld", "no queries"),
     (1, 2, 2, 5, 0, 8, 8, "bhld", "no keys"),
+    (1, 4, 2, 3, 40, 16, 16, "bhld", "six rows a key head: more than a block of double in the smallest vectors"),
 ]
 
 
@@ -111,7 +112,7 @@ def test_masks(backend, kind):
 @pytest.mark.parametrize("dtype", [torch.float64, *HALVES], ids=str)
 @pytest.mark.parametrize("backend", CPU)
 def test_dtypes(backend, dtype):
-    for case in (CASES[1], CASES[3], CASES[5], CASES[7]):
+    for case in (CASES[1], CASES[3], CASES[-1], CASES[5], CASES[7]):
         (q, k, v), dout = tensors(case, dtype)
         compare(backend, (q, k, v), dout, dtype=dtype, is_causal=True, enable_gqa=case[1] != case[2])
     mask = torch.randn(case[3], case[4], dtype=dtype)

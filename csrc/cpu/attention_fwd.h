@@ -163,7 +163,9 @@ PF_INLINE void for_query_blocks(const AttentionFwd& call, int num_threads, Body 
 void attention_fwd(const AttentionFwd& call, int num_threads) {
   for_dtype(call.of.dtype, [&](auto storage) {
     typedef decltype(storage) S;
-    if (call.of.L * (call.of.H / call.of.Hkv) <= kFewRows) return attention_decode_typed<S>(call, num_threads);
+    // The rows of a group must fit the lanes of one block, which are 4 for double in the smallest vectors.
+    constexpr int64_t lanes = kQueries<Acc<S>>, few = kFewRows < lanes ? kFewRows : lanes;
+    if (call.of.L * (call.of.H / call.of.Hkv) <= few) return attention_decode_typed<S>(call, num_threads);
     for_query_blocks<S>(call, num_threads, [&](auto& queries, int64_t kv_head, auto& scratch) {
       attend<S>(call, queries, kv_head, scratch);
     });
