@@ -259,6 +259,22 @@ def test_compile_and_export(backend):
         program.module()(q, k, v, wrong, packing[1])
 
 
+def test_compile_with_changing_lengths():
+    """One tensor is q, k and v, and one says where the sequences are, which Dynamo would not take twice."""
+
+    def call(x, cu, longest):
+        with use("cpu"):
+            return PF.attention_varlen(x, x, x, cu, cu, longest, longest, is_causal=True)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (5, 9):
+        x, cu = torch.randn(2 * n, 2, 8, requires_grad=True), offsets((n - 1, n + 1))
+        expected = call(x, cu, n + 1)
+        out = compiled(x, cu, n + 1)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(o.sin().sum(), x)[0] for o in (out, expected)))
+
+
 def test_fake_tensors_are_not_read():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -268,6 +284,9 @@ def test_fake_tensors_are_not_read():
             with use(backend):
                 out, lse = PF.attention_varlen(q, q[:, :2], q[:, :2, :3], cu, cu, 5, 5, return_lse=True)
             assert out.shape == (9, 4, 3) and lse.shape == (4, 9)
+    q, cu = torch.empty(9, 4, 8, device="meta"), torch.empty(4, dtype=torch.int32, device="meta")
+    with use("torch"):
+        assert PF.attention_varlen(q, q, q, cu, cu, 5, 5).is_meta
 
 
 def test_auto_takes_ours():

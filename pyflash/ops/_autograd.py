@@ -11,11 +11,23 @@ def apply(function: type[torch.autograd.Function], *args):
     Where no gradient can be asked for, the forward alone. `choose` sends calls under torch.func transforms to torch, but
     a backward may still run under one.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        return function.apply(*_distinct(args))
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     if not torch.is_grad_enabled() or not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
         return function.forward(*args)
     return super(torch.autograd.Function, function).apply(*args)
+
+
+def _distinct(args):
+    """Dynamo takes no tensor twice: attention of x to itself, one cu_seqlens for queries and keys."""
+    distinct = []
+    for a in args:
+        if isinstance(a, torch.Tensor) and any(a is b for b in distinct):
+            a = a.view_as(a)
+        distinct.append(a)
+    return distinct
 
 
 def vjp(function, inputs, grad_outputs):

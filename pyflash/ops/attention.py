@@ -255,7 +255,7 @@ def _kv_heads(k, v, leading, enable_gqa):
 def _autocast(tensors, attn_mask):
     """What torch's function does under autocast: everything but float64 in the autocast type."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors, attn_mask
     dtype = torch.get_autocast_dtype(device)
 
