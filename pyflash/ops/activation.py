@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -13,7 +15,10 @@ from pyflash.ops._checks import is_dense, is_plain
 from pyflash.ops._registry import Op
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-OPERATION = {name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules) for name in ACTIVATIONS}
+OPERATION = {
+    name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=partial(auto.rules, name))
+    for name in ACTIVATIONS
+}
 
 # The table's expressions in torch operations: differentiable to any order.
 _TORCH = {
