@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(PY) || $(BASE) $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check -U pip "setuptools>=77" wheel
 	$(PY) -m pip install -q --disable-pip-version-check $(PINS) torch numpy triton pybind11 pytest pytest-xdist hypothesis expecttest rich matplotlib ruff clang-format
-	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	PYFLASH_NO_NATIVE=1 $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.ready $(NATIVE)

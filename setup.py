@@ -1,7 +1,7 @@
 """The native builds, each optional: without a compiler the wheel is pure Python and `python -m pyflash info` says so.
 
 The CPU core is one source compiled once per instruction set (csrc/cpu/isa/<isa>.cpp), in parallel, and again only when
-something it reads changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set (with generic), for a quick edit loop.
+something it reads changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set (with generic), for a quick edit loop; PYFLASH_NO_NATIVE=1 none.
 """
 
 import os
@@ -77,7 +77,7 @@ class BuildNative(build_ext):
         )
 
 
-if sys.platform == "linux":
+if sys.platform == "linux" and os.environ.get("PYFLASH_NO_NATIVE", "0") != "1":
     native = [Extension("pyflash._cpu", [str(path) for path in native_sources()], optional=True)]
 else:
     native = []
