@@ -1,4 +1,4 @@
-"""Linear on the CPU core, and the cache of packed weights (DESIGN.md section 4).
+"""Linear on the CPU core, and the cache of packed weights.
 
 A packed copy is only used by `linear_cached_fwd`, which runs with gradients off. It belongs to a storage and dies with it
 (a weak reference to the tensor itself would forbid torch.utils.swap_tensors); its key is where and how the weight lies in
