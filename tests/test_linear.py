@@ -325,6 +325,24 @@ def test_other_arguments_are_refused():
 # ---- threads ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(500, 513, 300), (1500, 129, 64), (130, 1100, 460)], ids=str)
+def test_every_split_gives_the_same(shape):
+    """Rows, panels or both over the threads, each packing its own panels or all sharing them."""
+    rows, inner, columns = shape
+    before = torch.get_num_threads()
+    try:
+        for a in (torch.randn(rows, inner), torch.randn(inner, rows).t()):
+            for b in (torch.randn(inner, columns), torch.randn(columns, inner).t()):
+                torch.set_num_threads(1)
+                alone = ops.matmul(a, b, "cpu")
+                torch.testing.assert_close(alone, (a.double() @ b.double()).float(), rtol=0, atol=2e-4)
+                for threads in (2, 3, 5, 8):
+                    torch.set_num_threads(threads)
+                    assert torch.equal(ops.matmul(a, b, "cpu"), alone), threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_threads_do_not_change_a_bit():
     """The number of OpenMP threads, and Python threads at work on other shapes at the same time."""
     cases = [

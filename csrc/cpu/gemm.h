@@ -166,15 +166,16 @@ struct GemmPlan {
     p.groups = p.group_panels ? ceil_div(p.panels, p.group_panels) : 0;
 
     p.packs_b_in_task = !g.packed && p.blocks <= 1;
-    p.private_b = !g.packed && !p.packs_b_in_task && p.threads > 1;
+    // One part a thread: its panels, or, where A is packed and the larger, its rows. Not where that leaves threads
+    // idle, or would copy all of B often.
+    const bool splits_panels = !p.packs_a || g.m <= g.n;
+    const int64_t each = ceil_div(p.panels, p.threads);
+    const bool is_even =
+        splits_panels ? 8 * p.panels >= 7 * each * p.threads : p.blocks % p.threads == 0 && p.threads <= kMaxCopies;
+    p.private_b = !g.packed && !p.packs_b_in_task && p.threads > 1 && is_even;
     if (p.private_b) {
-      // Split the panels, unless that packs A in every thread and A is the larger; then split the rows.
-      const bool splits_panels = p.panels >= p.threads && (!p.packs_a || g.m <= g.n);
-      p.groups = splits_panels ? p.threads : 1;
-      p.group_panels = ceil_div(p.panels, p.groups);
+      p.group_panels = splits_panels ? each : p.panels;
       p.groups = ceil_div(p.panels, p.group_panels);
-      const int64_t copies = splits_panels ? 1 : p.threads;
-      p.private_b = copies <= kMaxCopies && p.groups * p.blocks >= p.threads;
     }
     const int64_t panel_bytes = p.block_k * kPanel<T> * sizeof(T);
     p.b_bytes = g.packed || p.packs_b_in_task ? 0 : p.panels * panel_bytes;
