@@ -102,11 +102,11 @@ struct Flag {
 // that of the mask, which softcap does not touch.
 template <class S, bool kOfMask = false>
 PF_INLINE void tile_bwd(const AttentionBwd& call, const QueryBlock<Acc<S>>& rows, const RowConstants<Acc<S>>& constants,
-                        int64_t first, int64_t keys, const Acc<S>* k, int64_t k_stride, const Acc<S>* v,
-                        int64_t v_stride, const BwdScratch<Acc<S>>& scratch) {
+                        int64_t first, int64_t keys, Rows<Acc<S>> k, Rows<Acc<S>> v,
+                        const BwdScratch<Acc<S>>& scratch) {
   typedef Acc<S> A;
   const Attention& p = call.of;
-  product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.probs);
+  product_scores(keys, p.E, k, scratch.q_t, scratch.probs, (A)p.scale);
   finish_scores<A>(p, rows, first, keys, scratch.probs, kOfMask ? nullptr : scratch.slope);
   if (call.of_weights) {
     auto row = [&](int64_t lane) {
@@ -115,7 +115,7 @@ PF_INLINE void tile_bwd(const AttentionBwd& call, const QueryBlock<Acc<S>>& rows
     };
     pack_transposed<S>(row, call.dout_stride.dim[3], rows.count, keys, A(1), scratch.dscores);
   } else {
-    product_scores<A>(keys, p.Ev, v, v_stride, scratch.dout_t, scratch.dscores);
+    product_scores(keys, p.Ev, v, scratch.dout_t, scratch.dscores, A(1));
   }
   auto softmax = [&](auto dropout, auto slope) {
     softmax_bwd<A, decltype(dropout)::on, decltype(slope)::on>(keys, constants, scratch.probs, scratch.dscores,
@@ -163,11 +163,8 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
   const int64_t group = p.H / p.Hkv, blocks = ceil_div(p.L, size), key_blocks = ceil_div(p.S, kBwdKeys);
   const int64_t first = block * kBwdKeys, keys = min_of(kBwdKeys, p.S - first), E = padded<A>(p.E),
                 Ev = padded<A>(p.Ev);
-  int64_t k_stride, v_stride;
-  const A* k = rows_of<S>(at<S>(p.k, p.k_stride, b, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys, p.E,
-                          p.E, scratch.k, &k_stride);
-  const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev,
-                          p.Ev, scratch.v, &v_stride);
+  auto k = rows_at<S>(p.k, p.k_stride, b, kv_head, first, keys, p.E, scratch.k);
+  auto v = rows_at<S>(p.v, p.v_stride, b, kv_head, first, keys, p.Ev, scratch.v);
   memset((void*)scratch.dk, 0, keys * E * sizeof(A));
   memset((void*)scratch.dv, 0, keys * Ev * sizeof(A));
   int64_t* mine = shared.progress + (b * p.Hkv + kv_head) * key_blocks + block;
@@ -182,17 +179,15 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
       RowConstants<A> constants((const A*)call.lse + of_head * p.L, shared.delta + of_head * p.L, query, count);
       pack_queries<S>(p, rows, scratch.q_t);
       pack_dout<S>(call, b, head, query, count, scratch.dout_t);
-      int64_t q_row_stride, dout_row_stride;
-      const A* q_rows = rows_of<S>(at<S>(p.q, p.q_stride, b, head, query), p.q_stride.dim[2], p.q_stride.dim[3], count,
-                                   p.E, E, scratch.q_rows, &q_row_stride);
-      const A* dout_rows = rows_of<S>(at<S>(call.dout, call.dout_stride, b, head, query), call.dout_stride.dim[2],
-                                      call.dout_stride.dim[3], count, p.Ev, Ev, scratch.dout_rows, &dout_row_stride);
-      tile_bwd<S>(call, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
-      product<A, kAdd, kRowMajor>(keys, Ev / n, count, scratch.probs, size, dout_rows, dout_row_stride, scratch.dv, Ev);
-      product<A, kAdd, kRowMajor>(keys, E / n, count, scratch.dscores, size, q_rows, q_row_stride, scratch.dk, E);
+      auto q_rows = joined_rows_at<S>(p.q, p.q_stride, b, head, query, count, p.E, E, scratch.q_rows);
+      auto dout_rows =
+          joined_rows_at<S>(call.dout, call.dout_stride, b, head, query, count, p.Ev, Ev, scratch.dout_rows);
+      tile_bwd<S>(call, rows, constants, first, keys, k, v, scratch);
+      product<A, kAdd, kRowMajor>(keys, Ev / n, count, {scratch.probs, size}, dout_rows, scratch.dv, Ev);
+      product<A, kAdd, kRowMajor>(keys, E / n, count, {scratch.dscores, size}, q_rows, scratch.dk, E);
       const int64_t step = (head - kv_head * group) * blocks + query_block;
       if (in_turn && block > 0) wait_beyond(mine - 1, step);
-      product<A, kAdd, kColumnMajor>(p.E, kTileVectors, keys, k, k_stride, scratch.dscores, size,
+      product<A, kAdd, kColumnMajor>(p.E, kTileVectors, keys, k, {scratch.dscores, size},
                                      shared.dq_t + (of_head * blocks + query_block) * p.E * size, size);
       if (in_turn) __atomic_store_n(mine, step + 1, __ATOMIC_RELEASE);
     }

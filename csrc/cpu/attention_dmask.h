@@ -12,16 +12,14 @@ void add_dmask_tile(const AttentionBwd& call, int64_t b, int64_t head, int64_t q
   QueryBlock<A> rows;
   rows.set(b, head, query, count, p.L);
   KeyRange range = visible_keys(p, rows);
-  int64_t keys = min_of(kBwdKeys, p.S - first), k_stride, v_stride;
+  const int64_t keys = min_of(kBwdKeys, p.S - first);
   if (first >= range.end || first + keys <= range.begin) return;
   RowConstants<A> constants((const A*)call.lse + of_head * p.L, shared.delta + of_head * p.L, query, count);
   pack_queries<S>(p, rows, scratch.q_t);
   pack_dout<S>(call, b, head, query, count, scratch.dout_t);
-  const A* k = rows_of<S>(at<S>(p.k, p.k_stride, b, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys, p.E,
-                          p.E, scratch.k, &k_stride);
-  const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev,
-                          p.Ev, scratch.v, &v_stride);
-  tile_bwd<S, true>(call, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
+  auto k = rows_at<S>(p.k, p.k_stride, b, kv_head, first, keys, p.E, scratch.k);
+  auto v = rows_at<S>(p.v, p.v_stride, b, kv_head, first, keys, p.Ev, scratch.v);
+  tile_bwd<S, true>(call, rows, constants, first, keys, k, v, scratch);
   for (int64_t i = 0; i < keys * kQueries<A>; i += kLanes<A>) store(sum + i, load(sum + i) + load(scratch.dscores + i));
 }
 

@@ -4,16 +4,18 @@
 namespace {
 
 // A thread's memory.
-template <class A>
+template <class T>
 struct FwdScratch {
-  A *q_t, *scores, *factors, *out_t, *k, *v;
+  typedef Acc<T> A;
+  T *q_t, *k, *v;
+  A *scores, *factors, *out_t;
   FwdScratch(Carver& from, int64_t E, int64_t Ev) {
-    q_t = from.take<A>(E * kQueries<A>);
-    scores = from.take<A>(kKeys * kQueries<A>);
-    factors = from.take<A>(kKeys * kQueries<A>);
-    out_t = from.take<A>(Ev * kQueries<A>);
-    k = from.take<A>(kKeys * E);
-    v = from.take<A>(kKeys * Ev);
+    q_t = from.take<T>(ceil_div(E, kTerms<T>) * kQueries<T>);
+    scores = from.take<A>(kKeys * kQueries<T>);
+    factors = from.take<A>(kKeys * kQueries<T>);
+    out_t = from.take<A>(Ev * kQueries<T>);
+    k = from.take<T>(kKeys * ceil_div(E, kTerms<T>));
+    v = from.take<T>(kKeys / kTerms<T> * Ev);
   }
 };
 
@@ -32,11 +34,22 @@ PF_INLINE V safe_maximum(V max) {
   return select(max == splat<V>(kMinusInfinity<Element<V>>), V{}, max);
 }
 
-// scores -> exp(scores - max), with max and sum brought up to date; alpha rescales what was summed before.
-template <class A>
-__attribute__((noinline)) void online_softmax(int64_t keys, A* scores, const A* factors, RowState<A>& state) {
+// A row of a tile behind its last: what joins the last row where their number is odd.
+template <class T>
+PF_INLINE void fill_terms(int64_t rows, Acc<T>* tile, Acc<T> value) {
+  constexpr int queries = kQueries<T>;
+  for (; rows % kTerms<T>; rows++)
+    for (int i = 0; i < queries; i += kLanes<T>) store(tile + rows * queries + i, splat<Vec<Acc<T>>>(value));
+}
+
+// scores -> exp(scores - max), times factors, as operands in their place; max and sum are brought up to date, and alpha
+// rescales what was summed before.
+template <class T, bool kFactors>
+__attribute__((noinline)) Rows<T> online_softmax(int64_t keys, Acc<T>* scores, Acc<T>* factors,
+                                                 RowState<Acc<T>>& state) {
+  typedef Acc<T> A;
   typedef Vec<A> V;
-  constexpr int n = kLanes<A>, queries = kQueries<A>;
+  constexpr int n = kLanes<A>, queries = kQueries<A>, terms = kTerms<T>;
   V max[kTileVectors], sum[kTileVectors];
   PF_UNROLL
   for (int j = 0; j < kTileVectors; j++) max[j] = state.max[j], sum[j] = V{};
@@ -51,29 +64,30 @@ __attribute__((noinline)) void online_softmax(int64_t keys, A* scores, const A* 
     state.max[j] = max[j];
     max[j] = base;
   }
-  if (!factors) {
-    for (int64_t key = 0; key < keys; key++) {
+  fill_terms<T>(keys, scores, kMinusInfinity<A>);
+  if (kFactors) fill_terms<T>(keys, factors, A(0));
+  for (int64_t key = 0; key < keys; key += terms) {
+    PF_UNROLL
+    for (int j = 0; j < kTileVectors; j++) {
+      V p[terms];
       PF_UNROLL
-      for (int j = 0; j < kTileVectors; j++) {
-        A* at = scores + key * queries + j * n;
-        V p = exp_difference(load(at) - max[j]);
-        sum[j] = sum[j] + p;
-        store(at, p);
+      for (int i = 0; i < terms; i++) {
+        const int64_t at = (key + i) * queries + j * n;
+        p[i] = exp_difference(load(scores + at) - max[j]);
+        sum[j] = sum[j] + p[i];
+        if (kFactors) p[i] = p[i] * load(factors + at);
       }
-    }
-  } else {
-    for (int64_t key = 0; key < keys; key++) {
-      PF_UNROLL
-      for (int j = 0; j < kTileVectors; j++) {
-        A* at = scores + key * queries + j * n;
-        V p = exp_difference(load(at) - max[j]);
-        sum[j] = sum[j] + p;
-        store(at, p * load(factors + key * queries + j * n));
-      }
+      store((T*)scores + key / terms * queries + j * n, join_terms(p));
     }
   }
   PF_UNROLL
   for (int j = 0; j < kTileVectors; j++) state.sum[j] = fma(state.sum[j], state.alpha[j], sum[j]);
+  return {(const T*)scores, queries};
+}
+template <class T>
+PF_INLINE Rows<T> online_softmax(int64_t keys, Acc<T>* scores, Acc<T>* factors, RowState<Acc<T>>& state) {
+  return factors ? online_softmax<T, true>(keys, scores, factors, state)
+                 : online_softmax<T, false>(keys, scores, factors, state);
 }
 
 PF_INLINE vf log_lanes(vf x) {  // once a row: the C library's will do
@@ -90,15 +104,28 @@ PF_INLINE const S* at(const void* base, const Strides4& stride, int64_t b, int64
   return (const S*)base + b * stride.dim[0] + h * stride.dim[1] + row * stride.dim[2];
 }
 
-template <class S>
-PF_INLINE void pack_queries(const Attention& p, const QueryBlock<Acc<S>>& rows, Acc<S>* q_t) {
+template <class S, class T>
+PF_INLINE void pack_queries(const Attention& p, const QueryBlock<Acc<S>>& rows, T* q_t) {
   pack_transposed<S>([&](int64_t lane) { return at<S>(p.q, p.q_stride, rows.batch, rows.head[lane], rows.i[lane]); },
                      p.q_stride.dim[3], rows.count, p.E, (Acc<S>)p.scale, q_t);
 }
 
+// `rows` rows of a head from `first` on as operands, see rows_of and joined_rows_of.
+template <class S, class T>
+PF_INLINE Rows<T> rows_at(const void* base, const Strides4& stride, int64_t b, int64_t h, int64_t first, int64_t rows,
+                          int64_t cols, T* buffer) {
+  return rows_of<T>(at<S>(base, stride, b, h, first), stride.dim[2], stride.dim[3], rows, cols, cols, buffer);
+}
+template <class S, class T>
+PF_INLINE Rows<T> joined_rows_at(const void* base, const Strides4& stride, int64_t b, int64_t h, int64_t first,
+                                 int64_t rows, int64_t cols, int64_t width, T* buffer) {
+  return joined_rows_of<T>(at<S>(base, stride, b, h, first), stride.dim[2], stride.dim[3], rows, cols, width, buffer);
+}
+
 template <class S>
 void attend(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv_head,
-            const FwdScratch<Acc<S>>& scratch) {
+            const FwdScratch<Operand<S>>& scratch) {
+  typedef Operand<S> T;
   typedef Acc<S> A;
   typedef Vec<A> V;
   const Attention& p = call.of;
@@ -110,17 +137,15 @@ void attend(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv
 
   KeyRange range = visible_keys(p, rows);
   for (int64_t first = range.begin; first < range.end; first += kKeys) {
-    int64_t keys = min_of(kKeys, range.end - first), k_stride, v_stride;
-    const A* k = rows_of<S>(at<S>(p.k, p.k_stride, rows.batch, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3],
-                            keys, p.E, p.E, scratch.k, &k_stride);
-    const A* v = rows_of<S>(at<S>(p.v, p.v_stride, rows.batch, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3],
-                            keys, p.Ev, p.Ev, scratch.v, &v_stride);
-    product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.scores);
+    const int64_t keys = min_of(kKeys, range.end - first);
+    Rows<T> k = rows_at<S>(p.k, p.k_stride, rows.batch, kv_head, first, keys, p.E, scratch.k);
+    product_scores(keys, p.E, k, scratch.q_t, scratch.scores, (A)p.scale);
     finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
     if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
-    online_softmax<A>(keys, scratch.scores, p.dropout_p > 0 ? scratch.factors : nullptr, state);
-    product<A, kScaleAdd, kColumnMajor>(p.Ev, kTileVectors, keys, v, v_stride, scratch.scores, queries, scratch.out_t,
-                                        queries, state.alpha);
+    Rows<T> probs = online_softmax<T>(keys, scratch.scores, p.dropout_p > 0 ? scratch.factors : nullptr, state);
+    Rows<T> v = joined_rows_at<S>(p.v, p.v_stride, rows.batch, kv_head, first, keys, p.Ev, p.Ev, scratch.v);
+    product<T, kScaleAdd, kColumnMajor>(p.Ev, kTileVectors, ceil_div(keys, kTerms<T>), v, probs, scratch.out_t, queries,
+                                        state.alpha);
   }
 
   A lse[queries] __attribute__((aligned(64)));
@@ -144,12 +169,12 @@ PF_INLINE void for_query_blocks(const AttentionFwd& call, int num_threads, Body 
   int64_t group = p.H / p.Hkv, together = p.L < kQueries<A> ? group : 1;
   int64_t rows = p.L * together, units = p.B * p.H / together, blocks = ceil_div(rows, kQueries<A>);
   Carver size = {nullptr, 0};
-  FwdScratch<A>(size, p.E, p.Ev);
+  FwdScratch<Operand<S>>(size, p.E, p.Ev);
   parallel_tasks(units * blocks, num_threads, [&](int64_t task, int thread) {
     int64_t unit = task / blocks, block = blocks - 1 - task % blocks;  // the last block of a causal head is the longest
     int64_t b = unit / (p.H / together), head = unit % (p.H / together) * together;
     Carver carver = {(char*)call.workspace + thread * size.used, 0};
-    const FwdScratch<A> scratch(carver, p.E, p.Ev);
+    const FwdScratch<Operand<S>> scratch(carver, p.E, p.Ev);
     QueryBlock<A> queries;
     queries.set(b, head, block * kQueries<A>, min_of(kQueries<A>, rows - block * kQueries<A>), p.L);
     body(queries, head / group, scratch);

@@ -6,7 +6,7 @@ namespace {
 
 template <class S>
 void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv_head,
-                      const FwdScratch<Acc<S>>& scratch) {
+                      const FwdScratch<Operand<S>>& scratch) {
   typedef Acc<S> A;
   typedef Vec<A> V;
   const Attention& p = call.of;
@@ -22,10 +22,9 @@ void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, 
 
   for (int pass = 0; pass < 2; pass++) {
     for (int64_t first = 0; first < p.S; first += kKeys) {
-      int64_t keys = min_of(kKeys, p.S - first), k_stride;
-      const A* k = rows_of<S>(at<S>(p.k, p.k_stride, rows.batch, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3],
-                              keys, p.E, p.E, scratch.k, &k_stride);
-      product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.scores);
+      const int64_t keys = min_of(kKeys, p.S - first);
+      auto k = rows_at<S>(p.k, p.k_stride, rows.batch, kv_head, first, keys, p.E, scratch.k);
+      product_scores(keys, p.E, k, scratch.q_t, scratch.scores, (A)p.scale);
       finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
       if (pass == 0) {
         online_softmax<A>(keys, scratch.scores, nullptr, state);
