@@ -16,7 +16,7 @@ void attention_workspace(const AttentionWorkspace& p, int) {
       BwdWorkspace<A>(size, p, p.num_threads);
       return;
     }
-    for (int thread = 0; thread < p.num_threads; thread++) FwdScratch<Operand<S>>(size, p.E, p.Ev);
+    for (int thread = 0; thread < p.num_threads; thread++) FwdScratch<S>(size, p.E, p.Ev);
     if (p.L <= kFewRows) {  // either may be taken
       Carver decode = {nullptr, 0};
       DecodeWorkspace<A>(decode, p, p.num_threads);

@@ -84,7 +84,7 @@ __attribute__((noinline)) void softmax_bwd(int64_t keys, const RowConstants<A>& 
     PF_UNROLL
     for (int j = 0; j < kTileVectors; j++) {
       int64_t at = key * kQueries<A> + j * kLanes<A>;
-      V p = exp_difference(load(scores + at) - lse[j]), d = load(dp + at);
+      V p = exp_difference<A>(load(scores + at) - lse[j]), d = load(dp + at);
       V factor = kDropout ? load(factors + at) : splat<V>(1);
       V ds = p * (kDropout ? fma(d, factor, -delta[j]) : d - delta[j]);
       store(scores + at, kDropout ? p * factor : p);
