@@ -13,7 +13,7 @@ void attention_workspace(const AttentionWorkspace& p, int) {
     typedef decltype(storage) S;
     typedef Acc<S> A;
     if (p.pass == AttentionPass::bwd) {
-      BwdWorkspace<A>(size, p, p.num_threads);
+      BwdWorkspace<Operand<S>>(size, p, p.num_threads);
       return;
     }
     for (int thread = 0; thread < p.num_threads; thread++) FwdScratch<S>(size, p.E, p.Ev);

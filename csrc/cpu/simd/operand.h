@@ -68,6 +68,13 @@ PF_INLINE vd join_terms(const vd (&x)[1]) { return x[0]; }
 // The same of bf16 values, as float.
 PF_INLINE vu join_exact(vf even, vf odd) { return (vu)even >> 16 | ((vu)odd & 0xffff0000u); }
 
+// A row of a tile, as operands of a product over its columns.
+template <class A, int kVectors, class V>
+PF_INLINE void store_adjacent(A* to, const V (&x)[kVectors]) {
+  PF_UNROLL
+  for (int j = 0; j < kVectors; j++) store(to + j * kLanes<A>, x[j]);
+}
+
 #ifdef PF_HAS_BF16_DOT
 #include "vec_avx512_bf16.h"
 #endif

@@ -5,6 +5,13 @@ PF_INLINE vf multiply_add(vu a, vu b, vf c) { return (vf)_mm512_dpbf16_ps((__m51
 // 32 numbers in order.
 PF_INLINE vu round_adjacent(vf low, vf high) { return (vu)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 
+template <int kVectors>
+PF_INLINE void store_adjacent(bf16_pair* to, const vf (&x)[kVectors]) {
+  static_assert(kVectors % 2 == 0, "two vectors become one");
+  PF_UNROLL
+  for (int j = 0; j < kVectors; j += 2) store(to + j / 2 * kF32, round_adjacent(x[j], x[j + 1]));
+}
+
 typedef uint16_t vw __attribute__((vector_size(PF_VECTOR_BYTES), may_alias));
 PF_INLINE vw even_odd(bool high_half) {  // 0, 32, 1, 33, ...: for a shuffle of two vectors
   vw index;
