@@ -78,8 +78,9 @@ def tunable(shape_class):
     return decorate
 
 
-def _name(dtype):
-    return str(dtype).removeprefix("torch.")
+def _width(dtype):
+    """bfloat16 and float16 move the same bytes through the same units."""
+    return "half" if dtype.itemsize == 2 else str(dtype).removeprefix("torch.")
 
 
 def _up_to(size, *limits):
@@ -139,7 +140,7 @@ def _pick(plain, laden_rows, float32, interpreter, arch, dtype, head_dim, laden)
 
 
 def _attention_class(dtype, head_dim, laden=False):
-    return _name(dtype), feature_block(head_dim), "laden" if laden else "plain"
+    return _width(dtype), feature_block(head_dim), "laden" if laden else "plain"
 
 
 @tunable(_attention_class)
@@ -158,7 +159,7 @@ def attention_bwd_dkdv(arch, dtype, head_dim, laden=False):
     return _pick(_DKDV, _DKDV_LADEN, _DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim, laden)
 
 
-@tunable(lambda dtype, head_dim, rows: (_name(dtype), feature_block(head_dim), _up_to(rows, 16)))
+@tunable(lambda dtype, head_dim, rows: (_width(dtype), feature_block(head_dim), _up_to(rows, 16)))
 def attention_decode(arch, dtype, head_dim, rows):
     """Tiles of 16 packed rows, the least a matrix instruction takes: the cache is what is read."""
     if arch == "interpreter":
@@ -204,7 +205,7 @@ _MATMUL_HALF = {
 _MATMUL_FLOAT32 = [(32, _product(32, 64, 16, 4, 2)), (None, _product(64, 64, 16, 4, 2))]
 
 
-@tunable(lambda dtype, M, N, K: (_name(dtype), _up_to(M, 32, 64, 512)))
+@tunable(lambda dtype, M, N, K: (_width(dtype), _up_to(M, 32, 64, 512)))
 def matmul(arch, dtype, M, N, K):
     if arch == "interpreter":
         return _product(32, 32, 32, 4, 1)

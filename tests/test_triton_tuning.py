@@ -72,13 +72,13 @@ def test_tf32_only_where_torch_allows_it():
 
 def test_a_measured_row_goes_first(tmp_path, monkeypatch):
     measured = dict(tuning.attention_fwd("sm90", torch.bfloat16, 64), BLOCK_N=32)
-    table = {"keys": {"attention_fwd/bfloat16/64/plain": {"config": measured}}}
+    table = {"keys": {"attention_fwd/half/64/plain": {"config": measured}}}
     (tmp_path / "sm90.json").write_text(json.dumps(table))
     monkeypatch.setattr(tuning, "TUNED", tmp_path)
     tuning.tuned.cache_clear()
     try:
         assert tuning.attention_fwd("sm90", torch.bfloat16, 50) == measured  # of the same shape class
-        for arch, dtype, laden in (("sm80", torch.bfloat16, False), ("sm90", torch.float16, False)):
+        for arch, dtype, laden in (("sm80", torch.bfloat16, False), ("sm90", torch.float32, False)):
             assert tuning.attention_fwd(arch, dtype, 64, laden) != measured
         assert tuning.attention_fwd("sm90", torch.bfloat16, 64, laden=True) != measured
         assert tuning.attention_fwd.rows("sm90", torch.bfloat16, 64)["BLOCK_N"] == 128
