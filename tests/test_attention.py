@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_error_within, backend_params, run, use
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from property_tests import given, settings, st
 
 import pyflash.functional as PF
 from pyflash.ops import _attention_reference as reference
