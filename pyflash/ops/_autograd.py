@@ -15,9 +15,11 @@ def apply(function: type[torch.autograd.Function], *args):
         return function.apply(*_distinct(args))
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    if not torch.is_grad_enabled() or not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-        return function.forward(*args)
-    return super(torch.autograd.Function, function).apply(*args)
+    if torch.is_grad_enabled():
+        for a in args:
+            if isinstance(a, torch.Tensor) and a.requires_grad:
+                return super(torch.autograd.Function, function).apply(*args)
+    return function.forward(*args)
 
 
 def _distinct(args):

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto import layer_norm as auto
-from pyflash.ops import _backends
 from pyflash.ops._autograd import apply, vjp
-from pyflash.ops._backends import Operation, choose, record
+from pyflash.ops._backends import Operation, choose, prefers_torch
 from pyflash.ops._checks import is_plain
 from pyflash.ops._registry import Op
 
@@ -63,19 +62,16 @@ def _reference_bwd(dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, ne
 
 
 def _outputs_fwd(x, residual, weight, bias, eps):
-    statistics = x.new_empty(x.shape[0], dtype=_acc(x.dtype))
-    return (
-        x.new_empty(x.shape),
-        x.new_empty(0 if residual is None else x.shape),
-        statistics,
-        torch.empty_like(statistics),
-    )
+    rows, cols = x.shape
+    mean = x.new_empty(rows, dtype=_acc(x.dtype))
+    y = x.new_empty(rows, cols)
+    return y, x.new_empty(0) if residual is None else torch.empty_like(y), mean, torch.empty_like(mean)
 
 
 def _outputs_bwd(dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, need_dbias):
-    cols = x.shape[1]
+    rows, cols = x.shape
     return (
-        x.new_empty(x.shape if need_dx else 0),
+        x.new_empty(rows, cols) if need_dx else x.new_empty(0),
         mean.new_empty(cols if need_dweight else 0),
         mean.new_empty(cols if need_dbias else 0),
     )
@@ -103,7 +99,9 @@ _bwd = Op(
 
 def _unit_stride(rows):
     """The matrix itself when its columns are adjacent, else a copy."""
-    return rows if rows is None or rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+    if rows is None or rows.is_contiguous() or rows.stride(1) == 1 or rows.shape[1] == 1:
+        return rows
+    return rows.contiguous()
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -207,8 +205,9 @@ def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
         matrix = (math.prod(shape[: x.dim() - len(normalized_shape)]), cols)
         x = x.reshape(matrix)
         residual = None if residual is None else residual.reshape(matrix)
-        weight = None if weight is None else weight.reshape(cols)
-        bias = None if bias is None else bias.reshape(cols)
+        if len(normalized_shape) > 1:
+            weight = None if weight is None else weight.reshape(cols)
+            bias = None if bias is None else bias.reshape(cols)
     y, summed, _, _ = apply(
         _LayerNorm,
         _unit_stride(x),
@@ -242,14 +241,7 @@ def layer_norm(
     Numerics: statistics in float32 (float64 for float64) from deviations, so a large mean costs no digits;
         deterministic, whatever the number of threads.
     """
-    small = (
-        _backends._state.wish == "auto"
-        and not torch.compiler.is_compiling()
-        and input.is_cpu
-        and input.numel() < auto.MIN_ELEMENTS["cpu"]
-    )
-    if small:  # before anything is checked: that costs as much as torch's whole call
-        record("layer_norm", "torch", auto.SMALL)
+    if prefers_torch(OPERATION, input):
         try:
             return F.layer_norm(input, normalized_shape, weight, bias, eps)
         except (RuntimeError, TypeError):
@@ -284,6 +276,12 @@ def add_layer_norm(
     Returns:
         (layer_norm(x + residual), x + residual)
     """
+    if prefers_torch(OPERATION_ADD, x):
+        try:
+            summed = x + residual
+            return F.layer_norm(summed, normalized_shape, weight, bias, eps), summed
+        except (RuntimeError, TypeError):
+            pass  # as in `layer_norm`
     x, residual, weight, bias = _cast_for_autocast(x, residual, weight, bias)
     served = _is_served(x, residual, weight, bias)
     if served:
