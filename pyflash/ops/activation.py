@@ -128,10 +128,11 @@ def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
         approximate: "none" or "tanh".
     Numerics: within a few ulp in the left tail too, where 1 + erf(x) cancels.
     """
-    name = {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
-    if name is None:
+    if approximate == "none":
+        return _apply("gelu", input, F.gelu)
+    if approximate != "tanh":
         raise RuntimeError(f"pyflash.gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
-    return _apply(name, input, lambda x: F.gelu(x, approximate=approximate))
+    return _apply("gelu_tanh", input, lambda x: F.gelu(x, approximate="tanh"))
 
 
 def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:

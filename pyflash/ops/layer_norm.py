@@ -63,7 +63,8 @@ def _reference_bwd(dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, ne
 
 def _outputs_fwd(x, residual, weight, bias, eps):
     rows, cols = x.shape
-    mean = x.new_empty(rows, dtype=_acc(x.dtype))
+    acc = _acc(x.dtype)
+    mean = x.new_empty(rows) if acc == x.dtype else x.new_empty(rows, dtype=acc)
     y = x.new_empty(rows, cols)
     return y, x.new_empty(0) if residual is None else torch.empty_like(y), mean, torch.empty_like(mean)
 
@@ -170,12 +171,12 @@ def _problem(shape, device, dtype, normalized_shape, weight, bias) -> str:
     wanted = tuple(normalized_shape)
     if not wanted:
         return "normalized_shape is empty, expected at least one size"
-    if tuple(shape[-len(wanted) :]) != wanted:
+    if shape[-len(wanted) :] != wanted:
         return f"input has shape {tuple(shape)}, expected it to end with normalized_shape {wanted}"
     for label, param in (("weight", weight), ("bias", bias)):
         if param is None:
             continue
-        if tuple(param.shape) != wanted:
+        if param.shape != wanted:
             return f"{label} has shape {tuple(param.shape)}, expected normalized_shape {wanted}"
         if param.device != device:
             return f"{label} is on {param.device}, input on {device}; move one of them"
@@ -194,17 +195,20 @@ def _cast_for_autocast(*tensors):
 
 
 def _is_served(*tensors):
-    return all(t is None or is_plain(t) for t in tensors)
+    for t in tensors:
+        if t is not None and not is_plain(t):
+            return False
+    return True
 
 
 def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
     """y and the sum, in x's shape."""
-    shape, is_matrix = x.shape, x.dim() == 2 and len(normalized_shape) == 1
+    given, is_matrix = x, x.dim() == 2 and len(normalized_shape) == 1
     if not is_matrix:
         cols = math.prod(normalized_shape)
-        matrix = (math.prod(shape[: x.dim() - len(normalized_shape)]), cols)
-        x = x.reshape(matrix)
-        residual = None if residual is None else residual.reshape(matrix)
+        rows = math.prod(x.shape[: x.dim() - len(normalized_shape)])
+        x = x.reshape(rows, cols)
+        residual = None if residual is None else residual.reshape(rows, cols)
         if len(normalized_shape) > 1:
             weight = None if weight is None else weight.reshape(cols)
             bias = None if bias is None else bias.reshape(cols)
@@ -219,7 +223,7 @@ def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
     )
     if is_matrix:
         return y, summed
-    return y.view(shape), None if residual is None else summed.view(shape)
+    return y.view_as(given), None if residual is None else summed.view_as(given)
 
 
 def layer_norm(

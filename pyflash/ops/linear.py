@@ -163,7 +163,7 @@ def linear_fwd(x, weight, bias, activation, backend):
         bias: [N] or [M, N], or None.
         activation: a row of the table, or "".
     """
-    if bias is not None and bias.stride(-1) != 1:
+    if bias is not None and not bias.is_contiguous() and bias.stride(-1) != 1:
         bias = bias.contiguous()
     grads = torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -171,7 +171,7 @@ def linear_fwd(x, weight, bias, activation, backend):
     if grads:
         save_preact = bool(activation) and ACTIVATIONS[activation].saves == "x"
         return apply(_Linear, x, weight, bias, activation, save_preact, backend)[0]
-    if x.device.type == "cpu" and backend in ("auto", "cpu"):
+    if backend in ("auto", "cpu") and device_type(x) == "cpu":
         return _cached_fwd(x, weight, bias, activation, backend)
     return _fwd(x, weight, bias, activation, False, backend)[0]
 
@@ -267,13 +267,18 @@ def _linear(operation, input, weight, bias, activation, torch_function):
     if refused:
         shape, rows, size = None, 0, None
     else:
-        shape = (*x.shape[:-1], w.shape[0]) if _is_simple(x, w, b) else _check(operation, x, w, b)
-        rows = x.shape[0] if x.dim() == 2 else math.prod(x.shape[:-1])
+        is_simple = _is_simple(x, w, b)
+        shape = (*x.shape[:-1], w.shape[0]) if is_simple else _check(operation, x, w, b)
+        rows = shape[0] if is_simple and len(shape) == 2 else math.prod(x.shape[:-1])
         training = torch.is_grad_enabled() and any([t.requires_grad for t in given])
-        size = (rows, w.shape[0] if w.dim() == 2 else 1, w.shape[-1], training)
-    wish = choose(OPERATIONS[operation], x, given, size=size, refused=refused)
+        size = (rows, shape[-1] if w.dim() == 2 else 1, w.shape[-1], training)
+    wish = choose(OPERATIONS[operation], x, given, size, refused)
     if wish is None:
         return torch_function()
+    if is_simple:
+        if len(shape) == 2:
+            return linear_fwd(x, w, b, activation, wish)
+        return linear_fwd(x.reshape(rows, w.shape[1]), w, b, activation, wish).view(*shape)
     matrix = shape
     if w.dim() == 1:
         w, matrix = w.unsqueeze(0), (*shape, 1)

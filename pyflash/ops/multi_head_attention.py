@@ -108,7 +108,7 @@ def multi_head_attention(
 
     mask = None
     drops_mask = is_causal and key_padding_mask is None and not need_weights
-    if not drops_mask:
+    if not drops_mask and (attn_mask is not None or key_padding_mask is not None):
         is_causal = False
         mask = _attend_mask(
             _checked(attn_mask, batch, num_heads, seqlen_q, seqlen_k),

@@ -19,6 +19,7 @@ from pyflash.ops._native import DTYPES
 from pyflash.ops._native.activation import ACTIVATION_IDS, activation_bwd
 
 FINGERPRINT_SAMPLES = 1024  # places; a weight of no more elements is read whole
+MIN_CACHED = 4096  # elements; fewer are packed in less time than it takes to tell that they are unchanged
 CACHE_BYTES = int(os.environ.get("PYFLASH_CACHE_BYTES", 1 << 30))
 
 
@@ -119,7 +120,8 @@ def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
 
 
 def linear_cached_fwd(x, weight, bias, activation, y):
-    _run(x, weight, cache.get(weight), bias, activation, y, None)
+    packed = cache.get(weight) if weight.numel() >= MIN_CACHED else None
+    _run(x, weight, packed, bias, activation, y, None)
 
 
 def matmul(a, b, c):
