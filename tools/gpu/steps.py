@@ -86,8 +86,8 @@ def bench(here: Environment, operations: list[str], results: Path, stamp: str) -
         return Step(what, "bench", ["-m", "benchmarks", "run", *names, *options, *files], share)
 
     if here.device == "interpreter":  # times mean nothing here: that the command runs is what is shown
-        names = ["layer_norm"]
-        return [step("one small benchmark on the CPU", "quick", "--quick", "--mode", "forward", "--only", "small")]
+        names = ["activation"]
+        return [step("one small benchmark on the CPU", "quick", "--quick", "--mode", "forward", "--only", "sigmoid")]
     cuda = ["--device", "cuda"]
     return [
         step("quick, bfloat16", "quick", *cuda, "--quick", "--dtype", "bfloat16", share=0.2),
