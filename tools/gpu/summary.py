@@ -54,11 +54,11 @@ def benchmarks(path: Path) -> list[str]:
         return []
     ours = [row for row in rows if row["provider"].startswith("pyflash")]
     timed = [row for row in ours if row["ratio"]]
-    lines = ["", f"## Benchmarks: {path.name}"]
-    lines += [
-        "| operation | mode | provider | rows | x torch, geometric mean | best share of peak |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    noisy = sum(row["status"] == "noisy" for row in ours)
+    lines = ["", f"## Benchmarks: {path.name}", f"{len(timed)} rows of ours timed, {noisy} noisy"]
+    if timed:
+        lines += ["", "| operation | mode | provider | rows | x torch, geometric mean | best share of peak |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
     for key in dict.fromkeys((row["operation"], row["mode"], row["provider"]) for row in timed):
         group = [row for row in timed if (row["operation"], row["mode"], row["provider"]) == key]
         shares = [row["share"] for row in group if row["share"]]
