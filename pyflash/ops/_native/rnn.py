@@ -1,0 +1,91 @@
+"""One layer of RNN, LSTM or GRU on CPU tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops._native import DTYPES
+from pyflash.ops._native.linear import _workspace
+
+CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}  # csrc/common/rnn.h
+
+
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _split(weights, directions):
+    """(w_ih, w_hh, b_ih, b_hh, w_hr) of each direction; None for what it does not have."""
+    each = len(weights) // directions
+    for first in range(0, len(weights), each):
+        w_ih, w_hh, *rest = weights[first : first + each]
+        b_ih, b_hh, *rest = rest if each >= 4 else (None, None, *rest)
+        yield w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None
+
+
+class _Problem:
+    """What every kernel is told; bindings/rnn.cpp reads the tuples by position. Keeps what they point to alive."""
+
+    def __init__(self, x, h_0, weights, rows, steps, cell, batch_first):
+        directions, batch, output = h_0.shape
+        self.directions = list(_split([w.contiguous() for w in weights], directions))
+        hidden = self.directions[0][0].shape[0] // {"lstm": 4, "gru": 3}.get(cell, 1)
+        is_packed = x.dim() == 2
+        if is_packed:
+            length, x_strides, y_rows = steps.shape[0], (x.stride(0), x.stride(0)), (1, 1)
+        elif batch_first:
+            length, x_strides, y_rows = x.shape[1], (x.stride(1), x.stride(0)), (1, x.shape[1])
+        else:
+            length, x_strides, y_rows = x.shape[0], (x.stride(0), x.stride(1)), (batch, 1)
+        self.rows, self.steps, self.offsets = rows, steps, None
+        if steps is not None:
+            self._check(x, length, batch, is_packed)
+            self.offsets = steps.cumsum(0) - steps
+        self.shape = (
+            length, batch, x.shape[-1], hidden, output, directions, CELLS[cell],
+            self.directions[0][4] is not None, DTYPES[x.dtype],
+        )  # fmt: skip
+        self.layout = (_address(steps), _address(self.offsets), _address(rows), is_packed, *x_strides, *y_rows)
+        self.weights = [[_address(w) for w in direction] for direction in self.directions]
+
+    def _check(self, x, length, batch, is_packed):
+        """The kernels go where these say; a compiled graph comes here without the public function."""
+        steps, rows = self.steps, self.rows
+        fits = steps.shape == (length,) and steps.is_contiguous() and steps.dtype == torch.int64
+        fits = (
+            fits and length > 0 and 0 <= int(steps[-1]) and int(steps[0]) <= batch and bool((steps.diff() <= 0).all())
+        )
+        fits = fits and (not is_packed or (int(steps.sum()) == x.shape[0] and int(steps[-1]) > 0))
+        if rows is not None:
+            fits = fits and rows.shape == (batch,) and rows.is_contiguous() and rows.dtype == torch.int64
+            fits = fits and torch.equal(rows.sort()[0], torch.arange(batch))
+        if not fits:
+            raise ValueError(
+                "pyflash::rnn: steps are not the descending numbers of sequences still running at each step,"
+                " or rows not an order of the batch"
+            )
+
+    def panels(self, backward: bool, threads: int) -> torch.Tensor:
+        size = _cpu.rnn_sizes(self.shape, backward, threads)[0]
+        panels = _workspace(size, "rnn_bwd_panels" if backward else "rnn_panels")
+        _cpu.rnn_pack(self.shape, self.weights, panels.data_ptr(), backward, threads)
+        return panels
+
+    def workspace(self, backward: bool, threads: int) -> torch.Tensor:
+        return _workspace(_cpu.rnn_sizes(self.shape, backward, threads)[1], "rnn")
+
+
+def rnn_fwd(
+    x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, save_gates, y, h_n, c_n, cells, gates
+):  # fmt: skip
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    h_0, c_0 = h_0.contiguous(), None if c_0 is None else c_0.contiguous()
+    problem, threads = _Problem(x, h_0, weights, rows, steps, cell, batch_first), torch.get_num_threads()
+    panels, workspace = problem.panels(False, threads), problem.workspace(False, threads)
+    _cpu.rnn_fwd(
+        problem.shape, problem.layout, x.data_ptr(), panels.data_ptr(), h_0.data_ptr(), _address(c_0),
+        y.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), cells.data_ptr() if cells.numel() else 0,
+        gates.data_ptr() if gates.numel() else 0, workspace.data_ptr(), threads,
+    )  # fmt: skip
