@@ -311,32 +311,6 @@ def test_second_derivatives():
         assert torch.autograd.gradgradcheck(lambda k, v: plain_call(q.detach(), k, v, enable_gqa=True), (k, v))
 
 
-def test_opcheck():
-    q, k, v = (make(1, 2, 5, 4, "blhd") for _ in range(3))
-    scalars = (0.0, 0.5, 0.0, -1, 0, 0)
-    fwd = (q, k, v, None, None, None, *scalars, "cpu")
-    torch.library.opcheck(torch.ops.pyflash.attention_fwd.default, fwd)
-    out, lse = torch.ops.pyflash.attention_fwd(*fwd)
-    mask = torch.randn(5).expand(1, 2, 5, 5)
-    args = (
-        torch.randn(1, 2, 5, 4),
-        None,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        mask,
-        None,
-        torch.tensor([1]),
-        0.1,
-        *scalars[1:],
-        True,
-        "cpu",
-    )
-    torch.library.opcheck(torch.ops.pyflash.attention_bwd.default, args)
-
-
 def test_compile_and_export():
     (q, k, v), _ = tensors((1, 2, 2, 9, 9, 8, 8, "blhd", ""))
     mask = torch.randn(1, 1, 9, 9, requires_grad=True)
@@ -484,7 +458,3 @@ def test_weights_second_derivatives_and_causal():
     with use("cpu"):
         assert torch.autograd.gradcheck(lambda *a: PF.attention_weights(*a, is_causal=True), (q, k, mask))
         assert torch.autograd.gradgradcheck(lambda *a: PF.attention_weights(*a, is_causal=True), (q, k, mask))
-        torch.library.opcheck(
-            torch.ops.pyflash.attention_weights_fwd.default,
-            (q.detach(), k.detach(), None, None, 0.0, 1.0, 0.0, -1, 0, 0, "cpu"),
-        )

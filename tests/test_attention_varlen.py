@@ -222,18 +222,6 @@ def test_torch_func():
         torch.testing.assert_close((pull(torch.ones_like(out))[0]).sum(), tangent.sum())
 
 
-def test_opcheck():
-    (q, k, v), packing, (dout, dlse) = tensors(("runs", 4, 2, 8, 8, "dense", {}, ""))
-    cu = packing[0], packing[1]
-    options = (None, SEED, *packing[2:], 0.1, 0.3, 0.0, -1, 0, True)
-    for backend in ("cpu", "torch"):
-        fwd = (q, k, v, *cu, *options, backend)
-        torch.library.opcheck(torch.ops.pyflash.attention_varlen_fwd.default, fwd)
-        out, lse = torch.ops.pyflash.attention_varlen_fwd(*fwd)
-        bwd = (dout, dlse, q, k, v, out, lse, *cu, *options, backend)
-        torch.library.opcheck(torch.ops.pyflash.attention_varlen_bwd.default, bwd)
-
-
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_compile_and_export(backend):
     (q, k, v), packing, _ = tensors(("runs", 2, 2, 8, 8, "dense", {}, ""))

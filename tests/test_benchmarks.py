@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import OPERATIONS, harness, machine, plot, table
 from benchmarks.__main__ import main
-from benchmarks.check import Reference, Wrong, without_dropout
+from benchmarks.check import Reference, Wrong, comparable
 from benchmarks.harness import Contender, Effort, Row, Sample
 from benchmarks.operation import PROVIDERS, Case, Operation, Provider, load, select
 
@@ -190,11 +190,20 @@ def test_attention_with_dropout_is_held_to_its_own_mask():
 def test_module_dropout_is_off_for_the_check_and_on_again_after_it():
     layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3)
     places = [(layer.self_attn, "dropout"), (layer.dropout, "p"), (layer.dropout2, "p")]
-    with without_dropout(layer) as random:
+    with comparable(layer, "forward") as random:
         assert random and [getattr(*place) for place in places] == [0.0] * 3
     assert [getattr(*place) for place in places] == [0.3] * 3
-    with without_dropout(torch.nn.Linear(2, 2)) as random:
+    with comparable(torch.nn.Linear(2, 2), "training") as random:
         assert not random
+
+
+def test_gradients_are_compared_without_the_jump_of_relu():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16)
+    with comparable(layer, "forward"):
+        assert layer.activation is torch.nn.functional.relu
+    with comparable(layer, "training"):
+        assert layer.activation is torch.nn.functional.gelu
+    assert layer.activation is torch.nn.functional.relu
 
 
 def test_a_dropout_that_does_nothing_is_refused():

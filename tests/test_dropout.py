@@ -223,13 +223,8 @@ def test_gradients_of_gradients():
     assert torch.autograd.gradgradcheck(lambda x: _Dropout.apply(x, seed, 0.4, "cpu") ** 2, (x,))
 
 
-def test_opcheck():
+def test_the_operator_alone_has_no_derivative():
     x = torch.randn(6, 20, requires_grad=True)
-    torch.library.opcheck(
-        torch.ops.pyflash.dropout.default,
-        (x.detach(), seed_of(1), 0.5, "cpu"),
-        test_utils=("test_schema", "test_faketensor"),
-    )
     with pytest.raises(NotImplementedError, match="no derivative of its own"):
         torch.ops.pyflash.dropout(x, seed_of(1), 0.5, "cpu").sum().backward()
 

@@ -207,18 +207,6 @@ def test_backward_after_the_context_has_ended():
 # ---- compile, export, autocast, transforms ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", ["linear_fwd", "linear_cached_fwd", "linear_bwd", "matmul"])
-def test_operators_keep_torchs_rules(op):
-    x, weight, bias = torch.randn(4, 6), torch.randn(5, 6), torch.randn(5)
-    args = {
-        "linear_fwd": (x, weight, bias, "gelu", True, "cpu"),
-        "linear_cached_fwd": (x, weight, None, "", "cpu"),
-        "matmul": (x, weight.t(), "cpu"),
-        "linear_bwd": (torch.randn(4, 5), x, weight, torch.randn(4, 5), "gelu", True, True, True, "cpu"),
-    }[op]
-    torch.library.opcheck(getattr(torch.ops.pyflash, op), args)
-
-
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_a_break(dynamic):
     torch._dynamo.reset()

@@ -1,0 +1,101 @@
+"""Every operator keeps the rules of torch.library: schema, aliasing, fake tensors, tracing. One row each, or more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pyflash.functional  # noqa: F401  registers the operators
+from pyflash.ops._registry import OPS
+
+SEED = torch.tensor([7])
+WHOLE = (0.0, 0.5, 0.0, -1, 0, 0)  # dropout_p, softmax_scale, softcap, window left and right, diagonal
+RANDOM = (0.1, 0.3, 0.0, -1, 0, 0)
+
+
+def matrix(*shape):
+    return torch.randn(*shape)
+
+
+def saved(name, *args):
+    """What the forward hands to its backward."""
+    return getattr(torch.ops.pyflash, name)(*args, "torch")
+
+
+def layer_norm_bwd():
+    x, weight = matrix(6, 20), matrix(20)
+    y, _, mean, rstd = saved("layer_norm_fwd", x, None, weight, None, 1e-5)
+    for needs in ((True, True, True), (True, False, False), (False, True, False)):
+        yield y, matrix(6, 20), x, weight, mean, rstd, *needs
+
+
+def heads(length):
+    return matrix(1, 2, length, 4)
+
+
+def attention_bwd():
+    q, k, v = heads(5), heads(6), heads(6)
+    out, lse = saved("attention_fwd", q, k, v, None, None, None, *WHOLE)
+    for mask in (matrix(6).expand(1, 2, 5, 6), matrix(1, 2, 5, 6)):
+        yield heads(5), None, q, k, v, out, lse, mask, None, SEED, *RANDOM, True
+
+
+def weights_bwd():
+    q, k = heads(5), heads(6)
+    weights, lse = saved("attention_weights_fwd", q, k, None, None, *WHOLE)
+    yield torch.randn_like(weights), q, k, weights, lse, None, None, *WHOLE, False
+    yield torch.randn_like(weights), q, k, weights, lse, matrix(5, 6).expand(1, 2, 5, 6), SEED, *RANDOM, True
+
+
+CU_SEQLENS = torch.tensor([0, 3, 3, 9], dtype=torch.int32)
+
+
+def packed(rows=9):
+    return matrix(rows, 2, 8)
+
+
+def varlen_bwd():
+    q, k, v = packed(), packed(), packed()
+    options = (CU_SEQLENS, CU_SEQLENS, None, SEED, 6, 6, 0.1, 0.3, 0.0, -1, 0, True)
+    out, lse = saved("attention_varlen_fwd", q, k, v, *options)
+    yield torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, *options
+
+
+ROWS = {
+    "activation_fwd": lambda: [(matrix(3, 5), "gelu"), (matrix(0, 5), "relu")],
+    "activation_bwd": lambda: [(matrix(3, 5), matrix(3, 5), "gelu")],
+    "linear_fwd": lambda: [(matrix(4, 6), matrix(5, 6), matrix(5), "gelu", True)],
+    "linear_cached_fwd": lambda: [(matrix(4, 6), matrix(5, 6), None, "")],
+    "linear_bwd": lambda: [(matrix(4, 5), matrix(4, 6), matrix(5, 6), matrix(4, 5), "gelu", True, True, True)],
+    "matmul": lambda: [(matrix(4, 6), matrix(5, 6).t())],
+    "layer_norm_fwd": lambda: [
+        (matrix(6, 20), matrix(6, 20), matrix(20), None, 1e-5),
+        (matrix(6, 20), None, None, None, 1e-5),
+    ],
+    "layer_norm_bwd": layer_norm_bwd,
+    "dropout": lambda: [(matrix(6, 20), SEED, 0.5)],
+    "attention_fwd": lambda: [(heads(5), heads(6), heads(6), None, None, None, *WHOLE)],
+    "attention_bwd": attention_bwd,
+    "attention_weights_fwd": lambda: [(heads(5), heads(6), None, None, *WHOLE)],
+    "attention_weights_bwd": weights_bwd,
+    "attention_varlen_fwd": lambda: [
+        (packed(), packed(), packed(), CU_SEQLENS, CU_SEQLENS, None, SEED, 6, 6, 0.1, 0.3, 0.0, -1, 0, True)
+    ],
+    "attention_varlen_bwd": varlen_bwd,
+    "attention_decode": lambda: [
+        (matrix(2, 4, 1, 8), matrix(2, 2, 7, 8), matrix(2, 2, 7, 8), torch.tensor([7, 3]), None, 0.3, 0.0, -1, 0)
+    ],
+}
+
+
+def test_every_operator_has_a_row():
+    assert set(ROWS) == set(OPS)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("name", ROWS)
+def test_operators_keep_torchs_rules(name, backend):
+    if backend not in (*OPS[name].kernels, "torch"):
+        pytest.skip(f"no {backend} kernel")
+    for args in ROWS[name]():
+        torch.library.opcheck(getattr(torch.ops.pyflash, name).default, (*args, backend))
