@@ -31,9 +31,9 @@ void copy_weights(const Weights& from, To& to) {
 
 void bind_rnn(py::module_& m) {
   // (bytes of the panels, bytes of the workspace) of a forward or backward with this number of threads
-  m.def("rnn_sizes", [](const py::tuple& of, bool backward, int num_threads) {
+  m.def("rnn_sizes", [](const py::tuple& of, int64_t rows, bool backward, int num_threads) {
     int64_t panels_bytes = 0, workspace_bytes = 0;
-    kernels().rnn_sizes({shape(of), backward, &panels_bytes, &workspace_bytes}, allowed_threads(num_threads));
+    kernels().rnn_sizes({shape(of), rows, backward, &panels_bytes, &workspace_bytes}, allowed_threads(num_threads));
     return py::make_tuple(panels_bytes, workspace_bytes);
   });
   m.def("rnn_pack", [](const py::tuple& of, const Weights& weights, Address panels, bool backward, int num_threads) {
@@ -52,4 +52,18 @@ void bind_rnn(py::module_& m) {
                   at<void>(h_n), at<void>(c_n), at<void>(cells), at<void>(gates), at<void>(workspace)},
                  num_threads);
         });
+  m.def("rnn_bwd", [](const py::tuple& of, const py::tuple& of_rows, const Weights& weights, const Weights& grads,
+                      const std::array<Address, 16>& tensors, int num_threads) {
+    RnnBwd p = {};
+    p.shape = shape(of);
+    p.rows = rows(of_rows);
+    copy_weights(weights, p.weights);
+    copy_weights(grads, p.grads);
+    int i = 0;
+    for (const void** tensor : {&p.x, &p.panels, &p.fwd_panels, &p.h_0, &p.c_0, &p.y, &p.cells, &p.gates, &p.dy,
+                                &p.dh_n, &p.dc_n, &p.dcells})
+      *tensor = at<void>(tensors[i++]);
+    for (void** tensor : {&p.dx, &p.dh_0, &p.dc_0, &p.workspace}) *tensor = at<void>(tensors[i++]);
+    launch(&KernelTable::rnn_bwd, p, num_threads);
+  });
 }

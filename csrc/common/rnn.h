@@ -36,6 +36,11 @@ struct RnnWeights {
   const void* w_hr;  // [output, hidden]; null: no projection
 };
 
+// Like RnnWeights; null where a gradient is not wanted.
+struct RnnGradients {
+  void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+};
+
 // Weights in the order the kernels read them, in arithmetic type.
 struct RnnPack {
   RnnShape shape;
@@ -59,9 +64,34 @@ struct RnnFwd {
   void* workspace;     // RnnSizes::workspace_bytes, 64-byte aligned
 };
 
+// Gradients. Rows of y, dy, dx lie as those of y in the forward; what is null is not given, or not wanted.
+struct RnnBwd {
+  RnnShape shape;
+  RnnRows rows;
+  const void* x;
+  const void* panels;      // of RnnPack, backward
+  const void* fwd_panels;  // of RnnPack, not backward; read where `gates` is null
+  RnnWeights weights[kMaxDirections];
+  const void* h_0;
+  const void* c_0;
+  const void* y;
+  const void* cells;
+  const void* gates;   // null: made again from x and y
+  const void* dy;      // like y
+  const void* dh_n;    // like h_n
+  const void* dc_n;    // like c_n
+  const void* dcells;  // like cells
+  void* dx;            // rows of input features
+  void* dh_0;
+  void* dc_0;
+  RnnGradients grads[kMaxDirections];
+  void* workspace;  // RnnSizes::workspace_bytes, 64-byte aligned
+};
+
 // How much memory a forward (or backward) with this shape and number of threads wants.
 struct RnnSizes {
   RnnShape shape;
+  int64_t rows;  // all steps of all sequences: the sum of RnnRows::active, or length * batch
   bool backward;
   int64_t* panels_bytes;
   int64_t* workspace_bytes;

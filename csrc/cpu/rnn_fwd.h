@@ -15,7 +15,7 @@ struct RnnFwdMemory {
   T *h[2], *c, *unprojected;             // h before and after a step, c, and h before the projection
 
   // The memory of one thread, or, with a Carver that only counts, all that a call takes in from.used.
-  RnnFwdMemory(Carver& from, const RnnShape& s, const RnnPlan& plan, int64_t units, const RnnPart& part, int64_t side) {
+  RnnFwdMemory(Carver& from, const RnnShape& s, const RnnPlan& plan, int64_t units, const RnnPart& part) {
     const int64_t rows = rnn_group_rows(s, plan), panels = ceil_div(s.hidden, units);
     ahead = rows >= kFewSequences ? 1 : max_of(1, min_of(s.length, kRowsAhead / max_of(rows, 1)));
     // Rows a power of two apart would share few sets of L1.
@@ -27,7 +27,7 @@ struct RnnFwdMemory {
     T* own = from.take<T>(plan.threads * (x_size + strips_size)) + part.thread * (x_size + strips_size);
     x = own;
     strips = own + x_size;
-    const int64_t group = side * plan.groups + part.group, groups = plan.sides * plan.groups;
+    const int64_t group = part.side * plan.groups + part.group, groups = plan.sides * plan.groups;
     for (T*& one : h) one = from.take<T>(groups * h_size) + group * h_size;
     c = from.take<T>(groups * c_size) + group * c_size;
     unprojected = from.take<T>(s.has_projection ? groups * c_size : 0) + group * c_size;
@@ -46,6 +46,15 @@ PF_INLINE V rounded(V x) {
   }
 }
 
+// Sums to gates: i, f, g, o, or r, z, n and what h adds to n.
+template <int kGates, class V>
+PF_INLINE void rnn_activate(V (&v)[kSlots]) {
+  v[0] = sigmoid(v[0]);
+  v[1] = sigmoid(v[1]);
+  v[2] = tanh(kGates == 4 ? v[2] : fma(v[0], v[3], v[2]));
+  if (kGates == 4) v[3] = sigmoid(v[3]);
+}
+
 // One direction of one layer, as far as one thread makes it.
 template <class S, int kGates>
 struct RnnFwdThread {
@@ -58,32 +67,22 @@ struct RnnFwdThread {
   const RnnShape& s;
   RnnPart& part;
   const int64_t direction;
+  const RnnPlaces places;
   const Panels panels;
   const RnnFwdMemory<T> memory;
   T *h, *h_next;
   int64_t t, rows, last_from;  // the step being made, its sequences, and the first of them that end with it
 
-  int64_t sequence(int64_t j) const { return rnn_row(p.rows, part.first + j * part.every); }
-  int64_t state(int64_t j) const { return direction * s.batch + sequence(j); }
-  int64_t active(int64_t step) const { return part.rows_of(rnn_active(s, p.rows, step)); }
-  S* y(int64_t j) const {
-    const int64_t row = rnn_step(p.rows, t) * p.rows.y_step_rows + sequence(j) * p.rows.y_row_rows;
-    return (S*)p.y + (row * s.directions + direction) * s.output;
-  }
-  int64_t kept(int64_t j) const {  // row of `cells` and `gates`
-    return direction * rnn_kept_rows(s, p.rows) + rnn_step(p.rows, t) * (p.rows.is_packed ? 1 : s.batch) + sequence(j);
-  }
-
   void start() {
     for (int64_t j = part.slice; j < part.rows; j += part.slices) {
-      const S *h_0 = (const S*)p.h_0 + state(j) * s.output, *c_0 = (const S*)p.c_0 + state(j) * s.hidden;
+      const S *h_0 = (const S*)p.h_0 + places.state(j) * s.output, *c_0 = (const S*)p.c_0 + places.state(j) * s.hidden;
       T *h0 = memory.h[0] + j * memory.output_stride, *h1 = memory.h[1] + j * memory.output_stride;
       for (int64_t i = 0; i < s.output; i++) h0[i] = h1[i] = get(h_0 + i);
       if (kGates == 4)
         for (int64_t i = 0; i < s.hidden; i++) memory.c[j * memory.hidden_stride + i] = get(c_0 + i);
-      if (j < active(0)) continue;  // a sequence of no steps
-      memcpy((S*)p.h_n + state(j) * s.output, h_0, s.output * sizeof(S));
-      if (kGates == 4) memcpy((S*)p.c_n + state(j) * s.hidden, c_0, s.hidden * sizeof(S));
+      if (j < places.active(0)) continue;  // a sequence of no steps
+      memcpy((S*)p.h_n + places.state(j) * s.output, h_0, s.output * sizeof(S));
+      if (kGates == 4) memcpy((S*)p.c_n + places.state(j) * s.hidden, c_0, s.hidden * sizeof(S));
     }
     h = memory.h[0];
     h_next = memory.h[1];
@@ -92,14 +91,14 @@ struct RnnFwdThread {
 
   void take_step(int64_t step) {
     t = direction ? s.length - 1 - step : step;
-    rows = active(t);
-    last_from = direction ? (t == 0 ? 0 : rows) : active(t + 1);
+    rows = places.active(t);
+    last_from = direction ? (t == 0 ? 0 : rows) : places.active(t + 1);
   }
 
   // Appends the step's rows of x to those in memory.
   void gather_x(int64_t at) {
     for (int64_t j = 0; j < rows; j++) {
-      const S* from = (const S*)p.x + rnn_step(p.rows, t) * p.rows.x_step_stride + sequence(j) * p.rows.x_row_stride;
+      const S* from = (const S*)p.x + places.step(t) * p.rows.x_step_stride + places.sequence(j) * p.rows.x_row_stride;
       T* to = memory.x + (at + j) * s.input;
       for (int64_t i = 0; i < s.input; i += lanes) store_n(to + i, load_n(from + i, s.input - i), s.input - i);
     }
@@ -115,8 +114,8 @@ struct RnnFwdThread {
   void put_h(int64_t j, int64_t unit, V value, int64_t count) {
     value = rounded<S>(value);
     store(h_next + j * memory.output_stride + unit, value);
-    store_n(y(j) + unit, value, count);
-    if (j >= last_from) store_n((S*)p.h_n + state(j) * s.output + unit, value, count);
+    store_n((S*)p.y + places.y(t, j) * s.output + unit, value, count);
+    if (j >= last_from) store_n((S*)p.h_n + places.state(j) * s.output + unit, value, count);
   }
 
   void finish(int64_t panel, const T* strip) {
@@ -128,21 +127,20 @@ struct RnnFwdThread {
         for (int i = 0; i < kSlots && i * lanes < count; i++)
           put_h(j, unit + i * lanes, s.cell == Cell::rnn_relu ? maximum(v[i], V{}) : tanh(v[i]), count - i * lanes);
       } else {
+        rnn_activate<kGates>(v);
         V value;
         if constexpr (kGates == 4) {
-          v[0] = sigmoid(v[0]), v[1] = sigmoid(v[1]), v[2] = tanh(v[2]), v[3] = sigmoid(v[3]);
           T* at = memory.c + j * memory.hidden_stride + unit;
           const V c = fma(v[0], v[2], v[1] * load(at));
           store(at, c);
-          if (p.cells) store_n((T*)p.cells + kept(j) * s.hidden + unit, c, count);
-          if (j >= last_from) store_n((S*)p.c_n + state(j) * s.hidden + unit, c, count);
+          if (p.cells) store_n((T*)p.cells + places.kept(t, j) * s.hidden + unit, c, count);
+          if (j >= last_from) store_n((S*)p.c_n + places.state(j) * s.hidden + unit, c, count);
           value = v[3] * tanh(c);
         } else {
-          v[0] = sigmoid(v[0]), v[1] = sigmoid(v[1]), v[2] = tanh(fma(v[0], v[3], v[2]));
           value = fma(v[1], load(h + j * memory.output_stride + unit) - v[2], v[2]);
         }
         if (p.gates)
-          for (int i = 0; i < kSlots; i++) store_n((T*)p.gates + (kept(j) * kSlots + i) * s.hidden + unit, v[i], count);
+          for (int i = 0; i < kSlots; i++) store_n((T*)p.gates + (places.kept(t, j) * kSlots + i) * s.hidden + unit, v[i], count);
         if (s.has_projection)
           store(memory.unprojected + j * memory.hidden_stride + unit, value);
         else
@@ -170,8 +168,8 @@ struct RnnFwdThread {
   // What lies behind the end of a sequence of a padded batch.
   void clear() {
     for (int64_t j = rows; j < part.rows && part.slice == 0; j++) {
-      memset(y(j), 0, s.output * sizeof(S));
-      if (p.cells) memset((T*)p.cells + kept(j) * s.hidden, 0, s.hidden * sizeof(T));
+      memset((S*)p.y + places.y(t, j) * s.output, 0, s.output * sizeof(S));
+      if (p.cells) memset((T*)p.cells + places.kept(t, j) * s.hidden, 0, s.hidden * sizeof(T));
     }
   }
 
@@ -218,8 +216,8 @@ void rnn_fwd_layer(const RnnFwd& p, int threads) {
   RnnArrival* arrivals = memory.take<RnnArrival>(threads);
   rnn_run(p.shape, threads, arrivals, [&](int64_t direction, RnnPart& part, const RnnPlan& plan) {
     Carver own = memory;
-    const RnnFwdMemory<T> mine(own, p.shape, plan, RnnPanels<T, kGates>::units, part, part.side);
-    RnnFwdThread<S, kGates> thread = {p, p.shape, part, direction, {p.shape, p.panels}, mine, 0, 0, 0, 0, 0};
+    const RnnFwdMemory<T> mine(own, p.shape, plan, RnnPanels<T, kGates>::units, part);
+    RnnFwdThread<S, kGates> thread = {p, p.shape, part, direction, {p.shape, p.rows, part, direction}, {p.shape, p.panels}, mine, 0, 0, 0, 0, 0};
     thread.run();
   });
 }
@@ -230,26 +228,5 @@ void rnn_fwd(const RnnFwd& p, int num_threads) {
   for_dtype(p.shape.dtype, [&](auto storage) {
     for_gates(p.shape.cell,
               [&](auto gates) { rnn_fwd_layer<decltype(storage), decltype(gates)::count>(p, num_threads); });
-  });
-}
-
-void rnn_sizes(const RnnSizes& p, int num_threads) {
-  for_dtype(p.shape.dtype, [&](auto storage) {
-    using T = Acc<decltype(storage)>;
-    *p.workspace_bytes = 0;
-    if (p.backward) {
-      *p.panels_bytes = RnnBwdPanels<T>(p.shape, nullptr).direction_size * p.shape.directions * sizeof(T);
-      return;
-    }
-    for_gates(p.shape.cell, [&](auto gates) {
-      using Panels = RnnPanels<T, decltype(gates)::count>;
-      *p.panels_bytes = Panels(p.shape, nullptr).direction_size * p.shape.directions * sizeof(T);
-      for (int team = 1; team <= num_threads; team++) {  // whatever number of threads is given in the end
-        Carver count = {nullptr, 0};
-        count.take<RnnArrival>(num_threads);
-        RnnFwdMemory<T>(count, p.shape, rnn_plan(p.shape, team), Panels::units, RnnPart{}, 0);
-        *p.workspace_bytes = max_of(*p.workspace_bytes, count.used);
-      }
-    });
   });
 }

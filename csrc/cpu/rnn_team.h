@@ -101,18 +101,33 @@ PF_INLINE void rnn_run(const RnnShape& s, int threads, RnnArrival* arrivals, Bod
   work(omp_get_thread_num(), omp_get_num_threads());
 }
 
-// The row of the tensors that sequence b of step t has, counting rows of one step `step_rows` and of one sequence
-// `row_rows` apart.
-PF_INLINE int64_t rnn_step(const RnnRows& rows, int64_t t) { return rows.is_packed ? rows.offsets[t] : t; }
-PF_INLINE int64_t rnn_row(const RnnRows& rows, int64_t b) { return rows.order ? rows.order[b] : b; }
 PF_INLINE int64_t rnn_active(const RnnShape& s, const RnnRows& rows, int64_t t) {
   return t < 0 || t >= s.length ? 0 : rows.active ? rows.active[t] : s.batch;
 }
 
 // Rows of one direction of `cells` and `gates`.
 PF_INLINE int64_t rnn_kept_rows(const RnnShape& s, const RnnRows& rows) {
-  if (!rows.is_packed) return s.length * s.batch;
-  return s.length ? rows.offsets[s.length - 1] + rows.active[s.length - 1] : 0;
+  return rows.is_packed ? rows.offsets[s.length - 1] + rows.active[s.length - 1] : s.length * s.batch;
 }
+
+// Where in the tensors the sequences of a thread, numbered j, have their rows.
+struct RnnPlaces {
+  const RnnShape& s;
+  const RnnRows& rows;
+  const RnnPart& part;
+  int64_t direction;
+
+  int64_t position(int64_t j) const { return part.first + j * part.every; }  // in order of length
+  int64_t sequence(int64_t j) const { return rows.order ? rows.order[position(j)] : position(j); }
+  int64_t step(int64_t t) const { return rows.is_packed ? rows.offsets[t] : t; }
+  int64_t active(int64_t t) const { return part.rows_of(rnn_active(s, rows, t)); }
+  int64_t state(int64_t j) const { return direction * s.batch + sequence(j); }  // row of h_0, c_0, h_n, c_n
+  int64_t y(int64_t t, int64_t j) const {                                       // counting halves of rows
+    return (step(t) * rows.y_step_rows + sequence(j) * rows.y_row_rows) * s.directions + direction;
+  }
+  int64_t kept(int64_t t, int64_t j) const {  // row of `cells` and `gates`
+    return direction * rnn_kept_rows(s, rows) + step(t) * (rows.is_packed ? 1 : s.batch) + sequence(j);
+  }
+};
 
 }  // namespace
