@@ -50,7 +50,8 @@ def _outputs_bwd(
 # first. rows: None, or [B] int64: the row of the batch at each sorted position; for padded x only. States keep the order
 # of the batch. y and cells are zero past the end of a sequence; one of no steps keeps its h_0 and c_0.
 # cells [D, T, B, H] (packed [D, total, H]): c after every step, lstm; gates [D, T, B, 4, H] (packed [D, total, 4, H]):
-# i, f, g, o, or r, z, n and W_hn h + b_hn; both in the accumulation type, empty when not wanted; gates bring cells along.
+# i, f, g, o, or r, z, n and W_hn h + b_hn, undefined past the end of a sequence; both in the accumulation type, empty
+# when not wanted; gates bring cells along.
 _fwd = Op(
     "rnn_fwd(Tensor x, Tensor h_0, Tensor? c_0, Tensor[] weights, Tensor? rows, Tensor? steps, str cell,"
     " bool batch_first, bool save_cells, bool save_gates, str backend)"
@@ -78,9 +79,7 @@ def _contiguous(tensor):
 class _Rnn(torch.autograd.Function):
     @staticmethod
     def forward(x, h_0, c_0, rows, steps, cell, batch_first, save_cells, save_gates, return_cells, backend, *weights):
-        return _fwd(
-            x, h_0, c_0, list(weights), rows, steps, cell, batch_first, save_cells or return_cells, save_gates, backend
-        )
+        return _fwd(x, h_0, c_0, list(weights), rows, steps, cell, batch_first, save_cells, save_gates, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -143,24 +142,22 @@ class _RnnBwd(torch.autograd.Function):
         return *d[:7], *(None,) * 9, *d[7:]
 
 
-def rnn_layer(
-    x, h_0, c_0, weights, rows, steps, cell, batch_first, backend, *, return_cells=False, save_gates=False
-):  # fmt: skip
-    """y, h_n, c_n (empty unless lstm) and cells of one layer by one backend; differentiable to any order.
+def rnn_layer(x, h_0, c_0, weights, rows, steps, cell, batch_first, backend, return_cells=False, save_gates=False):
+    """y, h_n, c_n (None unless lstm) and cells of one layer by one backend; differentiable to any order.
 
-    Args as the operator's; return_cells: give every c as an output with a gradient; save_gates: store the gates for the
-    backward rather than compute them again.
+    Args as the operator's; return_cells: give every c as an output with a gradient, else None; save_gates: store the
+    gates for the backward rather than compute them again.
     """
-    training = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, h_0, c_0, *weights)
-    )  # fmt: skip
-    save_cells = return_cells or (training and cell == "lstm")
-    save_gates = save_gates and training
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h_0, c_0, *weights))
     h_0, c_0, weights = _contiguous(h_0), _contiguous(c_0), [w.contiguous() for w in weights]
     if x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
-    if not training:
-        return _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, False, backend)[:4]
-    return apply(
-        _Rnn, x, h_0, c_0, rows, steps, cell, batch_first, save_cells, save_gates, return_cells, backend, *weights
-    )[:4]
+    if training:
+        save_cells = cell == "lstm"
+        outputs = apply(
+            _Rnn, x, h_0, c_0, rows, steps, cell, batch_first, save_cells, save_gates, return_cells, backend, *weights
+        )
+    else:
+        outputs = _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, return_cells, False, backend)
+    y, h_n, c_n, cells, _ = outputs
+    return y, h_n, None if c_0 is None else c_n, cells if return_cells else None
