@@ -60,8 +60,8 @@ void bind_rnn(py::module_& m) {
     copy_weights(weights, p.weights);
     copy_weights(grads, p.grads);
     int i = 0;
-    for (const void** tensor : {&p.x, &p.panels, &p.fwd_panels, &p.h_0, &p.c_0, &p.y, &p.cells, &p.gates, &p.dy,
-                                &p.dh_n, &p.dc_n, &p.dcells})
+    for (const void** tensor :
+         {&p.x, &p.panels, &p.fwd_panels, &p.h_0, &p.c_0, &p.y, &p.cells, &p.gates, &p.dy, &p.dh_n, &p.dc_n, &p.dcells})
       *tensor = at<void>(tensors[i++]);
     for (void** tensor : {&p.dx, &p.dh_0, &p.dc_0, &p.workspace}) *tensor = at<void>(tensors[i++]);
     launch(&KernelTable::rnn_bwd, p, num_threads);
