@@ -98,9 +98,7 @@ def test_export_with_dynamic_length_and_batch(cell):
     module = Head(cell, **OPTIONS).eval()
     steps, batch = torch.export.Dim("steps", min=2, max=4096), torch.export.Dim("batch", min=2, max=512)
     with use("cpu"):
-        program = torch.export.export(
-            module, (torch.randn(4, 3, 5),), dynamic_shapes={"x": {0: steps, 1: batch}}
-        )
+        program = torch.export.export(module, (torch.randn(4, 3, 5),), dynamic_shapes={"x": {0: steps, 1: batch}})
         assert sum("pyflash.rnn_fwd" in str(node.target) for node in program.graph.nodes) == 3
     for shape in ((4, 3, 5), (31, 17, 5)):
         x = torch.randn(shape)

@@ -6,10 +6,12 @@ import torch
 
 from pyflash import _cpu
 from pyflash.ops._native import DTYPES
-from pyflash.ops._native.linear import _workspace
+from pyflash.ops._native.linear import _workspace, cache
 
 CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}  # csrc/common/rnn.h
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 0, "rnn_relu": 0}  # with activations that the backward wants
+
+FINGERPRINT_SAMPLES = 512  # places of each weight; one of no more elements is read whole
 
 
 def _address(tensor):
@@ -67,10 +69,12 @@ class _Problem:
                 " or rows not an order of the batch"
             )
 
-    def panels(self, backward: bool, threads: int) -> torch.Tensor:
-        panels = _workspace(
-            _cpu.rnn_sizes(self.shape, 0, backward, threads)[0], "rnn_bwd_panels" if backward else "rnn_panels"
-        )
+    def panels(self, backward: bool, threads: int, is_kept: bool = False) -> torch.Tensor:
+        size = _cpu.rnn_sizes(self.shape, 0, backward, threads)[0]
+        if is_kept:
+            panels = torch.empty(size, dtype=torch.uint8)
+        else:
+            panels = _workspace(size, "rnn_bwd_panels" if backward else "rnn_panels")
         _cpu.rnn_pack(self.shape, self.weights, panels.data_ptr(), backward, threads)
         return panels
 
@@ -83,19 +87,46 @@ def _contiguous(tensor):
     return None if tensor is None else tensor.contiguous()
 
 
-def rnn_fwd(
-    x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, save_gates, y, h_n, c_n, cells, gates
-):  # fmt: skip
+def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, c_n, cells, gates):
     if x.stride(-1) != 1:
         x = x.contiguous()
     h_0, c_0 = h_0.contiguous(), _contiguous(c_0)
     problem, threads = _Problem(x, h_0, weights, rows, steps, cell, batch_first), torch.get_num_threads()
-    panels, workspace = problem.panels(False, threads), problem.workspace(False, threads)
+    panels = _kept_panels(problem, weights, threads) if is_kept else problem.panels(False, threads)
+    workspace = problem.workspace(False, threads)
     _cpu.rnn_fwd(
         problem.shape, problem.layout, x.data_ptr(), panels.data_ptr(), h_0.data_ptr(), _address(c_0),
         y.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), cells.data_ptr() if cells.numel() else 0,
         gates.data_ptr() if gates.numel() else 0, workspace.data_ptr(), threads,
     )  # fmt: skip
+
+
+def _kept_panels(problem, weights, threads):
+    """From linear.py's cache, under its rules. Gradients are off."""
+    if any(w.is_inference() or not w.is_contiguous() for w in weights):  # no version; a copy that nobody else sees
+        return problem.panels(False, threads)
+    places = [(w.data_ptr(), w.numel()) for w in weights]
+    state = (
+        tuple(w._version for w in weights),
+        _cpu.rnn_fingerprint(places, FINGERPRINT_SAMPLES, problem.shape[-1]),
+    )
+    # The same memory may serve layers of other shapes.
+    return cache.find(
+        ("rnn", *problem.shape[2:], *places, _cpu.isa()), state, weights, lambda: problem.panels(False, threads, True)
+    )
+
+
+def rnn_fwd(
+    x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, save_gates, y, h_n, c_n, cells, gates
+):  # fmt: skip
+    _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, False, y, h_n, c_n, cells, gates)
+
+
+def rnn_cached_fwd(
+    x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, y, h_n, c_n, cells, gates
+):  # fmt: skip
+    """For calls whose gradients are off: the packed weights are kept for the next one."""
+    _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, True, y, h_n, c_n, cells, gates)
 
 
 def rnn_bwd(
