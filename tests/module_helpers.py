@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from helpers import assert_error_within, use
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 def option_id(options) -> str:
@@ -30,13 +31,12 @@ def results(module, args, kwargs, mode, backend=None):
         args[other] = args[original]
     kwargs = {k: leaf(v, with_gradients) for k, v in kwargs.items()}
     with torch.set_grad_enabled(with_gradients), quiet(), use(backend or "torch"):
-        outputs = module(*args, **kwargs)
-        outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]
+        outputs = [o for o in tree_leaves(module(*args, **kwargs)) if o is not None]
         if not with_gradients:
             return tuple(outputs)
         generator = torch.Generator().manual_seed(5)
         douts = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outputs]
-        unique = {id(a): a for a in (*args, *kwargs.values(), *module.parameters())}
+        unique = {id(a): a for a in (*tree_leaves((args, kwargs)), *module.parameters())}
         wanted = [t for t in unique.values() if isinstance(t, torch.Tensor) and t.requires_grad]
         pairs = [(o, d) for o, d in zip(outputs, douts) if o.requires_grad]
         grads = ()
@@ -54,6 +54,8 @@ def same_objects(args):
 
 
 def leaf(value, requires_grad):
+    if isinstance(value, tuple):
+        return tree_map(lambda v: leaf(v, requires_grad), value)
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         # a float mask with -inf gets no gradient: torch's is NaN there
         return value.detach().clone().requires_grad_(requires_grad and bool(value.isfinite().all()))
@@ -61,6 +63,8 @@ def leaf(value, requires_grad):
 
 
 def doubled(value):
+    if isinstance(value, tuple):
+        return tree_map(doubled, value)
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import pyflash.functional  # noqa: F401  registers the operators
+import pyflash.functional
+import pyflash.ops.rnn  # noqa: F401  registers the operators
 from pyflash.ops._registry import OPS
 
 SEED = torch.tensor([7])
@@ -61,6 +62,54 @@ def varlen_bwd():
     yield torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, *options
 
 
+def recurrent(cell, *, projection=0, directions=1, layout="padded"):
+    """Arguments of rnn_fwd: 3 steps of up to 4 sequences, 5 features, 6 hidden units."""
+    gates, hidden, output = {"lstm": 4, "gru": 3}.get(cell, 1), 6, projection or 6
+    x, rows, steps = matrix(3, 4, 5), None, None
+    if layout == "packed":
+        x, steps = matrix(8, 5), torch.tensor([4, 3, 1])
+    elif layout == "ragged":
+        x, rows, steps = matrix(4, 3, 5), torch.tensor([2, 0, 3, 1]), torch.tensor([3, 2, 2])
+    weights = []
+    for _ in range(directions):
+        weights += [matrix(gates * hidden, 5), matrix(gates * hidden, output)]
+        if layout != "ragged":  # there without biases
+            weights += [matrix(gates * hidden), matrix(gates * hidden)]
+        weights += [matrix(output, hidden)] if projection else []
+    c_0 = matrix(directions, 4, hidden) if cell == "lstm" else None
+    return x, matrix(directions, 4, output), c_0, weights, rows, steps, cell, layout == "ragged"
+
+
+RECURRENT = (
+    ("lstm", {}),
+    ("lstm", {"projection": 2, "directions": 2, "layout": "ragged"}),
+    ("gru", {"directions": 2, "layout": "packed"}),
+    ("gru", {"layout": "ragged"}),
+    ("rnn_tanh", {}),
+    ("rnn_relu", {"layout": "packed"}),
+)
+
+
+def rnn_fwd():
+    for i, (cell, options) in enumerate(RECURRENT):
+        # gates past the end of a sequence are not defined
+        yield *recurrent(cell, **options), i % 2 == 0, options.get("layout") != "ragged"
+
+
+def rnn_bwd():
+    for i, (cell, options) in enumerate(RECURRENT):
+        for save_gates in (False, True):
+            x, h_0, c_0, weights, rows, steps, *form = recurrent(cell, **options)
+            y, h_n, c_n, cells, gates = saved("rnn_fwd", x, h_0, c_0, weights, rows, steps, *form, True, save_gates)
+            douts = [torch.randn_like(y), torch.randn_like(h_n), None if c_0 is None else torch.randn_like(c_n), None]
+            if save_gates:
+                douts[1] = None
+            elif c_0 is not None:
+                douts[3] = torch.randn_like(cells)
+            needs = [not save_gates or i % 2 == 0, True, c_0 is not None, *[True] * len(weights)]
+            yield x, *douts, h_0, c_0, weights, rows, steps, y, cells, gates, *form, needs
+
+
 ROWS = {
     "activation_fwd": lambda: [(matrix(3, 5), "gelu"), (matrix(0, 5), "relu")],
     "activation_bwd": lambda: [(matrix(3, 5), matrix(3, 5), "gelu")],
@@ -74,6 +123,12 @@ ROWS = {
     ],
     "layer_norm_bwd": layer_norm_bwd,
     "dropout": lambda: [(matrix(6, 20), SEED, 0.5)],
+    "rnn_fwd": rnn_fwd,
+    "rnn_cached_fwd": lambda: [
+        (*recurrent("lstm", projection=2), True),
+        (*recurrent("gru", layout="packed"), False),
+    ],
+    "rnn_bwd": rnn_bwd,
     "attention_fwd": lambda: [(heads(5), heads(6), heads(6), None, None, None, *WHOLE)],
     "attention_bwd": attention_bwd,
     "attention_weights_fwd": lambda: [(heads(5), heads(6), None, None, *WHOLE)],

@@ -25,3 +25,4 @@ void bind_attention(py::module_&);
 void bind_dropout(py::module_&);
 void bind_layer_norm(py::module_&);
 void bind_linear(py::module_&);
+void bind_rnn(py::module_&);

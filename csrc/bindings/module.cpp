@@ -28,4 +28,5 @@ PYBIND11_MODULE(_cpu, m) {
   bind_layer_norm(m);
   bind_dropout(m);
   bind_attention(m);
+  bind_rnn(m);
 }

@@ -6,6 +6,7 @@
 #include "../common/layer_norm.h"
 #include "../common/linear.h"
 #include "../common/peak.h"
+#include "../common/rnn.h"
 
 struct KernelTable {
   const char* isa;

@@ -11,6 +11,7 @@ from pyflash.nn.dropout import Dropout
 from pyflash.nn.linear import Linear
 from pyflash.nn.normalization import LayerNorm
 from pyflash.nn.positional import PositionalEncoding
+from pyflash.nn.rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from pyflash.nn.transformer import (
     Transformer,
     TransformerDecoder,
@@ -21,11 +22,17 @@ from pyflash.nn.transformer import (
 
 __all__ = [
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "Dropout",
+    "GRUCell",
+    "LSTMCell",
     "LayerNorm",
     "Linear",
     "MultiheadAttention",
     "PositionalEncoding",
+    "RNNCell",
     "ReLU",
     "Sequential",
     "SiLU",

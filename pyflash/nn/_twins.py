@@ -15,9 +15,18 @@ ORIGINALS: dict[type, type] = {}  # ours -> torch.nn class
 
 def twin(cls: type) -> type:
     """Class decorator: `cls` stands for the torch.nn class it derives from."""
-    TWINS[cls.__bases__[0]] = cls
-    ORIGINALS[cls] = cls.__bases__[0]
-    return cls
+    return twin_of(cls.__bases__[0])(cls)
+
+
+def twin_of(original: type):
+    """Class decorator: the class stands for `original`, a torch.nn class, from which it need not derive."""
+
+    def register(cls: type) -> type:
+        TWINS[original] = cls
+        ORIGINALS[cls] = original
+        return cls
+
+    return register
 
 
 def class_of(module: torch.nn.Module) -> type:

@@ -2,6 +2,7 @@
 
 An implementation receives the schema's arguments without the last (the backend) and then the outputs, which are
 allocated here once for all backends; it fills them. The reference computes the same with torch operations.
+An operator that returns `Tensor[]` gives its implementation each of them as an argument of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Op:
         self.name = schema[: schema.index("(")]
         self.outputs, self.reference, self.kernels = outputs, reference, kernels
         self._found: dict[tuple[str, str], object] = {}  # (wish, device) -> implementation; None: the reference
-        self.single = not schema.split("->")[1].strip().startswith("(")
+        returns = schema.split("->")[1].strip()
+        self.single, self.is_list = returns == "Tensor", returns == "Tensor[]"
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"pyflash::{self.name}", self._fake, lib=LIBRARY)
@@ -49,8 +51,10 @@ class Op:
         return self._run(*args)  # what the dispatcher would do in the end; it takes 5 us to get there
 
     def _fake(self, *args):
-        outputs = self.outputs(*args[:-1])
-        return outputs[0] if self.single else outputs
+        return self._returned(self.outputs(*args[:-1]))
+
+    def _returned(self, outputs):
+        return outputs[0] if self.single else list(outputs) if self.is_list else outputs
 
     def _no_formula(self, ctx, *grads):
         raise NotImplementedError(
@@ -77,7 +81,7 @@ class Op:
                 self._run_guarded(kernel, args, outputs := tuple(map(poisoned, outputs)))
             else:
                 kernel(*args, *outputs)
-        return outputs[0] if self.single else outputs
+        return self._returned(outputs)
 
     def _kernel(self, wish: str, device: str):
         """The implementation for this wish; None is the reference."""
@@ -115,11 +119,15 @@ def _is_observed(args) -> bool:
         or args[0].is_meta
     ):
         return True
+    return _has_unusual(args)
+
+
+def _has_unusual(args) -> bool:
     for a in args:
         if type(a) in _PLAIN_TYPES:
             if a.is_neg():
                 return True
-        elif isinstance(a, torch.Tensor):
+        elif isinstance(a, torch.Tensor) or (type(a) is list and _has_unusual(a)):
             return True
     return False
 

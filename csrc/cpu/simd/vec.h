@@ -246,6 +246,13 @@ PF_INLINE void store_n(float* p, vf x, int64_t count) {
 // third of the traffic, where caches could not keep the outputs for their reader anyway.
 constexpr int64_t kStreamBytes = 32 << 20;
 
+// Between two looks at memory that another thread will write.
+PF_INLINE void spin_pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
 // Calls f with a value of the storage type: one kernel template serves every dtype.
 template <class F>
 PF_INLINE void for_dtype(Dtype dtype, F f) {

@@ -1,0 +1,79 @@
+#include <array>
+
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+
+namespace {
+
+// The tuples that _native/rnn.py makes, in its order.
+RnnShape shape(const py::tuple& t) {
+  auto size = [&](int i) { return t[i].cast<int64_t>(); };
+  return {size(0), size(1), size(2), size(3), size(4), size(5), (Cell)size(6), size(7) != 0, (Dtype)size(8)};
+}
+
+RnnRows rows(const py::tuple& t) {
+  auto size = [&](int i) { return t[i].cast<int64_t>(); };
+  auto indices = [&](int i) { return at<const int64_t>(t[i].cast<Address>()); };
+  return {indices(0), indices(1), indices(2), size(3) != 0, size(4), size(5), size(6), size(7)};
+}
+
+typedef std::vector<std::array<Address, 5>> Weights;  // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
+
+template <class To>
+void copy_weights(const Weights& from, To& to) {
+  for (size_t d = 0; d < from.size() && d < kMaxDirections; d++)
+    to[d] = {at<void>(from[d][0]), at<void>(from[d][1]), at<void>(from[d][2]), at<void>(from[d][3]),
+             at<void>(from[d][4])};
+}
+
+}  // namespace
+
+void bind_rnn(py::module_& m) {
+  // (bytes of the panels, bytes of the workspace) of a forward or backward with this number of threads
+  m.def("rnn_sizes", [](const py::tuple& of, int64_t rows, bool backward, int num_threads) {
+    int64_t panels_bytes = 0, workspace_bytes = 0;
+    kernels().rnn_sizes({shape(of), rows, backward, &panels_bytes, &workspace_bytes}, allowed_threads(num_threads));
+    return py::make_tuple(panels_bytes, workspace_bytes);
+  });
+  m.def("rnn_pack", [](const py::tuple& of, const Weights& weights, Address panels, bool backward, int num_threads) {
+    RnnPack p = {};
+    p.shape = shape(of);
+    copy_weights(weights, p.weights);
+    p.panels = at<void>(panels);
+    p.backward = backward;
+    launch(&KernelTable::rnn_pack, p, num_threads);
+  });
+  // One hash of all weights' values: (address, elements) of each, dense.
+  m.def("rnn_fingerprint", [](const std::vector<std::array<int64_t, 2>>& weights, int64_t samples, int dtype) {
+    uint64_t all = 0;
+    for (const auto& weight : weights) {
+      uint64_t hash = 0;
+      kernels().fingerprint({at<void>(weight[0]), 1, weight[1], weight[1], 1, samples, (Dtype)dtype, &hash}, 1);
+      all = (all ^ hash) * 0x9e3779b97f4a7c15ull;
+    }
+    return all;
+  });
+  m.def("rnn_fwd",
+        [](const py::tuple& of, const py::tuple& of_rows, Address x, Address panels, Address h_0, Address c_0,
+           Address y, Address h_n, Address c_n, Address cells, Address gates, Address workspace, int num_threads) {
+          launch(&KernelTable::rnn_fwd,
+                 {shape(of), rows(of_rows), at<void>(x), at<void>(panels), at<void>(h_0), at<void>(c_0), at<void>(y),
+                  at<void>(h_n), at<void>(c_n), at<void>(cells), at<void>(gates), at<void>(workspace)},
+                 num_threads);
+        });
+  m.def("rnn_bwd", [](const py::tuple& of, const py::tuple& of_rows, const Weights& weights, const Weights& grads,
+                      const std::array<Address, 16>& tensors, int num_threads) {
+    RnnBwd p = {};
+    p.shape = shape(of);
+    p.rows = rows(of_rows);
+    copy_weights(weights, p.weights);
+    copy_weights(grads, p.grads);
+    int i = 0;
+    for (const void** tensor :
+         {&p.x, &p.panels, &p.fwd_panels, &p.h_0, &p.c_0, &p.y, &p.cells, &p.gates, &p.dy, &p.dh_n, &p.dc_n, &p.dcells})
+      *tensor = at<void>(tensors[i++]);
+    for (void** tensor : {&p.dx, &p.dh_0, &p.dc_0, &p.workspace}) *tensor = at<void>(tensors[i++]);
+    launch(&KernelTable::rnn_bwd, p, num_threads);
+  });
+}

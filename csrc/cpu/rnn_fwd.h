@@ -1,0 +1,234 @@
+// One layer of RNN, LSTM or GRU, forward. In each step a thread takes its panels of units one after the other: the sums
+// over x and h of its sequences, then their cells, for which every gate is there. With few sequences the products with
+// x are made for several steps at once, so that their weights are read once for all of these.
+
+namespace {
+
+constexpr int64_t kFewSequences = 12, kRowsAhead = 48;  // of one thread: fewer than these project so many rows ahead
+
+// What a thread works in: its own memory, and what the threads of its group share.
+template <class T>
+struct RnnFwdMemory {
+  int64_t ahead;                         // steps that x is multiplied for at once
+  int64_t output_stride, hidden_stride;  // of the rows of h and c
+  T *x, *strips;                         // own: rows of x; sums of one panel, or of all for all steps ahead
+  T *h[2], *c, *unprojected;             // h before and after a step, c, and h before the projection
+
+  // The memory of one thread, or, with a Carver that only counts, all that a call takes in from.used.
+  RnnFwdMemory(Carver& from, const RnnShape& s, const RnnPlan& plan, int64_t units, const RnnPart& part) {
+    const int64_t rows = rnn_group_rows(s, plan), panels = ceil_div(s.hidden, units);
+    ahead = rows >= kFewSequences ? 1 : max_of(1, min_of(s.length, kRowsAhead / max_of(rows, 1)));
+    // Rows a power of two apart would share few sets of L1.
+    output_stride = round_up(s.output, kStripRow<T>) + kLine<T>;
+    hidden_stride = round_up(s.hidden, kStripRow<T>) + kLine<T>;
+    const int64_t x_size = round_up(ahead * rows * s.input, kLine<T>);
+    const int64_t strips_size = ahead * rows * kStripRow<T> * (ahead > 1 ? ceil_div(panels, plan.slices) : 1);
+    const int64_t h_size = rows * output_stride, c_size = rows * hidden_stride;
+    T* own = from.take<T>(plan.threads * (x_size + strips_size)) + part.thread * (x_size + strips_size);
+    x = own;
+    strips = own + x_size;
+    const int64_t group = part.side * plan.groups + part.group, groups = plan.sides * plan.groups;
+    for (T*& one : h) one = from.take<T>(groups * h_size) + group * h_size;
+    c = from.take<T>(groups * c_size) + group * c_size;
+    unprojected = from.take<T>(s.has_projection ? groups * c_size : 0) + group * c_size;
+  }
+};
+
+// A value as S would give it back: the next step reads what y says.
+template <class S, class V>
+PF_INLINE V rounded(V x) {
+  if constexpr (sizeof(S) == sizeof(Element<V>)) {
+    return x;
+  } else {
+    S stored[kLanes<Element<V>>];
+    store(stored, x);
+    return load(stored);
+  }
+}
+
+// Sums to gates: i, f, g, o, or r, z, n and what h adds to n.
+template <int kGates, class V>
+PF_INLINE void rnn_activate(V (&v)[kSlots]) {
+  v[0] = sigmoid(v[0]);
+  v[1] = sigmoid(v[1]);
+  v[2] = tanh(kGates == 4 ? v[2] : fma(v[0], v[3], v[2]));
+  if (kGates == 4) v[3] = sigmoid(v[3]);
+}
+
+// One direction of one layer, as far as one thread makes it.
+template <class S, int kGates>
+struct RnnFwdThread {
+  typedef Acc<S> T;
+  typedef Vec<T> V;
+  typedef RnnPanels<T, kGates> Panels;
+  static constexpr int lanes = kLanes<T>, vectors = kPanelVectors<kGates>;
+
+  const RnnFwd& p;
+  const RnnShape& s;
+  RnnPart& part;
+  const int64_t direction;
+  const RnnPlaces places;
+  const Panels panels;
+  const RnnFwdMemory<T> memory;
+  T *h, *h_next;
+  int64_t t, rows, last_from;  // the step being made, its sequences, and the first of them that end with it
+
+  void start() {
+    for (int64_t j = part.slice; j < part.rows; j += part.slices) {
+      const S *h_0 = (const S*)p.h_0 + places.state(j) * s.output, *c_0 = (const S*)p.c_0 + places.state(j) * s.hidden;
+      T *h0 = memory.h[0] + j * memory.output_stride, *h1 = memory.h[1] + j * memory.output_stride;
+      for (int64_t i = 0; i < s.output; i++) h0[i] = h1[i] = get(h_0 + i);
+      if (kGates == 4)
+        for (int64_t i = 0; i < s.hidden; i++) memory.c[j * memory.hidden_stride + i] = get(c_0 + i);
+      if (j < places.active(0)) continue;  // a sequence of no steps
+      memcpy((S*)p.h_n + places.state(j) * s.output, h_0, s.output * sizeof(S));
+      if (kGates == 4) memcpy((S*)p.c_n + places.state(j) * s.hidden, c_0, s.hidden * sizeof(S));
+    }
+    h = memory.h[0];
+    h_next = memory.h[1];
+    part.barrier.wait();
+  }
+
+  void take_step(int64_t step) {
+    t = direction ? s.length - 1 - step : step;
+    rows = places.active(t);
+    last_from = direction ? (t == 0 ? 0 : rows) : places.active(t + 1);
+  }
+
+  // Appends the step's rows of x to those in memory.
+  void gather_x(int64_t at) {
+    for (int64_t j = 0; j < rows; j++) {
+      const S* from = (const S*)p.x + places.step(t) * p.rows.x_step_stride + places.sequence(j) * p.rows.x_row_stride;
+      T* to = memory.x + (at + j) * s.input;
+      for (int64_t i = 0; i < s.input; i += lanes) store_n(to + i, load_n(from + i, s.input - i), s.input - i);
+    }
+  }
+
+  void multiply_x(int64_t panel, int64_t count, T* strip) {
+    const T* bias = panels.bias(direction, panel);
+    for (int64_t j = 0; j < count; j++) memcpy(strip + j * kStripRow<T>, bias, kStripRow<T> * sizeof(T));
+    rnn_product<T, vectors>(memory.x, s.input, count, s.input, panels.x(direction, panel), strip, 2);
+  }
+
+  // A vector of units of y, or of what is still to be projected.
+  void put_h(int64_t j, int64_t unit, V value, int64_t count) {
+    value = rounded<S>(value);
+    store(h_next + j * memory.output_stride + unit, value);
+    store_n((S*)p.y + places.y(t, j) * s.output + unit, value, count);
+    if (j >= last_from) store_n((S*)p.h_n + places.state(j) * s.output + unit, value, count);
+  }
+
+  void finish(int64_t panel, const T* strip) {
+    for (int64_t j = 0; j < rows; j++, strip += kStripRow<T>) {
+      const int64_t unit = panel * Panels::units, count = s.hidden - unit;
+      V v[kSlots];
+      for (int i = 0; i < kSlots; i++) v[i] = load(strip + i * lanes);
+      if constexpr (kGates == 1) {
+        for (int i = 0; i < kSlots && i * lanes < count; i++)
+          put_h(j, unit + i * lanes, s.cell == Cell::rnn_relu ? maximum(v[i], V{}) : tanh(v[i]), count - i * lanes);
+      } else {
+        rnn_activate<kGates>(v);
+        V value;
+        if constexpr (kGates == 4) {
+          T* at = memory.c + j * memory.hidden_stride + unit;
+          const V c = fma(v[0], v[2], v[1] * load(at));
+          store(at, c);
+          if (p.cells) store_n((T*)p.cells + places.kept(t, j) * s.hidden + unit, c, count);
+          if (j >= last_from) store_n((S*)p.c_n + places.state(j) * s.hidden + unit, c, count);
+          value = v[3] * tanh(c);
+        } else {
+          value = fma(v[1], load(h + j * memory.output_stride + unit) - v[2], v[2]);
+        }
+        if (p.gates)
+          for (int i = 0; i < kSlots; i++)
+            store_n((T*)p.gates + (places.kept(t, j) * kSlots + i) * s.hidden + unit, v[i], count);
+        if (s.has_projection)
+          store(memory.unprojected + j * memory.hidden_stride + unit, value);
+        else
+          put_h(j, unit, value, count);
+      }
+    }
+  }
+
+  // Panels of y from all of the cell's output.
+  void project() {
+    part.barrier.wait();
+    for (int64_t panel = part.begin(panels.out_count); panel < part.end(panels.out_count); panel++) {
+      T* strip = memory.strips;
+      memset(strip, 0, rows * kStripRow<T> * sizeof(T));
+      rnn_product<T, kSlots>(memory.unprojected, memory.hidden_stride, rows, s.hidden, panels.out(direction, panel),
+                             strip, 3);
+      for (int64_t j = 0; j < rows; j++)
+        for (int i = 0; i < kSlots; i++) {
+          const int64_t unit = panel * kStripRow<T> + i * lanes;
+          if (unit < s.output) put_h(j, unit, load(strip + j * kStripRow<T> + i * lanes), s.output - unit);
+        }
+    }
+  }
+
+  // What lies behind the end of a sequence of a padded batch.
+  void clear() {
+    for (int64_t j = rows; j < part.rows && part.slice == 0; j++) {
+      memset((S*)p.y + places.y(t, j) * s.output, 0, s.output * sizeof(S));
+      if (p.cells) memset((T*)p.cells + places.kept(t, j) * s.hidden, 0, s.hidden * sizeof(T));
+    }
+  }
+
+  void run() {
+    const int64_t begin = part.begin(panels.count), end = part.end(panels.count);
+    const int64_t capacity = memory.ahead * part.rows * kStripRow<T>;  // of a panel's strip
+    const bool is_ahead = memory.ahead > 1;
+    start();
+    for (int64_t first = 0; first < s.length; first += memory.ahead) {
+      const int64_t last = min_of(s.length, first + memory.ahead);
+      int64_t count = 0;
+      for (int64_t step = first; step < last; step++) {
+        take_step(step);
+        gather_x(count);
+        count += rows;
+      }
+      for (int64_t panel = begin; panel < end && is_ahead; panel++)
+        multiply_x(panel, count, memory.strips + (panel - begin) * capacity);
+      int64_t at = 0;
+      for (int64_t step = first; step < last; step++) {
+        take_step(step);
+        for (int64_t panel = begin; panel < end; panel++) {
+          T* strip = memory.strips + (is_ahead ? (panel - begin) * capacity + at * kStripRow<T> : 0);
+          if (!is_ahead) multiply_x(panel, rows, strip);
+          rnn_product<T, vectors>(h, memory.output_stride, rows, s.output, panels.h(direction, panel), strip, 3);
+          finish(panel, strip);
+        }
+        if (s.has_projection) project();
+        if (!p.rows.is_packed) clear();
+        part.barrier.wait();
+        T* before = h;
+        h = h_next;
+        h_next = before;
+        at += rows;
+      }
+    }
+  }
+};
+
+template <class S, int kGates>
+void rnn_fwd_layer(const RnnFwd& p, int threads) {
+  typedef Acc<S> T;
+  Carver memory = {(char*)p.workspace, 0};
+  RnnArrival* arrivals = memory.take<RnnArrival>(threads);
+  rnn_run(p.shape, threads, arrivals, [&](int64_t direction, RnnPart& part, const RnnPlan& plan) {
+    Carver own = memory;
+    const RnnFwdMemory<T> mine(own, p.shape, plan, RnnPanels<T, kGates>::units, part);
+    RnnFwdThread<S, kGates> thread = {
+        p, p.shape, part, direction, {p.shape, p.rows, part, direction}, {p.shape, p.panels}, mine, 0, 0, 0, 0, 0};
+    thread.run();
+  });
+}
+
+}  // namespace
+
+void rnn_fwd(const RnnFwd& p, int num_threads) {
+  for_dtype(p.shape.dtype, [&](auto storage) {
+    for_gates(p.shape.cell,
+              [&](auto gates) { rnn_fwd_layer<decltype(storage), decltype(gates)::count>(p, num_threads); });
+  });
+}

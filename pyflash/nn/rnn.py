@@ -1,0 +1,132 @@
+"""RNN, LSTM, GRU and their cells, as torch.nn's.
+
+The layers derive from torch.nn.RNNBase, not from torch.nn.LSTM: torch.compile breaks the graph at every subclass of the
+three. So `isinstance(module, torch.nn.LSTM)` is False, and `pyflash.report` names such modules.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+import pyflash.functional as F
+from pyflash.nn._twins import twin, twin_of
+
+
+class _Layers(torch.nn.RNNBase):
+    def _weights(self) -> list[Tensor]:
+        # By name, not _flat_weights: parametrizations, weight_norm and functional_call give others in every call.
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    def _options(self, lengths):
+        return {
+            "bidirectional": self.bidirectional,
+            "batch_first": self.batch_first,
+            "dropout": self.dropout,
+            "training": self.training,
+            "lengths": lengths,
+        }
+
+
+@twin_of(torch.nn.RNN)
+class RNN(_Layers):
+    """Plain recurrent layers, as torch.nn.RNN; `lengths` as in `pyflash.functional.lstm`. Elman 1990."""
+
+    def __init__(self, *args, **kwargs):
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if len(args) > 3:
+            self.nonlinearity, args = args[3], args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, *, lengths: Tensor | None = None):
+        nonlinearity = self.mode.removeprefix("RNN_").lower()
+        return F.rnn(input, hx, self._weights(), nonlinearity=nonlinearity, **self._options(lengths))
+
+
+@twin_of(torch.nn.LSTM)
+class LSTM(_Layers):
+    """LSTM layers, as torch.nn.LSTM; `lengths` and `return_cells` as in `pyflash.functional.lstm`."""
+
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    check_forward_args = torch.nn.LSTM.check_forward_args
+    permute_hidden = torch.nn.LSTM.permute_hidden
+
+    def __init__(self, *args, **kwargs):
+        super().__init__("LSTM", *args, **kwargs)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        return_cells: bool = False,
+    ):
+        return F.lstm(input, hx, self._weights(), return_cells=return_cells, **self._options(lengths))
+
+
+@twin_of(torch.nn.GRU)
+class GRU(_Layers):
+    """GRU layers, as torch.nn.GRU; `lengths` as in `pyflash.functional.lstm`. Cho et al. 2014, arXiv:1406.1078."""
+
+    def __init__(self, *args, **kwargs):
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__("GRU", *args, **kwargs)
+
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, *, lengths: Tensor | None = None):
+        return F.gru(input, hx, self._weights(), **self._options(lengths))
+
+
+def _rows(module, input, states):
+    """input and the states as [B, features], zeros for states that are not given; and whether input has a batch."""
+    name = type(module).__name__
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    for i, state in enumerate(states):
+        if state is not None and state.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected hx[{i}] to be 1D or 2D, got {state.dim()}D instead")
+    is_batched = input.dim() == 2
+    if not is_batched:
+        input, states = input.unsqueeze(0), [s if s is None else s.unsqueeze(0) for s in states]
+    if states[0] is None:
+        zeros = torch.zeros(input.shape[0], module.hidden_size, dtype=input.dtype, device=input.device)
+        states = [zeros for _ in states]
+    return input, states, is_batched
+
+
+@twin
+class RNNCell(torch.nn.RNNCell):
+    """One step of a plain recurrent layer, as torch.nn.RNNCell."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        input, (h,), is_batched = _rows(self, input, [hx])
+        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        h = F.rnn_cell(input, h, *weights, nonlinearity=self.nonlinearity)
+        return h if is_batched else h.squeeze(0)
+
+
+@twin
+class LSTMCell(torch.nn.LSTMCell):
+    """One step of an LSTM, as torch.nn.LSTMCell."""
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        input, states, is_batched = _rows(self, input, [None, None] if hx is None else list(hx))
+        h, c = F.lstm_cell(input, states, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
+
+
+@twin
+class GRUCell(torch.nn.GRUCell):
+    """One step of a GRU, as torch.nn.GRUCell."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        input, (h,), is_batched = _rows(self, input, [hx])
+        h = F.gru_cell(input, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return h if is_batched else h.squeeze(0)

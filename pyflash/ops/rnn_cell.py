@@ -1,0 +1,149 @@
+"""One step of RNN, LSTM and GRU: the recurrent operators with a sequence of one."""
+
+from __future__ import annotations
+
+import torch
+from torch import _VF, Tensor
+
+from pyflash.auto import rnn as auto
+from pyflash.ops import _rnn_reference as reference
+from pyflash.ops._backends import Operation, choose, tracing_derivatives
+from pyflash.ops._checks import expect, is_plain
+from pyflash.ops._rnn_checks import check_one_type
+from pyflash.ops._rnn_reference import GATES
+from pyflash.ops.activation import FLOATS
+from pyflash.ops.recurrent import _rules
+from pyflash.ops.rnn import rnn_layer
+
+OPERATIONS = {
+    name: Operation(name, dtypes={"cpu": FLOATS}, rules=_rules, sizes="pyflash.auto.rnn.Size")
+    for name in ("rnn_cell", "lstm_cell", "gru_cell")
+}
+_TORCH = {"lstm": _VF.lstm_cell, "gru": _VF.gru_cell, "rnn_tanh": _VF.rnn_tanh_cell, "rnn_relu": _VF.rnn_relu_cell}
+
+
+def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
+    """What torch refuses, too, and every shape that a kernel relies on."""
+
+    def check(condition, message):
+        expect(condition, operation, message, RuntimeError)
+
+    def shape_of(name, tensor, shape):
+        check(
+            tensor.shape == shape,
+            lambda: f"{name} has shape {tuple(tensor.shape)}, expected {shape}",
+        )
+
+    check(w_ih.dim() == w_hh.dim() == 2, lambda: "weight_ih and weight_hh have to be matrices")
+    rows, inputs = w_ih.shape
+    hidden = rows // GATES[cell]
+    check(
+        x.dim() == 2 and x.shape[1] == inputs,
+        lambda: f"input has inconsistent input_size: got shape {tuple(x.shape)}, expected [batch, {inputs}]",
+    )
+    for i, state in enumerate((h,) if c is None else (h, c)):
+        check(
+            state.dim() == 2 and state.shape[1] == hidden,
+            lambda i=i, state=state: (
+                f"hidden{i} has inconsistent hidden_size: got shape {tuple(state.shape)}, expected [batch, {hidden}]"
+            ),
+        )
+        check(
+            state.shape[0] == x.shape[0],
+            lambda i=i, state=state: (
+                f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}"
+            ),
+        )
+    shape_of("weight_hh", w_hh, (GATES[cell] * hidden, hidden))
+    check(rows == GATES[cell] * hidden, lambda: f"weight_ih has {rows} rows, expected a multiple of {GATES[cell]}")
+    for name, bias in (("bias_ih", b_ih), ("bias_hh", b_hh)):
+        if bias is not None:
+            shape_of(name, bias, (rows,))
+    check_one_type(operation, x, h, c, w_ih, w_hh, b_ih, b_hh)
+    return hidden
+
+
+def _cast_by_autocast(cell, tensors):
+    """What torch's cells do under autocast: on a CPU lstm_cell and gru_cell keep the states' type."""
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or not tensors[0].is_floating_point():
+        return tensors
+    keeps = device == "cpu" and cell in ("lstm", "gru")
+    dtype = tensors[1].dtype if keeps else torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _cell(operation, cell, *given):
+    """h and c (None unless lstm) after one step of input [B, I]; given: input, h, c, w_ih, w_hh, b_ih, b_hh."""
+    x, h, c, w_ih, w_hh, b_ih, b_hh = _cast_by_autocast(cell, given)
+    hidden = _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
+    tensors = [t for t in (x, h, c, w_ih, w_hh, b_ih, b_hh) if t is not None]
+    size = auto.Size(
+        cell, "cell", 1, x.shape[0], x.shape[1], hidden, 1, 1, False, False,
+        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+    )  # fmt: skip
+    refused = "" if all(map(is_plain, tensors)) else "only strided floating-point tensors are served"
+    wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused)
+    weights = [w_ih, w_hh]
+    if b_ih is not None or b_hh is not None:
+        weights += [b_hh.new_zeros(b_hh.shape) if b_ih is None else b_ih]
+        weights += [b_ih.new_zeros(b_ih.shape) if b_hh is None else b_hh]
+    if wish is None and not tracing_derivatives(tensors):
+        found = _TORCH[cell](given[0], given[1] if c is None else given[1:3], *given[3:])
+        return (found, None) if c is None else found
+    states = h.unsqueeze(0), None if c is None else c.unsqueeze(0)
+    if wish is None:
+        found = reference.layer(x.unsqueeze(0), *states, weights, None, None, cell, False)
+    else:
+        saves = auto.saves_gates(cell, x.dtype)
+        found = rnn_layer(x.unsqueeze(0), *states, weights, None, None, cell, False, wish, save_gates=saves)
+    return found[1].squeeze(0), None if c is None else found[2].squeeze(0)
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM, as torch.lstm_cell: (h, c) after `input`.
+
+    Args:
+        input: [B, I], float32, float64, bfloat16 or float16.
+        hx: (h, c), each [B, H].
+        w_ih, w_hh, b_ih, b_hh: [4 H, I], [4 H, H], [4 H], [4 H]; gates i, f, g, o.
+    Raises:
+        RuntimeError: shapes, types or devices disagree.
+    """
+    if isinstance(hx, Tensor) or len(hx) != 2:
+        raise TypeError("pyflash.lstm_cell: hx is not a pair of tensors (h, c)")
+    return _cell("lstm_cell", "lstm", input, *hx, w_ih, w_hh, b_ih, b_hh)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """One step of a GRU, as torch.gru_cell; arguments as `lstm_cell`'s with 3 gates, r, z, n, and hx = h."""
+    return _cell("gru_cell", "gru", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One step of a plain recurrent layer, as torch.rnn_tanh_cell and torch.rnn_relu_cell; arguments as `lstm_cell`'s
+    with one gate, and hx = h."""
+    expect(nonlinearity in ("tanh", "relu"), "rnn_cell", lambda: f"Unknown nonlinearity: {nonlinearity}", RuntimeError)
+    return _cell("rnn_cell", f"rnn_{nonlinearity}", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
