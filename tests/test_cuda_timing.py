@@ -63,7 +63,9 @@ def diary(request, monkeypatch):
     monkeypatch.setattr(cuda_timing, "cache_bytes", lambda: CACHE)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, device=None, **rest: empty(*size, **rest))
-    return diary
+    cuda_timing.cache.cache_clear()
+    yield diary
+    cuda_timing.cache.cache_clear()
 
 
 def test_a_forward_rotates_its_inputs(diary):

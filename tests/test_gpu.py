@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import stand_in
 import torch
 
 pytest.importorskip("triton")
@@ -34,7 +35,7 @@ def page(results: Path) -> list[str]:
 
 
 def test_the_tests_part(tmp_path):
-    done = gpu("--part", "tests", "--op", "test_cast_rounds", results=tmp_path)
+    done = gpu("--part", "tests", "--op", "test_cast_rounds", "--workers", "0", results=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = page(tmp_path)
     assert lines[0].startswith("Left out: ")
@@ -64,7 +65,7 @@ def test_a_failing_test_is_on_the_page(tmp_path):
 
 def test_what_is_done_survives_being_stopped(tmp_path):
     command = [sys.executable, "-m", "tools.gpu", "--device", "interpreter", "--results", str(tmp_path)]
-    command += ["--part", "tests", "--op", "elementary"]
+    command += ["--part", "tests", "--op", "elementary", "--workers", "0"]
     environ = os.environ | {"PYFLASH_NO_NATIVE": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 120
@@ -117,6 +118,34 @@ def test_the_plan_begins_with_the_kernels():
     assert [part for part, _ in found[3:6]] == ["bench", "tune", "bench"]
     (benchmark,) = (step for step in steps.bench(here, ["linear"], Path("results"), "now") if "quick" in step.name)
     assert benchmark.command[:4] == ["-m", "benchmarks", "run", "linear"] and "cuda" in benchmark.command
+
+
+# The device that stands in for one in the tests of the triton backend.
+
+
+def test_the_stand_in_refuses_to_mix():
+    with stand_in.device():
+        x, y = torch.randn(3), torch.randn(3, device="cpu")
+        assert x.is_cuda and x.device.type == "cuda" and (x + x).is_cuda and not x.cpu().is_cuda and y.cuda().is_cuda
+        assert torch.equal((x * 2 + y.to(x.device)).cpu(), x.cpu() * 2 + y)
+        with pytest.raises(RuntimeError, match="one device"):
+            x + y
+
+
+def test_the_stand_in_serves_the_triton_backend():
+    environ = os.environ | {"PYFLASH_STAND_IN": "1", "TRITON_INTERPRET": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:xdist",
+        "tests/test_linear.py",
+        "-k",
+        "test_triton_matches_float64",
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
 
 
 # Tuning.

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tools.gpu import ROOT, steps, summary
+from tools.gpu import steps, summary
 from tools.gpu.environment import prepare, results_folder
 
 
@@ -20,6 +20,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--time", type=float, default=3000, help="seconds, builds included (3000)")
     options.add_argument("--device", choices=("cuda", "interpreter"), default="cuda")
     options.add_argument("--tune", action="store_true", help="the same as --part tune")
+    options.add_argument(
+        "--workers", type=int, help="tests side by side, 0 for none; default the processors, at most 16"
+    )
     options.add_argument("--results", type=Path, help="folder; default benchmarks/results/<gpu>")
     return options
 
@@ -37,13 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"make gpu: {error}", file=sys.stderr)
         return 2
+    here.workers = here.workers if options.workers is None else options.workers
     parts = ["tune"] if options.tune else [options.part] if options.part else ["tests", "bench", "tune"]
     results = (options.results or results_folder(here)).resolve()
     results.mkdir(parents=True, exist_ok=True)
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     record = results / f"{stamp}-tests.jsonl"
     work = steps.plan(here, parts, options.op.split(), results, stamp)
-    table = results / "tuned.json" if here.device == "interpreter" else ROOT / "kernels" / "tuned" / f"{here.arch}.json"
+    table = steps.tuned_table(here, results)
 
     def report() -> str:
         return summary.write(here, work, results, stamp, record, table)

@@ -66,6 +66,7 @@ class Environment:
     facts: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
+    workers: int = min(16, os.cpu_count() or 1)  # that tests run side by side
 
     def has(self, module: str) -> bool:
         return find_spec(module) is not None

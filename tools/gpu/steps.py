@@ -55,7 +55,7 @@ def tests(here: Environment, operations: list[str], results: Path, stamp: str) -
     pytest = ["-m", "pytest", "-p", "tools.gpu.record", "-W", "ignore::RuntimeWarning"]
     pytest += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
     if here.has("xdist"):
-        pytest += ["-n", str(min(16, os.cpu_count() or 1))]
+        pytest += ["-n", str(here.workers)]
     wanted = " or ".join(operations)
     ignored = [f"--ignore={path}" for path in (*kernels, "tests/test_large.py")]
     return [
@@ -96,9 +96,13 @@ def bench(here: Environment, operations: list[str], results: Path, stamp: str) -
     ]
 
 
+def tuned_table(here: Environment, results: Path) -> Path:
+    """For everyone with this architecture; what the interpreter "measures" is for nobody."""
+    return results / "tuned.json" if here.device == "interpreter" else ROOT / "kernels" / "tuned" / f"{here.arch}.json"
+
+
 def tune(here: Environment, operations: list[str], results: Path, stamp: str) -> list[Step]:
-    table = results / "tuned.json" if here.device == "interpreter" else ROOT / "kernels" / "tuned" / f"{here.arch}.json"
-    command = ["-m", "tools.gpu.tune", str(table), *operations]
+    command = ["-m", "tools.gpu.tune", str(tuned_table(here, results)), *operations]
     return [Step("tuning", "tune", command + ["--keys", "1"] * (here.device == "interpreter"), 0.4)]
 
 

@@ -28,7 +28,8 @@ from tools.gpu.workloads import INTERPRETED, KEYS, Key, poison
 
 GAIN = 1.02  # a winner is at least this much faster than the row by hand: less is not worth a row
 FINALISTS = 3
-ALLOWED_ULP = 16  # of the largest element; another tile adds in another order
+# Of the largest element, by size of an element: another tile adds in another order; a half result rounds that away.
+ALLOWED_ULP = {2: 3, 4: 16}
 AGAIN = 75  # exit status: the device refuses this process, start another
 MOST_RESTARTS = 5
 
@@ -60,14 +61,15 @@ def write(path: Path, value: dict) -> None:
 
 
 def error_of(outputs: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """The largest difference, in units of the last place of the largest element."""
+    """The largest difference, as a share of what is allowed."""
     worst = 0.0
     for output, right in zip(outputs, expected, strict=True):
         ulp = torch.finfo(output.dtype).eps * right.double().abs().max().item()
         difference = (output.double() - right.double()).abs().max().item()
         if difference != difference:
             return float("inf")
-        worst = max(worst, difference / ulp if ulp else difference)
+        allowed = ulp * ALLOWED_ULP[output.dtype.itemsize]
+        worst = max(worst, difference / allowed if allowed else difference)
     return worst
 
 
@@ -131,8 +133,8 @@ class Trials:
         if config == self.by_hand:
             self.expected = [output.clone() for output in self.outputs]
         error = error_of(self.outputs, self.expected)
-        if not error <= ALLOWED_ULP:
-            raise Wrong(f"{error:.3g} ulp from the row by hand")
+        if not error <= 1:
+            raise Wrong(f"{error:.3g} times as far from the row by hand as is allowed")
         self.calls[str(config)] = lambda: self.call()
 
     def time(self, config: dict) -> float:
