@@ -34,6 +34,7 @@ def page(results: Path) -> list[str]:
     return written.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_the_tests_part(tmp_path):
     done = gpu("--part", "tests", "--op", "test_cast_rounds", "--workers", "0", results=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -63,6 +64,7 @@ def test_a_failing_test_is_on_the_page(tmp_path):
     assert "1 failed, 1 passed" in lines and any("test_wrong: assert 1 == 2" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_what_is_done_survives_being_stopped(tmp_path):
     command = [sys.executable, "-m", "tools.gpu", "--device", "interpreter", "--results", str(tmp_path)]
     command += ["--part", "tests", "--op", "elementary", "--workers", "0"]
@@ -132,6 +134,7 @@ def test_the_stand_in_refuses_to_mix():
             x + y
 
 
+@pytest.mark.slow
 def test_the_stand_in_serves_the_triton_backend():
     environ = os.environ | {"PYFLASH_STAND_IN": "1", "TRITON_INTERPRET": "1"}
     command = [

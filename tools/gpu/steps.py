@@ -54,21 +54,15 @@ def tests(here: Environment, operations: list[str], results: Path, stamp: str) -
     kernels = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_triton_*.py"))
     pytest = ["-m", "pytest", "-p", "tools.gpu.record", "-W", "ignore::RuntimeWarning"]
     pytest += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    alone = []
     if here.has("xdist"):
-        pytest += ["-n", str(here.workers)]
+        pytest, alone = [*pytest, "-n", str(here.workers)], ["-n", "0"]  # side by side they would not fit
     wanted = " or ".join(operations)
     ignored = [f"--ignore={path}" for path in (*kernels, "tests/test_large.py")]
     return [
         Step("kernels", "tests", [*pytest, *kernels, *selection(wanted)], 0.35),
         Step("operations on the device", "tests", [*pytest, *ignored, *selection("triton", wanted)], 0.25),
-        Step(
-            "past 2^31 elements",
-            "tests",
-            [*pytest, "-n0"] * here.has("xdist")
-            + [*pytest] * (not here.has("xdist"))
-            + ["tests/test_large.py", *selection(wanted)],
-            0.1,
-        ),
+        Step("past 2^31 elements", "tests", [*pytest, *alone, "tests/test_large.py", *selection(wanted)], 0.1),
         Step("everything else", "tests", [*pytest, *ignored, *selection("not triton", wanted)]),
     ]
 
