@@ -99,23 +99,27 @@ def best_seconds(call, seconds: float) -> float:
 
 
 def peak_flops(device: str, dtype: str) -> float:
-    """The larger of a big matrix product and, for float32 on the CPU, our register-only FMA loop."""
+    """The larger of a big matrix product and, on the CPU, our register-only loop of the same arithmetic."""
     n = 2048 if device == "cpu" else 8192
     a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
     out = torch.empty_like(a)
     product = 2 * n**3 / best_seconds(lambda: torch.mm(a, a, out=out), 0.6)
-    return max(product, fma_peak() if (device, dtype) == ("cpu", "float32") else 0.0)
+    return max(product, fma_peak(dtype) if device == "cpu" and dtype in ("float32", "bfloat16") else 0.0)
 
 
-def fma_peak() -> float:
-    """FLOP/s of all threads in our loop of multiply-adds, which touches no memory; 0 without the native module."""
+def fma_peak(dtype: str) -> float:
+    """FLOP/s of all threads in our loop of multiply-adds, which touches no memory; 0 without the native module.
+
+    Of bfloat16 the dot product, where the instruction set in use has one, else float32's.
+    """
     try:
         from pyflash import _cpu
+        from pyflash.ops._native import DTYPES
     except ImportError:
         return 0.0
-    iterations, threads = 1_000_000, torch.get_num_threads()
-    flops = _cpu.fma_peak(iterations, threads)
-    return flops / best_seconds(lambda: _cpu.fma_peak(iterations, threads), 0.3)
+    arguments = (1_000_000, DTYPES[getattr(torch, dtype)], torch.get_num_threads())
+    flops = _cpu.fma_peak(*arguments)
+    return flops / best_seconds(lambda: _cpu.fma_peak(*arguments), 0.3)
 
 
 def copy_bandwidth(device: str) -> float:

@@ -17,10 +17,10 @@ PYBIND11_MODULE(_cpu, m) {
   });
   m.def("isa", [] { return kernels().isa; });
   m.def("select_isa", [](const std::string& name) { return select_isa(name.c_str()); });
-  m.def("fma_peak", [](int64_t iterations, int num_threads) {
+  m.def("fma_peak", [](int64_t iterations, int dtype, int num_threads) {
     double flops = 0;
     float sink = 0;
-    launch(&KernelTable::fma_peak, {iterations, &flops, &sink}, num_threads);
+    launch(&KernelTable::fma_peak, {iterations, (Dtype)dtype, &flops, &sink}, num_threads);
     return flops;  // the caller's clock makes a rate of it
   });
   bind_activation(m);
