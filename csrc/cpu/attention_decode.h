@@ -4,7 +4,7 @@
 
 namespace {
 
-constexpr int64_t kFewRows = 8;  // from about 12 rows on, queries in the lanes win
+constexpr int64_t kFewRows = 8;  // at most; from about 12 rows of float on, queries in the lanes win
 constexpr int64_t kChunk = 1024;
 constexpr int64_t kKeysAhead = 16;  // keys fetched in advance
 

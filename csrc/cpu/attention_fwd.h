@@ -134,11 +134,12 @@ PF_INLINE void attend_tile(const Attention& p, const QueryBlock<Acc<S>>& rows, i
                            RowState<Acc<S>>& state, const FwdScratch<S>& scratch) {
   typedef Operand<S> T;
   typedef Acc<S> A;
-  product_scores(keys, p.E, k, q_t, scratch.scores, (A)p.scale);
+  const int64_t vectors = ceil_div(rows.count, kLanes<A>);  // of few rows some lanes stay idle
+  product_scores(keys, p.E, k, q_t, scratch.scores, (A)p.scale, vectors);
   finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
   if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
   Rows<T> probs = online_softmax<T>(keys, scratch.scores, p.dropout_p > 0 ? scratch.factors : nullptr, state);
-  product<T, kScaleAdd, kColumnMajor>(p.Ev, kTileVectors, ceil_div(keys, kTerms<T>), v, probs, out_t, kQueries<A>,
+  product<T, kScaleAdd, kColumnMajor>(p.Ev, vectors, ceil_div(keys, kTerms<T>), v, probs, out_t, kQueries<A>,
                                       state.alpha);
 }
 
@@ -228,10 +229,11 @@ PF_INLINE void for_query_blocks(const AttentionFwd& call, int num_threads, int t
 void attention_fwd(const AttentionFwd& call, int num_threads) {
   for_dtype(call.of.dtype, [&](auto storage) {
     typedef decltype(storage) S;
-    // The rows of a group must fit the lanes of one block, which are 4 for double in the smallest vectors.
-    constexpr int64_t lanes = kQueries<Acc<S>>;
-    // Keys that do not fill vectors are read element by element there, once a row (8 rows of 8 columns: 3.5x slower).
-    const int64_t few = call.of.E % kLanes<Acc<S>> ? 2 : min_of(kFewRows, lanes);
+    // The rows of a group must fit the lanes of one block, which are 4 for double in the smallest vectors; from 4 rows
+    // on, the products of pairs win. Keys that do not fill vectors are read element by element there, once a row (8 rows
+    // of 8 columns: 3.5x slower).
+    constexpr int64_t lanes = kQueries<Acc<S>>, most = kTerms<Operand<S>> > 1 ? 3 : lanes;
+    const int64_t few = call.of.E % kLanes<Acc<S>> ? 2 : min_of(kFewRows, most);
     if (call.of.L * (call.of.H / call.of.Hkv) <= few) return attention_decode_typed<S>(call, num_threads);
     // With fewer tasks than four a thread, the last would run alone for long.
     const int64_t blocks = call.of.B * call.of.H * ceil_div(call.of.L, lanes);

@@ -107,19 +107,20 @@ PF_INLINE void product(int64_t rows, int64_t vectors, int64_t depth, Rows<T> a, 
 }
 
 // scores^T [keys x queries] = scale k [keys x depth] q^T [depth x queries], in chains of at most kMaxDepth terms. The
-// scale is in q^T already, but for pairs: there it would be rounded.
+// scale is in q^T already, but for pairs: there it would be rounded. Lanes behind `vectors` keep what they hold.
 template <class T>
-PF_INLINE void product_scores(int64_t keys, int64_t depth, Rows<T> k, const T* q_t, Acc<T>* scores, Acc<T> scale) {
+PF_INLINE void product_scores(int64_t keys, int64_t depth, Rows<T> k, const T* q_t, Acc<T>* scores, Acc<T> scale,
+                              int64_t vectors = kTileVectors) {
   constexpr int queries = kQueries<T>;
   if constexpr (kTerms<T> > 1) {  // a long chain costs less than bf16 does
     const Vec<Acc<T>> alpha[kTileVectors] = {splat<Vec<Acc<T>>>(scale), splat<Vec<Acc<T>>>(scale)};
-    product<T, kScaled, kRowMajor>(keys, kTileVectors, ceil_div(depth, kTerms<T>), k, {q_t, queries}, scores, queries,
+    product<T, kScaled, kRowMajor>(keys, vectors, ceil_div(depth, kTerms<T>), k, {q_t, queries}, scores, queries,
                                    alpha);
     return;
   }
-  product<T, kStore, kRowMajor>(keys, kTileVectors, min_of(depth, kMaxDepth), k, {q_t, queries}, scores, queries);
+  product<T, kStore, kRowMajor>(keys, vectors, min_of(depth, kMaxDepth), k, {q_t, queries}, scores, queries);
   for (int64_t d = kMaxDepth; d < depth; d += kMaxDepth)
-    product<T, kAdd, kRowMajor>(keys, kTileVectors, min_of(depth - d, kMaxDepth), {k.at + d, k.stride},
+    product<T, kAdd, kRowMajor>(keys, vectors, min_of(depth - d, kMaxDepth), {k.at + d, k.stride},
                                 {q_t + d * queries, queries}, scores, queries);
 }
 
