@@ -26,6 +26,10 @@ OPS ?= attention linear layer_norm dropout transformer
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "python3 is older than 3.10"; exit 1; }
 	test -x $(PY) || $(BASE) $(VENV)
+ifdef PYTHON
+	@# An interpreter of a virtual environment: what is installed there is not the system's.
+	@$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth
+endif
 	$(PY) -m pip install -q --disable-pip-version-check -U pip "setuptools>=77" wheel
 	$(PY) -m pip install -q --disable-pip-version-check $(PINS) torch numpy triton pybind11 pytest pytest-xdist hypothesis expecttest rich matplotlib ruff clang-format
 	PYFLASH_NO_NATIVE=1 $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
@@ -61,7 +65,7 @@ bench: build
 	$(PY) -m benchmarks run $(OPS) $(ARGS)
 
 inspect: build
-	$(PY) -m benchmarks.inspect $(ARGS)
+	$(PY) -m benchmarks inspect $(ARGS)
 
 clean:
 	rm -rf build *.egg-info pyflash/*.so .venv .venv-*

@@ -1,4 +1,4 @@
-"""python -m benchmarks list | run: parse, call, print."""
+"""python -m benchmarks list | run | compare | plot | report | inspect: parse, call, print."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import OPERATIONS, harness, machine, plot, table
-from benchmarks.operation import DTYPES, MODES, PROVIDERS, Provider, load, select
+from benchmarks import OPERATIONS, aot, compare, harness, machine, plot, report, rows, table
+from benchmarks.operation import DTYPES, MODES, PROVIDERS, Operation, Provider, load, select
 from pyflash.cli._progress import Progress
 
 
@@ -20,18 +20,41 @@ class UserError(Exception):
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="operations, cases and providers")
-    run = commands.add_parser("run", help="check, then time")
-    run.add_argument("operations", nargs="*", help=f"any of {', '.join(OPERATIONS)}; default all")
-    run.add_argument("--device", default="cpu", help="cpu or cuda")
-    run.add_argument("--dtype", choices=DTYPES, help="all cases in this dtype; default each in its own")
-    run.add_argument("--mode", choices=MODES, help="only this mode")
-    run.add_argument("--only", metavar="SUBSTRING", help="only cases whose operation and name contain this")
-    run.add_argument("--quick", action="store_true", help="fewer cases, fewer samples")
-    run.add_argument("--provider", action="append", help="may be repeated; torch is always there to compare with")
-    run.add_argument("--compile", action="store_true", help="also torch.compile, which takes seconds a case to compile")
-    run.add_argument("--json", type=Path, metavar="FILE", help="rows, written after every case")
-    run.add_argument("--png", type=Path, metavar="FILE", help="bars of the ratios to torch")
+    command = commands.add_parser("list", help="operations, cases and providers")
+    command.set_defaults(act=list_cases)
+
+    command = commands.add_parser("run", help="check, then time")
+    command.add_argument("operations", nargs="*", help=f"any of {', '.join(OPERATIONS)}; default all")
+    command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument("--dtype", choices=DTYPES, help="all cases in this dtype; default each in its own")
+    command.add_argument("--mode", choices=MODES, help="only this mode")
+    command.add_argument("--only", metavar="SUBSTRING", help="only cases whose operation and name contain this")
+    command.add_argument("--quick", action="store_true", help="fewer cases, fewer samples")
+    command.add_argument("--provider", action="append", help="may be repeated; torch is always there to compare with")
+    command.add_argument("--compile", action="store_true", help="also torch.compile: seconds a case to compile")
+    command.add_argument("--peers", action="store_true", help="also other people's kernels, where they are installed")
+    command.add_argument("--json", type=Path, metavar="FILE", help="rows, written after every case")
+    command.add_argument("--png", type=Path, metavar="FILE", help="bars of the ratios to torch")
+    command.set_defaults(act=run)
+
+    command = commands.add_parser("compare", help="two runs; exit status 1 where a row became slower or wrong")
+    command.add_argument("old", type=Path)
+    command.add_argument("new", type=Path)
+    command.set_defaults(act=compare_files)
+
+    command = commands.add_parser("plot", help="the picture of a run")
+    command.add_argument("json", type=Path)
+    command.add_argument("--png", type=Path, help="default: beside the JSON")
+    command.set_defaults(act=plot_file)
+
+    command = commands.add_parser("report", help="one Markdown page of one or more runs, losses first")
+    command.add_argument("json", type=Path, nargs="*", help="default: the committed results")
+    command.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    command.set_defaults(act=report_files)
+
+    command = commands.add_parser("inspect", help="what the Triton kernels compile to, without a GPU")
+    aot.add_arguments(command)
+    command.set_defaults(act=aot.run)
     return top
 
 
@@ -41,74 +64,123 @@ def known(what: str, name: str, existing) -> str:
     return name
 
 
-def chosen_providers(options) -> list[Provider]:
-    """Torch first. Every provider of the device but torch.compile, unless some were named."""
+def read(path: Path) -> tuple[list[rows.Row], list[machine.Machine]]:
+    try:
+        return rows.read(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def chosen_providers(operation: Operation, options) -> list[Provider]:
+    """Torch first. Every provider of the device but torch.compile and the peers, unless some were named."""
+    peers = [peer for peer in operation.peers if options.device in peer.devices]
     here = [provider for provider in PROVIDERS.values() if options.device in provider.devices]
-    names = options.provider or [p.name for p in here if not p.compiled or options.compile]
-    for name in names:
-        known("provider", name, [provider.name for provider in here])
-    return [provider for provider in here if provider.name in (*names, "torch")]
+    if options.provider:
+        return [one for one in here + peers if one.name in (*options.provider, "torch")]
+    return [one for one in here if not one.compiled or options.compile] + (peers if options.peers else [])
 
 
-def list_cases() -> None:
+def check_providers(options) -> None:
+    everyone = list(PROVIDERS.values()) + [peer for name in OPERATIONS for peer in load(name).peers]
+    here = list(dict.fromkeys(provider.name for provider in everyone if options.device in provider.devices))
+    for name in options.provider or ():
+        known("provider", name, here)
+
+
+def list_cases(options) -> int:
     for name in OPERATIONS:
+        operation = load(name)
         print(name)
-        for case in load(name).cases:
+        for case in operation.cases:
             modes = [mode if floor is None else f"{mode} (asked {floor:.3g}x)" for mode, floor in case.floors.items()]
             origin = f"  [{case.model}]" if case.model else ""
             print(f"  {case.name:<34} {case.dtype:<9} {', '.join(modes)}{origin}{'  quick' if case.quick else ''}")
+        if operation.peers:
+            print("  with --peers:", ", ".join(peer.name for peer in operation.peers))
     print("providers:", ", ".join(PROVIDERS))
+    return 0
 
 
 def run(options) -> int:
     for name in options.operations:
         known("operation", name, OPERATIONS)
     known("device", options.device, ["cpu"] + ["cuda"] * torch.cuda.is_available())
-    providers = chosen_providers(options)
+    check_providers(options)
     work = select(options.operations, dtype=options.dtype, mode=options.mode, quick=options.quick, only=options.only)
     if not work:
         raise UserError("no case is left by these filters; `python -m benchmarks list` shows all")
     here = machine.describe(options.device, {case.dtype for _, case, _ in work})
     effort = harness.QUICK if options.quick else harness.FULL
     print(table.machine_lines(here), table.HEADER, sep="\n\n", flush=True)
-    rows: list[harness.Row] = []
+    found: list[rows.Row] = []
     interrupted = False
     try:
         with Progress("benchmarks", len(work)) as progress:
             for operation, case, mode in work:
-                if not rows or rows[-1].operation != operation.name:
+                if not found or found[-1].operation != operation.name:
                     progress.print(operation.name)
                 progress.note(f"{operation.name}: {case.name}, {mode}")
-                rows += harness.run_case(operation, case, mode, providers, here, device=options.device, effort=effort)
+                providers = chosen_providers(operation, options)
+                new = harness.run_case(operation, case, mode, providers, here, device=options.device, effort=effort)
+                found += new
                 if options.json:
-                    harness.save(options.json, rows, here)
-                progress.print(table.block(rows[-len(providers) :]))
+                    rows.save(options.json, found, here)
+                progress.print(table.block(new))
                 progress.advance()
     except KeyboardInterrupt:
         interrupted = True
         print("interrupted; finished rows are kept", file=sys.stderr)
-    print("\n" + table.summary(rows))
-    if options.png and rows:
-        draw(rows, here, options.png)
-    return 130 if interrupted else 1 if any(row.status in ("wrong", "error") for row in rows) else 0
+    print("\n" + table.summary(found))
+    if options.png and found:
+        draw(found, here, options.png)
+    return 130 if interrupted else 1 if any(row.status in ("wrong", "error") for row in found) else 0
 
 
-def draw(rows: list[harness.Row], here: machine.Machine, path: Path) -> None:
+def compare_files(options) -> int:
+    (old, old_machines), (new, new_machines) = read(options.old), read(options.new)
+    if old and new:
+        for difference in compare.differing(old_machines[0], new_machines[0]):
+            print(f"benchmarks: the runs differ in more than pyflash; {difference}", file=sys.stderr)
+    found = compare.changes(old, new)
+    if not found:
+        raise UserError(f"{options.old} and {options.new} have no row in common")
+    print(compare.text(found, old, new))
+    return int(any(change.verdict in ("slower", "broken") for change in found))
+
+
+def plot_file(options) -> int:
+    found, machines = read(options.json)
+    if not found:
+        raise UserError(f"{options.json}: no rows")
+    return draw(found, machines[0], options.png or options.json.with_suffix(".png"))
+
+
+def draw(found: list[rows.Row], here: machine.Machine, path: Path) -> int:
     try:
-        drawn = plot.plot(rows, path, f"{here.cpu}, {here.isa}, {here.threads} threads, torch {here.torch}")
+        drawn = plot.plot(found, path, f"{here.label}, torch {here.torch}")
     except ImportError:
         print("no picture: matplotlib is not installed (pip install 'pyflash[bench]')")
+        return 1
+    print(f"picture: {path}" if drawn else "no picture: no row of ours has a ratio")
+    return 0
+
+
+def report_files(options) -> int:
+    paths = options.json or report.committed()
+    if not paths:
+        raise UserError("no results; `python -m benchmarks run --json FILE` writes some")
+    page = report.page([(path, *read(path)) for path in paths], (options.output or Path("-")).parent)
+    if options.output is None:
+        print(page, end="")
     else:
-        print(f"picture: {path}" if drawn else "no picture: no row of ours has a ratio")
+        options.output.write_text(page)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    if options.command == "list":
-        list_cases()
-        return 0
     try:
-        return run(options)
+        return options.act(options)
     except UserError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from benchmarks import peers
 from benchmarks.check import SEED, Bound, Wrong
 from benchmarks.dropout import expect_share
 from benchmarks.operation import Case, Operation
@@ -137,4 +138,5 @@ OPERATION = Operation(
     flops=flops,
     bytes=bytes_,
     truth=truth,
+    peers=peers.ATTENTION,
 )

@@ -72,6 +72,16 @@ class Result:
     largest_cotangent: float = 0.0
 
 
+def second_derivatives(outputs, leaves, douts) -> tuple[torch.Tensor, ...]:
+    """The gradients, then what a penalty on them adds: their own gradients, with cotangents of the same making."""
+    gradients = torch.autograd.grad(outputs, leaves, douts, create_graph=True)
+    curved = [gradient for gradient in gradients if gradient.requires_grad]
+    if not curved:
+        return gradients
+    seconds = torch.autograd.grad(curved, leaves, cotangents(curved), allow_unused=True, materialize_grads=True)
+    return *(gradient.detach() for gradient in gradients), *seconds
+
+
 def evaluate(bound: Bound) -> Result:
     torch.manual_seed(SEED)
     with torch.set_grad_enabled(bound.mode != "forward"):
@@ -79,7 +89,10 @@ def evaluate(bound: Bound) -> Result:
         if bound.mode == "forward":
             return Result(list(outputs))
         douts = cotangents(outputs)
-        gradients = torch.autograd.grad(outputs, bound.leaves, douts)
+        if bound.mode == "double-backward":
+            gradients = second_derivatives(outputs, bound.leaves, douts)
+        else:
+            gradients = torch.autograd.grad(outputs, bound.leaves, douts)
     largest = max(dout.abs().max().item() for dout in douts)
     return Result([*(out.detach() for out in outputs), *gradients], largest)
 

@@ -1,27 +1,26 @@
 """Measurement: providers interleaved in one run, medians of the samples that nothing disturbed.
 
-On a CPU a sample is clean when no thread of ours waited for a processor during it, which the kernel counts for us.
 Fewer than five clean samples is noise: printed, and never a win or a loss.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from statistics import median
 
 import torch
 
-from benchmarks.check import SEED, Bound, Reference, Wrong, cotangents, outputs_of
+from benchmarks.check import SEED, Bound, Reference, Wrong, cotangents, outputs_of, second_derivatives
 from benchmarks.machine import Machine
 from benchmarks.operation import Case, Operation, Provider
+from benchmarks.rows import Row
+from benchmarks.sampling import SAMPLERS, Sample, median_interval, paired_ratios, quartiles
+from pyflash.cli._memory import Memory
 from pyflash.ops import _backends
 
 MIN_CLEAN = 5
@@ -42,101 +41,6 @@ FULL = Effort(clean=11, seconds=12.0)
 QUICK = Effort(clean=5, seconds=3.0)
 
 
-@dataclass(frozen=True)
-class Sample:
-    seconds: float  # of one call
-    clean: bool
-
-
-@dataclass
-class Row:
-    """One provider on one case: what the table, the JSON and the pictures are made from. Times in seconds."""
-
-    operation: str
-    case: str
-    mode: str
-    dtype: str
-    provider: str
-    model: str = ""
-    status: str = "ok"  # ok, noisy, wrong, unsupported, out of memory, error
-    note: str = ""
-    served: str = ""  # the backends that pyflash's calls took, torch among them where `auto` preferred it
-    median: float | None = None
-    q25: float | None = None
-    q75: float | None = None
-    clean: int = 0
-    samples: int = 0
-    calls_per_sample: int = 0
-    flops_per_s: float | None = None
-    bytes_per_s: float | None = None
-    share: float | None = None  # of what this machine's measured peaks allow
-    ratio: float | None = None  # torch's median over this one
-    floor: float | None = None  # the least ratio asked for
-    extra_us: float | None = None  # the most microseconds it may add to torch's time
-    torch_median: float | None = None
-    max_error: float | None = None
-    allowed_error: float | None = None
-
-    @property
-    def reached(self) -> bool | None:
-        """Whether what is asked was measured; None where nothing is asked or nothing was measured."""
-        if self.status != "ok" or self.ratio is None:
-            return None
-        if self.floor is not None:
-            return self.ratio >= self.floor
-        if self.extra_us is not None:
-            return (self.median - self.torch_median) * 1e6 <= self.extra_us
-        return None
-
-
-# Clean samples.
-
-
-def run_queue_delay() -> dict[str, int]:
-    """Nanoseconds that each of our threads has waited, ready to run, for a processor. Empty where unknown."""
-    delays = {}
-    try:
-        threads = os.listdir("/proc/self/task")
-    except OSError:
-        return delays
-    for thread in threads:
-        with contextlib.suppress(OSError, IndexError, ValueError):  # a thread may end while we look
-            delays[thread] = int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1])
-    return delays
-
-
-def waited_ns(before: dict[str, int], after: dict[str, int]) -> int:
-    return sum(max(0, delay - before.get(thread, 0)) for thread, delay in after.items())
-
-
-def is_clean(wall_ns: int, waiting_ns: int) -> bool:
-    return waiting_ns <= 0.02 * wall_ns + 3000
-
-
-def sample_cpu(call: Callable[[], object], repeats: int) -> Sample:
-    before = run_queue_delay()
-    start = time.perf_counter_ns()
-    for _ in range(repeats):
-        call()
-    wall = time.perf_counter_ns() - start
-    return Sample(wall / repeats * 1e-9, is_clean(wall, waited_ns(before, run_queue_delay())))
-
-
-def sample_cuda(call: Callable[[], object], repeats: int) -> Sample:
-    """Between two events on the current stream; the queue is filled first, so launches are not what is timed."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(1_000_000)
-    start.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return Sample(start.elapsed_time(end) * 1e-3 / repeats, True)
-
-
-SAMPLERS = {"cpu": sample_cpu, "cuda": sample_cuda}
-
-
 # Contenders.
 
 
@@ -149,6 +53,8 @@ class Contender:
     mode: str
     errors: tuple[float, float]
     served: str = ""
+    first_call: float = 0.0
+    peak_bytes: int | None = None
     seconds: float = 0.0  # of one call, roughly
     repeats: int = 1
 
@@ -167,6 +73,8 @@ def timed_call(bound: Bound, mode: str, case: Case) -> Callable[[], object]:
         douts = cotangents(outputs)
         return lambda: torch.autograd.grad(outputs, bound.leaves, douts, retain_graph=True)
     douts = cotangents(outputs_of(bound()))
+    if mode == "double-backward":
+        return lambda: second_derivatives(outputs_of(bound()), bound.leaves, douts)
     if not case.optimizer:
         return lambda: torch.autograd.grad(outputs_of(bound()), bound.leaves, douts)
     optimizer = torch.optim.AdamW(bound.leaves, lr=1e-6)
@@ -185,12 +93,14 @@ def prepare(provider: Provider, reference: Reference) -> Contender:
     before = _backends.counts.copy()
     with provider.scope():
         bound = reference.bind(reference.build(lambda case: provider.build(operation, case)))
+        sampler = SAMPLERS[reference.device]
+        with torch.set_grad_enabled(mode != "forward"):
+            first_call = sampler(bound, 1).seconds
         errors = reference.check(bound)
         torch.manual_seed(SEED)
         with torch.set_grad_enabled(mode != "forward"):
-            contender = Contender(provider, timed_call(bound, mode, case), mode, errors)
-            contender.call()
-            sampler = SAMPLERS[reference.device]
+            contender = Contender(provider, timed_call(bound, mode, case), mode, errors, first_call=first_call)
+            contender.peak_bytes = Memory(reference.device).added_by(contender.call)
             contender.seconds = sampler(contender.call, 1).seconds
             if contender.seconds < LONG:
                 contender.seconds = min(sampler(contender.call, 1).seconds for _ in range(5))
@@ -225,21 +135,29 @@ def fill_times(row: Row, samples: list[Sample]) -> None:
     if len(clean) < MIN_CLEAN:
         row.status, row.note = "noisy", f"{len(clean)} of {len(samples)} samples clean"
         clean = [sample.seconds for sample in samples]
-    row.q25, row.median, row.q75 = statistics.quantiles(clean, n=4, method="inclusive")
+    row.q25, row.median, row.q75 = quartiles(clean)
 
 
 def fill_rates(row: Row, operation: Operation, case: Case, machine: Machine) -> None:
+    if row.mode == "double-backward":  # the least work of a second derivative is not defined
+        return
     flops, bytes_ = operation.flops(case, row.mode), operation.bytes(case, row.mode)
     row.flops_per_s, row.bytes_per_s = flops / row.median, bytes_ / row.median
     row.share = machine.roof_seconds(flops, bytes_, case.dtype) / row.median or None
 
 
-def fill_ratios(rows: list[Row]) -> None:
+def fill_ratios(rows: list[Row], samples: dict[str, list[Sample]]) -> None:
     """Against torch in the same run. A noisy row, or a noisy torch, has no ratio: it neither wins nor loses."""
     baseline = next((row for row in rows if row.provider == "torch" and row.status == "ok"), None)
     for row in rows:
-        if baseline is not None and row.status == "ok":
-            row.ratio, row.torch_median = baseline.median / row.median, baseline.median
+        if baseline is None or row.status != "ok":
+            continue
+        row.torch_median = baseline.median
+        ratios = paired_ratios(samples["torch"], samples[row.provider])
+        if len(ratios) >= MIN_CLEAN:
+            row.ratio, (row.ratio_low, row.ratio_high) = median(ratios), median_interval(ratios)
+        else:  # clean in different rounds
+            row.ratio = baseline.median / row.median
 
 
 def explain_failure(failure: Exception) -> tuple[str, str]:
@@ -296,31 +214,10 @@ def run_case(
         row = rows[contender.provider.name]
         row.max_error, row.allowed_error = contender.errors
         row.calls_per_sample, row.served = contender.repeats, contender.served
+        row.first_call, row.peak_bytes = contender.first_call, contender.peak_bytes
         fill_times(row, samples[row.provider])
         fill_rates(row, operation, case, machine)
         if contender.provider.function == "pyflash" and machine.has_isa(case.isa):
             row.floor, row.extra_us = case.floors.get(mode), case.extra_us.get(row.provider)
-    fill_ratios(list(rows.values()))
+    fill_ratios(list(rows.values()), samples)
     return list(rows.values())
-
-
-# JSON: a list of rows, each with the machine it was measured on.
-
-
-def save(path: Path, rows: list[Row], machine: Machine) -> None:
-    """Written whole after every case, then renamed: an interrupted run keeps its finished rows."""
-    text = json.dumps([asdict(row) | {"machine": machine.to_json()} for row in rows], indent=1)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text + "\n")
-    unfinished.replace(path)
-
-
-def read(path: Path) -> tuple[list[Row], list[Machine]]:
-    """Raises ValueError, in one line, on anything that save() did not write."""
-    known = {field.name for field in fields(Row)}
-    try:
-        loaded = json.loads(path.read_text())
-        machines = [Machine(**row.pop("machine")) for row in loaded]
-        return [Row(**{key: row[key] for key in row if key in known}) for row in loaded], machines
-    except (OSError, TypeError, KeyError, AttributeError, ValueError) as failure:
-        raise ValueError(f"{path}: not a benchmark result ({failure})") from None

@@ -32,6 +32,13 @@ class Machine:
     clean_samples: str
     peak_flops: dict[str, float]
     bandwidth: float
+    triton: str = ""
+    driver: str = ""
+
+    @property
+    def label(self) -> str:
+        """What this machine is called in titles and file names: rows of two labels are not comparable."""
+        return self.device if self.device != "cpu" else f"{self.cpu}, {self.isa}, {self.threads} threads"
 
     def has_isa(self, isa: str) -> bool:
         return self.device == "cpu" and CPU_ISAS.index(self.isa) >= CPU_ISAS.index(isa)
@@ -61,7 +68,22 @@ def describe(device: str, dtypes: set[str]) -> Machine:
         clean_samples="run-queue delay" if Path("/proc/self/task").exists() else "not known here",
         peak_flops={dtype: peak_flops(device, dtype) for dtype in sorted(dtypes)},
         bandwidth=copy_bandwidth(device),
+        triton=str(facts.get("triton") or ""),
+        driver=driver(device),
     )
+
+
+def driver(device: str) -> str:
+    """NVIDIA's driver version; empty on a CPU or where nvidia-smi is absent."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return (
+            subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+            if device != "cpu"
+            else ""
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def best_seconds(call, seconds: float) -> float:

@@ -13,7 +13,8 @@ import torch
 import pyflash
 from benchmarks import OPERATIONS
 
-MODES = ("forward", "backward", "training")  # training is a forward and a backward in one
+# training is a forward and a backward in one; double-backward adds a backward through that backward
+MODES = ("forward", "backward", "training", "double-backward")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -60,6 +61,7 @@ class Operation:
         pyflash: case -> the same with ours; the harness chooses the backend around the call.
         flops, bytes: (case, mode) -> the least work one call has to do.
         truth: for random operations, (case, bound) -> the float64 function that made the same random choices.
+        peers: who else does this operation (peers.py); timed when asked for.
     """
 
     name: str
@@ -70,20 +72,26 @@ class Operation:
     flops: Callable[[Case, str], float]
     bytes: Callable[[Case, str], float]
     truth: Callable | None = None
+    peers: tuple[Provider, ...] = ()
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Who computes: which of an Operation's two functions, on which backend, compiled or not."""
+    """Who computes: one of an Operation's two functions on one backend, or a function of the provider's own.
+
+    A provider of its own is a name and `case -> function of the case's inputs`; what it cannot serve raises ImportError
+    or NotImplementedError, when built or when called, and becomes an "unsupported" row.
+    """
 
     name: str
-    function: str  # "torch" or "pyflash"
+    function: str | Callable[[Case], Callable]  # "torch", "pyflash", or its own
     backend: str = "auto"
     devices: tuple[str, ...] = ("cpu", "cuda")
     compiled: bool = False
 
     def build(self, operation: Operation, case: Case) -> Callable:
-        function = getattr(operation, self.function)(case)
+        build = getattr(operation, self.function) if isinstance(self.function, str) else self.function
+        function = build(case)
         return torch.compile(function) if self.compiled else function
 
     def scope(self) -> contextlib.AbstractContextManager:

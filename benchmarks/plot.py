@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.harness import Row
+from benchmarks.rows import Row
 
 FASTER, SLOWER, ASKED = "#2b6cb0", "#c05621", "#1a202c"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.harness import Row
 from benchmarks.machine import Machine
+from benchmarks.rows import Row
 
 HEADER = (
     f"  {'case':<34} {'provider':<14} {'median':>9} {'quartiles':>19} {'clean':>7}"

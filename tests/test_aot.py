@@ -1,7 +1,7 @@
 """The committed ahead-of-time table: what it promises, and that the kernels still compile to it.
 
 Compilation for sm_80 and sm_90 needs no GPU. Where kernels changed since the table was written, the rows that matter are
-compiled again; `python -m benchmarks.inspect` writes the table.
+compiled again; `python -m benchmarks inspect` writes the table.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from benchmarks import inspect as aot
+from benchmarks import aot
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -60,7 +60,7 @@ def test_every_case_is_in_the_table():
 
 def compile_again(*names):
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.inspect", "--check", *names]
+    command = [sys.executable, "-m", "benchmarks", "inspect", "--check", *names]
     return subprocess.run(command, cwd=aot.ROOT, env=env, capture_output=True, text=True)
 
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from benchmarks import OPERATIONS, harness, machine, plot, table
+from benchmarks import OPERATIONS, harness, machine, plot, rows, sampling, table
 from benchmarks.__main__ import main
 from benchmarks.check import Reference, Wrong, comparable
-from benchmarks.harness import Contender, Effort, Row, Sample
-from benchmarks.operation import PROVIDERS, Case, Operation, Provider, load, select
+from benchmarks.harness import Contender, Effort
+from benchmarks.operation import MODES, PROVIDERS, Case, Operation, Provider, load, select
+from benchmarks.rows import Row
+from benchmarks.sampling import Sample
 
 HERE = machine.Machine(
     device="cpu", cpu="a processor", isa="avx512", threads=2, python="3", torch="2", pyflash="0", commit="abc",
@@ -55,6 +57,20 @@ class WrongGradient(torch.autograd.Function):
         return 1.9 * dy
 
 
+class WrongSecond(torch.autograd.Function):
+    """2 * x whose gradient is right and depends on x all the same."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        return 2 * dy + (x - x.detach())
+
+
 def one_hole(x):
     y = 2 * x
     y[7] = float("nan")
@@ -64,7 +80,7 @@ def one_hole(x):
 # What may be timed.
 
 
-@pytest.mark.parametrize("mode", ["forward", "backward", "training"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_right_result_is_timed(mode):
     row = outcome(lambda x: x + x, mode)
     assert row.status in ("ok", "noisy")
@@ -80,6 +96,8 @@ WRONG = [
     ("one output too many", lambda x: (2 * x, x), "forward"),
     ("gradient", WrongGradient.apply, "training"),
     ("gradient", WrongGradient.apply, "backward"),
+    ("gradient", WrongGradient.apply, "double-backward"),
+    ("second derivative", WrongSecond.apply, "double-backward"),
 ]
 
 
@@ -227,16 +245,16 @@ def test_a_dropout_that_does_nothing_is_refused():
     [(1_000_000, 0, True), (1_000_000, 23_000, True), (1_000_000, 23_001, False), (1000, 3000, True)],
 )
 def test_a_sample_is_clean_when_nothing_waited(wall_ns, waited, clean):
-    assert harness.is_clean(wall_ns, waited) is clean
+    assert sampling.is_clean(wall_ns, waited) is clean
 
 
 def test_waiting_is_summed_over_threads_that_come_and_go():
     before = {"1": 100, "2": 50, "gone": 900}
-    assert harness.waited_ns(before, {"1": 130, "2": 50, "new": 7}) == 37
+    assert sampling.waited_ns(before, {"1": 130, "2": 50, "new": 7}) == 37
 
 
 def test_run_queue_delay_reads_this_process():
-    assert all(delay >= 0 for delay in harness.run_queue_delay().values())
+    assert all(delay >= 0 for delay in sampling.run_queue_delay().values())
 
 
 def samples(*values, clean=True):
@@ -252,19 +270,45 @@ def test_statistics_are_of_clean_samples_only():
 
 def test_too_few_clean_samples_are_noise_and_neither_win_nor_loss():
     torchs, ours = (Row("op", "case", "forward", "float32", name, floor=1.0) for name in ("torch", "pyflash"))
-    harness.fill_times(torchs, samples(2, 2, 2, 2, 2))
-    harness.fill_times(ours, samples(1, 1, 1, 1) + samples(1, 1, clean=False))
-    harness.fill_ratios([torchs, ours])
+    taken = {"torch": samples(2, 2, 2, 2, 2), "pyflash": samples(1, 1, 1, 1) + samples(1, 1, clean=False)}
+    harness.fill_times(torchs, taken["torch"])
+    harness.fill_times(ours, taken["pyflash"])
+    harness.fill_ratios([torchs, ours], taken)
     assert (ours.status, ours.ratio, ours.reached) == ("noisy", None, None)
     assert torchs.ratio == 1.0
 
 
 def test_a_noisy_baseline_gives_no_ratios():
     torchs, ours = (Row("op", "case", "forward", "float32", name) for name in ("torch", "pyflash"))
-    harness.fill_times(torchs, samples(2, 2, clean=False) + samples(2))
-    harness.fill_times(ours, samples(1, 1, 1, 1, 1))
-    harness.fill_ratios([torchs, ours])
+    taken = {"torch": samples(2, 2, clean=False) + samples(2), "pyflash": samples(1, 1, 1, 1, 1)}
+    harness.fill_times(torchs, taken["torch"])
+    harness.fill_times(ours, taken["pyflash"])
+    harness.fill_ratios([torchs, ours], taken)
     assert ours.ratio is None
+
+
+def test_a_ratio_is_the_median_of_the_rounds_with_its_interval():
+    torchs, ours = (Row("op", "case", "forward", "float32", name) for name in ("torch", "pyflash"))
+    slow_for_a_while = [1, 1, 10, 10, 10, 1, 1]
+    taken = {
+        "torch": [Sample(2.0 * factor, True) for factor in slow_for_a_while],
+        "pyflash": [Sample(1.0 * factor, True) for factor in slow_for_a_while],
+    }
+    for row in (torchs, ours):
+        harness.fill_times(row, taken[row.provider])
+    harness.fill_ratios([torchs, ours], taken)
+    assert (ours.ratio, ours.ratio_low, ours.ratio_high) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(5, (1, 5)), (11, (3, 9)), (25, (8, 18)), (101, (41, 61))])
+def test_the_interval_of_a_median_covers_it_nineteen_times_in_twenty(count, ranks):
+    values = list(range(1, count + 1))
+    low, high = sampling.median_interval([float(v) for v in values[::-1]])
+    assert (low, high) == ranks
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(2000, count, generator=generator).sort(1).values
+    covered = (draws[:, ranks[0] - 1] <= 0.5) & (0.5 <= draws[:, ranks[1] - 1])
+    assert covered.float().mean() > 0.9
 
 
 def test_providers_alternate_and_are_sampled_alike():
@@ -360,9 +404,9 @@ def some_rows() -> list[Row]:
 
 def test_json_round_trip(tmp_path):
     path = tmp_path / "rows.json"
-    harness.save(path, some_rows(), HERE)
-    rows, machines = harness.read(path)
-    assert rows == some_rows()
+    rows.save(path, some_rows(), HERE)
+    found, machines = rows.read(path)
+    assert found == some_rows()
     assert machines == [HERE] * 3
     assert {"device", "cpu", "isa", "threads", "torch", "pyflash", "commit", "date"} <= set(
         json.loads(path.read_text())[0]["machine"]
@@ -375,7 +419,7 @@ def test_corrupt_json_is_one_line(tmp_path, text):
     path = tmp_path / "rows.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="not a benchmark result") as caught:
-        harness.read(path)
+        rows.read(path)
     assert "\n" not in str(caught.value)
 
 
@@ -422,6 +466,6 @@ def test_run_writes_every_finished_row(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(harness, "QUICK", FEW)
     path = tmp_path / "rows.json"
     status = main(["run", "linear", "--quick", "--only", "tiny", "--provider", "torch", "--json", str(path)])
-    rows, _ = harness.read(path)
-    assert (status, [row.provider for row in rows]) == (0, ["torch"])
+    found, _ = rows.read(path)
+    assert (status, [row.provider for row in found]) == (0, ["torch"])
     assert "tiny 8x16x16" in capsys.readouterr().out

@@ -6,8 +6,6 @@ Same weights, same batches: the loss curves must agree, and the steps must be fa
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import dataclasses
 import statistics
 import time
@@ -21,6 +19,7 @@ from torch import nn
 
 import pyflash
 from pyflash.cli import _language_model as lm
+from pyflash.cli._memory import Memory
 from pyflash.cli._progress import Progress
 
 FULL = lm.Settings()
@@ -93,35 +92,6 @@ def replace(model: nn.Module) -> tuple[nn.Module, Counter]:
 
 
 # Time and memory.
-
-
-class Memory:
-    """The peak that a call adds to the process (Linux's VmHWM, reset before it) or to the GPU; None where unknown."""
-
-    def __init__(self, device: str):
-        self.device = device
-
-    def added_by(self, call: Callable[[], object]) -> int | None:
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            call()
-            return torch.cuda.max_memory_allocated() - before
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed goes back first, or it would hide the growth
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-            before = self._status("VmRSS")
-            call()
-            return max(0, self._status("VmHWM") - before)
-        except (OSError, KeyError):
-            call()
-            return None
-
-    @staticmethod
-    def _status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(dict(line.split(":", 1) for line in lines)[field].split()[0]) * 1024
 
 
 def measure(

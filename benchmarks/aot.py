@@ -3,13 +3,11 @@
 The launchers themselves are called, on tensors without memory and with a driver that names the architecture, so the
 table shows what a user's call would compile: arguments, specialisation and configuration alike.
 
-    python -m benchmarks.inspect [--check] [NAME ...]      (names are substrings; default all)
+    python -m benchmarks inspect [--check] [NAME ...]      (names are substrings; default all)
 
-writes benchmarks/results/aot.json, or with --check compares the rows it compiles with it. Run as a module: as a script
-this file would shadow the standard library's `inspect`.
+writes benchmarks/results/aot.json, or with --check compares the rows it compiles with it.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,8 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "benchmarks" / "results" / "aot.json"
 
-# Counted in the machine code. Spills are LDL and STL; TF32 must be absent from float32 kernels under "ieee".
-INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "LDL", "STL")
+# Counted in the machine code. HMMA, HGMMA, UTCHMMA: tensor cores of sm_80, 90, 100. LDL, STL: spills. LDGSTS, UTMALDG:
+# copies that need no register. TF32 must be absent from float32 kernels under "ieee".
+TENSOR_CORES = ("HGMMA", "HMMA", "UTCHMMA")
+INSTRUCTIONS = (*TENSOR_CORES, "LDL", "STL", "LDGSTS", "UTMALDG")
+
+# What a multiprocessor has: (KB of shared memory, warps); every one has 65536 registers.
+MULTIPROCESSOR = {80: (164, 64), 86: (100, 48), 90: (228, 64), 100: (228, 64)}
 
 
 def cases():
@@ -155,10 +158,18 @@ def compile_case(name):
         globals()[call](empty, **arguments)
     finally:
         JITFunction.run = launch
-    return {kernel: _measure(binary) for kernel, binary in compiled.items()}
+    return {kernel: _measure(binary, arch) for kernel, binary in compiled.items()}
 
 
-def _measure(kernel):
+def occupancy(arch, registers, shared, warps):
+    """Blocks of that many warps that a multiprocessor holds at once. Registers go by 8 a thread, shared memory by KB."""
+    kilobytes, most_warps = MULTIPROCESSOR[arch]
+    by_registers = 65536 // (32 * warps * (-(-registers // 8) * 8))
+    by_shared = kilobytes // (-(-shared // 1024) + 1)  # 1 KB of each block is the system's
+    return min(by_registers, by_shared, most_warps // warps, 32)
+
+
+def _measure(kernel, arch):
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -171,8 +182,10 @@ def _measure(kernel):
         "spill_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared": kernel.metadata.shared,
         "warps": kernel.metadata.num_warps,
+        "blocks": 0,
         "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/", code)),
     }
+    row["blocks"] = occupancy(arch, row["registers"], row["shared"], row["warps"])
     row |= {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS}
     return row | {"TF32": code.count("TF32")}
 
@@ -187,6 +200,20 @@ def source_hash():
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
+def worse(old, new):
+    """What a row has lost against another, in words; empty when nothing. More registers matter where blocks are lost."""
+    found = []
+    if new["spill_bytes"] > old["spill_bytes"]:
+        found.append(f"spills {new['spill_bytes']} bytes, {old['spill_bytes']} before")
+    if new["blocks"] < old["blocks"]:
+        found.append(f"{new['blocks']} blocks a multiprocessor, {old['blocks']} before ({new['registers']} registers)")
+    if any(old[name] for name in TENSOR_CORES) and not any(new[name] for name in TENSOR_CORES):
+        found.append("no tensor-core instruction left")
+    if new["TF32"] and not old["TF32"]:
+        found.append("TF32 in a product that was exact")
+    return found
+
+
 def compile_cases(names, jobs=2):
     """{case/kernel: row}, with a line of progress for each case."""
     table = {}
@@ -197,15 +224,19 @@ def compile_cases(names, jobs=2):
     return table
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.inspect", description=__doc__.split("\n")[0])
+def add_arguments(parser):
     parser.add_argument("names", nargs="*", help="compile only cases with one of these in their name")
     parser.add_argument("--check", action="store_true", help="compare with the committed table; exit 1 if it differs")
     parser.add_argument("--jobs", type=int, default=2)
-    options = parser.parse_args(argv)
+
+
+def run(options):
     import triton
 
     names = [name for name in cases() if not options.names or any(part in name for part in options.names)]
+    if not names:
+        print(f"benchmarks: no case is called so; there are {', '.join(cases())}", file=sys.stderr)
+        return 2
     rows = compile_cases(names, options.jobs)
     committed = json.loads(TABLE.read_text()) if TABLE.exists() else {"rows": {}}
     if options.check:
@@ -224,8 +255,8 @@ def main(argv=None):
     )
     for name, row in rows.items():
         print(name, " ".join(f"{key}={value}" for key, value in row.items()))
+    for name, row in rows.items():
+        before = committed["rows"].get(name, {})
+        for loss in worse(before, row) if "blocks" in before else ():
+            print(f"worse: {name}: {loss}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Two runs of the suite: which rows changed by more than their noise.
+
+What is compared is each row's speed as a multiple of torch's in the same run, so a machine that is slower on another
+day changes nothing. A row has changed when the 95% intervals of the two runs do not touch and the difference is more
+than what two runs of one commit show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.machine import Machine
+from benchmarks.rows import Row
+
+MARGIN = 0.06  # memory lies elsewhere in another process: worth a few percent, constant within a run
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row in both runs. `verdict`: slower, faster, same, noisy, broken (it had a time) or mended."""
+
+    old: Row
+    new: Row
+
+    @property
+    def speed(self) -> float:
+        """The new speed as a multiple of the old."""
+        return self.new.ratio / self.old.ratio
+
+    @property
+    def verdict(self) -> str:
+        if "wrong" in (self.old.status, self.new.status) or "error" in (self.old.status, self.new.status):
+            return "same" if self.old.status == self.new.status else "broken" if self.old.status == "ok" else "mended"
+        if self.old.ratio is None or self.new.ratio is None:
+            return "noisy"
+        (old_low, old_high), (new_low, new_high) = interval(self.old), interval(self.new)
+        if new_high < old_low and self.speed < 1 / (1 + MARGIN):
+            return "slower"
+        if new_low > old_high and self.speed > 1 + MARGIN:
+            return "faster"
+        return "same"
+
+
+def interval(row: Row) -> tuple[float, float]:
+    return (row.ratio, row.ratio) if row.ratio_low is None else (row.ratio_low, row.ratio_high)
+
+
+def changes(old: list[Row], new: list[Row]) -> list[Change]:
+    """Rows of both runs, torch's own left out: they are the yardstick."""
+    before = {row.key: row for row in old}
+    return [Change(before[row.key], row) for row in new if row.key in before and row.provider != "torch"]
+
+
+def differing(old: Machine, new: Machine) -> list[str]:
+    """What besides pyflash is not the same in the two runs, in words."""
+    facts = ("label", "torch", "python", "triton", "driver")
+    pairs = [(name, getattr(old, name), getattr(new, name)) for name in facts]
+    return [f"{'machine' if name == 'label' else name}: {a} and {b}" for name, a, b in pairs if a != b]
+
+
+def text(found: list[Change], old: list[Row], new: list[Row]) -> str:
+    by_verdict = {name: [c for c in found if c.verdict == name] for name in ("broken", "slower", "mended", "faster")}
+    lines = []
+    for name, rows in by_verdict.items():
+        for change in sorted(rows, key=lambda c: c.speed if c.old.ratio and c.new.ratio else 0):
+            operation, case, mode, dtype, provider = change.new.key
+            measured = f"{change.new.status}: {change.new.note}" if name == "broken" else change.new.status
+            if change.old.ratio and change.new.ratio:
+                measured = (
+                    f"{change.old.ratio:.2f}x -> {change.new.ratio:.2f}x of torch ({100 * (change.speed - 1):+.0f}%)"
+                )
+            lines.append(f"  {name:<7} {operation}, {case}, {mode}, {dtype}, {provider}: {measured}")
+    count = {name: len(rows) for name, rows in by_verdict.items()}
+    unpaired = {row.key for row in old} ^ {row.key for row in new}
+    noisy = sum(change.verdict == "noisy" for change in found)
+    lines.append(
+        f"{len(found)} rows compared: {count['slower']} slower, {count['broken']} broken, {count['faster']} faster,"
+        f" {count['mended']} mended, {noisy} without a ratio in one of the runs; {len(unpaired)} rows in one run only"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""What the figures cannot say themselves: per operation the limit, the best known elsewhere, and why a gap is there.
+
+The page that `report` writes takes its words from here and its numbers from the results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Why rows fall short. Applies where `case` is part of the case's name and, if given, mode and dtype are equal."""
+
+    case: str
+    reason: str
+    mode: str = ""
+    dtype: str = ""
+
+    def explains(self, row) -> bool:
+        return self.case in row.case and self.mode in ("", row.mode) and self.dtype in ("", row.dtype)
+
+
+@dataclass(frozen=True)
+class Story:
+    limit: str
+    elsewhere: str
+    gaps: tuple[Gap, ...] = ()
+
+
+STORIES = {
+    "activation": Story(
+        limit="Memory: one read and one write an element; out of cache a copy's time.",
+        elsewhere="torch's own vectorised loops; a compiler that fuses the activation into its producer beats any of them.",
+        gaps=(
+            Gap("", "erf and tanh are polynomials of about 60 vector instructions here; torch calls SLEEF's of fewer"),
+        ),
+    ),
+    "linear": Story(
+        limit="FLOPs: 2 M N K a product, two products backward; small batches are bound by reading the weight.",
+        elsewhere="MKL and oneDNN: 75 to 90% of the peak they use. MKL stays on 256-bit vectors on AMD, so on Zen 5 half"
+        " of the peak is out of its reach; on Zen 4, whose 512-bit units are half as wide, nothing is.",
+        gaps=(
+            Gap("tiny", "what remains is Python: the check that sends a small call to torch"),
+            Gap("1x", "one row is a matrix-vector product, bound by memory; torch's is nearer to it and `auto` takes it"),
+            Gap("", "both are near the peak: at 90% of it nobody can be 1.2 times faster"),
+        ),
+    ),
+    "layer_norm": Story(
+        limit="Memory: x and y once, with a residual x, r, y and the sum once.",
+        elsewhere="torch's kernel alone is at the limit out of cache; the separate sum is what fusing saves.",
+        gaps=(
+            Gap("tiny", "what remains is Python"),
+            Gap("256x1024", "in cache the call's own cost, some 40 us of Python and allocation, is what one sees"),
+            Gap("", "the sums over rows for the weight's and bias's gradients"),
+        ),
+    ),
+    "dropout": Story(
+        limit="Memory, and ten rounds of Philox for every four elements.",
+        elsewhere="torch draws its mask one element after another on one thread.",
+        gaps=(Gap("", "the page faults of a fresh output, which torch pays as well"),),
+    ),
+    "attention": Story(
+        limit="FLOPs: 4 N^2 D a head forward, 10 backward, half of it causal; one query reads the cache once: memory.",
+        elsewhere="On GPUs FlashAttention-3 reports 75% of an H100's bfloat16 peak forward (Shah et al. 2024). On CPUs"
+        " torch's flash kernel calls MKL for its products and reaches half of the peak.",
+        gaps=(
+            Gap("decode", "both are bound by memory: torch reads the cache at the same rate"),
+            Gap("dropout", "torch leaves its flash path for dropout, the more so the longer the sequence; at N=512 its"
+                " explicit products already run at a quarter of the peak, so no kernel can be 12 times faster here"),
+            Gap("", "the peak: softmax, rescaling and the packing of each tile take what is missing to it"),
+        ),
+    ),
+    "transformer": Story(
+        limit="Linear's and attention's FLOPs together; the smaller the model, the more everything between them.",
+        elsewhere="torch.compile gains nothing here on a CPU: it calls the same MKL and flash kernels.",
+        gaps=(
+            Gap("tiny", "what remains is Python, once for every operation inside"),
+            Gap("", "the share of Linear, where torch is near the peak as well (Amdahl)"),
+        ),
+    ),
+}  # fmt: skip

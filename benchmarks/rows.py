@@ -1,0 +1,81 @@
+"""Rows: what a run finds out about one provider on one case, and the JSON they are kept in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from benchmarks.machine import Machine
+
+
+@dataclass
+class Row:
+    """One provider on one case: what the table, the JSON and the pictures are made from. Times in seconds."""
+
+    operation: str
+    case: str
+    mode: str
+    dtype: str
+    provider: str
+    model: str = ""
+    status: str = "ok"  # ok, noisy, wrong, unsupported, out of memory, error
+    note: str = ""
+    served: str = ""  # the backends that pyflash's calls took, torch among them where `auto` preferred it
+    median: float | None = None
+    q25: float | None = None
+    q75: float | None = None
+    clean: int = 0
+    samples: int = 0
+    calls_per_sample: int = 0
+    flops_per_s: float | None = None
+    bytes_per_s: float | None = None
+    share: float | None = None  # of what this machine's measured peaks allow
+    ratio: float | None = None  # torch's time over this one's, the median of the rounds
+    ratio_low: float | None = None  # 95% interval of that median
+    ratio_high: float | None = None
+    floor: float | None = None  # the least ratio asked for
+    extra_us: float | None = None  # the most microseconds it may add to torch's time
+    torch_median: float | None = None
+    first_call: float | None = None  # what is compiled, packed or looked up once, included
+    peak_bytes: int | None = None  # that one call adds at its peak
+    max_error: float | None = None
+    allowed_error: float | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What the same row of another run is found by."""
+        return self.operation, self.case, self.mode, self.dtype, self.provider
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether what is asked was measured; None where nothing is asked or nothing was measured."""
+        if self.status != "ok" or self.ratio is None:
+            return None
+        if self.floor is not None:
+            return self.ratio >= self.floor
+        if self.extra_us is not None:
+            return (self.median - self.torch_median) * 1e6 <= self.extra_us
+        return None
+
+
+# JSON: a list of rows, each with the machine it was measured on.
+
+
+def save(path: Path, rows: list[Row], machine: Machine) -> None:
+    """Written whole after every case, then renamed: an interrupted run keeps its finished rows."""
+    text = json.dumps([asdict(row) | {"machine": machine.to_json()} for row in rows], indent=1)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)
+
+
+def read(path: Path) -> tuple[list[Row], list[Machine]]:
+    """Raises ValueError, in one line, on anything that save() did not write."""
+    known = {field.name for field in fields(Row)}
+    try:
+        loaded = json.loads(path.read_text())
+        machines = [Machine(**row.pop("machine")) for row in loaded]
+        return [Row(**{key: row[key] for key in row if key in known}) for row in loaded], machines
+    except (OSError, TypeError, KeyError, AttributeError, ValueError) as failure:
+        raise ValueError(f"{path}: not a benchmark result ({failure})") from None
