@@ -3,6 +3,8 @@
 #   make test          everything CI holds                          make quick   the fast part, under a minute
 #   make lint          ruff, clang-format, generated files           make generate   render the activation table
 #   make bench OPS=... the benchmark suite                           make inspect   Triton's registers and spills, no GPU needed
+#   make gpu           tests, benchmarks and tuning on this machine's GPU, with the Python that is there: docs/gpu.md
+#                      PART=tests|bench|tune|profile OP="attention" TIME=900 (seconds) DEVICE=interpreter (without a GPU)
 #   make build         the native module only; ISA=avx512 for one instruction set
 #   make PYTHON=python3.12 <target>   an interpreter whose torch is already there: nothing of it is reinstalled
 
@@ -21,7 +23,7 @@ NATIVE := $(shell find csrc -type f) setup.py
 WORKERS ?= auto
 OPS ?= attention linear layer_norm dropout transformer
 
-.PHONY: demo test quick lint generate bench inspect build clean
+.PHONY: demo test quick lint generate bench inspect gpu build clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "python3 is older than 3.10"; exit 1; }
@@ -66,6 +68,10 @@ bench: build
 
 inspect: build
 	$(PY) -m benchmarks inspect $(ARGS)
+
+# No environment is made and nothing is installed: what is missing is left out, and said.
+gpu:
+	$(or $(PYTHON),python3) -m tools.gpu $(if $(PART),--part $(PART)) $(if $(OP),--op "$(OP)") $(if $(TIME),--time $(TIME)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 clean:
 	rm -rf build *.egg-info pyflash/*.so .venv .venv-*

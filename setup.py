@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -40,11 +41,19 @@ def native_sources():
     return sources
 
 
+def pybind11_headers():
+    """Those of the package, which [build-system] requires; in place also those that torch brings."""
+    try:
+        import pybind11
+
+        return pybind11.get_include()
+    except ImportError:
+        return str(Path(find_spec("torch").origin).parent / "include")
+
+
 class BuildNative(build_ext):
     def build_extension(self, ext):
-        import pybind11  # in [build-system] requires
-
-        self.include_dirs.append(pybind11.get_include())
+        self.include_dirs.append(pybind11_headers())
         headers = [path for path in CSRC.rglob("*") if path.suffix in (".h", ".inc")]
         newest_header = max(path.stat().st_mtime for path in headers)
         sources = native_sources()

@@ -19,7 +19,7 @@ from benchmarks.check import SEED, Bound, Reference, Wrong, cotangents, outputs_
 from benchmarks.machine import Machine
 from benchmarks.operation import Case, Operation, Provider
 from benchmarks.rows import Row
-from benchmarks.sampling import SAMPLERS, Sample, median_interval, paired_ratios, quartiles
+from benchmarks.sampling import SAMPLERS, Sample, first_seconds, median_interval, paired_ratios, quartiles
 from pyflash.cli._memory import Memory
 from pyflash.ops import _backends
 
@@ -95,7 +95,7 @@ def prepare(provider: Provider, reference: Reference) -> Contender:
         bound = reference.bind(reference.build(lambda case: provider.build(operation, case)))
         sampler = SAMPLERS[reference.device]
         with torch.set_grad_enabled(mode != "forward"):
-            first_call = sampler(bound, 1).seconds
+            first_call = first_seconds(bound, reference.device)
         errors = reference.check(bound)
         torch.manual_seed(SEED)
         with torch.set_grad_enabled(mode != "forward"):

@@ -120,7 +120,10 @@ def fma_peak() -> float:
 
 def copy_bandwidth(device: str) -> float:
     """Bytes read and written per second by a copy too large for the caches."""
-    count = max(64 << 20, min(2 * last_level_cache(), available_memory() // 8)) // 4
+    if device == "cpu":
+        count = max(64 << 20, min(2 * last_level_cache(), available_memory() // 8)) // 4
+    else:
+        count = 1 << 28  # 1 GB, far past any L2
     source = torch.ones(count, device=device)
     target = torch.zeros_like(source)
     return 2 * 4 * count / best_seconds(lambda: target.copy_(source), 0.4)

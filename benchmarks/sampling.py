@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import cuda_timing
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -53,19 +55,16 @@ def sample_cpu(call: Callable[[], object], repeats: int) -> Sample:
     return Sample(wall / repeats * 1e-9, is_clean(wall, waited_ns(before, run_queue_delay())))
 
 
-def sample_cuda(call: Callable[[], object], repeats: int) -> Sample:
-    """Between two events on the current stream; the queue is filled first, so launches are not what is timed."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(1_000_000)
-    start.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return Sample(start.elapsed_time(end) * 1e-3 / repeats, True)
+SAMPLERS = {"cpu": sample_cpu, "cuda": lambda call, repeats: Sample(cuda_timing.seconds(call, repeats), True)}
 
 
-SAMPLERS = {"cpu": sample_cpu, "cuda": sample_cuda}
+def first_seconds(call: Callable[[], object], device: str) -> float:
+    """Of a first call, by the wall clock: what it compiles, packs or looks up is what one waits for."""
+    start = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:

@@ -1,9 +1,13 @@
 """Launch parameters as data, one row per architecture and shape class; chosen by pure functions, testable without a GPU.
 
-Nothing is measured at run time. "interpreter" rows are small so that small shapes cross many tiles.
+Nothing is measured at run time. "interpreter" rows are small so that small shapes cross many tiles. What `make gpu
+PART=tune` measured on an architecture is in tuned/<architecture>.json and wins over the rows here; candidates.py holds
+what it tries.
 """
 
 import functools
+import json
+from pathlib import Path
 
 import torch
 import triton
@@ -34,6 +38,54 @@ def arch_of(capability):
     if major in (10, 11):
         return "sm100"
     return "sm80" if (major, minor) == (8, 0) or (major, minor) == (8, 7) else "sm86"
+
+
+TUNED = Path(__file__).parent / "tuned"
+TUNABLE = {}  # name -> function of (architecture, *shape) whose rows can be measured
+TRIAL = {}  # name -> configuration that every call takes, while the tuner tries it
+
+
+@functools.cache
+def tuned(arch):
+    """{"name/shape class": {"config": launch parameters, ...}} as measured on this architecture; empty before that."""
+    path = TUNED / f"{arch}.json"
+    return json.loads(path.read_text())["keys"] if path.exists() else {}
+
+
+def tunable(shape_class):
+    """Decorates a choice of rows: a measured row of the same shape class goes first.
+
+    Args:
+        shape_class: of the arguments after the architecture; what one measured row stands for.
+    """
+
+    def decorate(rows):
+        name = rows.__name__
+
+        @functools.wraps(rows)
+        def config(arch, *shape, **options):
+            if name in TRIAL:
+                return TRIAL[name]
+            table = tuned(arch)
+            found = table and table.get(config.key(*shape, **options))
+            return found["config"] if found else rows(arch, *shape, **options)
+
+        config.rows = rows
+        config.key = lambda *shape, **options: "/".join([name, *map(str, shape_class(*shape, **options))])
+        TUNABLE[name] = config
+        return config
+
+    return decorate
+
+
+def _width(dtype):
+    """bfloat16 and float16 move the same bytes through the same units."""
+    return "half" if dtype.itemsize == 2 else str(dtype).removeprefix("torch.")
+
+
+def _up_to(size, *limits):
+    """The shape class of a size: the first limit that holds it, or "any"."""
+    return next((limit for limit in limits if size <= limit), "any")
 
 
 def input_precision():
@@ -87,19 +139,27 @@ def _pick(plain, laden_rows, float32, interpreter, arch, dtype, head_dim, laden)
     return next(tile for widest, tile in rows if head_dim <= widest)
 
 
+def _attention_class(dtype, head_dim, laden=False):
+    return _width(dtype), feature_block(head_dim), "laden" if laden else "plain"
+
+
+@tunable(_attention_class)
 def attention_fwd(arch, dtype, head_dim, laden=False):
     """head_dim: the wider of the keys' and the values'; laden: attention_tile.is_laden."""
     return _pick(_FWD, _FWD_LADEN, _FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
 
 
+@tunable(_attention_class)
 def attention_bwd_dq(arch, dtype, head_dim, laden=False):
     return _pick(_DQ, _DQ_LADEN, _DQ_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
 
 
+@tunable(_attention_class)
 def attention_bwd_dkdv(arch, dtype, head_dim, laden=False):
     return _pick(_DKDV, _DKDV_LADEN, _DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim, laden)
 
 
+@tunable(lambda dtype, head_dim, rows: (_width(dtype), feature_block(head_dim), _up_to(rows, 16)))
 def attention_decode(arch, dtype, head_dim, rows):
     """Tiles of 16 packed rows, the least a matrix instruction takes: the cache is what is read."""
     if arch == "interpreter":
@@ -145,6 +205,7 @@ _MATMUL_HALF = {
 _MATMUL_FLOAT32 = [(32, _product(32, 64, 16, 4, 2)), (None, _product(64, 64, 16, 4, 2))]
 
 
+@tunable(lambda dtype, M, N, K: (_width(dtype), _up_to(M, 32, 64, 512)))
 def matmul(arch, dtype, M, N, K):
     if arch == "interpreter":
         return _product(32, 32, 32, 4, 1)
@@ -184,6 +245,7 @@ def rnn_bwd(arch, dtype, gates, hidden):
     return _rnn(arch, dtype, gates, hidden, _recurrent(False, 32, 16, 128, 4, 3), _recurrent(False, 32, 16, 32, 4, 2))
 
 
+@tunable(lambda cols: (triton.next_power_of_2(cols),))
 def row_block(arch, cols):
     """Whole rows of at most 2048 elements together, and warps so that a thread holds about 16 of them."""
     block_n = triton.next_power_of_2(cols)

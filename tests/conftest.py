@@ -7,6 +7,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import helpers
 import pytest
 
 from pyflash.ops._registry import Op
@@ -28,3 +29,14 @@ def paranoid():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def on_its_device(request, seeded):
+    """Tests of the triton backend make their tensors on the GPU, where there is one; all others on the CPU."""
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    if parameters.get("backend") == "triton" or request.node.get_closest_marker("on_device"):
+        with helpers.on_device(helpers.DEVICE):
+            yield
+    else:
+        yield

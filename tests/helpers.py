@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 
 import pytest
+import stand_in
 import torch
 
 import pyflash
 from pyflash.ops import _backends
+
+# Where the Triton kernels' tests make their tensors. In the interpreter that is the CPU, or what stands in for a device.
+STAND_IN = os.environ.get("PYFLASH_STAND_IN", "0") == "1" and _backends.INTERPRETING
+DEVICE = "cuda" if STAND_IN or (torch.cuda.is_available() and not _backends.INTERPRETING) else "cpu"
+
+
+def on_device(device):
+    """Context manager: tensors are made on `device` unless they say otherwise."""
+    return stand_in.device(device) if STAND_IN else torch.device(device)
+
+
+def on_its_device(value):
+    """A tensor that was made when the tests were collected, or the tensors of a dictionary, where this test's are made."""
+    if isinstance(value, dict):
+        return {name: on_its_device(item) for name, item in value.items()}
+    return value.to(torch.empty(0).device) if isinstance(value, torch.Tensor) else value
+
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -41,7 +60,8 @@ def use(backend: str):
     """`backend` as in `backend_params`."""
     name, _, isa = backend.partition(":")
     if not isa:
-        with pyflash.use_backend(name):
+        # Not on the device by default: a tensor that our code makes without saying where must not get there by luck.
+        with pyflash.use_backend(name), on_device("cpu") if DEVICE != "cpu" and name == "triton" else _nothing():
             yield
         return
     from pyflash import _cpu

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, on_its_device, run, use
 
 import pyflash.functional as PF
 from pyflash.activations import ACTIVATIONS
@@ -74,7 +74,7 @@ def ulp_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
 def test_max_ulp_over_the_whole_range(name, backend):
     """Every 4001st float: all exponents, both signs."""
     bits = np.arange(0, 2**32, 4001, dtype=np.uint32)
-    x = torch.from_numpy(bits.view(np.float32))
+    x = on_its_device(torch.from_numpy(bits.view(np.float32)))
     x = x[x.isfinite()]
     with use(backend):
         y = PUBLIC[name](x)

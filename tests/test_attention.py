@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_error_within, backend_params, run, use
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from property_tests import given, settings, st
 
 import pyflash.functional as PF
 from pyflash.ops import _attention_reference as reference
@@ -112,11 +111,53 @@ def test_masks(backend, kind):
 @pytest.mark.parametrize("dtype", [torch.float64, *HALVES], ids=str)
 @pytest.mark.parametrize("backend", CPU)
 def test_dtypes(backend, dtype):
-    for case in (CASES[1], CASES[3], CASES[-1], CASES[5], CASES[7]):
+    # bfloat16 has products of its own: every shape and layout
+    for case in CASES if dtype == torch.bfloat16 else (CASES[1], CASES[3], CASES[-1], CASES[5], CASES[7]):
         (q, k, v), dout = tensors(case, dtype)
-        compare(backend, (q, k, v), dout, dtype=dtype, is_causal=True, enable_gqa=case[1] != case[2])
-    mask = torch.randn(case[3], case[4], dtype=dtype)
-    compare(backend, (q, k, v), dout, mask, dtype=dtype)
+        for is_causal in (False, True):
+            compare(backend, (q, k, v), dout, dtype=dtype, is_causal=is_causal, enable_gqa=case[1] != case[2])
+    for case in (CASES[1], CASES[7]):
+        (q, k, v), dout = tensors(case, dtype)
+        compare(backend, (q, k, v), dout, torch.randn(case[3], case[4], dtype=dtype), dtype=dtype)
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_odd_bfloat16(backend):
+    """Pairs that do not come out even: columns, keys, rows an odd number of elements apart, windows from an odd key."""
+    for rows, keys, dim, dim_v in ((33, 65, 7, 5), (70, 129, 33, 31), (9, 1, 1, 1), (300, 511, 18, 40)):
+        (q, k, v), dout = tensors((1, 2, 2, rows, keys, dim, dim_v, "holes", ""), torch.bfloat16)
+        mask = torch.rand(rows, keys) > 0.3
+        mask[:, 0] = True
+        for m in (None, mask, torch.randn(rows, keys, dtype=torch.bfloat16)):
+            compare(backend, (q, k, v), dout, m, dtype=torch.bfloat16)
+        for options in ({"window_size": (5, 3)}, {"dropout_p": 0.3}, {"softcap": 2.0}):
+            options = {"seed": torch.tensor([5]), "return_lse": True, **options}
+
+            def call(q, k, v, options=options):
+                return PF.attention(q, k, v, **options)
+
+            lse = run(call, (q, k, v), backend="torch")[1]
+            douts = (dout, torch.where(lse == -torch.inf, 0.0, torch.randn(lse.shape)))
+            truth = run(call, (q, k, v), douts, torch.float64, "torch")
+            assert_error_within(
+                run(call, (q, k, v), douts, None, backend), run(call, (q, k, v), douts, None, "torch"), truth, dout,
+                floor_ulp=8,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("backend", CPU)
+def test_half_nan_and_infinity(backend, dtype):
+    q, k, v = (torch.randn(1, 1, 40, 8, dtype=dtype) for _ in range(3))
+    for place, value in (("q", math.nan), ("k", -math.nan), ("v", math.nan), ("v", math.inf)):
+        changed = {"q": q.clone(), "k": k.clone(), "v": v.clone()}
+        changed[place][0, 0, 5, 2] = value
+        with use(backend):
+            out = PF.scaled_dot_product_attention(changed["q"], changed["k"], changed["v"])
+        expected = F.scaled_dot_product_attention(
+            changed["q"], changed["k"], changed["v"], torch.zeros(40, 40, dtype=dtype)
+        )
+        assert torch.equal(out.isnan(), expected.isnan()) and torch.equal(out.isinf(), expected.isinf())
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 20, 35), (1, 3, 20, 35), (2, 1, 20, 35), (20, 35), (2, 1, 1, 35), (2, 3, 20, 1),

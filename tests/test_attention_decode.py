@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_error_within, backend_params, run, use
+from helpers import assert_error_within, backend_params, on_its_device, run, use
 
 import pyflash.functional as PF
 from pyflash.ops import _attention_reference as reference
@@ -66,11 +66,12 @@ def one_by_one(lengths, is_causal=True, scale=None, window_size=(-1, -1), alibi_
 
 
 def compare(backend, case, dtype=torch.float32):
-    qkv, lengths, options = tensors(case, dtype), case[0], case[8]
+    qkv, lengths, options = tensors(case, dtype), case[0], on_its_device(case[8])
     theirs = one_by_one(lengths, **options)
 
     def ours(q, k, v):
-        return PF.attention_decode(q, k, v, torch.tensor(lengths, dtype=torch.int32), return_lse=True, **options)
+        cache_seqlens = torch.tensor(lengths, dtype=torch.int32, device=q.device)
+        return PF.attention_decode(q, k, v, cache_seqlens, return_lse=True, **options)
 
     scale = torch.cat([x.nan_to_num().flatten() for x in qkv])
     assert_error_within(

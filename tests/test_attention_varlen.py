@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import assert_error_within, backend_params, run, use
+from helpers import assert_error_within, backend_params, on_its_device, run, use
 
 import pyflash.functional as PF
 from pyflash.ops import _attention_reference as reference
@@ -110,7 +110,7 @@ def one_by_one(packing, dropout_p=0.0, is_causal=False, scale=None, causal_align
 
 def compare(backend, case, dtype=torch.float32):
     qkv, packing, (dout, dlse) = tensors(case, dtype)
-    options = {"seed": SEED, **case[6]} if case[6].get("dropout_p") else case[6]
+    options = on_its_device({"seed": SEED, **case[6]} if case[6].get("dropout_p") else case[6])
     theirs = one_by_one(packing, **options)
 
     def ours(q, k, v):
@@ -156,12 +156,13 @@ def test_bfloat16_on_triton(backend):
 def test_dropout_is_that_of_padded_sequences(backend):
     """v is the identity, so out is the matrix of weights; the mask is `attention_keep`'s of a padded batch."""
     lengths, heads, longest = (3, 7, 7, 2), 2, 7
-    keep = attention_keep(SEED, len(lengths), heads, longest, longest, 0.4)
+    seed = on_its_device(SEED)
+    keep = attention_keep(seed, len(lengths), heads, longest, longest, 0.4)
     q, k = torch.randn(2, sum(lengths), heads, 8)
     v = torch.cat([torch.eye(n, longest) for n in lengths])[:, None].expand(-1, heads, -1)
     cu = offsets(lengths)
     with use(backend):
-        w = PF.attention_varlen(q, k, v, cu, cu, longest, longest, dropout_p=0.4, seed=SEED)
+        w = PF.attention_varlen(q, k, v, cu, cu, longest, longest, dropout_p=0.4, seed=seed)
         assert (PF.attention_varlen(q, k, v, cu, cu, longest, longest, dropout_p=1.0) == 0).all()
     for b, (start, stop) in enumerate(pairwise(cu.tolist())):
         n = stop - start

@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from property_tests import given, settings, st
 
 import pyflash
 import pyflash.functional as PF
@@ -369,10 +368,13 @@ def test_threads_do_not_change_a_bit():
 
 
 @pytest.fixture
-def cache():
+def cache(monkeypatch):
+    """Empty, and for weights of any size."""
     pytest.importorskip("pyflash._cpu")
-    from pyflash.ops._native.linear import cache
+    from pyflash.ops._native import linear as native
 
+    monkeypatch.setattr(native, "MIN_CACHED", 0)
+    cache = native.cache
     pyflash.clear_cache()
     yield cache
     pyflash.clear_cache()
@@ -443,6 +445,18 @@ def test_the_cache_is_used_only_with_gradients_off(cache):
         assert len(cache) == 1
         PF.linear(x.detach(), p.detach())  # nothing requires a gradient; the same memory
         assert len(cache) == 1
+
+
+def test_a_tiny_weight_is_packed_in_every_call(cache, monkeypatch):
+    from pyflash.ops._native import linear as native
+
+    monkeypatch.setattr(native, "MIN_CACHED", 20 * 30 + 1)
+    p, x = torch.randn(20, 30), torch.randn(8, 30)
+    with use("cpu"), torch.no_grad():
+        torch.testing.assert_close(PF.linear(x, p), F.linear(x, p))
+        assert len(cache) == 0
+        p.data.mul_(2)
+        torch.testing.assert_close(PF.linear(x, p), F.linear(x, p))
 
 
 def test_a_hit_does_not_pack(cache, monkeypatch):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import use
 from module_helpers import BACKENDS, assert_same, pair, quiet
-from torch.testing._internal.common_modules import module_db
 
 import pyflash
 import pyflash.nn as nn
@@ -121,6 +120,10 @@ def test_wrong_arguments_raise_as_in_torch(backend):
         assert type(ours) is type(theirs), f"call {i}: {ours!r}, torch: {theirs!r}"
 
 
+try:
+    from torch.testing._internal.common_modules import module_db
+except ModuleNotFoundError:  # torch does not require what its own tests import
+    module_db = []
 DATABASE = [info for info in module_db if info.module_cls in TWINS]
 
 
@@ -145,6 +148,7 @@ def test_torchs_own_module_database(info, training):
         assert_same([ours, replaced], theirs, call.args, call.kwargs, modes=modes, backends=BACKENDS[-1:])
 
 
+@pytest.mark.skipif(not module_db, reason="torch.testing._internal needs expecttest")
 def test_the_database_covers_our_modules():
     assert {info.module_cls for info in DATABASE} >= {
         torch.nn.Linear, torch.nn.LayerNorm, torch.nn.GELU, torch.nn.MultiheadAttention,

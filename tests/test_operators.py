@@ -124,6 +124,10 @@ ROWS = {
     "layer_norm_bwd": layer_norm_bwd,
     "dropout": lambda: [(matrix(6, 20), SEED, 0.5)],
     "rnn_fwd": rnn_fwd,
+    "rnn_cached_fwd": lambda: [
+        (*recurrent("lstm", projection=2), True),
+        (*recurrent("gru", layout="packed"), False),
+    ],
     "rnn_bwd": rnn_bwd,
     "attention_fwd": lambda: [(heads(5), heads(6), heads(6), None, None, None, *WHOLE)],
     "attention_bwd": attention_bwd,

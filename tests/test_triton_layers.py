@@ -9,8 +9,8 @@ from helpers import assert_error_within
 
 from pyflash.ops import _backends
 
-if _backends.MISSING["triton"] or not _backends.INTERPRETING:
-    pytest.skip("for the interpreter, on CPU tensors", allow_module_level=True)
+if _backends.MISSING["triton"]:
+    pytest.skip(_backends.MISSING["triton"], allow_module_level=True)
 
 import triton
 import triton.language as tl
@@ -19,6 +19,7 @@ from test_triton_attention import SEED, fill, philox
 from pyflash.activations import ACTIVATIONS
 from pyflash.kernels import dropout, layer_norm, linear, primitives
 
+pytestmark = pytest.mark.on_device
 HALVES_AND_FLOAT32 = [torch.float32, torch.bfloat16, torch.float16]
 
 

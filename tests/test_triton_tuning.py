@@ -1,5 +1,7 @@
 """Launch parameters are data: every shape has a row, and every tile keeps its accumulators within the registers."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from pyflash.ops import _backends
 if _backends.MISSING["triton"]:
     pytest.skip(_backends.MISSING["triton"], allow_module_level=True)
 
-from pyflash.kernels import tuning
+from pyflash.kernels import candidates, tuning
 
 ARCHES = ["sm80", "sm86", "sm90", "sm100", "interpreter"]
 
@@ -81,3 +83,41 @@ def test_tf32_only_where_torch_allows_it():
         assert tuning.input_precision() == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_a_measured_row_goes_first(tmp_path, monkeypatch):
+    measured = dict(tuning.attention_fwd("sm90", torch.bfloat16, 64), BLOCK_N=32)
+    table = {"keys": {"attention_fwd/half/64/plain": {"config": measured}}}
+    (tmp_path / "sm90.json").write_text(json.dumps(table))
+    monkeypatch.setattr(tuning, "TUNED", tmp_path)
+    tuning.tuned.cache_clear()
+    try:
+        assert tuning.attention_fwd("sm90", torch.bfloat16, 50) == measured  # of the same shape class
+        for arch, dtype, laden in (("sm80", torch.bfloat16, False), ("sm90", torch.float32, False)):
+            assert tuning.attention_fwd(arch, dtype, 64, laden) != measured
+        assert tuning.attention_fwd("sm90", torch.bfloat16, 64, laden=True) != measured
+        assert tuning.attention_fwd.rows("sm90", torch.bfloat16, 64)["BLOCK_N"] == 128
+    finally:
+        tuning.tuned.cache_clear()
+
+
+@pytest.mark.parametrize("arch", ARCHES[:-1])
+def test_measured_tables_hold_what_the_kernels_take(arch):
+    for key, row in tuning.tuned(arch).items():
+        rows = {"row_block": {"BLOCK_M", "BLOCK_N"}, "matmul": {"BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages"}}
+        expected = rows.get(key.split("/")[0], {"BLOCK_M", "BLOCK_N", "num_stages"}) | {"num_warps"}
+        assert key.split("/")[0] in tuning.TUNABLE and set(row["config"]) == expected
+
+
+@pytest.mark.parametrize("name", sorted(tuning.TUNABLE))
+def test_candidates_are_tens(name):
+    shapes = {
+        "row_block": [(64,), (1024,), (16384,)],
+        "matmul": [(torch.bfloat16, m, 4096, 4096) for m in (1, 64, 4096)],
+    }
+    attention = [(dtype, dim) for dtype in (torch.bfloat16, torch.float32) for dim in (64, 128, 256)]
+    attention = [(*shape, 8) for shape in attention] if name == "attention_decode" else attention
+    for shape in shapes.get(name, attention):
+        found = candidates.of(name, *shape)
+        assert 3 <= len(found) <= 40
+        assert all(set(config) == set(tuning.TUNABLE[name].rows("sm90", *shape)) for config in found)

@@ -29,6 +29,11 @@ Attention attention(const py::tuple& t) {
   return p;
 }
 
+// A region costs as much as this many products of a score and a column.
+int threads_for(const Attention& p, int num_threads) {
+  return p.B * p.H * p.L * p.S * (p.E + p.Ev) < (1 << 17) ? 1 : num_threads;
+}
+
 }  // namespace
 
 void bind_attention(py::module_& m) {
@@ -43,8 +48,9 @@ void bind_attention(py::module_& m) {
   auto def_fwd = [&m](const char* name, auto kernel) {
     m.def(name, [kernel](const py::tuple& problem, Address out, Address lse, const Four& out_stride, Address workspace,
                          int num_threads) {
-      launch(kernel, {attention(problem), at<void>(out), at<void>(lse), strides(out_stride), at<void>(workspace)},
-             num_threads);
+      const Attention p = attention(problem);
+      launch(kernel, {p, at<void>(out), at<void>(lse), strides(out_stride), at<void>(workspace)},
+             threads_for(p, num_threads));
     });
   };
   def_fwd("attention_fwd", &KernelTable::attention_fwd);
@@ -61,6 +67,6 @@ void bind_attention(py::module_& m) {
     p.dk_stride = strides(dk_stride), p.dv_stride = strides(dv_stride);
     p.of_weights = of_weights;
     for (int i = 0; i < 4; i++) p.dmask_size[i] = dmask_size[i];
-    launch(&KernelTable::attention_bwd, p, num_threads);
+    launch(&KernelTable::attention_bwd, p, threads_for(p.of, num_threads));
   });
 }

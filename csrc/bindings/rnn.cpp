@@ -44,6 +44,16 @@ void bind_rnn(py::module_& m) {
     p.backward = backward;
     launch(&KernelTable::rnn_pack, p, num_threads);
   });
+  // One hash of all weights' values: (address, elements) of each, dense.
+  m.def("rnn_fingerprint", [](const std::vector<std::array<int64_t, 2>>& weights, int64_t samples, int dtype) {
+    uint64_t all = 0;
+    for (const auto& weight : weights) {
+      uint64_t hash = 0;
+      kernels().fingerprint({at<void>(weight[0]), 1, weight[1], weight[1], 1, samples, (Dtype)dtype, &hash}, 1);
+      all = (all ^ hash) * 0x9e3779b97f4a7c15ull;
+    }
+    return all;
+  });
   m.def("rnn_fwd",
         [](const py::tuple& of, const py::tuple& of_rows, Address x, Address panels, Address h_0, Address c_0,
            Address y, Address h_n, Address c_n, Address cells, Address gates, Address workspace, int num_threads) {
@@ -60,8 +70,8 @@ void bind_rnn(py::module_& m) {
     copy_weights(weights, p.weights);
     copy_weights(grads, p.grads);
     int i = 0;
-    for (const void** tensor : {&p.x, &p.panels, &p.fwd_panels, &p.h_0, &p.c_0, &p.y, &p.cells, &p.gates, &p.dy,
-                                &p.dh_n, &p.dc_n, &p.dcells})
+    for (const void** tensor :
+         {&p.x, &p.panels, &p.fwd_panels, &p.h_0, &p.c_0, &p.y, &p.cells, &p.gates, &p.dy, &p.dh_n, &p.dc_n, &p.dcells})
       *tensor = at<void>(tensors[i++]);
     for (void** tensor : {&p.dx, &p.dh_0, &p.dc_0, &p.workspace}) *tensor = at<void>(tensors[i++]);
     launch(&KernelTable::rnn_bwd, p, num_threads);

@@ -19,6 +19,7 @@
 namespace PF_ISA {
 
 #include "simd/vec.h"
+#include "simd/operand.h"
 #include "simd/math.h"
 #include "simd/philox.h"
 #include "../common/activations.inc"

@@ -15,29 +15,34 @@ constexpr int64_t padded(int64_t cols) {
 }
 
 // A thread's memory.
-template <class A>
+template <class T>
 struct BwdScratch {
-  A *q_t, *dout_t, *q_rows, *dout_rows, *probs, *dscores, *factors, *slope, *k, *v, *dk, *dv;
+  typedef Acc<T> A;
+  T *q_t, *dout_t, *q_rows, *dout_rows, *k, *k_joined, *v, *dscores_joined;
+  A *probs, *dscores, *factors, *slope, *dk, *dv;
   BwdScratch(Carver& from, int64_t E, int64_t Ev) {
-    constexpr int queries = kQueries<A>;
-    q_t = from.take<A>(E * queries);
-    dout_t = from.take<A>(Ev * queries);
-    q_rows = from.take<A>(queries * padded<A>(E));
-    dout_rows = from.take<A>(queries * padded<A>(Ev));
+    constexpr int queries = kQueries<T>, terms = kTerms<T>;
+    q_t = from.take<T>(ceil_div(E, terms) * queries);
+    dout_t = from.take<T>(ceil_div(Ev, terms) * queries);
+    q_rows = from.take<T>(queries / terms * padded<A>(E));
+    dout_rows = from.take<T>(queries / terms * padded<A>(Ev));
+    k = from.take<T>(kBwdKeys * ceil_div(E, terms));
+    k_joined = terms > 1 ? from.take<T>(kBwdKeys / terms * E) : k;
+    v = from.take<T>(kBwdKeys * ceil_div(Ev, terms));
     probs = from.take<A>(kBwdKeys * queries);
     dscores = from.take<A>(kBwdKeys * queries);
+    dscores_joined = terms > 1 ? from.take<T>(kBwdKeys / terms * queries) : (T*)dscores;
     factors = from.take<A>(kBwdKeys * queries);
     slope = from.take<A>(kBwdKeys * queries);
-    k = from.take<A>(kBwdKeys * E);
-    v = from.take<A>(kBwdKeys * Ev);
     dk = from.take<A>(kBwdKeys * max_of(padded<A>(E), queries));  // or a tile of dmask
     dv = from.take<A>(kBwdKeys * padded<A>(Ev));
   }
 };
 
 // The memory of a call: what all threads share, then a part for each.
-template <class A>
+template <class T>
 struct BwdWorkspace {
+  typedef Acc<T> A;
   A *dq_t, *delta;    // [B H, query blocks, E, queries]; [B H L]: rowsum(dout out) - dlse
   int64_t* progress;  // [B H, key blocks]: query blocks done
   char* threads;
@@ -47,13 +52,13 @@ struct BwdWorkspace {
     delta = from.take<A>(p.B * p.H * p.L);
     progress = from.take<int64_t>(p.B * p.H * ceil_div(p.S, kBwdKeys));
     threads = from.take<char>(0);
-    for (int thread = 0; thread < num_threads; thread++) BwdScratch<A>(from, p.E, p.Ev);
+    for (int thread = 0; thread < num_threads; thread++) BwdScratch<T>(from, p.E, p.Ev);
   }
-  BwdScratch<A> scratch(int thread, int64_t E, int64_t Ev) const {
+  BwdScratch<T> scratch(int thread, int64_t E, int64_t Ev) const {
     Carver size = {nullptr, 0};
-    BwdScratch<A>(size, E, Ev);
+    BwdScratch<T>(size, E, Ev);
     Carver carver = {threads + thread * size.used, 0};
-    return BwdScratch<A>(carver, E, Ev);
+    return BwdScratch<T>(carver, E, Ev);
   }
 };
 
@@ -72,23 +77,44 @@ struct RowConstants {
   }
 };
 
-// scores -> probabilities (with dropout), and dscores = p (factor dp - delta) in place of dp.
-template <class A, bool kDropout, bool kSlope>
-__attribute__((noinline)) void softmax_bwd(int64_t keys, const RowConstants<A>& rows, A* scores, A* dp,
-                                           const A* factors, const A* slope) {
+// scores -> probabilities (with dropout), and dscores = p (factor dp - delta) in place of dp. As pairs, both along the
+// queries, for a product over these, and dscores along the keys too, in `joined`.
+template <class T, bool kDropout, bool kSlope>
+__attribute__((noinline)) void softmax_bwd(int64_t keys, const RowConstants<Acc<T>>& rows, Acc<T>* scores, Acc<T>* dp,
+                                           Acc<T>* factors, Acc<T>* slope, T* joined) {
+  typedef Acc<T> A;
   typedef Vec<A> V;
+  constexpr int n = kLanes<A>, queries = kQueries<A>, terms = kTerms<T>;
+  fill_terms<T>(keys, scores, kMinusInfinity<A>);
+  fill_terms<T>(keys, dp, A(0));
+  if (kDropout) fill_terms<T>(keys, factors, A(0));
+  if (kSlope) fill_terms<T>(keys, slope, A(0));
   V lse[kTileVectors], delta[kTileVectors];
   PF_UNROLL
   for (int j = 0; j < kTileVectors; j++) lse[j] = rows.lse[j], delta[j] = rows.delta[j];
-  for (int64_t key = 0; key < keys; key++) {
+  for (int64_t key = 0; key < keys; key += terms) {
+    V p[terms][kTileVectors], ds[terms][kTileVectors];
     PF_UNROLL
-    for (int j = 0; j < kTileVectors; j++) {
-      int64_t at = key * kQueries<A> + j * kLanes<A>;
-      V p = exp_difference(load(scores + at) - lse[j]), d = load(dp + at);
-      V factor = kDropout ? load(factors + at) : splat<V>(1);
-      V ds = p * (kDropout ? fma(d, factor, -delta[j]) : d - delta[j]);
-      store(scores + at, kDropout ? p * factor : p);
-      store(dp + at, kSlope ? ds * load(slope + at) : ds);
+    for (int i = 0; i < terms; i++) {
+      PF_UNROLL
+      for (int j = 0; j < kTileVectors; j++) {
+        const int64_t at = (key + i) * queries + j * n;
+        V d = load(dp + at), factor = kDropout ? load(factors + at) : splat<V>(1);
+        p[i][j] = exp_difference<T>(load(scores + at) - lse[j]);
+        ds[i][j] = p[i][j] * (kDropout ? fma(d, factor, -delta[j]) : d - delta[j]);
+        if (kDropout) p[i][j] = p[i][j] * factor;
+        if (kSlope) ds[i][j] = ds[i][j] * load(slope + at);
+      }
+    }
+    PF_UNROLL
+    for (int i = 0; i < terms; i++) {
+      store_adjacent((T*)scores + (key + i) * (queries / terms), p[i]);
+      store_adjacent((T*)dp + (key + i) * (queries / terms), ds[i]);
+    }
+    if constexpr (terms > 1) {
+      PF_UNROLL
+      for (int j = 0; j < kTileVectors; j++)
+        store(joined + key / terms * queries + j * n, join_terms({ds[0][j], ds[1][j]}));
     }
   }
 }
@@ -98,15 +124,15 @@ struct Flag {
   static constexpr bool on = kOn;
 };
 
-// One tile: probabilities (with dropout) into scratch.probs, and into scratch.dscores the derivative of scale k q^T, or
-// that of the mask, which softcap does not touch.
+// One tile: probabilities (with dropout) into scratch.probs, and into scratch.dscores the derivative of scale k q^T,
+// both as operands; or that of the mask, which softcap does not touch, as numbers.
 template <class S, bool kOfMask = false>
 PF_INLINE void tile_bwd(const AttentionBwd& call, const QueryBlock<Acc<S>>& rows, const RowConstants<Acc<S>>& constants,
-                        int64_t first, int64_t keys, const Acc<S>* k, int64_t k_stride, const Acc<S>* v,
-                        int64_t v_stride, const BwdScratch<Acc<S>>& scratch) {
+                        int64_t first, int64_t keys, Rows<Operand<S>> k, Rows<Operand<S>> v,
+                        const BwdScratch<Operand<S>>& scratch) {
   typedef Acc<S> A;
   const Attention& p = call.of;
-  product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.probs);
+  product_scores(keys, p.E, k, scratch.q_t, scratch.probs, (A)p.scale);
   finish_scores<A>(p, rows, first, keys, scratch.probs, kOfMask ? nullptr : scratch.slope);
   if (call.of_weights) {
     auto row = [&](int64_t lane) {
@@ -115,23 +141,27 @@ PF_INLINE void tile_bwd(const AttentionBwd& call, const QueryBlock<Acc<S>>& rows
     };
     pack_transposed<S>(row, call.dout_stride.dim[3], rows.count, keys, A(1), scratch.dscores);
   } else {
-    product_scores<A>(keys, p.Ev, v, v_stride, scratch.dout_t, scratch.dscores);
+    product_scores(keys, p.Ev, v, scratch.dout_t, scratch.dscores, A(1));
   }
   auto softmax = [&](auto dropout, auto slope) {
-    softmax_bwd<A, decltype(dropout)::on, decltype(slope)::on>(keys, constants, scratch.probs, scratch.dscores,
-                                                               scratch.factors, scratch.slope);
+    if constexpr (kOfMask)
+      softmax_bwd<A, decltype(dropout)::on, false>(keys, constants, scratch.probs, scratch.dscores, scratch.factors,
+                                                   nullptr, nullptr);
+    else
+      softmax_bwd<Operand<S>, decltype(dropout)::on, decltype(slope)::on>(
+          keys, constants, scratch.probs, scratch.dscores, scratch.factors, scratch.slope, scratch.dscores_joined);
   };
   if (p.dropout_p > 0) {
     dropout_factors<A>(p, rows, first, keys, scratch.factors);
-    p.softcap != 0 && !kOfMask ? softmax(Flag<true>{}, Flag<true>{}) : softmax(Flag<true>{}, Flag<false>{});
+    p.softcap != 0 ? softmax(Flag<true>{}, Flag<true>{}) : softmax(Flag<true>{}, Flag<false>{});
   } else {
-    p.softcap != 0 && !kOfMask ? softmax(Flag<false>{}, Flag<true>{}) : softmax(Flag<false>{}, Flag<false>{});
+    p.softcap != 0 ? softmax(Flag<false>{}, Flag<true>{}) : softmax(Flag<false>{}, Flag<false>{});
   }
 }
 
 template <class S>
 PF_INLINE void pack_dout(const AttentionBwd& call, int64_t b, int64_t head, int64_t first, int64_t count,
-                         Acc<S>* dout_t) {
+                         Operand<S>* dout_t) {
   pack_transposed<S>([&](int64_t lane) { return at<S>(call.dout, call.dout_stride, b, head, first + lane); },
                      call.dout_stride.dim[3], count, call.of.Ev, Acc<S>(1), dout_t);
 }
@@ -156,18 +186,18 @@ constexpr int64_t kAllDone = INT64_MAX;
 // dk and dv of one block of keys, and its part of dq.
 template <class S>
 void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t block, bool in_turn,
-                   const BwdWorkspace<Acc<S>>& shared, const BwdScratch<Acc<S>>& scratch) {
+                   const BwdWorkspace<Operand<S>>& shared, const BwdScratch<Operand<S>>& scratch) {
+  typedef Operand<S> T;
   typedef Acc<S> A;
   const Attention& p = call.of;
-  constexpr int n = kLanes<A>, size = kQueries<A>;
+  constexpr int n = kLanes<A>, size = kQueries<A>, terms = kTerms<T>;
   const int64_t group = p.H / p.Hkv, blocks = ceil_div(p.L, size), key_blocks = ceil_div(p.S, kBwdKeys);
   const int64_t first = block * kBwdKeys, keys = min_of(kBwdKeys, p.S - first), E = padded<A>(p.E),
                 Ev = padded<A>(p.Ev);
-  int64_t k_stride, v_stride;
-  const A* k = rows_of<S>(at<S>(p.k, p.k_stride, b, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys, p.E,
-                          p.E, scratch.k, &k_stride);
-  const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev,
-                          p.Ev, scratch.v, &v_stride);
+  auto k = rows_at<S>(p.k, p.k_stride, b, kv_head, first, keys, p.E, scratch.k);
+  auto k_joined =
+      terms > 1 ? joined_rows_at<S>(p.k, p.k_stride, b, kv_head, first, keys, p.E, p.E, scratch.k_joined) : k;
+  auto v = rows_at<S>(p.v, p.v_stride, b, kv_head, first, keys, p.Ev, scratch.v);
   memset((void*)scratch.dk, 0, keys * E * sizeof(A));
   memset((void*)scratch.dv, 0, keys * Ev * sizeof(A));
   int64_t* mine = shared.progress + (b * p.Hkv + kv_head) * key_blocks + block;
@@ -182,17 +212,17 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
       RowConstants<A> constants((const A*)call.lse + of_head * p.L, shared.delta + of_head * p.L, query, count);
       pack_queries<S>(p, rows, scratch.q_t);
       pack_dout<S>(call, b, head, query, count, scratch.dout_t);
-      int64_t q_row_stride, dout_row_stride;
-      const A* q_rows = rows_of<S>(at<S>(p.q, p.q_stride, b, head, query), p.q_stride.dim[2], p.q_stride.dim[3], count,
-                                   p.E, E, scratch.q_rows, &q_row_stride);
-      const A* dout_rows = rows_of<S>(at<S>(call.dout, call.dout_stride, b, head, query), call.dout_stride.dim[2],
-                                      call.dout_stride.dim[3], count, p.Ev, Ev, scratch.dout_rows, &dout_row_stride);
-      tile_bwd<S>(call, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
-      product<A, kAdd, kRowMajor>(keys, Ev / n, count, scratch.probs, size, dout_rows, dout_row_stride, scratch.dv, Ev);
-      product<A, kAdd, kRowMajor>(keys, E / n, count, scratch.dscores, size, q_rows, q_row_stride, scratch.dk, E);
+      auto q_rows = joined_rows_at<S>(p.q, p.q_stride, b, head, query, count, p.E, E, scratch.q_rows);
+      auto dout_rows =
+          joined_rows_at<S>(call.dout, call.dout_stride, b, head, query, count, p.Ev, Ev, scratch.dout_rows);
+      tile_bwd<S>(call, rows, constants, first, keys, k, v, scratch);
+      const Rows<T> probs = {(const T*)scratch.probs, size / terms},
+                    dscores = {(const T*)scratch.dscores, size / terms};
+      product<T, kAdd, kRowMajor>(keys, Ev / n, ceil_div(count, terms), probs, dout_rows, scratch.dv, Ev);
+      product<T, kAdd, kRowMajor>(keys, E / n, ceil_div(count, terms), dscores, q_rows, scratch.dk, E);
       const int64_t step = (head - kv_head * group) * blocks + query_block;
       if (in_turn && block > 0) wait_beyond(mine - 1, step);
-      product<A, kAdd, kColumnMajor>(p.E, kTileVectors, keys, k, k_stride, scratch.dscores, size,
+      product<T, kAdd, kColumnMajor>(p.E, kTileVectors, ceil_div(keys, terms), k_joined, {scratch.dscores_joined, size},
                                      shared.dq_t + (of_head * blocks + query_block) * p.E * size, size);
       if (in_turn) __atomic_store_n(mine, step + 1, __ATOMIC_RELEASE);
     }
@@ -213,7 +243,7 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
 
 // delta of a block of rows; dq starts from zero.
 template <class S>
-void start_bwd(const AttentionBwd& call, int64_t of_head, int64_t block, const BwdWorkspace<Acc<S>>& shared) {
+void start_bwd(const AttentionBwd& call, int64_t of_head, int64_t block, const BwdWorkspace<Operand<S>>& shared) {
   typedef Acc<S> A;
   const Attention& p = call.of;
   constexpr int n = kLanes<A>, size = kQueries<A>;
@@ -234,7 +264,7 @@ void start_bwd(const AttentionBwd& call, int64_t of_head, int64_t block, const B
 }
 
 template <class S>
-void finish_dq(const AttentionBwd& call, int64_t of_head, int64_t block, const BwdWorkspace<Acc<S>>& shared) {
+void finish_dq(const AttentionBwd& call, int64_t of_head, int64_t block, const BwdWorkspace<Operand<S>>& shared) {
   typedef Acc<S> A;
   const Attention& p = call.of;
   constexpr int size = kQueries<A>;
@@ -253,7 +283,7 @@ void attention_bwd_typed(const AttentionBwd& call, int num_threads) {
   typedef Acc<S> A;
   const Attention& p = call.of;
   Carver carver = {(char*)call.workspace, 0};
-  const BwdWorkspace<A> shared(carver, p, num_threads);
+  const BwdWorkspace<Operand<S>> shared(carver, p, num_threads);
   const int64_t query_blocks = ceil_div(p.L, kQueries<A>), key_blocks = ceil_div(p.S, kBwdKeys), units = p.B * p.Hkv;
   parallel_tasks(p.B * p.H * query_blocks, num_threads,
                  [&](int64_t task, int) { start_bwd<S>(call, task / query_blocks, task % query_blocks, shared); });

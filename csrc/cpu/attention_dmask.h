@@ -5,28 +5,26 @@
 // Sum of a tile's dscores over all that this mask tile was broadcast to.
 template <class S>
 void add_dmask_tile(const AttentionBwd& call, int64_t b, int64_t head, int64_t query, int64_t first, Acc<S>* sum,
-                    const BwdWorkspace<Acc<S>>& shared, const BwdScratch<Acc<S>>& scratch) {
+                    const BwdWorkspace<Operand<S>>& shared, const BwdScratch<Operand<S>>& scratch) {
   typedef Acc<S> A;
   const Attention& p = call.of;
   const int64_t count = min_of(kQueries<A>, p.L - query), of_head = b * p.H + head, kv_head = head / (p.H / p.Hkv);
   QueryBlock<A> rows;
   rows.set(b, head, query, count, p.L);
   KeyRange range = visible_keys(p, rows);
-  int64_t keys = min_of(kBwdKeys, p.S - first), k_stride, v_stride;
+  const int64_t keys = min_of(kBwdKeys, p.S - first);
   if (first >= range.end || first + keys <= range.begin) return;
   RowConstants<A> constants((const A*)call.lse + of_head * p.L, shared.delta + of_head * p.L, query, count);
   pack_queries<S>(p, rows, scratch.q_t);
   pack_dout<S>(call, b, head, query, count, scratch.dout_t);
-  const A* k = rows_of<S>(at<S>(p.k, p.k_stride, b, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3], keys, p.E,
-                          p.E, scratch.k, &k_stride);
-  const A* v = rows_of<S>(at<S>(p.v, p.v_stride, b, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3], keys, p.Ev,
-                          p.Ev, scratch.v, &v_stride);
-  tile_bwd<S, true>(call, rows, constants, first, keys, k, k_stride, v, v_stride, scratch);
+  auto k = rows_at<S>(p.k, p.k_stride, b, kv_head, first, keys, p.E, scratch.k);
+  auto v = rows_at<S>(p.v, p.v_stride, b, kv_head, first, keys, p.Ev, scratch.v);
+  tile_bwd<S, true>(call, rows, constants, first, keys, k, v, scratch);
   for (int64_t i = 0; i < keys * kQueries<A>; i += kLanes<A>) store(sum + i, load(sum + i) + load(scratch.dscores + i));
 }
 
 template <class S, class M>
-void dmask_bwd_typed(const AttentionBwd& call, const BwdWorkspace<Acc<S>>& shared, int num_threads) {
+void dmask_bwd_typed(const AttentionBwd& call, const BwdWorkspace<Operand<S>>& shared, int num_threads) {
   typedef Acc<S> A;
   constexpr int64_t size = kQueries<A>;
   const Attention& p = call.of;
@@ -38,7 +36,7 @@ void dmask_bwd_typed(const AttentionBwd& call, const BwdWorkspace<Acc<S>>& share
     const int64_t key_task = task % key_tasks, row_task = task / key_tasks % row_tasks;
     const int64_t head_task = task / (key_tasks * row_tasks) % of[1],
                   batch_task = task / (key_tasks * row_tasks) / of[1];
-    const BwdScratch<A> scratch = shared.scratch(thread, p.E, p.Ev);
+    const BwdScratch<Operand<S>> scratch = shared.scratch(thread, p.E, p.Ev);
     A* sum = scratch.dk;  // free in this pass, and larger than a tile: see BwdScratch
     memset((void*)sum, 0, kBwdKeys * size * sizeof(A));
     for (int64_t b = of[0] == 1 ? 0 : batch_task; b < (of[0] == 1 ? p.B : batch_task + 1); b++)
@@ -68,7 +66,7 @@ void dmask_bwd_typed(const AttentionBwd& call, const BwdWorkspace<Acc<S>>& share
 }
 
 template <class S>
-void dmask_bwd(const AttentionBwd& call, const BwdWorkspace<Acc<S>>& shared, int num_threads) {
+void dmask_bwd(const AttentionBwd& call, const BwdWorkspace<Operand<S>>& shared, int num_threads) {
   for_mask_type(call.of.mask_type, [&](auto type) {
     typedef decltype(type) M;
     if constexpr (sizeof(M) > 1 && sizeof(Acc<M>) == sizeof(Acc<S>)) dmask_bwd_typed<S, M>(call, shared, num_threads);

@@ -3,17 +3,24 @@
 
 namespace {
 
+// Query blocks that a task takes together: where K and V are copied for the products, they share the copy.
+template <class S>
+constexpr int kTogether = sizeof(S) == sizeof(Operand<S>) ? 1 : 4;
+
 // A thread's memory.
-template <class A>
+template <class S>
 struct FwdScratch {
-  A *q_t, *scores, *factors, *out_t, *k, *v;
+  typedef Operand<S> T;
+  typedef Acc<S> A;
+  T *q_t[kTogether<S>], *k, *v;
+  A *out_t[kTogether<S>], *scores, *factors;
   FwdScratch(Carver& from, int64_t E, int64_t Ev) {
-    q_t = from.take<A>(E * kQueries<A>);
-    scores = from.take<A>(kKeys * kQueries<A>);
-    factors = from.take<A>(kKeys * kQueries<A>);
-    out_t = from.take<A>(Ev * kQueries<A>);
-    k = from.take<A>(kKeys * E);
-    v = from.take<A>(kKeys * Ev);
+    for (T*& block : q_t) block = from.take<T>(ceil_div(E, kTerms<T>) * kQueries<T>);
+    for (A*& block : out_t) block = from.take<A>(Ev * kQueries<T>);
+    scores = from.take<A>(kKeys * kQueries<T>);
+    factors = from.take<A>(kKeys * kQueries<T>);
+    k = from.take<T>(kKeys * ceil_div(E, kTerms<T>));
+    v = from.take<T>(kKeys / kTerms<T> * Ev);
   }
 };
 
@@ -32,11 +39,22 @@ PF_INLINE V safe_maximum(V max) {
   return select(max == splat<V>(kMinusInfinity<Element<V>>), V{}, max);
 }
 
-// scores -> exp(scores - max), with max and sum brought up to date; alpha rescales what was summed before.
-template <class A>
-__attribute__((noinline)) void online_softmax(int64_t keys, A* scores, const A* factors, RowState<A>& state) {
+// A row of a tile behind its last: what joins the last row where their number is odd.
+template <class T>
+PF_INLINE void fill_terms(int64_t rows, Acc<T>* tile, Acc<T> value) {
+  constexpr int queries = kQueries<T>;
+  for (; rows % kTerms<T>; rows++)
+    for (int i = 0; i < queries; i += kLanes<T>) store(tile + rows * queries + i, splat<Vec<Acc<T>>>(value));
+}
+
+// scores -> exp(scores - max), times factors, as operands in their place; max and sum are brought up to date, and alpha
+// rescales what was summed before.
+template <class T, bool kFactors>
+__attribute__((noinline)) Rows<T> online_softmax(int64_t keys, Acc<T>* scores, Acc<T>* factors,
+                                                 RowState<Acc<T>>& state) {
+  typedef Acc<T> A;
   typedef Vec<A> V;
-  constexpr int n = kLanes<A>, queries = kQueries<A>;
+  constexpr int n = kLanes<A>, queries = kQueries<A>, terms = kTerms<T>;
   V max[kTileVectors], sum[kTileVectors];
   PF_UNROLL
   for (int j = 0; j < kTileVectors; j++) max[j] = state.max[j], sum[j] = V{};
@@ -47,33 +65,34 @@ __attribute__((noinline)) void online_softmax(int64_t keys, A* scores, const A* 
   PF_UNROLL
   for (int j = 0; j < kTileVectors; j++) {
     V base = safe_maximum(max[j]);
-    state.alpha[j] = exp_difference(state.max[j] - base);
+    state.alpha[j] = exp_difference<T>(state.max[j] - base);
     state.max[j] = max[j];
     max[j] = base;
   }
-  if (!factors) {
-    for (int64_t key = 0; key < keys; key++) {
+  fill_terms<T>(keys, scores, kMinusInfinity<A>);
+  if (kFactors) fill_terms<T>(keys, factors, A(0));
+  for (int64_t key = 0; key < keys; key += terms) {
+    PF_UNROLL
+    for (int j = 0; j < kTileVectors; j++) {
+      V p[terms];
       PF_UNROLL
-      for (int j = 0; j < kTileVectors; j++) {
-        A* at = scores + key * queries + j * n;
-        V p = exp_difference(load(at) - max[j]);
-        sum[j] = sum[j] + p;
-        store(at, p);
+      for (int i = 0; i < terms; i++) {
+        const int64_t at = (key + i) * queries + j * n;
+        p[i] = exp_difference<T>(load(scores + at) - max[j]);
+        sum[j] = sum[j] + p[i];
+        if (kFactors) p[i] = p[i] * load(factors + at);
       }
-    }
-  } else {
-    for (int64_t key = 0; key < keys; key++) {
-      PF_UNROLL
-      for (int j = 0; j < kTileVectors; j++) {
-        A* at = scores + key * queries + j * n;
-        V p = exp_difference(load(at) - max[j]);
-        sum[j] = sum[j] + p;
-        store(at, p * load(factors + key * queries + j * n));
-      }
+      store((T*)scores + key / terms * queries + j * n, join_terms(p));
     }
   }
   PF_UNROLL
   for (int j = 0; j < kTileVectors; j++) state.sum[j] = fma(state.sum[j], state.alpha[j], sum[j]);
+  return {(const T*)scores, queries};
+}
+template <class T>
+PF_INLINE Rows<T> online_softmax(int64_t keys, Acc<T>* scores, Acc<T>* factors, RowState<Acc<T>>& state) {
+  return factors ? online_softmax<T, true>(keys, scores, factors, state)
+                 : online_softmax<T, false>(keys, scores, factors, state);
 }
 
 PF_INLINE vf log_lanes(vf x) {  // once a row: the C library's will do
@@ -90,39 +109,47 @@ PF_INLINE const S* at(const void* base, const Strides4& stride, int64_t b, int64
   return (const S*)base + b * stride.dim[0] + h * stride.dim[1] + row * stride.dim[2];
 }
 
-template <class S>
-PF_INLINE void pack_queries(const Attention& p, const QueryBlock<Acc<S>>& rows, Acc<S>* q_t) {
+template <class S, class T>
+PF_INLINE void pack_queries(const Attention& p, const QueryBlock<Acc<S>>& rows, T* q_t) {
   pack_transposed<S>([&](int64_t lane) { return at<S>(p.q, p.q_stride, rows.batch, rows.head[lane], rows.i[lane]); },
                      p.q_stride.dim[3], rows.count, p.E, (Acc<S>)p.scale, q_t);
 }
 
+// `rows` rows of a head from `first` on as operands, see rows_of and joined_rows_of.
+template <class S, class T>
+PF_INLINE Rows<T> rows_at(const void* base, const Strides4& stride, int64_t b, int64_t h, int64_t first, int64_t rows,
+                          int64_t cols, T* buffer) {
+  return rows_of<T>(at<S>(base, stride, b, h, first), stride.dim[2], stride.dim[3], rows, cols, cols, buffer);
+}
+template <class S, class T>
+PF_INLINE Rows<T> joined_rows_at(const void* base, const Strides4& stride, int64_t b, int64_t h, int64_t first,
+                                 int64_t rows, int64_t cols, int64_t width, T* buffer) {
+  return joined_rows_of<T>(at<S>(base, stride, b, h, first), stride.dim[2], stride.dim[3], rows, cols, width, buffer);
+}
+
+// Keys [first, first + keys) for one block of queries.
 template <class S>
-void attend(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv_head,
-            const FwdScratch<Acc<S>>& scratch) {
+PF_INLINE void attend_tile(const Attention& p, const QueryBlock<Acc<S>>& rows, int64_t first, int64_t keys,
+                           Rows<Operand<S>> k, Rows<Operand<S>> v, const Operand<S>* q_t, Acc<S>* out_t,
+                           RowState<Acc<S>>& state, const FwdScratch<S>& scratch) {
+  typedef Operand<S> T;
+  typedef Acc<S> A;
+  product_scores(keys, p.E, k, q_t, scratch.scores, (A)p.scale);
+  finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
+  if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
+  Rows<T> probs = online_softmax<T>(keys, scratch.scores, p.dropout_p > 0 ? scratch.factors : nullptr, state);
+  product<T, kScaleAdd, kColumnMajor>(p.Ev, kTileVectors, ceil_div(keys, kTerms<T>), v, probs, out_t, kQueries<A>,
+                                      state.alpha);
+}
+
+// out and lse of one block of queries.
+template <class S>
+void finish_rows(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, const Acc<S>* out_t,
+                 RowState<Acc<S>>& state) {
   typedef Acc<S> A;
   typedef Vec<A> V;
   const Attention& p = call.of;
   constexpr int n = kLanes<A>, queries = kQueries<A>;
-  pack_queries<S>(p, rows, scratch.q_t);
-  RowState<A> state;
-  state.reset();
-  for (int64_t i = 0; i < p.Ev * queries; i += n) store(scratch.out_t + i, V{});
-
-  KeyRange range = visible_keys(p, rows);
-  for (int64_t first = range.begin; first < range.end; first += kKeys) {
-    int64_t keys = min_of(kKeys, range.end - first), k_stride, v_stride;
-    const A* k = rows_of<S>(at<S>(p.k, p.k_stride, rows.batch, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3],
-                            keys, p.E, p.E, scratch.k, &k_stride);
-    const A* v = rows_of<S>(at<S>(p.v, p.v_stride, rows.batch, kv_head, first), p.v_stride.dim[2], p.v_stride.dim[3],
-                            keys, p.Ev, p.Ev, scratch.v, &v_stride);
-    product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.scores);
-    finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
-    if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
-    online_softmax<A>(keys, scratch.scores, p.dropout_p > 0 ? scratch.factors : nullptr, state);
-    product<A, kScaleAdd, kColumnMajor>(p.Ev, kTileVectors, keys, v, v_stride, scratch.scores, queries, scratch.out_t,
-                                        queries, state.alpha);
-  }
-
   A lse[queries] __attribute__((aligned(64)));
   for (int j = 0; j < kTileVectors; j++) {
     *(V*)(lse + j * n) = safe_maximum(state.max[j]) + log_lanes(state.sum[j]);
@@ -130,29 +157,67 @@ void attend(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv
   }
   for (int lane = 0; lane < rows.count; lane++)
     ((A*)call.lse)[(rows.batch * p.H + rows.head[lane]) * p.L + rows.i[lane]] = lse[lane];
-  unpack_transposed<S>(scratch.out_t, rows.count, p.Ev, state.sum, [&](int64_t lane) {
+  unpack_transposed<S>(out_t, rows.count, p.Ev, state.sum, [&](int64_t lane) {
     return at<S>(call.out, call.out_stride, rows.batch, rows.head[lane], rows.i[lane]);
   });
 }
 
-// body(block, kv_head, scratch) for every block of queries, in parallel.
+// Up to kTogether blocks. Keys are cut at multiples of kKeys, so that a block's result does not depend on the others.
+template <class S>
+void attend(const AttentionFwd& call, const QueryBlock<Acc<S>>* blocks, int count, int64_t kv_head,
+            const FwdScratch<S>& scratch) {
+  typedef Operand<S> T;
+  typedef Acc<S> A;
+  const Attention& p = call.of;
+  constexpr int terms = kTerms<T>;
+  RowState<A> state[kTogether<S>];
+  KeyRange range[kTogether<S>], all = {p.S, 0};
+  for (int i = 0; i < count; i++) {
+    pack_queries<S>(p, blocks[i], scratch.q_t[i]);
+    memset((void*)scratch.out_t[i], 0, p.Ev * kQueries<A> * sizeof(A));
+    state[i].reset();
+    range[i] = visible_keys(p, blocks[i]);
+    range[i].begin -= range[i].begin % terms;
+    all = {min_of(all.begin, range[i].begin), max_of(all.end, range[i].end)};
+  }
+  for (int64_t begin = all.begin, end; begin < all.end; begin = end) {
+    end = min_of(all.end, (begin / kKeys + 1) * kKeys);
+    Rows<T> k = rows_at<S>(p.k, p.k_stride, blocks->batch, kv_head, begin, end - begin, p.E, scratch.k);
+    Rows<T> v = joined_rows_at<S>(p.v, p.v_stride, blocks->batch, kv_head, begin, end - begin, p.Ev, p.Ev, scratch.v);
+    for (int i = 0; i < count; i++) {
+      const int64_t first = max_of(begin, range[i].begin), keys = min_of(end, range[i].end) - first;
+      if (keys <= 0) continue;
+      attend_tile<S>(p, blocks[i], first, keys, {k.at + (first - begin) * k.stride, k.stride},
+                     {v.at + (first - begin) / terms * v.stride, v.stride}, scratch.q_t[i], scratch.out_t[i], state[i],
+                     scratch);
+    }
+  }
+  for (int i = 0; i < count; i++) finish_rows<S>(call, blocks[i], scratch.out_t[i], state[i]);
+}
+
+// body(blocks, count, kv_head, scratch) for all blocks of queries, in parallel; count is at most `together`.
 template <class S, class Body>
-PF_INLINE void for_query_blocks(const AttentionFwd& call, int num_threads, Body body) {
+PF_INLINE void for_query_blocks(const AttentionFwd& call, int num_threads, int together, Body body) {
   typedef Acc<S> A;
   const Attention& p = call.of;
   // Fewer rows than lanes: the heads of a group share a block.
-  int64_t group = p.H / p.Hkv, together = p.L < kQueries<A> ? group : 1;
-  int64_t rows = p.L * together, units = p.B * p.H / together, blocks = ceil_div(rows, kQueries<A>);
+  const int64_t group = p.H / p.Hkv, heads = p.L < kQueries<A> ? group : 1, rows = p.L * heads;
+  const int64_t units = p.B * p.H / heads, blocks = ceil_div(rows, kQueries<A>), tasks = ceil_div(blocks, together);
   Carver size = {nullptr, 0};
-  FwdScratch<A>(size, p.E, p.Ev);
-  parallel_tasks(units * blocks, num_threads, [&](int64_t task, int thread) {
-    int64_t unit = task / blocks, block = blocks - 1 - task % blocks;  // the last block of a causal head is the longest
-    int64_t b = unit / (p.H / together), head = unit % (p.H / together) * together;
+  FwdScratch<S>(size, p.E, p.Ev);
+  parallel_tasks(units * tasks, num_threads, [&](int64_t task, int thread) {
+    // The last blocks of a causal head are the longest.
+    const int64_t unit = task / tasks, begin = (tasks - 1 - task % tasks) * together;
+    const int64_t b = unit / (p.H / heads), head = unit % (p.H / heads) * heads;
+    const int count = (int)min_of(together, blocks - begin);
     Carver carver = {(char*)call.workspace + thread * size.used, 0};
-    const FwdScratch<A> scratch(carver, p.E, p.Ev);
-    QueryBlock<A> queries;
-    queries.set(b, head, block * kQueries<A>, min_of(kQueries<A>, rows - block * kQueries<A>), p.L);
-    body(queries, head / group, scratch);
+    const FwdScratch<S> scratch(carver, p.E, p.Ev);
+    QueryBlock<A> queries[kTogether<S>];
+    for (int i = 0; i < count; i++) {
+      const int64_t first = (begin + i) * kQueries<A>;
+      queries[i].set(b, head, first, min_of(kQueries<A>, rows - first), p.L);
+    }
+    body(queries, count, head / group, scratch);
   });
 }
 
@@ -164,10 +229,15 @@ void attention_fwd(const AttentionFwd& call, int num_threads) {
   for_dtype(call.of.dtype, [&](auto storage) {
     typedef decltype(storage) S;
     // The rows of a group must fit the lanes of one block, which are 4 for double in the smallest vectors.
-    constexpr int64_t lanes = kQueries<Acc<S>>, few = kFewRows < lanes ? kFewRows : lanes;
+    constexpr int64_t lanes = kQueries<Acc<S>>;
+    // Keys that do not fill vectors are read element by element there, once a row (8 rows of 8 columns: 3.5x slower).
+    const int64_t few = call.of.E % kLanes<Acc<S>> ? 2 : min_of(kFewRows, lanes);
     if (call.of.L * (call.of.H / call.of.Hkv) <= few) return attention_decode_typed<S>(call, num_threads);
-    for_query_blocks<S>(call, num_threads, [&](auto& queries, int64_t kv_head, auto& scratch) {
-      attend<S>(call, queries, kv_head, scratch);
+    // With fewer tasks than four a thread, the last would run alone for long.
+    const int64_t blocks = call.of.B * call.of.H * ceil_div(call.of.L, lanes);
+    const int together = (int)min_of(kTogether<S>, max_of(1, blocks / (4 * num_threads)));
+    for_query_blocks<S>(call, num_threads, together, [&](auto* queries, int count, int64_t kv_head, auto& scratch) {
+      attend<S>(call, queries, count, kv_head, scratch);
     });
   });
 }

@@ -6,12 +6,12 @@ namespace {
 
 template <class S>
 void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, int64_t kv_head,
-                      const FwdScratch<Acc<S>>& scratch) {
+                      const FwdScratch<S>& scratch) {
   typedef Acc<S> A;
   typedef Vec<A> V;
   const Attention& p = call.of;
   constexpr int n = kLanes<A>, queries = kQueries<A>;
-  pack_queries<S>(p, rows, scratch.q_t);
+  pack_queries<S>(p, rows, scratch.q_t[0]);
   RowState<A> state;
   state.reset();
   A lse[queries] __attribute__((aligned(64)));
@@ -22,10 +22,9 @@ void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, 
 
   for (int pass = 0; pass < 2; pass++) {
     for (int64_t first = 0; first < p.S; first += kKeys) {
-      int64_t keys = min_of(kKeys, p.S - first), k_stride;
-      const A* k = rows_of<S>(at<S>(p.k, p.k_stride, rows.batch, kv_head, first), p.k_stride.dim[2], p.k_stride.dim[3],
-                              keys, p.E, p.E, scratch.k, &k_stride);
-      product_scores<A>(keys, p.E, k, k_stride, scratch.q_t, scratch.scores);
+      const int64_t keys = min_of(kKeys, p.S - first);
+      auto k = rows_at<S>(p.k, p.k_stride, rows.batch, kv_head, first, keys, p.E, scratch.k);
+      product_scores(keys, p.E, k, scratch.q_t[0], scratch.scores, (A)p.scale);
       finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
       if (pass == 0) {
         online_softmax<A>(keys, scratch.scores, nullptr, state);
@@ -33,7 +32,7 @@ void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, 
       }
       if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
       for (int64_t i = 0; i < keys * queries; i += n) {
-        V w = exp_difference(load(scratch.scores + i) - load(lse + i % queries));
+        V w = exp_difference<A>(load(scratch.scores + i) - load(lse + i % queries));
         store(scratch.scores + i, p.dropout_p > 0 ? w * load(scratch.factors + i) : w);
       }
       unpack_transposed<S>(scratch.scores, rows.count, keys, ones, [&](int64_t lane) { return row_at(lane, first); });
@@ -54,8 +53,8 @@ void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, 
 void attention_weights(const AttentionFwd& call, int num_threads) {
   for_dtype(call.of.dtype, [&](auto storage) {
     typedef decltype(storage) S;
-    for_query_blocks<S>(call, num_threads, [&](auto& queries, int64_t kv_head, auto& scratch) {
-      weights_of_block<S>(call, queries, kv_head, scratch);
+    for_query_blocks<S>(call, num_threads, 1, [&](auto* queries, int, int64_t kv_head, auto& scratch) {
+      weights_of_block<S>(call, *queries, kv_head, scratch);
     });
   });
 }

@@ -3,8 +3,8 @@
 //
 // A step multiplies the gradients of the step after it with the transposed recurrent weights, a panel of units at a
 // time, and goes on to the gates of these units where the sums are. Gradients of gates lie in rows of
-// kGateRow<kGates> * hidden, in the order of the tensors' rows (of the sequences by length where these are ragged): i, f,
-// g, o; for GRU the hidden part of n, r, z, n, so that h's product reads the first three and x's the last three.
+// kGateRow<kGates> * hidden, in the order of the tensors' rows (of the sequences by length where these are ragged): i,
+// f, g, o; for GRU the hidden part of n, r, z, n, so that h's product reads the first three and x's the last three.
 
 namespace {
 
@@ -126,8 +126,8 @@ struct RnnBwdThread {
       put(j, unit, d, count);
       store(carried, dc * f);
     } else {
-      const S* h = is_first ? (const S*)p.h_0 + places.state(j) * s.output
-                            : (const S*)p.y + places.y(t_before(), j) * s.output;
+      const S* h =
+          is_first ? (const S*)p.h_0 + places.state(j) * s.output : (const S*)p.y + places.y(t_before(), j) * s.output;
       if constexpr (kGates == 3) {
         const V r = load_n(gate(j, 0) + unit, count), z = load_n(gate(j, 1) + unit, count);
         const V n = load_n(gate(j, 2) + unit, count), of_h = load_n(gate(j, 3) + unit, count);
@@ -148,8 +148,8 @@ struct RnnBwdThread {
   void panel_of_h(int64_t panel) {
     T* strip = memory.strip;
     memset(strip, 0, max_of(rows, rows_after) * kStripRow<T> * sizeof(T));
-    rnn_product<T, kSlots>(dgates_after, memory.gates_stride, rows_after, kGates * s.hidden,
-                           panels.h(direction, panel), strip, 3);
+    rnn_product<T, kSlots>(dgates_after, memory.gates_stride, rows_after, kGates * s.hidden, panels.h(direction, panel),
+                           strip, 3);
     for (int64_t j = 0; j < max_of(rows, rows_after); j++, strip += kStripRow<T>)
       for (int v = 0; v < kSlots; v++) {
         const int64_t unit = panel * kStripRow<T> + v * lanes, count = s.output - unit;

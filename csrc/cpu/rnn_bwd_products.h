@@ -87,34 +87,30 @@ struct RnnElement {
   }
 };
 
-// Sums of columns, in chunks of rows.
+// Sums of columns: of 16 rows, of 16 of these sums, of all of those. A serial sum is then never long.
 template <class T>
 void rnn_sum_columns(const T* a, int64_t stride, int64_t rows, int64_t columns, T* sums, int threads) {
-  constexpr int vectors = 8;
-  constexpr int64_t width = vectors * kLanes<T>;
-  const int64_t blocks = ceil_div(columns, width);
-  parallel_ranges(blocks, 1, rows * columns < kThreadFlops ? 1 : threads, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; block++) {
-      const int64_t column = block * width, count = columns - column;
-      Vec<T> total[vectors] = {};
-      for (int64_t row = 0; row < rows; row += kChunk) {
-        Vec<T> sum[vectors] = {};
-        for (int64_t r = row; r < min_of(rows, row + kChunk); r++) {
-          const T* from = a + r * stride + column;
-          if (count >= width) {
-            PF_UNROLL
-            for (int v = 0; v < vectors; v++) sum[v] += load(from + v * kLanes<T>);
-          } else {
-            for (int v = 0; v * kLanes<T> < count; v++)
-              sum[v] += load_n(from + v * kLanes<T>, count - v * kLanes<T>);
+  constexpr int vectors = 4, lanes = kLanes<T>;
+  constexpr int64_t width = vectors * lanes, few = 16;
+  parallel_ranges(
+      ceil_div(columns, width), 1, rows * columns < kThreadFlops ? 1 : threads, [&](int64_t begin, int64_t end) {
+        for (int64_t column = begin * width; column < min_of(columns, end * width); column += width) {
+          Vec<T> total[vectors] = {}, middle[vectors] = {};
+          for (int64_t row = 0; row < rows; row += few) {
+            Vec<T> sum[vectors] = {};
+            for (int64_t r = row; r < min_of(rows, row + few); r++)
+              for (int v = 0; v < vectors; v++)
+                sum[v] += load_n(a + r * stride + column + v * lanes, max_of(0, columns - column - v * lanes));
+            const bool is_last = row / few % few == few - 1 || row + few >= rows;
+            for (int v = 0; v < vectors; v++) {
+              middle[v] += sum[v];
+              if (is_last) total[v] += middle[v], middle[v] = Vec<T>{};
+            }
           }
+          for (int v = 0; v < vectors && column + v * lanes < columns; v++)
+            store_n(sums + column + v * lanes, total[v], columns - column - v * lanes);
         }
-        for (int v = 0; v < vectors; v++) total[v] += sum[v];
-      }
-      for (int v = 0; v < vectors && v * kLanes<T> < count; v++)
-        store_n(sums + column + v * kLanes<T>, total[v], count - v * kLanes<T>);
-    }
-  });
+      });
 }
 
 // to [m, n] = a^T b, both with one row for each of the backward's.
@@ -165,9 +161,9 @@ void rnn_products(const RnnBwd& p, const RnnBwdMemory<Acc<S>>& m, int64_t rows, 
       multiply(rnn_outer<T>(dgates, m.row, gate_rows, h_before, s.output, s.output, rows),
                {(S*)grads.w_hh, s.output, kGates == 3 ? 2 * hidden : 0, gate_rows, nullptr, false});
     if (grads.w_hr)
-      multiply(rnn_outer<T>(m.dh + d * rows * s.output, s.output, s.output, m.out + d * rows * hidden, hidden, hidden,
-                            rows),
-               {(S*)grads.w_hr, hidden, 0, 0, nullptr, false});
+      multiply(
+          rnn_outer<T>(m.dh + d * rows * s.output, s.output, s.output, m.out + d * rows * hidden, hidden, hidden, rows),
+          {(S*)grads.w_hr, hidden, 0, 0, nullptr, false});
     if (!grads.b_ih && !grads.b_hh) continue;
     rnn_sum_columns(dgates, m.row, rows, m.row, m.sums, threads);
     for (int64_t i = 0; i < gate_rows; i++) {
@@ -192,8 +188,8 @@ void rnn_bwd_layer(const RnnBwd& p, int threads) {
   rnn_run(s, threads, arrivals, [&](int64_t direction, RnnPart& part, const RnnPlan& plan) {
     Carver own = carver;
     const RnnStepMemory<T> mine(own, s, plan, part);
-    RnnBwdThread<S, kGates> thread = {p, s, part, direction, {s, p.rows, part, direction}, {s, p.panels},
-                                      memory, mine, rows, 0, 0, 0, 0, 0};
+    RnnBwdThread<S, kGates> thread = {
+        p, s, part, direction, {s, p.rows, part, direction}, {s, p.panels}, memory, mine, rows, 0, 0, 0, 0, 0};
     thread.run();
   });
   rnn_products<S, kGates>(p, memory, rows, threads);

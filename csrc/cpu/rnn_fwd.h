@@ -140,7 +140,8 @@ struct RnnFwdThread {
           value = fma(v[1], load(h + j * memory.output_stride + unit) - v[2], v[2]);
         }
         if (p.gates)
-          for (int i = 0; i < kSlots; i++) store_n((T*)p.gates + (places.kept(t, j) * kSlots + i) * s.hidden + unit, v[i], count);
+          for (int i = 0; i < kSlots; i++)
+            store_n((T*)p.gates + (places.kept(t, j) * kSlots + i) * s.hidden + unit, v[i], count);
         if (s.has_projection)
           store(memory.unprojected + j * memory.hidden_stride + unit, value);
         else
@@ -217,7 +218,8 @@ void rnn_fwd_layer(const RnnFwd& p, int threads) {
   rnn_run(p.shape, threads, arrivals, [&](int64_t direction, RnnPart& part, const RnnPlan& plan) {
     Carver own = memory;
     const RnnFwdMemory<T> mine(own, p.shape, plan, RnnPanels<T, kGates>::units, part);
-    RnnFwdThread<S, kGates> thread = {p, p.shape, part, direction, {p.shape, p.rows, part, direction}, {p.shape, p.panels}, mine, 0, 0, 0, 0, 0};
+    RnnFwdThread<S, kGates> thread = {
+        p, p.shape, part, direction, {p.shape, p.rows, part, direction}, {p.shape, p.panels}, mine, 0, 0, 0, 0, 0};
     thread.run();
   });
 }

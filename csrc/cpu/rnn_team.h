@@ -11,6 +11,8 @@ constexpr int64_t kSliceBytes = 1 << 20;  // of recurrent weights, per thread
 constexpr int64_t kGroupRows = 6;         // sequences a group should have
 constexpr int64_t kStepFlops = 1 << 15;   // per thread, or the barrier of a step costs more than the thread brings
 
+constexpr int kSpins = 256;  // some microseconds: longer than a step's threads are apart while all of them run
+
 struct RnnPlan {
   int threads, sides, groups, slices;  // threads = sides * groups * slices
 };
@@ -54,7 +56,7 @@ struct RnnBarrier {
     __atomic_store_n(&arrivals[me].step, ++step, __ATOMIC_RELEASE);
     for (int other = 0; other < members; other++)
       for (int spins = 0; __atomic_load_n(&arrivals[other].step, __ATOMIC_ACQUIRE) < step; spins++) {
-        if (spins < 1000)
+        if (spins < kSpins)
           spin_pause();
         else
           sched_yield();

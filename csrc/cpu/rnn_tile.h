@@ -12,6 +12,9 @@ constexpr int kStripRow = kSlots * kLanes<T>;
 template <int kVectors>
 constexpr int kRnnTileRows = (PF_VECTOR_BYTES == 64 ? 24 : 12) / kVectors;
 
+// One serial sum: shorter than gemm.h's, because the sums of several steps follow each other.
+constexpr int64_t kRnnChunk = 64;
+
 namespace {
 
 // strip += a [kRows, count] b [count, kVectors]. Few rows take kSplit sums each, which hides the latency of the
@@ -72,8 +75,8 @@ RnnTile<T> rnn_tile_of(int rows) {
 template <class T, int kVectors>
 void rnn_product(const T* a, int64_t a_stride, int64_t rows, int64_t count, const T* panel, T* strip, int last_slot) {
   constexpr int tile_rows = kRnnTileRows<kVectors>;
-  for (int64_t k = 0; k < count; k += kChunk) {
-    const int64_t chunk = min_of(kChunk, count - k);
+  for (int64_t k = 0; k < count; k += kRnnChunk) {
+    const int64_t chunk = min_of(kRnnChunk, count - k);
     for (int64_t i = 0, tile; i < rows; i += tile) {
       const int64_t left = rows - i;  // the last two tiles share evenly
       tile = left >= 2 * tile_rows ? tile_rows : left > tile_rows ? ceil_div(left, 2) : left;

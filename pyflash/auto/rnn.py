@@ -1,6 +1,21 @@
-"""Recurrent layers: what `auto` leaves to torch, and whether a training step stores the gates or computes them again."""
+"""Recurrent layers: what `auto` leaves to torch, and whether a training step stores the gates or computes them again.
+
+Provisional numbers, from one busy Zen 4 core (processor time, T = 32 and 64, B = 16 and 1, H = 256; ours over torch's
+speed): LSTM 1.04 and 1.4, GRU 1.6 and 3.1, RNN 1.7 and 2.8; LSTM in bfloat16 0.6 and 0.9, in float16 7.0 and 3.9; GRU in
+bfloat16 1.1 and 3.5; all cells in float64 1.0 to 1.9. To be set by benchmarks rnn on a quiet machine.
+"""
 
 from typing import NamedTuple
+
+import torch
+
+from pyflash.auto.linear import isa
+
+ISAS = ("avx512", "avx512_bf16")  # elsewhere oneDNN's LSTM is as fast
+MIN_FLOPS = 1 << 21  # of a few steps; below it Python's share of a call outweighs the kernel's
+FEW_STEPS = 4  # torch's GRU and RNN pay for every step, and its LSTM, which rearranges its weights, for every call
+SMALL = "small input: torch's own call is cheaper"
+GATES = {"lstm": 4, "gru": 3}
 
 
 class Size(NamedTuple):
@@ -21,6 +36,18 @@ class Size(NamedTuple):
 
 def rules(backend: str, size: Size, dtype) -> str:
     """Why torch is to be preferred; empty where a kernel of ours is."""
+    if backend != "cpu":
+        return ""
+    is_onednn = size.cell == "lstm" and size.module == "layers" and not size.projected and not size.ragged
+    if is_onednn and dtype == torch.bfloat16 and isa() == "avx512_bf16":
+        return "torch's oneDNN multiplies bfloat16 in hardware"
+    if is_onednn and dtype == torch.float32 and isa() not in ISAS:
+        return "torch's oneDNN is as fast on this instruction set"
+    if size.steps < FEW_STEPS and not is_onednn:
+        columns = size.inputs + size.hidden
+        flops = 2 * size.steps * size.batch * GATES.get(size.cell, 1) * size.hidden * columns
+        if flops * size.layers * size.directions < MIN_FLOPS:
+            return SMALL
     return ""
 
 

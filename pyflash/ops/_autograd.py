@@ -11,13 +11,16 @@ def apply(function: type[torch.autograd.Function], *args):
     Where no gradient can be asked for, the forward alone. `choose` sends calls under torch.func transforms to torch, but
     a backward may still run under one.
     """
-    if torch.compiler.is_compiling():
-        return function.apply(*_distinct(args))
-    if torch._C._are_functorch_transforms_active():
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling and torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    if not torch.is_grad_enabled() or not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-        return function.forward(*args)
-    return super(torch.autograd.Function, function).apply(*args)
+    if torch.is_grad_enabled():
+        for a in args:
+            if isinstance(a, torch.Tensor) and a.requires_grad:
+                if is_compiling:
+                    return function.apply(*_distinct(args))
+                return super(torch.autograd.Function, function).apply(*args)
+    return function.forward(*args)
 
 
 def _distinct(args):

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 import torch
 from torch.autograd import forward_ad
 
+from pyflash.ops._checks import device_type
+
 ORDER = ("cuda", "triton", "cpu")  # what `auto` tries on a tensor's device, best first; then torch
 NAMES = ("auto", *ORDER, "torch")
 
@@ -131,10 +133,9 @@ OPERATIONS: dict[str, Operation] = {}
 
 def tracing_derivatives(tensors) -> bool:
     """torch.func transforms and forward-mode duals see torch operations, which have every rule."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return forward_ad._current_level >= 0 and any(
-        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    return torch._C._are_functorch_transforms_active() or (
+        forward_ad._current_level >= 0
+        and any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
     )
 
 
@@ -153,6 +154,19 @@ def fall_back(operation: str, reason: str) -> None:
     if (operation, reason) not in _warned:
         _warned.add((operation, reason))
         warnings.warn(f"pyflash.{operation} runs through PyTorch: {reason}", FallbackWarning, stacklevel=4)
+
+
+def prefers_torch(operation: Operation, x: torch.Tensor, size=None) -> bool:
+    """Does `auto` leave a call of this size on the CPU to torch? Then it is counted here.
+
+    Asked before anything is checked: the checks cost as much as torch's whole call, which has its own.
+    """
+    if _state.wish != "auto" or not x.is_cpu or torch.compiler.is_compiling() or MISSING["cpu"]:
+        return False
+    reason = operation.rules("cpu", x.numel() if size is None else size, x.dtype)
+    if reason:
+        counts[operation.name, "torch", reason] += 1
+    return bool(reason)
 
 
 def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None = None, refused: str = "") -> str | None:
@@ -174,7 +188,7 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None =
     if tracing_derivatives((x, *tensors)):
         record(operation.name, "torch", "torch.func transform or forward-mode derivative")
         return None
-    device = x.device.type
+    device = device_type(x)
     if wish != "auto":
         reason = refused or operation.unserved(wish, device, x.dtype)
         if reason:

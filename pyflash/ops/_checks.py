@@ -28,12 +28,12 @@ def is_plain(tensor) -> bool:
                 return False
         if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and not _is_traced(tensor):
             return False
-    return (
-        tensor.layout is torch.strided
-        and tensor.is_floating_point()
-        and not tensor.is_quantized
-        and not tensor.is_nested
-    )
+    return tensor.layout is torch.strided and tensor.dtype.is_floating_point and not tensor.is_nested
+
+
+def device_type(tensor: torch.Tensor) -> str:
+    """tensor.device.type, without the 0.3 us that its string costs on the CPU."""
+    return "cpu" if tensor.is_cpu else tensor.device.type
 
 
 def _is_traced(tensor) -> bool:

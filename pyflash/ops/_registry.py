@@ -11,7 +11,7 @@ from importlib import import_module
 
 import torch
 
-from pyflash.ops import _backends
+from pyflash.ops import _backends, _checks
 
 LIBRARY = torch.library.Library("pyflash", "DEF")
 OPS: dict[str, Op] = {}
@@ -35,7 +35,7 @@ class Op:
     def __init__(self, schema: str, *, outputs, reference, **kernels: str):
         self.name = schema[: schema.index("(")]
         self.outputs, self.reference, self.kernels = outputs, reference, kernels
-        self._loaded: dict[str, object] = {}
+        self._found: dict[tuple[str, str], object] = {}  # (wish, device) -> implementation; None: the reference
         returns = schema.split("->")[1].strip()
         self.single, self.is_list = returns == "Tensor", returns == "Tensor[]"
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -46,7 +46,7 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *args):
-        if _is_observed(args[0]):
+        if _is_observed(args):
             return self._call(*args)
         return self._run(*args)  # what the dispatcher would do in the end; it takes 5 us to get there
 
@@ -63,7 +63,10 @@ class Op:
 
     def _run(self, *args):
         *args, wish = args
-        kernel = self._kernel(wish, args[0].device.type)
+        place = (wish, _checks.device_type(args[0]))
+        if place not in self._found:
+            self._found[place] = self._kernel(*place)
+        kernel = self._found[place]
         if kernel is None:
             with _in_reach_of_autograd(), torch.no_grad():
                 found = self.reference(*args)
@@ -85,10 +88,8 @@ class Op:
         names = (wish,) if wish != "auto" else _backends.ORDER if device != "cpu" else ("cpu",)
         for name in names:
             if name in self.kernels and device in _backends.DEVICES[name] and not _backends.MISSING[name]:
-                if name not in self._loaded:
-                    module, function = self.kernels[name].split(":")
-                    self._loaded[name] = getattr(import_module(module), function)
-                return self._loaded[name]
+                module, function = self.kernels[name].split(":")
+                return getattr(import_module(module), function)
         if wish in ("auto", "torch"):
             return None
         why = _backends.MISSING.get(wish) or f"{wish} has no kernel for {device} tensors"
@@ -103,16 +104,32 @@ class Op:
                 raise AssertionError(f"pyflash::{self.name} wrote behind its output {i}")
 
 
-def _is_observed(tensor) -> bool:
-    """Must the call be seen by torch's dispatcher: traced, transformed, profiled, or on a tensor that is none of torch's?"""
-    return (
+_PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
+def _is_observed(args) -> bool:
+    """Must the call be seen by torch's dispatcher: traced, transformed, profiled, on tensors that are none of torch's,
+    or on the imaginary part of a conjugate, whose memory holds the negative of its values until the dispatcher copies it?
+    """
+    if (
         torch.compiler.is_compiling()
-        or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch.autograd._profiler_enabled()
-        or tensor.is_meta
-    )
+        or args[0].is_meta
+    ):
+        return True
+    return _has_unusual(args)
+
+
+def _has_unusual(args) -> bool:
+    for a in args:
+        if type(a) in _PLAIN_TYPES:
+            if a.is_neg():
+                return True
+        elif isinstance(a, torch.Tensor) or (type(a) is list and _has_unusual(a)):
+            return True
+    return False
 
 
 def _in_reach_of_autograd():

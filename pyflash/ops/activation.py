@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import activation as auto
 from pyflash.ops._autograd import apply, vjp
-from pyflash.ops._backends import Operation, choose
+from pyflash.ops._backends import Operation, choose, prefers_torch
 from pyflash.ops._checks import is_dense, is_plain
 from pyflash.ops._registry import Op
 
@@ -98,6 +98,8 @@ def activation_bwd(dy, saved, activation, backend):
 
 def _apply(name: str, input, torch_function, inplace: bool = False):
     operation = OPERATION[name]
+    if prefers_torch(operation, input):
+        return torch_function(input)
     refused = "" if is_plain(input) else "only strided floating-point tensors are served"
     if refused and not torch.is_floating_point(input):
         return torch_function(input)  # integers and complex numbers: torch's rules of promotion, or its error
@@ -126,10 +128,11 @@ def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
         approximate: "none" or "tanh".
     Numerics: within a few ulp in the left tail too, where 1 + erf(x) cancels.
     """
-    name = {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
-    if name is None:
+    if approximate == "none":
+        return _apply("gelu", input, F.gelu)
+    if approximate != "tanh":
         raise RuntimeError(f"pyflash.gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
-    return _apply(name, input, lambda x: F.gelu(x, approximate=approximate))
+    return _apply("gelu_tanh", input, lambda x: F.gelu(x, approximate="tanh"))
 
 
 def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:

@@ -12,7 +12,7 @@ from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
 from pyflash.ops._autograd import apply, vjp
 from pyflash.ops._backends import Operation, choose, record
-from pyflash.ops._checks import expect, is_plain
+from pyflash.ops._checks import device_type, expect, is_plain
 from pyflash.ops._registry import Op
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -29,13 +29,15 @@ _SCALARS = "float dropout_p, float scale, float softcap, int window_left, int wi
 def _in_order_of(x, size_last):
     """A new [B, H, L, size_last] that lies in memory as [B, L, H, size_last] when x does."""
     batch, heads, rows, _ = x.shape
-    if x.stride(1) < x.stride(2) and heads > 1:
+    _, of_heads, of_rows, _ = x.stride()
+    if of_heads < of_rows and heads > 1:
         return x.new_empty(batch, rows, heads, size_last).transpose(1, 2)
     return x.new_empty(batch, heads, rows, size_last)
 
 
 def _fwd_outputs(q, k, v, *_):
-    return _in_order_of(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=reference.acc_dtype(q))
+    batch, heads, rows, _ = q.shape
+    return _in_order_of(q, v.shape[3]), q.new_empty(batch, heads, rows, dtype=reference.acc_dtype(q))
 
 
 def _bwd_outputs(dout, dlse, q, k, v, out, lse, attn_mask, *rest):
@@ -149,8 +151,38 @@ class _AttentionBwd(torch.autograd.Function):
 
 # ---- shapes --------------------------------------------------------------------------------------------------------
 def _check(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
-    """What torch refuses, with its type of exception."""
+    """Raises what torch raises; returns the sizes before [L, E] that q, k and v broadcast to, the last counts heads."""
+    if not 0 <= dropout_p <= 1:
+        raise RuntimeError(f"pyflash.{operation}: dropout_p is {dropout_p}, expected a probability between 0 and 1")
+    if attn_mask is not None:
+        _check_mask(operation, attn_mask, q)
+    leading = _usual_leading(q, k, v)
+    if leading is None:
+        _check_sizes(operation, q, k, v, enable_gqa)
+        leading = _leading(operation, q, k, v, enable_gqa) or (1,)
+    return leading
 
+
+def _usual_leading(q, k, v):
+    """(batch, heads) of three tensors [batch, heads, ., .] that fit each other, else None: the usual call in few steps."""
+    if not (q.dim() == k.dim() == v.dim() == 4 and q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        return None
+    (*of_q, _, head_dim), (*of_k, keys, head_dim_k), (*of_v, keys_v, _) = q.shape, k.shape, v.shape
+    return tuple(of_q) if of_q == of_k == of_v and head_dim == head_dim_k and keys == keys_v else None
+
+
+def _check_mask(operation, attn_mask, q):
+    def check(condition, message):
+        expect(condition, operation, message, RuntimeError)
+
+    check(
+        attn_mask.dtype in (torch.bool, torch.float32, q.dtype),
+        lambda: f"attn_mask is {attn_mask.dtype}, expected torch.bool, torch.float32 or query's {q.dtype}",
+    )
+    check(attn_mask.device == q.device, lambda: f"attn_mask is on {attn_mask.device}, query on {q.device}; move one")
+
+
+def _check_sizes(operation, q, k, v, enable_gqa):
     def check(condition, message):
         expect(condition, operation, message, RuntimeError)
 
@@ -175,7 +207,6 @@ def _check(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
         k.shape[-2] == v.shape[-2],
         lambda: f"value has {v.shape[-2]} keys, expected {k.shape[-2]} to match key {tuple(k.shape)}",
     )
-    check(0 <= dropout_p <= 1, lambda: f"dropout_p is {dropout_p}, expected a probability between 0 and 1")
     if enable_gqa:
         check(min(q.dim(), k.dim(), v.dim()) >= 3, lambda: "enable_gqa needs a dimension of heads: [..., heads, L, E]")
         heads = q.shape[-3]
@@ -183,18 +214,9 @@ def _check(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
             k.shape[-3] > 0 and v.shape[-3] > 0 and heads % k.shape[-3] == 0 and heads % v.shape[-3] == 0,
             lambda: f"key has {k.shape[-3]} and value {v.shape[-3]} heads, expected divisors of query's {heads}",
         )
-    if attn_mask is not None:
-        check(
-            attn_mask.dtype in (torch.bool, torch.float32, q.dtype),
-            lambda: f"attn_mask is {attn_mask.dtype}, expected torch.bool, torch.float32 or query's {q.dtype}",
-        )
-        check(
-            attn_mask.device == q.device, lambda: f"attn_mask is on {attn_mask.device}, query on {q.device}; move one"
-        )
 
 
 def _leading(operation, q, k, v, enable_gqa):
-    """Sizes before [L, E] that q, k and v broadcast to; the last of them counts query heads."""
     shapes = [x.shape[:-2] for x in (q, k, v)]
     if shapes[0] == shapes[1] == shapes[2]:
         return shapes[0]  # torch.broadcast_shapes takes 30 us to say so
@@ -254,7 +276,7 @@ def _kv_heads(k, v, leading, enable_gqa):
 
 def _autocast(tensors, attn_mask):
     """What torch's function does under autocast: everything but float64 in the autocast type."""
-    device = tensors[0].device.type
+    device = device_type(tensors[0])
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors, attn_mask
     dtype = torch.get_autocast_dtype(device)
@@ -337,20 +359,21 @@ def attention(
         logarithm, -inf for a row that sees no key, differentiable.
     """
     (q, k, v), attn_mask = _autocast((q, k, v), attn_mask)
-    _check(_operation, q, k, v, attn_mask, dropout_p, enable_gqa)
-    expect(
-        causal_align in ("top_left", "bottom_right"), _operation,
-        lambda: f"causal_align is {causal_align!r}, expected 'top_left' or 'bottom_right'",
-    )  # fmt: skip
-    expect(softcap >= 0, _operation, lambda: f"softcap is {softcap}, expected 0 (off) or a positive number")
-    leading = _leading(_operation, q, k, v, enable_gqa) or (1,)
-    rows, keys = q.shape[-2], k.shape[-2]
+    leading = _check(_operation, q, k, v, attn_mask, dropout_p, enable_gqa)
+    if causal_align not in ("top_left", "bottom_right"):
+        raise ValueError(
+            f"pyflash.{_operation}: causal_align is {causal_align!r}, expected 'top_left' or 'bottom_right'"
+        )
+    if not softcap >= 0:
+        raise ValueError(f"pyflash.{_operation}: softcap is {softcap}, expected 0 (off) or a positive number")
+    rows, head_dim = q.shape[-2:]
+    keys, value_dim = v.shape[-2:]
     window_left, window_right = window_size
     if is_causal:
         window_right = 0
     diagonal = keys - rows if causal_align == "bottom_right" else 0
     if scale is None:
-        scale = 1 / math.sqrt(q.shape[-1]) if q.shape[-1] else 1.0
+        scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
     scalars = (
         float(dropout_p), float(scale), float(softcap), max(int(window_left), -1), max(int(window_right), -1), diagonal
     )  # fmt: skip
@@ -369,15 +392,16 @@ def attention(
         refused = "key and value have different numbers of heads"
     elif alibi_slopes is not None and alibi_slopes.requires_grad:
         refused = "alibi_slopes that need a gradient"
-    elif max(q.shape[-1], v.shape[-1]) > 256 and (not q.is_cpu or _backends._state.wish == "triton"):
-        refused = f"head_dim is {max(q.shape[-1], v.shape[-1])}; triton supports up to 256"
-    others = [t for t in (k, v, attn_mask) if t is not None]
-    size = math.prod(leading) * rows * keys * (q.shape[-1] + v.shape[-1])
+    elif max(head_dim, value_dim) > 256 and (not q.is_cpu or _backends._state.wish == "triton"):
+        refused = f"head_dim is {max(head_dim, value_dim)}; triton supports up to 256"
+    others = (k, v) if attn_mask is None else (k, v, attn_mask)
+    size = math.prod(leading) * rows * keys * (head_dim + value_dim)
     backend = choose(OPERATION, q, others, size=size, refused=refused)
 
-    is_extended = return_lse or softcap or alibi_slopes is not None or tuple(window_size) != (-1, -1)
-    if backend is None and not is_extended and seed is None and not (is_causal and attn_mask is not None):
-        if not (is_causal and diagonal):
+    if backend is None:
+        is_extended = return_lse or softcap or alibi_slopes is not None or tuple(window_size) != (-1, -1)
+        means_both = is_causal and (attn_mask is not None or diagonal)
+        if not is_extended and seed is None and not means_both:
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
@@ -394,7 +418,7 @@ def attention(
         out, lse = reference.attention_fwd(q4, k4, v4, mask, alibi_slopes, seed, *scalars)
     else:
         out, lse = apply(_Attention, q4, k4, v4, mask, alibi_slopes, seed, scalars, backend)
-    batch_shape = leading if max(q.dim(), k.dim(), v.dim()) > 2 else ()
-    if out.dim() != len(batch_shape) + 2 or len(leading) != 2:
-        out, lse = out.reshape(*batch_shape, rows, v.shape[-1]), lse.reshape(*batch_shape, rows)
+    if len(leading) != 2:
+        batch_shape = leading if max(q.dim(), k.dim(), v.dim()) > 2 else ()
+        out, lse = out.reshape(*batch_shape, rows, value_dim), lse.reshape(*batch_shape, rows)
     return (out, lse) if return_lse else out

@@ -21,7 +21,6 @@ from pyflash.ops.attention import (
     _four,
     _in_order_of,
     _kv_heads,
-    _leading,
     _mask_four,
     _plain_mask,
 )  # fmt: skip
@@ -122,8 +121,7 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     """
     name = "attention_weights"
     (q, k), attn_mask = _autocast((q, k), attn_mask)
-    _check(name, q, k, k, attn_mask, dropout_p, enable_gqa)
-    leading = _leading(name, q, k, k, enable_gqa) or (1,)
+    leading = _check(name, q, k, k, attn_mask, dropout_p, enable_gqa)
     rows, keys = q.shape[-2], k.shape[-2]
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1]) if q.shape[-1] else 1.0

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto import layer_norm as auto
-from pyflash.ops import _backends
 from pyflash.ops._autograd import apply, vjp
-from pyflash.ops._backends import Operation, choose, record
+from pyflash.ops._backends import Operation, choose, prefers_torch
 from pyflash.ops._checks import is_plain
 from pyflash.ops._registry import Op
 
@@ -63,19 +62,17 @@ def _reference_bwd(dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, ne
 
 
 def _outputs_fwd(x, residual, weight, bias, eps):
-    statistics = x.new_empty(x.shape[0], dtype=_acc(x.dtype))
-    return (
-        x.new_empty(x.shape),
-        x.new_empty(0 if residual is None else x.shape),
-        statistics,
-        torch.empty_like(statistics),
-    )
+    rows, cols = x.shape
+    acc = _acc(x.dtype)
+    mean = x.new_empty(rows) if acc == x.dtype else x.new_empty(rows, dtype=acc)
+    y = x.new_empty(rows, cols)
+    return y, x.new_empty(0) if residual is None else torch.empty_like(y), mean, torch.empty_like(mean)
 
 
 def _outputs_bwd(dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, need_dbias):
-    cols = x.shape[1]
+    rows, cols = x.shape
     return (
-        x.new_empty(x.shape if need_dx else 0),
+        x.new_empty(rows, cols) if need_dx else x.new_empty(0),
         mean.new_empty(cols if need_dweight else 0),
         mean.new_empty(cols if need_dbias else 0),
     )
@@ -103,7 +100,9 @@ _bwd = Op(
 
 def _unit_stride(rows):
     """The matrix itself when its columns are adjacent, else a copy."""
-    return rows if rows is None or rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+    if rows is None or rows.is_contiguous() or rows.stride(1) == 1 or rows.shape[1] == 1:
+        return rows
+    return rows.contiguous()
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -172,12 +171,12 @@ def _problem(shape, device, dtype, normalized_shape, weight, bias) -> str:
     wanted = tuple(normalized_shape)
     if not wanted:
         return "normalized_shape is empty, expected at least one size"
-    if tuple(shape[-len(wanted) :]) != wanted:
+    if shape[-len(wanted) :] != wanted:
         return f"input has shape {tuple(shape)}, expected it to end with normalized_shape {wanted}"
     for label, param in (("weight", weight), ("bias", bias)):
         if param is None:
             continue
-        if tuple(param.shape) != wanted:
+        if param.shape != wanted:
             return f"{label} has shape {tuple(param.shape)}, expected normalized_shape {wanted}"
         if param.device != device:
             return f"{label} is on {param.device}, input on {device}; move one of them"
@@ -196,19 +195,23 @@ def _cast_for_autocast(*tensors):
 
 
 def _is_served(*tensors):
-    return all(t is None or is_plain(t) for t in tensors)
+    for t in tensors:
+        if t is not None and not is_plain(t):
+            return False
+    return True
 
 
 def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
     """y and the sum, in x's shape."""
-    shape, is_matrix = x.shape, x.dim() == 2 and len(normalized_shape) == 1
+    given, is_matrix = x, x.dim() == 2 and len(normalized_shape) == 1
     if not is_matrix:
         cols = math.prod(normalized_shape)
-        matrix = (math.prod(shape[: x.dim() - len(normalized_shape)]), cols)
-        x = x.reshape(matrix)
-        residual = None if residual is None else residual.reshape(matrix)
-        weight = None if weight is None else weight.reshape(cols)
-        bias = None if bias is None else bias.reshape(cols)
+        rows = math.prod(x.shape[: x.dim() - len(normalized_shape)])
+        x = x.reshape(rows, cols)
+        residual = None if residual is None else residual.reshape(rows, cols)
+        if len(normalized_shape) > 1:
+            weight = None if weight is None else weight.reshape(cols)
+            bias = None if bias is None else bias.reshape(cols)
     y, summed, _, _ = apply(
         _LayerNorm,
         _unit_stride(x),
@@ -220,7 +223,7 @@ def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
     )
     if is_matrix:
         return y, summed
-    return y.view(shape), None if residual is None else summed.view(shape)
+    return y.view_as(given), None if residual is None else summed.view_as(given)
 
 
 def layer_norm(
@@ -242,14 +245,7 @@ def layer_norm(
     Numerics: statistics in float32 (float64 for float64) from deviations, so a large mean costs no digits;
         deterministic, whatever the number of threads.
     """
-    small = (
-        _backends._state.wish == "auto"
-        and not torch.compiler.is_compiling()
-        and input.is_cpu
-        and input.numel() < auto.MIN_ELEMENTS["cpu"]
-    )
-    if small:  # before anything is checked: that costs as much as torch's whole call
-        record("layer_norm", "torch", auto.SMALL)
+    if prefers_torch(OPERATION, input):
         try:
             return F.layer_norm(input, normalized_shape, weight, bias, eps)
         except (RuntimeError, TypeError):
@@ -284,6 +280,12 @@ def add_layer_norm(
     Returns:
         (layer_norm(x + residual), x + residual)
     """
+    if prefers_torch(OPERATION_ADD, x):
+        try:
+            summed = x + residual
+            return F.layer_norm(summed, normalized_shape, weight, bias, eps), summed
+        except (RuntimeError, TypeError):
+            pass  # as in `layer_norm`
     x, residual, weight, bias = _cast_for_autocast(x, residual, weight, bias)
     served = _is_served(x, residual, weight, bias)
     if served:

@@ -29,6 +29,8 @@ def canonical_masks(
     keep_bool: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Both masks as they are when both are boolean (True is masked), else both as torch makes them: floats to add."""
+    if attn_mask is None and key_padding_mask is None:
+        return None, None
     given = [mask for mask in (attn_mask, key_padding_mask) if mask is not None]
     if keep_bool and all(mask.dtype == torch.bool for mask in given):
         return attn_mask, key_padding_mask
@@ -84,40 +86,29 @@ def multi_head_attention(
     """
     batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, num_heads)
     attn_mask, key_padding_mask = canonical_masks(attn_mask, key_padding_mask, query.dtype)
-    expect(
-        not is_causal or attn_mask is not None,
-        NAME,
-        lambda: (
-            "is_causal is a hint about attn_mask, which is None;"
+    if is_causal and attn_mask is None:
+        raise RuntimeError(
+            f"pyflash.{NAME}: is_causal is a hint about attn_mask, which is None;"
             " Transformer.generate_square_subsequent_mask creates one"
-        ),
-        RuntimeError,
-    )
+        )
+    if query.shape[-1] != embed_dim:
+        raise AssertionError(f"pyflash.{NAME}: query has {query.shape[-1]} features, expected embed_dim {embed_dim}")
     packed = isinstance(in_weight, Tensor)
-    expect(
-        query.shape[-1] == embed_dim,
-        NAME,
-        lambda: f"query has {query.shape[-1]} features, expected embed_dim {embed_dim}",
-        AssertionError,
-    )
-    expect(
-        key.shape == value.shape if packed else key.shape[:-1] == value.shape[:-1],
-        NAME,
-        lambda: f"key has shape {tuple(key.shape)}, value {tuple(value.shape)}",
-        AssertionError,
-    )
+    if key is not value and key.shape[: None if packed else -1] != value.shape[: None if packed else -1]:
+        raise AssertionError(f"pyflash.{NAME}: key has shape {tuple(key.shape)}, value {tuple(value.shape)}")
 
-    q, k, v = _project(query, key, value, in_weight, in_bias)
     if not batched:
-        q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
         key_padding_mask = key_padding_mask.unsqueeze(0) if key_padding_mask is not None else None
         batch_first = True
-    batch, seqlen_q = (q.shape[0], q.shape[1]) if batch_first else (q.shape[1], q.shape[0])
-    seqlen_k = k.shape[1] if batch_first else k.shape[0]
+    q, k, v = _project(query, key, value, in_weight, in_bias, num_heads, batch_first)
+    batch, _, seqlen_q, head_dim = q.shape
+    seqlen_k = k.shape[2]
+    if k.shape[0] != batch:
+        raise RuntimeError(f"pyflash.{NAME}: key has a batch of {k.shape[0]}, expected query's {batch}")
 
     mask = None
     drops_mask = is_causal and key_padding_mask is None and not need_weights
-    if not drops_mask:
+    if not drops_mask and (attn_mask is not None or key_padding_mask is not None):
         is_causal = False
         mask = _attend_mask(
             _checked(attn_mask, batch, num_heads, seqlen_q, seqlen_k),
@@ -126,15 +117,11 @@ def multi_head_attention(
             (bias_kv is not None) + add_zero_attn,
         )
 
-    sizes = (batch, num_heads, embed_dim // num_heads)
-    q = _heads(q, seqlen_q, *sizes, batch_first)
-    k = _heads(k, seqlen_k, *sizes, batch_first)
-    v = _heads(v, seqlen_k, *sizes, batch_first)
     if bias_kv is not None:
         bias_k, bias_v = (b.view(1, num_heads, 1, -1).expand(batch, -1, -1, -1) for b in bias_kv)
         k, v = torch.cat([k, bias_k], 2), torch.cat([v, bias_v], 2)
     if add_zero_attn:
-        zero = k.new_zeros(batch, num_heads, 1, embed_dim // num_heads)
+        zero = k.new_zeros(batch, num_heads, 1, head_dim)
         k, v = torch.cat([k, zero], 2), torch.cat([v, zero], 2)
 
     weights = None
@@ -147,34 +134,38 @@ def multi_head_attention(
         out = scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
 
     out = out.transpose(1, 2) if batch_first else out.permute(2, 0, 1, 3)
-    out = linear(out.flatten(-2), out_weight, out_bias)
+    out = linear(out.reshape(out.shape[0], out.shape[1], embed_dim), out_weight, out_bias)
     if not batched:
         return out.squeeze(0), weights.squeeze(0) if weights is not None else None
     return out, weights
 
 
-def _project(query, key, value, weight, bias):
-    """The three projections, as views of one result where the inputs are the same tensor."""
-    if not isinstance(weight, Tensor):
-        biases = (None, None, None) if bias is None else bias.chunk(3)
-        return tuple(linear(x, w, b) for x, w, b in zip((query, key, value), weight, biases))
-    size = weight.shape[0] // 3
-    if key is not value:
-        biases = (None, None, None) if bias is None else bias.chunk(3)
-        return tuple(linear(x, w, b) for x, w, b in zip((query, key, value), weight.chunk(3), biases))
-    if query is key:
-        return linear(query, weight, bias).unflatten(-1, (3, size)).unbind(-2)
-    weight_q, weight_kv = weight.split([size, 2 * size])
-    bias_q, bias_kv = (None, None) if bias is None else bias.split([size, 2 * size])
-    k, v = linear(key, weight_kv, bias_kv).unflatten(-1, (2, size)).unbind(-2)
-    return linear(query, weight_q, bias_q), k, v
+def _project(query, key, value, weight, bias, num_heads, batch_first):
+    """The three projections [batch, num_heads, seqlen, head_dim], views of one result where inputs are the same tensor."""
+    is_packed = isinstance(weight, Tensor)
+    if is_packed and query is key is value:
+        return _heads(linear(query, weight, bias), 3, num_heads, batch_first)
+    if is_packed and key is value:
+        size = weight.shape[0] // 3
+        weight_q, weight_kv = weight.split([size, 2 * size])
+        bias_q, bias_kv = (None, None) if bias is None else bias.split([size, 2 * size])
+        q = _heads(linear(query, weight_q, bias_q), 1, num_heads, batch_first)
+        return *q, *_heads(linear(key, weight_kv, bias_kv), 2, num_heads, batch_first)
+    weights = weight.chunk(3) if is_packed else weight
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    return [
+        _heads(linear(x, w, b), 1, num_heads, batch_first)[0] for x, w, b in zip((query, key, value), weights, biases)
+    ]
 
 
-def _heads(x, seqlen, batch, num_heads, head_dim, batch_first):
-    """A view [batch, num_heads, seqlen, head_dim]."""
-    if batch_first:
-        return x.view(batch, seqlen, num_heads, head_dim).transpose(1, 2)
-    return x.view(seqlen, batch, num_heads, head_dim).permute(1, 2, 0, 3)
+def _heads(x, parts, num_heads, batch_first):
+    """Views [batch, num_heads, seqlen, head_dim] of `parts` projections that lie side by side."""
+    if x.dim() == 2:
+        x = x.unsqueeze(0)
+    rows, columns, width = x.shape
+    # Apart before the dimensions change places: the backward then joins gradients that lie as they will be read.
+    split = x.view(rows, columns, parts, num_heads, width // parts // num_heads).unbind(2)
+    return [part.transpose(1, 2) if batch_first else part.permute(1, 2, 0, 3) for part in split]
 
 
 def _checked(attn_mask, batch, num_heads, seqlen_q, seqlen_k):

@@ -70,7 +70,7 @@ def _torch_stack(x, h_0, c_0, params, form, steps, cell, batch_first, dropout, t
 def _cast_by_autocast(cell, is_packed, tensors):
     """What torch's functions do under autocast: on a CPU gru, and lstm of packed sequences, keep the states' type."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or not tensors[0].is_floating_point():
+    if device == "meta" or not torch.is_autocast_enabled(device) or not tensors[0].is_floating_point():
         return tensors
     keeps = device == "cpu" and (cell == "gru" or (cell == "lstm" and is_packed))
     dtype = tensors[0].dtype if keeps else torch.get_autocast_dtype(device)

@@ -63,6 +63,14 @@ _fwd = Op(
     triton="pyflash.kernels.rnn:rnn_fwd",
     cpu="pyflash.ops._native.rnn:rnn_fwd",
 )
+_cached_fwd = Op(  # gradients are off: the native module may keep the packed weights; looked up when it runs
+    "rnn_cached_fwd(Tensor x, Tensor h_0, Tensor? c_0, Tensor[] weights, Tensor? rows, Tensor? steps, str cell,"
+    " bool batch_first, bool save_cells, str backend)"
+    " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
+    outputs=lambda *args: _outputs_fwd(*args, False),
+    reference=lambda *args: reference.rnn_fwd(*args, False),
+    cpu="pyflash.ops._native.rnn:rnn_cached_fwd",
+)
 # Gradients of x, h_0, c_0 and each weight, contiguous; empty where not needed. Without gates they are computed again
 # from x, y and cells. dcells is the gradient of cells where those were asked for.
 _bwd = Op(
@@ -161,6 +169,8 @@ def rnn_layer(x, h_0, c_0, weights, rows, steps, cell, batch_first, backend, ret
         outputs = apply(
             _Rnn, x, h_0, c_0, rows, steps, cell, batch_first, save_cells, save_gates, return_cells, backend, *weights
         )
+    elif x.device.type == "cpu" and backend in ("auto", "cpu"):
+        outputs = _cached_fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, return_cells, backend)
     else:
         outputs = _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, return_cells, False, backend)
     y, h_n, c_n, cells, _ = outputs

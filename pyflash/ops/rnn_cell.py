@@ -66,7 +66,7 @@ def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
 def _cast_by_autocast(cell, tensors):
     """What torch's cells do under autocast: on a CPU lstm_cell and gru_cell keep the states' type."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or not tensors[0].is_floating_point():
+    if device == "meta" or not torch.is_autocast_enabled(device) or not tensors[0].is_floating_point():
         return tensors
     keeps = device == "cpu" and cell in ("lstm", "gru")
     dtype = tensors[1].dtype if keeps else torch.get_autocast_dtype(device)

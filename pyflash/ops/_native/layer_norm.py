@@ -16,7 +16,7 @@ def _row_stride(tensor):
 
 def _param(param, statistics):
     """The kernel reads weight and bias in its arithmetic type; a row's worth of conversion for half types."""
-    return None if param is None else param.to(statistics.dtype)
+    return param if param is None or param.dtype == statistics.dtype else param.to(statistics.dtype)
 
 
 def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):

@@ -19,6 +19,7 @@ from pyflash.ops._native import DTYPES
 from pyflash.ops._native.activation import ACTIVATION_IDS, activation_bwd
 
 FINGERPRINT_SAMPLES = 1024  # places; a weight of no more elements is read whole
+MIN_CACHED = 4096  # elements; fewer are packed in less time than it takes to tell that they are unchanged
 CACHE_BYTES = int(os.environ.get("PYFLASH_CACHE_BYTES", 1 << 30))
 
 
@@ -28,7 +29,7 @@ class PackedCache:
     def __init__(self, limit: int):
         self.limit, self.bytes = limit, 0
         self._lock = threading.RLock()  # a finalizer may run while this thread holds it
-        self._entries: OrderedDict[tuple, tuple[weakref.ref, int, torch.Tensor]] = OrderedDict()
+        self._entries: OrderedDict[tuple, tuple[tuple, tuple, torch.Tensor]] = OrderedDict()
 
     def __len__(self):
         return len(self._entries)
@@ -38,18 +39,23 @@ class PackedCache:
         if weight.is_inference():  # has no version
             return pack(weight)
         place = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, _cpu.isa())
-        state = (weight._version, fingerprint(weight))
+        return self.find(place, (weight._version, fingerprint(weight)), (weight,), lambda: pack(weight))
+
+    def find(self, place: tuple, state: tuple, weights: tuple, make) -> torch.Tensor:
+        """What `make` gives for the weights that lie at `place`, from before if their state was the same."""
         with self._lock:
             entry = self._entries.get(place)
-            if entry is not None and entry[0]() is not None and entry[1] == state:
+            if entry is not None and entry[1] == state and all(owner() is not None for owner in entry[0]):
                 self._entries.move_to_end(place)
                 return entry[2]
-        packed = pack(weight)
-        owner = weakref.ref(weight.untyped_storage(), lambda ref: self._drop(place, ref))
+        packed = make()
+        owners = tuple(
+            weakref.ref(weight.untyped_storage(), lambda ref: self._drop(place, ref)) for weight in weights
+        )  # fmt: skip
         with self._lock:
             self._drop(place)
             if packed.nbytes <= self.limit:
-                self._entries[place] = (owner, state, packed)
+                self._entries[place] = (owners, state, packed)
                 self.bytes += packed.nbytes
                 while self.bytes > self.limit:
                     self._drop(next(iter(self._entries)))
@@ -58,7 +64,7 @@ class PackedCache:
     def _drop(self, place, owner=None):
         with self._lock:
             entry = self._entries.get(place)
-            if entry is not None and (owner is None or entry[0] is owner):
+            if entry is not None and (owner is None or any(owner is one for one in entry[0])):
                 del self._entries[place]
                 self.bytes -= entry[2].nbytes
 
@@ -119,7 +125,8 @@ def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
 
 
 def linear_cached_fwd(x, weight, bias, activation, y):
-    _run(x, weight, cache.get(weight), bias, activation, y, None)
+    packed = cache.get(weight) if weight.numel() >= MIN_CACHED else None
+    _run(x, weight, packed, bias, activation, y, None)
 
 
 def matmul(a, b, c):

@@ -1,0 +1,146 @@
+"""RNN, LSTM and GRU layers: whole sequences, packed batches, both directions, and single steps of a stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from benchmarks.operation import Case, Operation
+
+MODULES = {"LSTM": torch.nn.LSTM, "GRU": torch.nn.GRU, "RNN": torch.nn.RNN}
+CELLS = {"LSTM": torch.nn.LSTMCell, "GRU": torch.nn.GRUCell, "RNN": torch.nn.RNNCell}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@dataclass(frozen=True)
+class Shape:
+    cell: str  # LSTM, GRU, RNN
+    length: int  # T
+    batch: int  # B
+    hidden: int  # H, and the features of x
+    layers: int = 1
+    bidirectional: bool = False
+    packed: bool = False  # lengths fall evenly from T to T / 4
+    step: bool = False  # a cell instead of a layer
+
+    @property
+    def lengths(self) -> list[int]:
+        if not self.packed:
+            return [self.length] * self.batch
+        first, last = self.length, max(1, self.length // 4)
+        return [first - (first - last) * b // max(1, self.batch - 1) for b in range(self.batch)]
+
+
+def case(cell, length, batch, hidden, floors, *, quick=False, dtype="float32", model="", **rest) -> Case:
+    shape = Shape(cell, length, batch, hidden, **rest)
+    words = [cell + ("Cell" if shape.step else ""), f"T{length} B{batch} H{hidden}"]
+    words += [f"x{shape.layers}"] * (shape.layers > 1) + ["bidirectional"] * shape.bidirectional
+    return Case(" ".join(words + ["packed"] * shape.packed), shape, floors, dtype=dtype, quick=quick, model=model)
+
+
+def both(forward=None, training=None) -> dict[str, float | None]:
+    return {"forward": forward, "training": training}
+
+
+CASES = (
+    case("GRU", 128, 32, 256, both(3.4, 3.1), quick=True, model="a character model's layer"),
+    case("GRU", 128, 1, 256, both(7.0, None), quick=True),
+    case("LSTM", 128, 32, 256, both(1.1, 1.25), quick=True, model="a character model's layer"),
+    case("LSTM", 128, 1, 256, both(1.7, None), quick=True),
+    case("RNN", 128, 32, 256, both(3.2, 3.1), quick=True),
+    case("RNN", 128, 1, 256, both(6.0, None)),
+    *(
+        case(cell, 1, 1, hidden, {"forward": floor}, quick=hidden == 256, model="one step of a stream")
+        for cell, floor in (("LSTM", 4.0), ("GRU", None), ("RNN", None))
+        for hidden in (64, 256, 1024)
+    ),
+    case("LSTM", 1, 1, 256, {"forward": 1.5}, step=True, quick=True, model="one step of a stream"),
+    case("GRU", 1, 1, 256, {"forward": 1.5}, step=True, quick=True, model="one step of a stream"),
+    case("GRU", 128, 32, 256, {"forward": 2.5}, packed=True, quick=True, model="sentences, longest first"),
+    case("LSTM", 128, 32, 256, {"forward": 2.5}, packed=True),
+    case("GRU", 128, 32, 256, {"forward": 2.5}, layers=2, bidirectional=True, model="a tagger"),
+    case("LSTM", 128, 32, 256, both(None, None), layers=2, bidirectional=True, model="a tagger"),
+    *(
+        case(cell, 64, 64, hidden, both(forward, training))  # 85 % of what is asked at 256
+        for cell, forward, training in (("GRU", 2.9, 2.6), ("LSTM", 0.94, 1.06), ("RNN", 2.7, 2.6))
+        for hidden in (512, 1024)
+    ),
+    *(
+        case(cell, length, batch, hidden, both())
+        for cell in MODULES
+        for length in (32, 128)
+        for batch, hidden in ((1, 64), (8, 64), (64, 64), (8, 256), (8, 512), (1, 1024))
+    ),
+    case("LSTM", 128, 32, 256, both(), dtype="bfloat16", model="oneDNN's own ground"),
+    case("GRU", 128, 32, 256, both(), dtype="bfloat16"),
+)  # fmt: skip
+
+
+class _Layer(torch.nn.Module):
+    """One call: packs where the case says so, and gives tensors back."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.shape = shape
+        if shape.step:
+            self.layer = CELLS[shape.cell](shape.hidden, shape.hidden)
+        else:
+            self.layer = MODULES[shape.cell](
+                shape.hidden, shape.hidden, num_layers=shape.layers, bidirectional=shape.bidirectional
+            )
+
+    def forward(self, x, *states):
+        if self.shape.step:
+            found = self.layer(x[0], states if self.shape.cell == "LSTM" else states[0])
+            return found if isinstance(found, tuple) else (found,)
+        if self.shape.packed:
+            x = pack_padded_sequence(x, self.shape.lengths)
+        y, state = self.layer(x)
+        y = y.data if isinstance(y, PackedSequence) else y
+        return (y, *state) if isinstance(state, tuple) else (y, state)
+
+
+def inputs(case: Case) -> tuple[torch.Tensor, ...]:
+    shape = case.shape
+    x = torch.randn(shape.length, shape.batch, shape.hidden)
+    if not shape.step:
+        return (x,)
+    return x, *torch.randn(2 if shape.cell == "LSTM" else 1, shape.batch, shape.hidden).unbind(0)
+
+
+def ours(case: Case):
+    import pyflash
+
+    return pyflash.replace(_Layer(case.shape))
+
+
+def _steps(shape: Shape) -> int:
+    return sum(shape.lengths) * shape.layers * (2 if shape.bidirectional else 1)
+
+
+def flops(case: Case, mode: str) -> float:
+    """Products with x and with h; the second layer of two directions reads twice the features."""
+    shape, products = case.shape, {"forward": 1, "backward": 2, "training": 3}[mode]
+    columns = 2 * shape.hidden
+    if shape.layers > 1 and shape.bidirectional:
+        columns += shape.hidden * (shape.layers - 1) / shape.layers
+    return products * _steps(shape) * 2 * GATES[shape.cell] * shape.hidden * columns
+
+
+def bytes_(case: Case, mode: str) -> float:
+    """Weights and x and y once, per product."""
+    shape = case.shape
+    weights = shape.layers * (2 if shape.bidirectional else 1) * GATES[shape.cell] * 2 * shape.hidden**2
+    return (
+        {"forward": 1, "backward": 2, "training": 3}[mode]
+        * case.itemsize
+        * (weights + 2 * _steps(shape) * shape.hidden)
+    )
+
+
+OPERATION = Operation(
+    name="rnn", cases=CASES, inputs=inputs, torch=lambda case: _Layer(case.shape), pyflash=ours, flops=flops,
+    bytes=bytes_,
+)  # fmt: skip

@@ -1,0 +1,75 @@
+"""What the tuner tries for each row of tuning.py: name -> (configurations, does this one fit that shape at all).
+
+A few tens each, chosen by hand: what wins on an architecture is in this neighbourhood, and a compilation takes seconds.
+"""
+
+from itertools import product
+
+import triton
+
+from pyflash.kernels.tuning import feature_block
+
+
+def _tiles(rows, cols, num_warps, num_stages):
+    names = "BLOCK_M", "BLOCK_N", "num_warps", "num_stages"
+    return [dict(zip(names, values, strict=True)) for values in product(rows, cols, num_warps, num_stages)]
+
+
+def _products(*shapes):
+    names = "BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages"
+    return [dict(zip(names, shape, strict=True)) for shape in shapes]
+
+
+def _accumulators_fit(rows, width, config):
+    """Float32 accumulators [rows, width] in at most 224 of a thread's 255 registers."""
+    return rows * width <= 224 * 32 * config["num_warps"]
+
+
+def _forward_fits(config, dtype, head_dim, laden=False):
+    return _accumulators_fit(config["BLOCK_M"], feature_block(head_dim), config)
+
+
+def _dkdv_fits(config, dtype, head_dim, laden=False):
+    return _accumulators_fit(2 * config["BLOCK_N"], feature_block(head_dim), config)
+
+
+CANDIDATES = {
+    "attention_fwd": (_tiles((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)), _forward_fits),
+    "attention_bwd_dq": (_tiles((64, 128), (32, 64), (4, 8), (1, 2, 3)), _forward_fits),
+    "attention_bwd_dkdv": (_tiles((32, 64), (64, 128), (4, 8), (1, 2, 3)), _dkdv_fits),
+    "attention_decode": (
+        _tiles((16, 32), (32, 64, 128), (2, 4), (2, 3, 4)),
+        lambda config, dtype, head_dim, rows: config["BLOCK_M"] == 16 or rows > 16,
+    ),
+    "matmul": (
+        _products(
+            (16, 64, 128, 4, 4), (16, 128, 128, 4, 4), (32, 64, 64, 4, 4), (32, 64, 128, 4, 4), (32, 128, 64, 4, 4),
+            (64, 64, 64, 4, 3), (64, 64, 64, 4, 4), (64, 128, 64, 4, 3), (64, 128, 64, 4, 4), (64, 256, 64, 8, 3),
+            (128, 64, 64, 4, 3), (128, 64, 64, 4, 4), (128, 128, 32, 8, 4), (128, 128, 64, 4, 3), (128, 128, 64, 8, 3),
+            (128, 128, 64, 8, 4), (128, 128, 128, 8, 2), (128, 256, 64, 8, 3), (128, 256, 64, 8, 4), (256, 128, 64, 8, 3),
+            (64, 64, 16, 4, 2), (64, 64, 32, 4, 2), (128, 64, 16, 8, 2), (128, 128, 16, 8, 2),
+        ),
+        lambda config, dtype, M, N, K: (
+            config["BLOCK_M"] <= max(32, 2 * triton.next_power_of_2(M))
+            and _accumulators_fit(config["BLOCK_M"], config["BLOCK_N"], config)
+        ),
+    ),
+}  # fmt: skip
+
+
+def row_blocks(cols):
+    """Whole rows: few or many to a program, few or many warps."""
+    block_n = triton.next_power_of_2(cols)
+    return [
+        dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps)
+        for block_m, num_warps in product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16))
+        if 128 <= block_m * block_n // num_warps <= 4096 and block_m * block_n <= 32768
+    ]
+
+
+def of(name, *shape, **options):
+    """The configurations to try for one key of tuning.py."""
+    if name == "row_block":
+        return row_blocks(*shape)
+    configurations, fits = CANDIDATES[name]
+    return [config for config in configurations if fits(config, *shape, **options)]

@@ -1,0 +1,126 @@
+"""The recurrent kernels of the CPU core: packed weights, threads, what only they do. Their numbers: test_rnn.py."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from helpers import use
+from test_linear import MUTATIONS, cache  # noqa: F401  a fixture
+
+import pyflash
+import pyflash.nn
+
+pytest.importorskip("pyflash._cpu")
+
+LAYERS = {"LSTM": torch.nn.LSTM, "GRU": torch.nn.GRU, "RNN": torch.nn.RNN}
+
+
+def close(ours, theirs):
+    for one, other in zip(torch.utils._pytree.tree_leaves(ours), torch.utils._pytree.tree_leaves(theirs)):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# ---- packed weights -----------------------------------------------------------------------------------------------
+
+
+# torch.utils.swap_tensors refuses parameters of recurrent modules, which hold weak references to them.
+@pytest.mark.parametrize("mutation", [name for name in MUTATIONS if "small" not in name and name != "swap_tensors"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_changed_weight_is_seen_between_steps(name, mutation, cache):  # noqa: F811
+    layer = LAYERS[name](20, 40)
+    ours, x, hx = copy.deepcopy(layer), torch.randn(1, 1, 20), None
+    pyflash.replace(ours)
+    for parameter in ("weight_ih_l0", "weight_hh_l0", "bias_hh_l0"):
+        with use("cpu"), torch.no_grad():
+            for _ in range(2):
+                _, hx = ours(x, hx)
+        MUTATIONS[mutation](getattr(ours, parameter))
+        layer.load_state_dict(ours.state_dict())
+        with use("cpu"), torch.no_grad():
+            close(ours(x, hx), layer(x, hx))
+
+
+def test_the_cache_keeps_what_lives_and_only_without_gradients(cache):  # noqa: F811
+    layer, x = pyflash.nn.LSTM(20, 40, num_layers=2), torch.randn(3, 2, 20)
+    with use("cpu"):
+        layer(x)
+        assert len(cache) == 0
+        with torch.no_grad():
+            layer(x)
+            layer(x[:1])
+        assert len(cache) == 2
+        with torch.inference_mode():
+            pyflash.nn.LSTM(20, 40)(x)
+    assert len(cache) == 2
+    del layer
+    assert len(cache) == 0 and cache.bytes == 0
+
+
+# ---- threads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch, hidden", [(1, 300), (5, 256), (40, 130)], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_any_number_of_threads(name, batch, hidden, count, threads):
+    """More than there are processors, too: at a barrier they give theirs up."""
+    layer, x = LAYERS[name](33, hidden, bidirectional=batch == 5), torch.randn(9, batch, 33)
+    ours = pyflash.replace(copy.deepcopy(layer))
+    threads(count)
+    results = []
+    with use("cpu"):
+        for _ in range(2):
+            y, _ = ours(x)
+            y.sum().backward()
+            results.append([y.detach(), *(p.grad.clone() for p in ours.parameters())])
+            ours.zero_grad()
+    y, _ = layer(x)
+    y.sum().backward()
+    assert all(map(torch.equal, *results))  # the same from run to run
+    torch.testing.assert_close(results[0][0], y, atol=1e-5, rtol=1e-5)
+    for ours_grad, p in zip(results[0][1:], layer.parameters()):
+        torch.testing.assert_close(ours_grad, p.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_a_forked_child_computes(threads):
+    threads(2)
+    layer, x = pyflash.nn.GRU(64, 256), torch.randn(20, 1, 64)
+    with use("cpu"), torch.no_grad():
+        expected = layer(x)[0]
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            same = torch.allclose(layer(x)[0], expected, atol=1e-5)
+            os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# ---- values no other test reaches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps, rows", [([1, 2], None), ([3, 2], None), ([2, 1], [0, 0]), ([2, 1], [0, 5])], ids=str)
+def test_steps_and_rows_are_checked_where_memory_is_reached(steps, rows):
+    x, h = torch.randn(2, 2, 3), torch.zeros(1, 2, 4)
+    weights = [torch.randn(12, 3), torch.randn(12, 4)]
+    steps, rows = torch.tensor(steps), None if rows is None else torch.tensor(rows)
+    with pytest.raises(ValueError, match="descending"):
+        torch.ops.pyflash.rnn_fwd(x, h, None, weights, rows, steps, "gru", False, False, False, "cpu")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_large_and_broken_inputs_propagate_as_in_torch(name):
+    layer, x = LAYERS[name](4, 20), torch.randn(3, 5, 4)
+    x[0, 0, 0], x[0, 1, 0], x[1, 2, 1] = float("nan"), float("inf"), 1e30
+    ours = pyflash.replace(copy.deepcopy(layer))
+    with use("cpu"), torch.no_grad():
+        torch.testing.assert_close(ours(x)[0], layer(x)[0], atol=1e-5, rtol=1e-5, equal_nan=True)

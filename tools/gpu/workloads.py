@@ -1,0 +1,137 @@
+"""Launches to tune and to profile: for each key of kernels/tuning.py one call of a launcher on a shape of its class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pyflash.kernels import attention, attention_decode, layer_norm, linear, tuning
+
+INTERPRETED = tuning.INTERPRETED.value
+HALF, FLOAT = torch.bfloat16, torch.float32
+
+
+@dataclass(frozen=True)
+class Key:
+    """Args:
+    name: function of kernels/tuning.py; shape: its arguments after the architecture.
+    make: small -> (call, the outputs it fills). Small shapes are for the interpreter.
+    operation: what a user calls it.
+    """
+
+    name: str
+    shape: tuple
+    make: Callable[[bool], tuple[Callable[[], object], list[torch.Tensor]]]
+    operation: str
+
+    @property
+    def text(self) -> str:
+        return tuning.TUNABLE[self.name].key(*self.shape)
+
+
+def device() -> str:
+    return "cpu" if INTERPRETED else "cuda"
+
+
+def randn(*shape, dtype=HALF) -> torch.Tensor:
+    return torch.randn(*shape, device=device(), dtype=FLOAT).to(dtype)
+
+
+def empty(*shape, dtype=HALF) -> torch.Tensor:
+    return torch.empty(*shape, device=device(), dtype=dtype)
+
+
+def attention_call(kernel: str, dtype, head_dim: int, laden: bool):
+    def make(small: bool):
+        batch, heads, length = (1, 2, 40) if small else (4, 16, 4096 if dtype == HALF else 2048)
+        q, k, v, dout = (randn(batch, length, heads, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
+        out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
+        lse = empty(batch, heads, length, dtype=FLOAT)
+        mask = randn(1, heads, length, length, dtype=dtype).expand(batch, -1, -1, -1) if laden else None
+        seed = torch.zeros(1, dtype=torch.int64, device=device())
+        options = mask, None, seed, 0.0, head_dim**-0.5, 0.0, -1, 0, 0
+
+        def forward():
+            attention.attention_fwd(q, k, v, *options, out, lse)
+
+        def backward():
+            attention.attention_bwd(dout, None, q, k, v, out, lse, *options, False, dq, dk, dv, None)
+
+        forward()
+        return (forward, [out, lse]) if kernel == "attention_fwd" else (backward, [dq, dk, dv])
+
+    return make
+
+
+def decode_call(head_dim: int):
+    def make(small: bool):
+        batch, keys = (1, 90) if small else (8, 8192)
+        q, out = randn(batch, 32, 1, head_dim), empty(batch, 32, 1, head_dim)
+        k, v = (randn(batch, 8, keys, head_dim) for _ in range(2))
+        lengths = torch.full((batch,), keys, dtype=torch.int32, device=device())
+        lse = empty(batch, 32, 1, dtype=FLOAT)
+        return lambda: attention_decode.attention_decode(
+            q, k, v, lengths, None, head_dim**-0.5, 0.0, -1, 0, out, lse
+        ), [out, lse]
+
+    return make
+
+
+def matmul_call(dtype, M: int):
+    def make(small: bool):
+        rows, N, K = (min(M, 40), 70, 64) if small else (M, 4096, 4096)
+        x, weight, y = randn(rows, K, dtype=dtype), randn(N, K, dtype=dtype), empty(rows, N, dtype=dtype)
+        return lambda: linear.matmul(x, weight.t(), y), [y]
+
+    return make
+
+
+def row_call(cols: int):
+    def make(small: bool):
+        rows = 20 if small else max(256, (32 << 20) // cols)
+        x, dy = (randn(rows, cols) for _ in range(2))
+        y, summed, dx = (empty(rows, cols) for _ in range(3))
+        weight, bias, dweight, dbias = (randn(cols) for _ in range(4))
+        mean, rstd = (empty(rows, dtype=FLOAT) for _ in range(2))
+
+        def both():
+            layer_norm.layer_norm_fwd(x, None, weight, bias, 1e-5, y, summed, mean, rstd)
+            layer_norm.layer_norm_bwd(dy, None, x, weight, mean, rstd, True, True, True, dx, dweight, dbias)
+
+        return both, [y, dx, dweight, dbias]
+
+    return make
+
+
+def _attention(name: str, dtype, head_dim: int, laden: bool = False) -> Key:
+    return Key(name, (dtype, head_dim, laden), attention_call(name, dtype, head_dim, laden), "attention")
+
+
+def _matmul(dtype, M: int) -> Key:
+    return Key("matmul", (dtype, M, 4096, 4096), matmul_call(dtype, M), "linear")
+
+
+BACKWARD = "attention_bwd_dq", "attention_bwd_dkdv"
+# Most used first: a stopped search has done these.
+KEYS = [
+    *(_attention("attention_fwd", HALF, head_dim) for head_dim in (64, 128)),
+    _matmul(HALF, 8192),
+    *(_attention(name, HALF, head_dim) for head_dim in (64, 128) for name in BACKWARD),
+    *(Key("row_block", (cols,), row_call(cols), "layer_norm") for cols in (1024, 4096)),
+    *(Key("attention_decode", (HALF, dim, 4), decode_call(dim), "attention_decode") for dim in (128, 64)),
+    *(_matmul(HALF, rows) for rows in (16, 512, 64)),
+    *(_attention(name, HALF, 64, True) for name in ("attention_fwd", *BACKWARD)),
+    *(Key("row_block", (cols,), row_call(cols), "layer_norm") for cols in (512, 2048, 8192)),
+    *(_matmul(FLOAT, rows) for rows in (8192, 16)),
+    *(_attention("attention_fwd", FLOAT, head_dim) for head_dim in (64, 128)),
+    *(_attention(name, FLOAT, 64) for name in BACKWARD),
+    *(_attention(name, HALF, head_dim) for head_dim in (32, 256) for name in ("attention_fwd", *BACKWARD)),
+]
+
+
+def poison(outputs: list[torch.Tensor]) -> None:
+    for output in outputs:
+        output.fill_(math.nan)
