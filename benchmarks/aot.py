@@ -30,6 +30,15 @@ INSTRUCTIONS = (*TENSOR_CORES, "LDL", "STL", "LDGSTS", "UTMALDG")
 # What a multiprocessor has: (KB of shared memory, warps); every one has 65536 registers.
 MULTIPROCESSOR = {80: (164, 64), 86: (100, 48), 90: (228, 64), 100: (228, 64)}
 
+# W_hh in shared memory, re-read by a program that walks all steps, and a launch a step.
+RECURRENT = (
+    ("gru", "bfloat16", 64),
+    ("lstm", "bfloat16", 128),
+    ("lstm", "bfloat16", 512),
+    ("lstm", "float32", 128),
+    ("gru", "float32", 512),
+)
+
 
 def cases():
     """name -> (architecture, call, its arguments). A row of the table is a name and the kernel's."""
@@ -58,6 +67,8 @@ def cases():
         add(arch, attention, "bfloat16/64/dropout", dtype="bfloat16", head_dim=64, dropout_p=0.1)
         add(arch, attention, "bfloat16/64/varlen", dtype="bfloat16", head_dim=64, varlen=True)
         add(arch, row_wise, "bfloat16", dtype="bfloat16")
+        for cell, dtype, hidden in RECURRENT:
+            add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
 
 
@@ -100,6 +111,28 @@ def linear(empty, dtype):
     x, weight, bias = empty(1024, 512, dtype=dtype), empty(2048, 512, dtype=dtype), empty(2048, dtype=dtype)
     y, preact = (empty(1024, 2048, dtype=dtype) for _ in range(2))
     kernels.linear_fwd(x, weight, bias, "gelu", True, y, preact)
+
+
+def recurrent(empty, cell, dtype, hidden):
+    """One direction of 64 rows, 128 steps; the backward of stored gates."""
+    from pyflash.kernels import rnn as kernels
+
+    gates, length, batch = kernels.GATES[cell], 128, 64
+    x, y, dy, dx = (empty(length, batch, hidden, dtype=dtype) for _ in range(4))
+    h_0, c_0, h_n, c_n, dh_n, dc_n, dh_0, dc_0 = (empty(1, batch, hidden, dtype=dtype) for _ in range(8))
+    shapes = (gates * hidden, hidden), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,)
+    weights, dweights = ([empty(*shape, dtype=dtype) for shape in shapes] for _ in range(2))
+    cells, saved = empty(1, length, batch, hidden), empty(1, length, batch, 4, hidden)
+    if cell != "lstm":
+        c_0 = dc_n = None
+    if cell.startswith("rnn"):
+        saved = empty(0)
+    form = cell, False
+    kernels.rnn_fwd(x, h_0, c_0, weights, None, None, *form, True, True, y, h_n, c_n, cells, saved)
+    needs = [True, True, c_0 is not None, *[True] * 4]
+    kernels.rnn_bwd(
+        x, dy, dh_n, dc_n, None, h_0, c_0, weights, None, None, y, cells, saved, *form, needs, dx, dh_0, dc_0, *dweights
+    )
 
 
 def row_wise(empty, dtype):

@@ -213,6 +213,38 @@ def matmul(arch, dtype, M, N, K):
     return next(config for most, config in rows if most is None or M <= most)
 
 
+def _recurrent(is_held, block_m, block_u, block_k, num_warps, num_stages):
+    config = dict(IS_HELD=is_held, BLOCK_M=block_m, BLOCK_U=block_u, BLOCK_K=block_k)
+    return dict(**config, num_warps=num_warps, num_stages=num_stages)
+
+
+# Bytes of a recurrent matrix that stays in shared memory over all steps, from where its products read it: 128 KB in 1024
+# cycles. Registers would do for as much, but the compiler sinks such loads into the loop.
+_HELD = {"sm80": 128 * 1024, "sm86": 64 * 1024, "sm90": 128 * 1024, "sm100": 128 * 1024}
+
+
+def _rnn(arch, dtype, gates, hidden, step_half, step_float32):
+    width = feature_block(hidden)
+    if arch == "interpreter":  # each way has its odd sizes
+        return _recurrent(width <= 16, 16, 16 if width <= 16 else 32, 16, 4, 1)
+    if dtype != torch.float32 and gates * width * width * dtype.itemsize <= _HELD[arch]:
+        return _recurrent(True, 16, width, width, 4 if width <= 64 else 8, 1)
+    if width <= 128:
+        return _recurrent(False, 16, width, 16, 8, 2)
+    return step_float32 if dtype == torch.float32 else step_half
+
+
+def rnn_fwd(arch, dtype, gates, hidden):
+    """How a recurrent layer is walked: in one launch where BLOCK_U holds all hidden units, with W_hh in shared memory
+    if IS_HELD; else a launch a step, with tiles small enough that some hundred units fill the device."""
+    return _rnn(arch, dtype, gates, hidden, _recurrent(False, 32, 16, 64, 4, 3), _recurrent(False, 32, 16, 16, 4, 2))
+
+
+def rnn_bwd(arch, dtype, gates, hidden):
+    """As rnn_fwd; one product as long as all gates, not one for each."""
+    return _rnn(arch, dtype, gates, hidden, _recurrent(False, 32, 16, 128, 4, 3), _recurrent(False, 32, 16, 32, 4, 2))
+
+
 @tunable(lambda cols: (triton.next_power_of_2(cols),))
 def row_block(arch, cols):
     """Whole rows of at most 2048 elements together, and warps so that a thread holds about 16 of them."""

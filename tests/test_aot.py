@@ -30,11 +30,17 @@ ATTENTION = [
     for kernel in ("fwd", "bwd_dq", "bwd_dkdv")
 ]
 ATTENTION += [name.replace("/attention_", "/full/attention_") for name in ATTENTION if "bfloat16" in name]  # not causal
+RECURRENT = [
+    f"sm{arch}/recurrent/{cell}/{dtype}/{hidden}/rnn_{kernel}"
+    for arch in (80, 90)
+    for cell, dtype, hidden in aot.RECURRENT
+    for kernel in ("fwd", "bwd")
+]
 SHARED_MEMORY = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # KB a block may take
 
 
-@pytest.mark.parametrize("name", ATTENTION)
-def test_attention_does_not_spill(name):
+@pytest.mark.parametrize("name", [*ATTENTION, *RECURRENT])
+def test_what_is_promised_does_not_spill(name):
     row = ROWS[name]
     assert (row["spill_bytes"], row["LDL"], row["STL"]) == (0, 0, 0)
 
@@ -42,6 +48,8 @@ def test_attention_does_not_spill(name):
 def test_half_products_use_the_tensor_cores():
     for name in (name for name in ATTENTION if "bfloat16" in name):
         assert ROWS[name]["HGMMA" if name.startswith("sm90") else "HMMA"] > 0
+    for name in (name for name in RECURRENT if "bfloat16" in name):  # 16 or 32 rows, fewer than HGMMA takes
+        assert ROWS[name]["HMMA"] > 0
 
 
 def test_float32_products_are_ieee():

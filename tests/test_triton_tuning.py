@@ -53,6 +53,21 @@ def test_every_product_has_a_tile():
                 assert tuning.matmul(arch, dtype, rows, 512, 512)["BLOCK_M"] >= 16
 
 
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("gates", [1, 3, 4])
+def test_a_recurrent_matrix_is_held_where_there_is_room(arch, dtype, gates):
+    for hidden in (1, 16, 17, 64, 100, 128, 129, 256, 257, 2048):
+        for config in (tuning.rnn_fwd(arch, dtype, gates, hidden), tuning.rnn_bwd(arch, dtype, gates, hidden)):
+            width = config["BLOCK_U"]
+            assert min(config["BLOCK_M"], width, config["BLOCK_K"]) >= 16
+            if config["IS_HELD"]:
+                assert width == config["BLOCK_K"] >= hidden
+                assert arch == "interpreter" or gates * width * width * dtype.itemsize <= tuning._HELD[arch]
+            elif arch != "interpreter":
+                assert (width >= hidden) == (hidden <= 128)
+
+
 def test_rows_share_a_block():
     for cols in (1, 37, 1024, 5000, 65536):
         block = tuning.row_block("sm90", cols)

@@ -74,9 +74,10 @@ def benchmark_share(device: str) -> dict | None:
 def _cell(operation, backend: str, device: str) -> dict:
     dtypes = operation.dtypes.get(backend, ())
     if not dtypes:
-        return {"served": [], "reason": operation.unserved(backend, device, torch.float32)}
+        return {"served": [], "reason": operation.unserved(backend, device, torch.float32), "note": ""}
     served = [str(d).removeprefix("torch.") for d in dtypes if not operation.unserved(backend, device, d)]
-    return {"served": served, "reason": "" if served else operation.unserved(backend, device, dtypes[0])}
+    reason = "" if served else operation.unserved(backend, device, dtypes[0])
+    return {"served": served, "reason": reason, "note": operation.notes.get(backend, "")}
 
 
 def print_info(facts: dict) -> None:
@@ -107,6 +108,10 @@ def print_explain(facts: dict) -> None:
     for (name, reason), operations in sorted(reasons.items()):
         everything = len(operations) == len(facts["operations"])
         print(f"{name}: {reason}" + ("" if everything else f" ({', '.join(operations)})"))
+    for operation, row in facts["operations"].items():
+        for name in ORDER:
+            if row[name]["served"] and row[name]["note"]:
+                print(f"{operation}: {row[name]['note']}")
     share = facts["benchmarks"]
     if share:
         print(

@@ -7,13 +7,14 @@ from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyflash.auto import rnn as auto
+from pyflash.ops import _backends
 from pyflash.ops import _rnn_reference as reference
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
 from pyflash.ops._checks import expect, is_plain
 from pyflash.ops._rnn_checks import check_input, check_lengths, check_state, form_of
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.dropout import dropout as _dropout
-from pyflash.ops.rnn import rnn_layer
+from pyflash.ops.rnn import TRITON, rnn_layer
 
 
 def _rules(backend, size, dtype):
@@ -22,9 +23,11 @@ def _rules(backend, size, dtype):
 
 
 OPERATIONS = {
-    name: Operation(name, dtypes={"cpu": FLOATS}, rules=_rules, sizes="pyflash.auto.rnn.Size")
+    name: Operation(name, dtypes={"cpu": FLOATS, "triton": TRITON}, rules=_rules, sizes="pyflash.auto.rnn.Size")
     for name in ("rnn", "lstm", "gru")
 }
+_NO_PROJECTION = "triton has no kernel for a projection (proj_size)"
+OPERATIONS["lstm"].notes["triton"] = _NO_PROJECTION
 _TORCH = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}
 
 
@@ -184,6 +187,8 @@ def _run(
         torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
     )  # fmt: skip
     refused = "" if all(map(is_plain, tensors)) else "only strided floating-point tensors are served"
+    if size.projected and (not x.is_cpu or _backends._state.wish == "triton"):
+        refused = refused or _NO_PROJECTION
     wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused)
     is_ours = wish is not None
     layer = rnn_layer

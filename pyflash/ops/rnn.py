@@ -14,6 +14,8 @@ from pyflash.ops._autograd import apply, vjp
 from pyflash.ops._registry import Op
 from pyflash.ops._rnn_reference import SAVED_GATES, acc_dtype
 
+TRITON = (torch.float32, torch.bfloat16, torch.float16)  # what it serves, without a projection
+
 
 def _outputs_fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, save_gates):
     directions, _, output = h_0.shape
@@ -58,6 +60,7 @@ _fwd = Op(
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
     outputs=_outputs_fwd,
     reference=reference.rnn_fwd,
+    triton="pyflash.kernels.rnn:rnn_fwd",
     cpu="pyflash.ops._native.rnn:rnn_fwd",
 )
 _cached_fwd = Op(  # gradients are off: the native module may keep the packed weights; looked up when it runs
@@ -76,6 +79,7 @@ _bwd = Op(
     " bool[] needs, str backend) -> Tensor[]",
     outputs=_outputs_bwd,
     reference=reference.rnn_bwd,
+    triton="pyflash.kernels.rnn:rnn_bwd",
     cpu="pyflash.ops._native.rnn:rnn_bwd",
 )
 

@@ -13,10 +13,10 @@ from pyflash.ops._rnn_checks import check_one_type
 from pyflash.ops._rnn_reference import GATES
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.recurrent import _rules
-from pyflash.ops.rnn import rnn_layer
+from pyflash.ops.rnn import TRITON, rnn_layer
 
 OPERATIONS = {
-    name: Operation(name, dtypes={"cpu": FLOATS}, rules=_rules, sizes="pyflash.auto.rnn.Size")
+    name: Operation(name, dtypes={"cpu": FLOATS, "triton": TRITON}, rules=_rules, sizes="pyflash.auto.rnn.Size")
     for name in ("rnn_cell", "lstm_cell", "gru_cell")
 }
 _TORCH = {"lstm": _VF.lstm_cell, "gru": _VF.gru_cell, "rnn_tanh": _VF.rnn_tanh_cell, "rnn_relu": _VF.rnn_relu_cell}
