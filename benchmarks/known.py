@@ -71,6 +71,15 @@ STORIES = {
             Gap("", "the peak: softmax, rescaling and the packing of each tile take what is missing to it"),
         ),
     ),
+    "rnn": Story(
+        limit="FLOPs: 2 G H (I + H) a step and row, G gates; one row reads the recurrent matrix once a step: L2's bandwidth.",
+        elsewhere="oneDNN's LSTM runs at 75 to 90% of the peak; GRU, tanh RNN, packed sequences and projections loop over"
+        " time steps in torch's dispatcher.",
+        gaps=(
+            Gap("LSTM", "oneDNN's kernel is as near to the peak as ours; one step with gradients is Python on both sides"),
+            Gap("", "a step for the few rows of a small batch cannot fill the multiply-add units"),
+        ),
+    ),
     "transformer": Story(
         limit="Linear's and attention's FLOPs together; the smaller the model, the more everything between them.",
         elsewhere="torch.compile gains nothing here on a CPU: it calls the same MKL and flash kernels.",

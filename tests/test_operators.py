@@ -128,6 +128,10 @@ ROWS = {
         (*recurrent("lstm", projection=2), True),
         (*recurrent("gru", layout="packed"), False),
     ],
+    "rnn_step": lambda: [
+        (matrix(3, 5), matrix(3, 4), None, [matrix(12, 5), matrix(12, 4)], "gru"),
+        (matrix(3, 5), matrix(3, 4), matrix(3, 4), [matrix(16, 5), matrix(16, 4), matrix(16), matrix(16)], "lstm"),
+    ],
     "rnn_bwd": rnn_bwd,
     "attention_fwd": lambda: [(heads(5), heads(6), heads(6), None, None, None, *WHOLE)],
     "attention_bwd": attention_bwd,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import use
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from module_helpers import pair
+from property_tests import given, settings, st
 from rnn_helpers import CELLS, CPU, Case, flat, leaf, results, serving, truth_and_torch
 from test_modules import ALLOWED, operations
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import pyflash
 import pyflash.nn as nn
@@ -80,6 +79,24 @@ def test_compile_with_inductor(cell):
         expected, found = losses(module, x), losses(compiled, x)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(torch.autograd.grad(found, x), torch.autograd.grad(expected, x))
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_compile_of_a_packed_batch(is_sorted):
+    torch._dynamo.reset()
+    module = nn.LSTM(5, 6)
+    states = torch.randn(1, 3, 6)
+
+    def function(data, batch_sizes, sorted_indices, unsorted_indices):
+        x = PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices)
+        y, final = module(x, (states, states))
+        return y.data, final
+
+    x = torch.randn(4, 3, 5)
+    packed = pack_padded_sequence(x, [4, 2, 1] if is_sorted else [1, 4, 2], enforce_sorted=is_sorted)
+    with use("cpu"):
+        found = torch.compile(function, fullgraph=True, backend="aot_eager")(*packed)
+        torch.testing.assert_close(found, function(*packed))
 
 
 def test_dropout_under_compile():

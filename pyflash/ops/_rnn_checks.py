@@ -91,15 +91,15 @@ def check_input(operation, input, params, form, is_packed):
         lambda: f"input has {input.shape[-1]} features, expected {form.inputs}, as weight_ih has columns",
         RuntimeError,
     )
+    dtype, device = input.dtype, input.device
     for p in params:
-        expect(
-            p.dtype == input.dtype,
-            operation,
-            lambda p=p: (
-                f"input is {input.dtype} and a weight {p.dtype}, expected one type; input.to({p.dtype}), or convert the model"
-            ),
-        )
-        check_one_device(operation, input, p)
+        if p.dtype != dtype:
+            raise ValueError(
+                f"pyflash.{operation}: input is {dtype} and a weight {p.dtype}, expected one type; input.to({p.dtype}),"
+                " or convert the model"
+            )
+        if p.device != device:
+            check_one_device(operation, input, p)
 
 
 def check_one_type(operation, *tensors):

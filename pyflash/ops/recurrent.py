@@ -14,7 +14,7 @@ from pyflash.ops._checks import expect, is_plain
 from pyflash.ops._rnn_checks import check_input, check_lengths, check_state, form_of
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.dropout import dropout as _dropout
-from pyflash.ops.rnn import TRITON, rnn_layer
+from pyflash.ops.rnn import TRITON, rnn_layer, rnn_step
 
 
 def _rules(backend, size, dtype):
@@ -54,6 +54,23 @@ def _stack(layer, x, h_0, c_0, params, form, rows, steps, cell, batch_first, dro
         return x, *outputs[0]
     h_n, c_n, cells = zip(*outputs)
     return x, torch.cat(h_n), None if c_0 is None else torch.cat(c_n), torch.cat(cells) if return_cells else None
+
+
+def _is_stream(form, dropout):
+    """May single steps go through `rnn_step`? A compiled graph is not to be split by the number of steps."""
+    return not dropout and form.directions == 1 and form.output == form.hidden and not torch.compiler.is_compiling()
+
+
+def _step(x, h_0, c_0, params, form, cell, batch_first, wish):
+    """y, h_n and c_n of one step through all layers, with little Python."""
+    time = 1 if batch_first else 0
+    row, h_n, c_n = x.squeeze(time), [], []
+    for i in range(form.layers):
+        weights = params[i * form.each : (i + 1) * form.each]
+        row, c = rnn_step(row, h_0[i], None if c_0 is None else c_0[i], weights, cell, wish)
+        h_n.append(row)
+        c_n.append(c)
+    return row.unsqueeze(time), torch.stack(h_n), None if c_0 is None else torch.stack(c_n)
 
 
 def _torch_stack(x, h_0, c_0, params, form, steps, cell, batch_first, dropout, training):
@@ -198,6 +215,10 @@ def _run(
             layer = _reference_layer
         elif not return_cells and rows is None:
             return *_torch_stack(x, h_0, c_0, params, form, steps, cell, batch_first, dropout, training), None
+    elif (
+        size.steps == 1 and not (size.training or size.ragged or return_cells) and _is_stream(form, dropout * training)
+    ):
+        return *_step(x, h_0, c_0, params, form, cell, batch_first, wish), None
     if save_gates is None:
         save_gates = is_ours and auto.saves_gates(cell, x.dtype)
     return _stack(

@@ -71,6 +71,20 @@ _cached_fwd = Op(  # gradients are off: the native module may keep the packed we
     reference=lambda *args: reference.rnn_fwd(*args, False),
     cpu="pyflash.ops._native.rnn:rnn_cached_fwd",
 )
+
+
+def _reference_step(x, h, c, weights, cell):
+    states = h.unsqueeze(0), None if c is None else c.unsqueeze(0)
+    _, h_n, c_n, _, _ = reference.layer(x.unsqueeze(0), *states, weights, None, None, cell, False)
+    return h_n.squeeze(0), x.new_empty(0) if c is None else c_n.squeeze(0)
+
+
+_step = Op(  # x [B, I], adjacent features; h [B, H] and c contiguous, one direction; gradients are off
+    "rnn_step(Tensor x, Tensor h, Tensor? c, Tensor[] weights, str cell, str backend) -> (Tensor h_n, Tensor c_n)",
+    outputs=lambda x, h, c, weights, cell: (x.new_empty(h.shape), x.new_empty(0 if c is None else c.shape)),
+    reference=_reference_step,
+    cpu="pyflash.ops._native.rnn_step:rnn_step",
+)
 # Gradients of x, h_0, c_0 and each weight, contiguous; empty where not needed. Without gates they are computed again
 # from x, y and cells. dcells is the gradient of cells where those were asked for.
 _bwd = Op(
@@ -152,6 +166,14 @@ class _RnnBwd(torch.autograd.Function):
 
         d = vjp(function, (x, *douts, h_0, c_0, *weights), grads)
         return *d[:7], *(None,) * 9, *d[7:]
+
+
+def rnn_step(x, h, c, weights, cell, backend):
+    """h and c (None unless lstm) after one step of x [B, I], in one direction without projection; no gradients."""
+    if not (x.is_contiguous() and h.is_contiguous() and all([w.is_contiguous() for w in weights])):
+        x, h, weights = x.contiguous(), h.contiguous(), [w.contiguous() for w in weights]
+    h_n, c_n = _step(x, h, _contiguous(c), weights, cell, backend)
+    return h_n, None if c is None else c_n
 
 
 def rnn_layer(x, h_0, c_0, weights, rows, steps, cell, batch_first, backend, return_cells=False, save_gates=False):

@@ -13,7 +13,7 @@ from pyflash.ops._rnn_checks import check_one_type
 from pyflash.ops._rnn_reference import GATES
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.recurrent import _rules
-from pyflash.ops.rnn import TRITON, rnn_layer
+from pyflash.ops.rnn import TRITON, rnn_layer, rnn_step
 
 OPERATIONS = {
     name: Operation(name, dtypes={"cpu": FLOATS, "triton": TRITON}, rules=_rules, sizes="pyflash.auto.rnn.Size")
@@ -23,7 +23,7 @@ _TORCH = {"lstm": _VF.lstm_cell, "gru": _VF.gru_cell, "rnn_tanh": _VF.rnn_tanh_c
 
 
 def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
-    """What torch refuses, too, and every shape that a kernel relies on."""
+    """Raises what torch raises, and for every shape that a kernel relies on."""
 
     def check(condition, message):
         expect(condition, operation, message, RuntimeError)
@@ -60,7 +60,6 @@ def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
         if bias is not None:
             shape_of(name, bias, (rows,))
     check_one_type(operation, x, h, c, w_ih, w_hh, b_ih, b_hh)
-    return hidden
 
 
 def _cast_by_autocast(cell, tensors):
@@ -73,30 +72,47 @@ def _cast_by_autocast(cell, tensors):
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
+def _fits(cell, x, h, c, weights):
+    """The usual call, told in few steps: one type and device, plain tensors, every shape as it should be."""
+    w_ih, w_hh = weights[:2]
+    if not x.dim() == h.dim() == w_ih.dim() == w_hh.dim() == 2:
+        return False
+    (batch, inputs), (rows, hidden), dtype, device = x.shape, w_hh.shape, x.dtype, x.device
+    if rows != GATES[cell] * hidden or w_ih.shape != (rows, inputs) or h.shape != (batch, hidden):
+        return False
+    if c is not None and c.shape != (batch, hidden):
+        return False
+    for t in (h, *weights) if c is None else (h, c, *weights):
+        if t.dtype != dtype or t.device != device:
+            return False
+    return all([b.shape == (rows,) for b in weights[2:]])
+
+
 def _cell(operation, cell, *given):
     """h and c (None unless lstm) after one step of input [B, I]; given: input, h, c, w_ih, w_hh, b_ih, b_hh."""
     x, h, c, w_ih, w_hh, b_ih, b_hh = _cast_by_autocast(cell, given)
-    hidden = _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
-    tensors = [t for t in (x, h, c, w_ih, w_hh, b_ih, b_hh) if t is not None]
-    size = auto.Size(
-        cell, "cell", 1, x.shape[0], x.shape[1], hidden, 1, 1, False, False,
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
-    )  # fmt: skip
-    refused = "" if all(map(is_plain, tensors)) else "only strided floating-point tensors are served"
-    wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused)
     weights = [w_ih, w_hh]
     if b_ih is not None or b_hh is not None:
         weights += [b_hh.new_zeros(b_hh.shape) if b_ih is None else b_ih]
         weights += [b_ih.new_zeros(b_ih.shape) if b_hh is None else b_hh]
+    if not _fits(cell, x, h, c, weights):
+        _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
+    tensors = [x, h, *weights] if c is None else [x, h, c, *weights]
+    training = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+    (batch, inputs), hidden = x.shape, h.shape[1]
+    size = auto.Size(cell, "cell", 1, batch, inputs, hidden, 1, 1, False, False, training)
+    refused = "" if all(map(is_plain, tensors)) else "only strided floating-point tensors are served"
+    wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused)
+    if wish is not None and not training:
+        return rnn_step(x, h, c, weights, cell, wish)
     if wish is None and not tracing_derivatives(tensors):
         found = _TORCH[cell](given[0], given[1] if c is None else given[1:3], *given[3:])
         return (found, None) if c is None else found
-    states = h.unsqueeze(0), None if c is None else c.unsqueeze(0)
+    sequence = x.unsqueeze(0), h.unsqueeze(0), None if c is None else c.unsqueeze(0), weights, None, None, cell, False
     if wish is None:
-        found = reference.layer(x.unsqueeze(0), *states, weights, None, None, cell, False)
+        found = reference.layer(*sequence)
     else:
-        saves = auto.saves_gates(cell, x.dtype)
-        found = rnn_layer(x.unsqueeze(0), *states, weights, None, None, cell, False, wish, save_gates=saves)
+        found = rnn_layer(*sequence, wish, save_gates=auto.saves_gates(cell, x.dtype))
     return found[1].squeeze(0), None if c is None else found[2].squeeze(0)
 
 

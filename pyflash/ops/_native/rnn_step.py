@@ -1,0 +1,44 @@
+"""One step of a recurrent cell on CPU tensors, gradients off: what a stream costs a token, so with little Python."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops._native import DTYPES
+from pyflash.ops._native.linear import _workspace, cache
+from pyflash.ops._native.rnn import CELLS, FINGERPRINT_SAMPLES, _Problem
+
+ALL_ROWS = (0, 0, 0, False)  # no steps, offsets or rows; not packed
+
+
+@lru_cache(maxsize=256)
+def _workspace_bytes(shape, threads, isa):
+    return _cpu.rnn_sizes(shape, shape[1], False, threads)[1]
+
+
+def rnn_step(x, h, c, weights, cell, h_n, c_n):
+    (batch, inputs), hidden, dtype = x.shape, h.shape[1], DTYPES[x.dtype]
+    shape, threads, isa = (
+        (1, batch, inputs, hidden, hidden, 1, CELLS[cell], False, dtype),
+        torch.get_num_threads(),
+        _cpu.isa(),
+    )
+
+    def pack():
+        return _Problem(x.unsqueeze(0), h.unsqueeze(0), weights, None, None, cell, False).panels(False, threads, True)
+
+    if weights[0].is_inference():  # has no version
+        panels = pack()
+    else:
+        places = [(w.data_ptr(), w.numel()) for w in weights]
+        state = tuple([w._version for w in weights]), _cpu.rnn_fingerprint(places, FINGERPRINT_SAMPLES, dtype)
+        panels = cache.find(("rnn", *shape[2:], *places, isa), state, weights, pack)
+    # y, the sequence of one h, and h_n are the same memory
+    _cpu.rnn_fwd(
+        shape, (*ALL_ROWS, x.stride(0), x.stride(0), batch, 1), x.data_ptr(), panels.data_ptr(), h.data_ptr(),
+        0 if c is None else c.data_ptr(), h_n.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), 0, 0,
+        _workspace(_workspace_bytes(shape, threads, isa), "rnn").data_ptr(), threads,
+    )  # fmt: skip
