@@ -230,8 +230,8 @@ void attention_fwd(const AttentionFwd& call, int num_threads) {
   for_dtype(call.of.dtype, [&](auto storage) {
     typedef decltype(storage) S;
     // The rows of a group must fit the lanes of one block, which are 4 for double in the smallest vectors; from 4 rows
-    // on, the products of pairs win. Keys that do not fill vectors are read element by element there, once a row (8 rows
-    // of 8 columns: 3.5x slower).
+    // on, the products of pairs win. Keys that do not fill vectors are read element by element there, once a row (8
+    // rows of 8 columns: 3.5x slower).
     constexpr int64_t lanes = kQueries<Acc<S>>, most = kTerms<Operand<S>> > 1 ? 3 : lanes;
     const int64_t few = call.of.E % kLanes<Acc<S>> ? 2 : min_of(kFewRows, most);
     if (call.of.L * (call.of.H / call.of.Hkv) <= few) return attention_decode_typed<S>(call, num_threads);
