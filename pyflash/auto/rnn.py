@@ -1,8 +1,9 @@
 """Recurrent layers: what `auto` leaves to torch, and whether a training step stores the gates or computes them again.
 
-Provisional numbers, from one busy Zen 4 core (processor time, T = 32 and 64, B = 16 and 1, H = 256; ours over torch's
-speed): LSTM 1.04 and 1.4, GRU 1.6 and 3.1, RNN 1.7 and 2.8; LSTM in bfloat16 0.6 and 0.9, in float16 7.0 and 3.9; GRU in
-bfloat16 1.1 and 3.5; all cells in float64 1.0 to 1.9. To be set by benchmarks rnn on a quiet machine.
+Two Zen 4 cores, float32, times torch's speed (benchmarks rnn): T128 H256, B32 and B1: GRU 2.1 and 5.1 forward, 1.8 and
+10 in training; LSTM 1.03 and 1.4, 1.2 and 1.45; RNN 1.9 (B32, both). One step with gradients off, H256: LSTMCell 1.3,
+GRUCell 1.2, nn.LSTM 2, nn.GRU 1.0, nn.RNN 0.7. Half types and float64 on one busy core: LSTM in bfloat16 0.6 (B16) and
+0.9 (B1), in float16 7.0 and 3.9; GRU in bfloat16 1.1 and 3.5; all cells in float64 1.0 to 1.9.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,9 @@ import torch
 from pyflash.auto.linear import isa
 
 ISAS = ("avx512", "avx512_bf16")  # elsewhere oneDNN's LSTM is as fast
-MIN_FLOPS = 1 << 21  # of a few steps; below it Python's share of a call outweighs the kernel's
+MIN_FLOPS = (
+    1 << 19
+)  # of a few steps; below it Python's share of a call outweighs the kernel's: nn.RNN H256, LSTMCell H128
 FEW_STEPS = 4  # torch's GRU and RNN pay for every step, and its LSTM, which rearranges its weights, for every call
 SMALL = "small input: torch's own call is cheaper"
 GATES = {"lstm": 4, "gru": 3}
