@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pyflash.cli import _language_model as lm
-from pyflash.cli import demo
+from pyflash.cli import _picture, demo
 from pyflash.cli._progress import Progress
 
 CELLS = ("LSTM", "GRU")
@@ -64,25 +64,17 @@ def sample(model: CharacterModel, corpus: lm.Corpus, settings: lm.Settings, prom
 
 def draw(runs: dict[str, tuple[demo.Run, demo.Run]], path: Path) -> str:
     """The curves of both cells side by side; what to print about it."""
-    try:
-        import matplotlib
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        return "no picture: matplotlib is not installed (pip install 'pyflash[examples]')"
-    figure, panels = plt.subplots(1, len(runs), figsize=(10, 4), sharey=True, layout="constrained")
-    for axes, (cell, (stock, ours)) in zip(panels, runs.items()):
-        axes.plot(stock.losses, color="#c05621", linewidth=3, alpha=0.5, label=f"torch.nn, {stock.seconds:.0f} s")
-        axes.plot(ours.losses, color="#2b6cb0", linewidth=1, label=f"after pyflash.replace, {ours.seconds:.0f} s")
-        axes.set(xlabel="step", title=cell)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    panels[0].set_ylabel("loss (nats a character)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
-    return f"picture: {path}"
+    def panel(cell, stock, ours):
+        def curves(axes):
+            axes.plot(stock.losses, **_picture.STOCK, label=f"torch.nn, {stock.seconds:.0f} s")
+            axes.plot(ours.losses, **_picture.OURS, label=f"after pyflash.replace, {ours.seconds:.0f} s")
+            axes.set(xlabel="step", ylabel="loss (nats a character)", title=cell)
+
+        return curves
+
+    panels = [panel(cell, stock, ours) for cell, (stock, ours) in runs.items()]
+    return _picture.draw(path, panels, (10, 4), "examples")
 
 
 def compare(cell: str, corpus: lm.Corpus, settings: lm.Settings) -> tuple[demo.Run, demo.Run, nn.Module, list[str]]:

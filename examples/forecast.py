@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import pyflash
+from pyflash.cli import _picture
 from pyflash.cli._progress import Progress
 
 MISSING = "statsmodels, whose data set this forecasts, is not installed: pip install 'pyflash[examples]'"
@@ -79,24 +80,13 @@ def forecast(model: nn.Module, past: torch.Tensor, years: int) -> torch.Tensor:
 
 
 def draw(years, values, first: int, found: torch.Tensor, path: Path) -> str:
-    try:
-        import matplotlib
+    def curves(axes):
+        axes.plot(years[first - 120 :], values[first - 120 :], color="#718096", linewidth=1.5, label="observed")
+        axes.plot(years[first:], found, color="#2b6cb0", linewidth=2, label="forecast, nothing observed after 1960")
+        axes.axvline(FIRST_HELD_OUT - 0.5, color="#c05621", linewidth=1)
+        axes.set(xlabel="year", ylabel="sunspots, yearly mean")
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        return "no picture: matplotlib is not installed (pip install 'pyflash[examples]')"
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    axes.plot(years[first - 120 :], values[first - 120 :], color="#718096", linewidth=1.5, label="observed")
-    axes.plot(years[first:], found, color="#2b6cb0", linewidth=2, label="forecast, nothing observed after 1960")
-    axes.axvline(FIRST_HELD_OUT - 0.5, color="#c05621", linewidth=1)
-    axes.set(xlabel="year", ylabel="sunspots, yearly mean")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
-    return f"picture: {path}"
+    return _picture.draw(path, [curves], (9, 4), "examples")
 
 
 def run(epochs: int, out: Path) -> int:

@@ -7,17 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from helpers import backend_params, use
+from helpers import cpu_isas, use
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import pyflash.functional as F
 import pyflash.nn as nn
-from pyflash import _cpu
 from pyflash.ops import recurrent, rnn_cell
 
 CELLS = ("LSTM", "GRU", "RNN")
 BACKENDS = ("torch", "reference")  # as `serving` takes them
-CPU = backend_params("cpu") if hasattr(_cpu, "rnn_bwd") else []
+CPU = [f"cpu:{isa}" for isa in cpu_isas()]
 
 
 @contextmanager

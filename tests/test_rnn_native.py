@@ -11,6 +11,7 @@ from helpers import use
 from test_linear import MUTATIONS, cache  # noqa: F401  a fixture
 
 import pyflash
+import pyflash.functional as PF
 import pyflash.nn
 
 pytest.importorskip("pyflash._cpu")
@@ -31,6 +32,21 @@ def threads():
 
 
 # ---- packed weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_weight_without_a_version_is_packed_in_every_call(steps, cache):  # noqa: F811
+    x, h = torch.randn(steps, 2, 5), torch.randn(1, 2, 7)
+    weights = [torch.randn(21, 5), torch.randn(21, 7)]
+    with torch.inference_mode():
+        weights[1] = weights[1].clone()  # one of them is enough
+    for _ in range(2):
+        with use("cpu"), torch.no_grad():
+            ours = PF.gru(x, h, weights)
+        with torch.inference_mode():
+            close(ours, torch._VF.gru(x, h, weights, False, 1, 0.0, False, False, False))
+            weights[1][0, 0] += 1
+    assert not len(cache)
 
 
 # torch.utils.swap_tensors refuses parameters of recurrent modules, which hold weak references to them.

@@ -19,6 +19,7 @@ from torch import nn
 
 import pyflash
 from pyflash.cli import _language_model as lm
+from pyflash.cli import _picture
 from pyflash.cli._memory import Memory
 from pyflash.cli._progress import Progress
 
@@ -181,23 +182,13 @@ def megabytes(count: int | None) -> str:
 
 def draw(stock: Run, ours: Run, path: Path) -> str:
     """Both loss curves in one picture; what to print about it."""
-    try:
-        import matplotlib
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        return "no picture: matplotlib is not installed (pip install 'pyflash[bench]')"
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(stock.losses, color="#c05621", linewidth=3, alpha=0.5, label="torch.nn")
-    axes.plot(ours.losses, color="#2b6cb0", linewidth=1, label="after pyflash.replace")
-    axes.set(xlabel="step", ylabel="loss (nats a character)", title="The same weights, the same batches")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
-    return f"picture: {path}"
+    def curves(axes):
+        axes.plot(stock.losses, **_picture.STOCK, label="torch.nn")
+        axes.plot(ours.losses, **_picture.OURS, label="after pyflash.replace")
+        axes.set(xlabel="step", ylabel="loss (nats a character)", title="The same weights, the same batches")
+
+    return _picture.draw(path, [curves], (7, 4))
 
 
 def run(settings: lm.Settings, device: str, out: Path, *, rounds: int, length: int, report: bool) -> int:

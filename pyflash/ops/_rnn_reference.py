@@ -26,18 +26,15 @@ class Weights(NamedTuple):
     w_hr: torch.Tensor | None  # [P, H]
 
 
-def split(weights, cell) -> list[Weights]:
-    """The weights of each direction, from torch's flat list of a layer."""
-    hidden = weights[0].shape[0] // GATES[cell]
-    has_bias = len(weights) > 2 and weights[2].dim() == 1
-    has_projection = weights[1].shape[1] != hidden
-    each = 2 + 2 * has_bias + has_projection
-    directions = []
+def split(weights, directions) -> list[Weights]:
+    """What belongs to each direction, from a flat list in torch's order: 2 weights, 2 biases or none, a projection or none."""
+    each = len(weights) // directions
+    found = []
     for first in range(0, len(weights), each):
-        own = weights[first : first + each]
-        biases = own[2:4] if has_bias else (None, None)
-        directions.append(Weights(own[0], own[1], *biases, own[-1] if has_projection else None))
-    return directions
+        w_ih, w_hh, *rest = weights[first : first + each]
+        b_ih, b_hh, *rest = rest if each >= 4 else (None, None, *rest)
+        found.append(Weights(w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None))
+    return found
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -151,7 +148,7 @@ def layer(x, h_0, c_0, weights, rows, steps, cell, batch_first):
     layout = _Layout(x, h_0.shape[1], rows, steps, batch_first)
     x_wide = layout.unpack(x).to(wide)
     outputs = []
-    for d, w in enumerate(split(weights, cell)):
+    for d, w in enumerate(split(weights, h_0.shape[0])):
         w = Weights(*(t if t is None else t.to(wide) for t in w))
         times = range(x_wide.shape[0])
         outputs.append(

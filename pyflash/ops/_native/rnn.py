@@ -7,9 +7,9 @@ import torch
 from pyflash import _cpu
 from pyflash.ops._native import DTYPES
 from pyflash.ops._native.linear import _workspace, cache
+from pyflash.ops._rnn_reference import GATES, SAVED_GATES, split
 
 CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}  # csrc/common/rnn.h
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 0, "rnn_relu": 0}  # with activations that the backward wants
 
 FINGERPRINT_SAMPLES = 512  # places of each weight; one of no more elements is read whole
 
@@ -18,22 +18,13 @@ def _address(tensor):
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _split(weights, directions):
-    """(w_ih, w_hh, b_ih, b_hh, w_hr) of each direction; None for what it does not have."""
-    each = len(weights) // directions
-    for first in range(0, len(weights), each):
-        w_ih, w_hh, *rest = weights[first : first + each]
-        b_ih, b_hh, *rest = rest if each >= 4 else (None, None, *rest)
-        yield w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None
-
-
 class _Problem:
     """What every kernel is told; bindings/rnn.cpp reads the tuples by position. Keeps what they point to alive."""
 
     def __init__(self, x, h_0, weights, rows, steps, cell, batch_first):
         directions, batch, output = h_0.shape
-        self.directions = list(_split([w.contiguous() for w in weights], directions))
-        hidden = self.directions[0][0].shape[0] // max(1, GATES[cell])
+        self.directions = split([w.contiguous() for w in weights], directions)
+        hidden = self.directions[0][0].shape[0] // GATES[cell]
         is_packed = x.dim() == 2
         if is_packed:
             length, x_strides, y_rows = steps.shape[0], (x.stride(0), x.stride(0)), (1, 1)
@@ -92,7 +83,10 @@ def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, 
         x = x.contiguous()
     h_0, c_0 = h_0.contiguous(), _contiguous(c_0)
     problem, threads = _Problem(x, h_0, weights, rows, steps, cell, batch_first), torch.get_num_threads()
-    panels = _kept_panels(problem, weights, threads) if is_kept else problem.panels(False, threads)
+    if is_kept:
+        panels = kept_panels(problem.shape, weights, lambda: problem.panels(False, threads, True))
+    else:
+        panels = problem.panels(False, threads)
     workspace = problem.workspace(False, threads)
     _cpu.rnn_fwd(
         problem.shape, problem.layout, x.data_ptr(), panels.data_ptr(), h_0.data_ptr(), _address(c_0),
@@ -101,19 +95,14 @@ def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, 
     )  # fmt: skip
 
 
-def _kept_panels(problem, weights, threads):
-    """From linear.py's cache, under its rules. Gradients are off."""
-    if any(w.is_inference() or not w.is_contiguous() for w in weights):  # no version; a copy that nobody else sees
-        return problem.panels(False, threads)
+def kept_panels(shape, weights, make):
+    """What `make` packs, or from linear.py's cache, under its rules; shape is a `_Problem`'s. Gradients are off."""
+    if any([w.is_inference() for w in weights]):  # has no version
+        return make()
     places = [(w.data_ptr(), w.numel()) for w in weights]
-    state = (
-        tuple(w._version for w in weights),
-        _cpu.rnn_fingerprint(places, FINGERPRINT_SAMPLES, problem.shape[-1]),
-    )
+    state = tuple([w._version for w in weights]), _cpu.rnn_fingerprint(places, FINGERPRINT_SAMPLES, shape[-1])
     # The same memory may serve layers of other shapes.
-    return cache.find(
-        ("rnn", *problem.shape[2:], *places, _cpu.isa()), state, weights, lambda: problem.panels(False, threads, True)
-    )
+    return cache.find(("rnn", *shape[2:], *places, _cpu.isa()), state, weights, make)
 
 
 def rnn_fwd(
@@ -138,11 +127,11 @@ def rnn_bwd(
     problem, threads = _Problem(x, h_0, weights, rows, steps, cell, batch_first), torch.get_num_threads()
     has_gates = gates.numel() > 0
     panels, workspace = problem.panels(True, threads), problem.workspace(True, threads)
-    fwd_panels = None if has_gates or not GATES[cell] else problem.panels(False, threads)
+    fwd_panels = None if has_gates or not SAVED_GATES[cell] else problem.panels(False, threads)
     wanted = [grad if need else None for grad, need in zip(grads, needs)]
     _cpu.rnn_bwd(
         problem.shape, problem.layout, problem.weights,
-        [[_address(w) for w in direction] for direction in _split(wanted[3:], h_0.shape[0])],
+        [[_address(w) for w in direction] for direction in split(wanted[3:], h_0.shape[0])],
         [_address(t) for t in (
             x, panels, fwd_panels, h_0, c_0, y, cells, gates if has_gates else None, dy, dh_n, dc_n, dcells,
             *wanted[:3], workspace,

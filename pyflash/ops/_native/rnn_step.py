@@ -8,8 +8,8 @@ import torch
 
 from pyflash import _cpu
 from pyflash.ops._native import DTYPES
-from pyflash.ops._native.linear import _workspace, cache
-from pyflash.ops._native.rnn import CELLS, FINGERPRINT_SAMPLES, _Problem
+from pyflash.ops._native.linear import _workspace
+from pyflash.ops._native.rnn import CELLS, _Problem, kept_panels
 
 ALL_ROWS = (0, 0, 0, False)  # no steps, offsets or rows; not packed
 
@@ -30,12 +30,7 @@ def rnn_step(x, h, c, weights, cell, h_n, c_n):
     def pack():
         return _Problem(x.unsqueeze(0), h.unsqueeze(0), weights, None, None, cell, False).panels(False, threads, True)
 
-    if weights[0].is_inference():  # has no version
-        panels = pack()
-    else:
-        places = [(w.data_ptr(), w.numel()) for w in weights]
-        state = tuple([w._version for w in weights]), _cpu.rnn_fingerprint(places, FINGERPRINT_SAMPLES, dtype)
-        panels = cache.find(("rnn", *shape[2:], *places, isa), state, weights, pack)
+    panels = kept_panels(shape, weights, pack)
     # y, the sequence of one h, and h_n are the same memory
     _cpu.rnn_fwd(
         shape, (*ALL_ROWS, x.stride(0), x.stride(0), batch, 1), x.data_ptr(), panels.data_ptr(), h.data_ptr(),
