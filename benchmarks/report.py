@@ -61,7 +61,7 @@ def losses(ours: list[Row]) -> list[str]:
     lines = [f"- {name(row)}: {row.status}, {row.note}" for row in wrong]
     lines += [f"- {name(row)}: {row.ratio:.2f}x{', taken by torch' if row.served == 'torch' else ''}" for row in slower]
     lines += [
-        f"- {name(row)}: {row.ratio:.2f}x where {row.floor:.3g}x was asked, at {share(row)} of the peak"
+        f"- {name(row)}: {row.ratio:.2f}x where {row.floor:.3g}x was asked, {place(row)}"
         for row in short
         if row.floor is not None
     ]
@@ -117,6 +117,10 @@ def table_row(row: Row) -> str:
 
 def share(row: Row) -> str:
     return "" if row.share is None else "cache" if row.share > 1 else f"{row.share:.0%}"
+
+
+def place(row: Row) -> str:
+    return "in cache" if share(row) == "cache" else f"at {share(row)} of the peak"
 
 
 def name(row: Row) -> str:
