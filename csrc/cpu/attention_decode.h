@@ -6,15 +6,16 @@ namespace {
 
 constexpr int64_t kFewRows = 8;  // at most; from about 12 rows of float on, queries in the lanes win
 constexpr int64_t kChunk = 1024;
-constexpr int64_t kKeysAhead = 16;  // keys fetched in advance
+constexpr int64_t kFewKeys =
+    512;  // of a tile: of 128, the switching between K and V cost a tenth of the time from memory
 
 template <class A>
 struct DecodeScratch {
-  A *q, *scores, *factors, *out;
+  A *q, *scores, *tile, *out;
   DecodeScratch(Carver& from, int64_t E, int64_t Ev) {
     q = from.take<A>(kFewRows * round_up(E, kLanes<A>));
-    scores = from.take<A>(kKeys * kQueries<A>);
-    factors = from.take<A>(kKeys * kQueries<A>);
+    scores = from.take<A>(kFewRows * kFewKeys);
+    tile = from.take<A>(kFewKeys * kQueries<A>);
     out = from.take<A>(kFewRows * round_up(Ev, kLanes<A>));
   }
 };
@@ -35,83 +36,197 @@ struct DecodeWorkspace {
   }
 };
 
-// scores[key][row] = q[row] . k[key]: a vector of partial sums a key, then one transposition for a vector of keys.
-template <class S>
+// f(size, row) for groups of rows that share what is loaded: as many as leave registers for their sums.
+template <int kRows>
+struct RowGroup {
+  static constexpr int size = kRows;
+};
+template <class F>
+PF_INLINE void for_row_groups(int64_t rows, F f) {
+  int64_t row = 0;
+#if PF_VECTOR_BYTES == 64
+  for (; row + 4 <= rows; row += 4) f(RowGroup<4>{}, row);
+#endif
+  for (; row + 2 <= rows; row += 2) f(RowGroup<2>{}, row);
+  if (row < rows) f(RowGroup<1>{}, row);
+}
+
+// Lane i of the result is the sum of rows[i]: neighbours are added while they change places as in a transposition.
+template <class V>
+PF_INLINE V sum_each_row(V* rows) {
+  constexpr int n = kLanes<Element<V>>;
+  const Lanes<V> lane = lane_index<V>();
+  PF_UNROLL
+  for (int step = 1; step < n; step *= 2) {
+    Lanes<V> is_odd = (lane & step) != 0;
+    Lanes<V> low = is_odd ? lane + (n - step) : lane, high = is_odd ? lane + n : lane + step;
+    PF_UNROLL
+    for (int i = 0; i < n; i += 2 * step)
+      rows[i] = __builtin_shuffle(rows[i], rows[i + step], low) + __builtin_shuffle(rows[i], rows[i + step], high);
+  }
+  return rows[0];
+}
+
+// Columns [col, col + n) of a row, zeros behind the last.
+template <bool kAdjacent, class S>
+PF_INLINE Vec<Acc<S>> load_columns(const S* row, int64_t step, int64_t col, int64_t cols) {
+  if (kAdjacent) return load_n(row + col, cols - col);
+  return gather(row + col * step, step, cols - col);
+}
+
+// sums[row][i]: vectors of partial sums of q[row] . k[i], for n keys, of which those behind `count` are the last again.
+// Key by key, as they lie in memory: with four keys side by side the processor's prefetching fell to a third.
+template <int kRows, bool kAdjacent, class S>
+PF_INLINE void partial_scores(const S* k, const Strides4& stride, int64_t count, int64_t cols, const Acc<S>* q,
+                              Vec<Acc<S>> (*sums)[kLanes<Acc<S>>]) {
+  typedef Vec<Acc<S>> V;
+  constexpr int n = kLanes<Acc<S>>;
+  const int64_t width = round_up(cols, n), whole = kAdjacent ? cols / n * n : 0;
+  for (int i = 0; i < n; i++) {
+    const S* key = k + min_of(i, count - 1) * stride.dim[2];
+    V acc[kRows];
+    PF_UNROLL
+    for (int row = 0; row < kRows; row++) acc[row] = V{};
+    auto add = [&](int64_t col, V x) {
+      PF_UNROLL
+      for (int row = 0; row < kRows; row++) acc[row] = fma(x, load(q + row * width + col), acc[row]);
+    };
+    for (int64_t col = 0; col < whole; col += n) add(col, load(key + col));
+    for (int64_t col = whole; col < cols; col += n) add(col, load_columns<kAdjacent>(key, stride.dim[3], col, cols));
+    PF_UNROLL
+    for (int row = 0; row < kRows; row++) sums[row][i] = acc[row];
+  }
+}
+
+// scores[row][key] = q[row] . k[key], -inf behind the last key of a vector.
+template <class S, bool kAdjacent>
 __attribute__((noinline)) void few_scores(const S* k, const Strides4& stride, int64_t keys, int64_t rows, int64_t cols,
                                           const Acc<S>* q, Acc<S>* scores) {
   typedef Acc<S> A;
   typedef Vec<A> V;
   constexpr int n = kLanes<A>;
-  const int64_t width = round_up(cols, n), row_step = stride.dim[2], step = stride.dim[3];
+  const int64_t width = round_up(cols, n);
   for (int64_t key = 0; key < keys; key += n) {
     const int64_t count = min_of(n, keys - key);
-    for (int64_t row = 0; row < rows; row++) {
-      V sums[n];
-      const S* from = k + key * row_step;
-      if (count == n && step == 1 && width == cols) {
-        for (int i = 0; i < n; i++) {  // in the order of memory: the work is waiting for it
-          const S* key_row = from + i * row_step;
-          V sum = {};
-          for (int64_t col = 0; col < cols; col += n) {
-            __builtin_prefetch(key_row + kKeysAhead * row_step + col);
-            sum = fma(load(key_row + col), load(q + row * width + col), sum);
-          }
-          sums[i] = sum;
-        }
-      } else {
-        for (int i = 0; i < n; i++) {
-          sums[i] = V{};
-          if (i >= count) continue;
-          for (int64_t col = 0; col < cols; col += n)
-            sums[i] = fma(load_strided<S>(from + i * row_step + col * step, step, cols - col),
-                          load(q + row * width + col), sums[i]);
-        }
+    for_row_groups(rows, [&](auto group, int64_t first) {
+      V sums[group.size][n];
+      partial_scores<group.size, kAdjacent>(k + key * stride.dim[2], stride, count, cols, q + first * width, sums);
+      PF_UNROLL
+      for (int row = 0; row < group.size; row++) {
+        V sum = sum_each_row(sums[row]);
+        const Lanes<V> lane = lane_index<V>();
+        if (count < n) sum = select(lane < (decltype(lane[0] + 0))count, sum, splat<V>(kMinusInfinity<A>));
+        store(scores + (first + row) * kFewKeys + key, sum);
       }
-      transpose_in_memory(sums);
-      A total[n] __attribute__((aligned(64)));
-      V sum = sums[0];
-      for (int i = 1; i < n; i++) sum = sum + sums[i];
-      *(V*)total = sum;
-      for (int i = 0; i < count; i++) scores[(key + i) * kQueries<A> + row] = total[i];
+    });
+  }
+}
+
+// What depends on positions is written for tiles with the queries in the lanes: there and back.
+template <class A>
+__attribute__((noinline)) void finish_few_scores(const Attention& p, const QueryBlock<A>& rows, int64_t first,
+                                                 int64_t keys, A* scores, A* tile) {
+  constexpr int queries = kQueries<A>;
+  for (int64_t key = 0; key < keys; key++)
+    for (int64_t lane = 0; lane < queries; lane++)
+      tile[key * queries + lane] = lane < rows.count ? scores[lane * kFewKeys + key] : A(0);
+  finish_scores<A>(p, rows, first, keys, tile, nullptr);
+  for (int64_t row = 0; row < rows.count; row++)
+    for (int64_t key = 0; key < keys; key++) scores[row * kFewKeys + key] = tile[key * queries + row];
+}
+
+template <class A>
+__attribute__((noinline)) void drop_few(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys,
+                                        A* probabilities, A* factors) {
+  dropout_factors<A>(p, rows, first, keys, factors);
+  for (int64_t row = 0; row < rows.count; row++)
+    for (int64_t key = 0; key < keys; key++) probabilities[row * kFewKeys + key] *= factors[key * kQueries<A> + row];
+}
+
+// Running statistics of the rows.
+template <class A>
+struct FewState {
+  A max[kFewRows], sum[kFewRows], alpha[kFewRows];
+  FewState() {
+    for (int row = 0; row < kFewRows; row++) max[row] = kMinusInfinity<A>, sum[row] = 0;
+  }
+};
+
+// scores -> exp(scores - max); max and sum are brought up to date, and alpha rescales what was summed before.
+template <class A>
+__attribute__((noinline)) void few_softmax(int64_t keys, int64_t rows, A* scores, FewState<A>& state) {
+  typedef Vec<A> V;
+  constexpr int n = kLanes<A>;
+  for (int64_t row = 0; row < rows; row++, scores += kFewKeys) {
+    V max = splat<V>(state.max[row]), sum = {};
+    for (int64_t key = 0; key < keys; key += n) max = max_fast(load(scores + key), max);
+    A lanes[n] __attribute__((aligned(64))), top = state.max[row];
+    *(V*)lanes = max;
+    for (int i = 0; i < n; i++) top = lanes[i] > top ? lanes[i] : top;
+    const V base = safe_maximum(splat<V>(top));
+    for (int64_t key = 0; key < keys; key += n) {
+      V probability = exp_difference<A>(load(scores + key) - base);
+      sum = sum + probability;
+      store(scores + key, probability);
+    }
+    state.alpha[row] = exp_difference<A>(splat<V>(state.max[row]) - base)[0];
+    state.max[row] = top;
+    state.sum[row] = state.sum[row] * state.alpha[row] + reduce_add(sum);
+  }
+}
+
+// out[row] = alpha[row] out[row] + sum over keys of p[row][key] v[key], for the columns of kVectors vectors.
+template <int kRows, int kVectors, class A, class Load>
+PF_INLINE void add_outputs(int64_t keys, const A* p, const A* alpha, A* out, int64_t width, Load load_value) {
+  typedef Vec<A> V;
+  constexpr int n = kLanes<A>;
+  V acc[kRows][kVectors];
+  PF_UNROLL
+  for (int row = 0; row < kRows; row++) {
+    PF_UNROLL
+    for (int j = 0; j < kVectors; j++) acc[row][j] = V{};
+  }
+  for (int64_t key = 0; key < keys; key++) {
+    V value[kVectors];
+    PF_UNROLL
+    for (int j = 0; j < kVectors; j++) value[j] = load_value(key, j);
+    PF_UNROLL
+    for (int row = 0; row < kRows; row++) {
+      const V weight = splat<V>(p[row * kFewKeys + key]);
+      PF_UNROLL
+      for (int j = 0; j < kVectors; j++) acc[row][j] = fma(value[j], weight, acc[row][j]);
+    }
+  }
+  PF_UNROLL
+  for (int row = 0; row < kRows; row++) {
+    PF_UNROLL
+    for (int j = 0; j < kVectors; j++) {
+      A* to = out + row * width + j * n;
+      store(to, fma(load(to), splat<V>(alpha[row]), acc[row][j]));
     }
   }
 }
 
-// out[row] = alpha[row] out[row] + sum over keys of p[key][row] v[key].
-template <class S>
+template <class S, bool kAdjacent>
 __attribute__((noinline)) void few_outputs(const S* v, const Strides4& stride, int64_t keys, int64_t rows, int64_t cols,
                                            const Acc<S>* p, const Acc<S>* alpha, Acc<S>* out) {
-  typedef Acc<S> A;
-  typedef Vec<A> V;
-  constexpr int n = kLanes<A>;
-  const int64_t width = round_up(cols, n), row_step = stride.dim[2], step = stride.dim[3];
-  for (int64_t row = 0; row < rows; row++) {
+  constexpr int n = kLanes<Acc<S>>, vectors = 4;
+  const int64_t width = round_up(cols, n), row_step = stride.dim[2];
+  for_row_groups(rows, [&](auto group, int64_t row) {
     int64_t col = 0;
-    for (; col + 4 * n <= cols && step == 1; col += 4 * n) {
-      V acc[4] = {};
-      for (int64_t key = 0; key < keys; key++) {
-        V weight = splat<V>(p[key * kQueries<A> + row]);
-        PF_UNROLL
-        for (int i = 0; i < 4; i++) {
-          __builtin_prefetch(v + (key + kKeysAhead) * row_step + col + i * n);
-          acc[i] = fma(load(v + key * row_step + col + i * n), weight, acc[i]);
-        }
-      }
-      PF_UNROLL
-      for (int i = 0; i < 4; i++) {
-        A* to = out + row * width + col + i * n;
-        store(to, fma(load(to), splat<V>(alpha[row]), acc[i]));
-      }
+    if (kAdjacent) {
+      for (; col + vectors * n <= cols; col += vectors * n)
+        add_outputs<group.size, vectors>(keys, p + row * kFewKeys, alpha + row, out + row * width + col, width,
+                                         [&](int64_t key, int j) {
+                                           const S* from = v + key * row_step + col + j * n;
+                                           return load(from);
+                                         });
     }
-    for (; col < cols; col += n) {
-      V acc = {};
-      for (int64_t key = 0; key < keys; key++)
-        acc = fma(load_strided<S>(v + key * row_step + col * step, step, cols - col),
-                  splat<V>(p[key * kQueries<A> + row]), acc);
-      A* to = out + row * width + col;
-      store(to, fma(load(to), splat<V>(alpha[row]), acc));
-    }
-  }
+    for (; col < cols; col += n)
+      add_outputs<group.size, 1>(
+          keys, p + row * kFewKeys, alpha + row, out + row * width + col, width,
+          [&](int64_t key, int) { return load_columns<kAdjacent>(v + key * row_step, stride.dim[3], col, cols); });
+  });
 }
 
 // One chunk of keys for the rows that read one key head.
@@ -127,26 +242,26 @@ void decode_chunk(const Attention& p, const QueryBlock<Acc<S>>& rows, int64_t kv
       store(scratch.q + row * width + col,
             load_strided<S>(q + col * p.q_stride.dim[3], p.q_stride.dim[3], p.E - col) * (A)p.scale);
   }
-  memset((void*)scratch.scores, 0, kKeys * kQueries<A> * sizeof(A));  // lanes without a row
   memset((void*)scratch.out, 0, rows.count * width_v * sizeof(A));
-  RowState<A> state;
-  state.reset();
+  FewState<A> state;
   KeyRange range = visible_keys(p, rows);
   const int64_t end = min_of(range.end, (chunk + 1) * kChunk);
-  for (int64_t first = max_of(range.begin, chunk * kChunk); first < end; first += kKeys) {
-    const int64_t keys = min_of(kKeys, end - first);
-    few_scores<S>(at<S>(p.k, p.k_stride, rows.batch, kv_head, first), p.k_stride, keys, rows.count, p.E, scratch.q,
-                  scratch.scores);
-    finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
-    if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
-    online_softmax<A>(keys, scratch.scores, p.dropout_p > 0 ? scratch.factors : nullptr, state);
-    few_outputs<S>(at<S>(p.v, p.v_stride, rows.batch, kv_head, first), p.v_stride, keys, rows.count, p.Ev,
-                   scratch.scores, (const A*)state.alpha, scratch.out);
+  for (int64_t first = max_of(range.begin, chunk * kChunk); first < end; first += kFewKeys) {
+    const int64_t keys = min_of(kFewKeys, end - first);
+    auto scores = p.k_stride.dim[3] == 1 ? few_scores<S, true> : few_scores<S, false>;
+    auto outputs = p.v_stride.dim[3] == 1 ? few_outputs<S, true> : few_outputs<S, false>;
+    scores(at<S>(p.k, p.k_stride, rows.batch, kv_head, first), p.k_stride, keys, rows.count, p.E, scratch.q,
+           scratch.scores);
+    if (changes_scores(p, rows, first, keys)) finish_few_scores<A>(p, rows, first, keys, scratch.scores, scratch.tile);
+    few_softmax<A>(keys, rows.count, scratch.scores, state);
+    if (p.dropout_p > 0) drop_few<A>(p, rows, first, keys, scratch.scores, scratch.tile);
+    outputs(at<S>(p.v, p.v_stride, rows.batch, kv_head, first), p.v_stride, keys, rows.count, p.Ev, scratch.scores,
+            state.alpha, scratch.out);
   }
   for (int64_t row = 0; row < rows.count; row++) {
     const int64_t part = ((rows.batch * p.H + rows.head[row]) * p.L + rows.i[row]) * chunks + chunk;
-    found.max[part] = ((const A*)state.max)[row];
-    found.sum[part] = ((const A*)state.sum)[row];
+    found.max[part] = state.max[row];
+    found.sum[part] = state.sum[row];
     memcpy((void*)(found.out + part * width_v), scratch.out + row * width_v, width_v * sizeof(A));
   }
 }

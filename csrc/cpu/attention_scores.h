@@ -173,6 +173,20 @@ __attribute__((noinline)) void softcap_scores(A softcap, int64_t keys, A* scores
   }
 }
 
+// Do the windows' edges cross this tile?
+template <class A>
+PF_INLINE bool crosses_window(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys) {
+  const bool left = p.window_left >= 0 && first < rows.i_max + p.diagonal - p.window_left;
+  const bool right = p.window_right >= 0 && first + keys - 1 > rows.i_min + p.diagonal + p.window_right;
+  return left || right;
+}
+
+// Is there anything for finish_scores to do?
+template <class A>
+PF_INLINE bool changes_scores(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys) {
+  return p.softcap != 0 || p.alibi_slopes || p.mask || crosses_window(p, rows, first, keys);
+}
+
 // Everything after scale * k q^T. `slope` as in softcap_scores.
 template <class A>
 PF_INLINE void finish_scores(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys, A* scores,
@@ -185,9 +199,7 @@ PF_INLINE void finish_scores(const Attention& p, const QueryBlock<A>& rows, int6
       if constexpr (sizeof(M) == 1 || sizeof(Acc<M>) == sizeof(A)) add_mask<A, M>(p, rows, first, keys, scores);
     });
   }
-  bool crosses_left = p.window_left >= 0 && first < rows.i_max + p.diagonal - p.window_left;
-  bool crosses_right = p.window_right >= 0 && first + keys - 1 > rows.i_min + p.diagonal + p.window_right;
-  if (crosses_left || crosses_right) hide_outside_window<A>(p, rows, first, keys, scores);
+  if (crosses_window(p, rows, first, keys)) hide_outside_window<A>(p, rows, first, keys, scores);
 }
 
 // ---- dropout --------------------------------------------------------------------------------------------------------
