@@ -57,6 +57,21 @@ CANDIDATES = {
 }  # fmt: skip
 
 
+def recurrent(dtype, gates, hidden):
+    """W_hh held, one launch that re-reads it, a launch a step: what the size of the matrix leaves open."""
+    width = feature_block(hidden)
+    depths = (16, 32) if dtype.itemsize == 4 else (64, 128)
+    held = product((True,), (16, 32), (width,), (width,), (4, 8), (1,))
+    fused = product((False,), (16,), (width,), (16, 32, 64), (4, 8), (2, 3))
+    stepped = product((False,), (16, 32, 64), (16, 32), depths, (4,), (3, 4))
+    ways = [*held] if gates * width * width * dtype.itemsize <= 192 * 1024 else []
+    ways += [*fused] if width <= 256 else []
+    ways += [*stepped] if width >= 64 else []
+    names = "IS_HELD", "BLOCK_M", "BLOCK_U", "BLOCK_K", "num_warps", "num_stages"
+    configs = [dict(zip(names, way, strict=True)) for way in ways]
+    return [config for config in configs if _accumulators_fit(gates * config["BLOCK_M"], config["BLOCK_U"], config)]
+
+
 def row_blocks(cols):
     """Whole rows: few or many to a program, few or many warps."""
     block_n = triton.next_power_of_2(cols)
@@ -71,5 +86,7 @@ def of(name, *shape, **options):
     """The configurations to try for one key of tuning.py."""
     if name == "row_block":
         return row_blocks(*shape)
+    if name in ("rnn_fwd", "rnn_bwd"):
+        return recurrent(*shape)
     configurations, fits = CANDIDATES[name]
     return [config for config in configurations if fits(config, *shape, **options)]

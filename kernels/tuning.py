@@ -234,12 +234,19 @@ def _rnn(arch, dtype, gates, hidden, step_half, step_float32):
     return step_float32 if dtype == torch.float32 else step_half
 
 
+def _recurrent_class(dtype, gates, hidden):
+    """One row serves all widths of a class: where a program has all units, it has them for the widest."""
+    return _width(dtype), gates, _up_to(feature_block(hidden), 16, 32, 64, 128, 256, 512, 1024)
+
+
+@tunable(_recurrent_class)
 def rnn_fwd(arch, dtype, gates, hidden):
     """How a recurrent layer is walked: in one launch where BLOCK_U holds all hidden units, with W_hh in shared memory
     if IS_HELD; else a launch a step, with tiles small enough that some hundred units fill the device."""
     return _rnn(arch, dtype, gates, hidden, _recurrent(False, 32, 16, 64, 4, 3), _recurrent(False, 32, 16, 16, 4, 2))
 
 
+@tunable(_recurrent_class)
 def rnn_bwd(arch, dtype, gates, hidden):
     """As rnn_fwd; one product as long as all gates, not one for each."""
     return _rnn(arch, dtype, gates, hidden, _recurrent(False, 32, 16, 128, 4, 3), _recurrent(False, 32, 16, 32, 4, 2))

@@ -103,8 +103,10 @@ def test_a_measured_row_goes_first(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arch", ARCHES[:-1])
 def test_measured_tables_hold_what_the_kernels_take(arch):
+    recurrent = {"IS_HELD", "BLOCK_M", "BLOCK_U", "BLOCK_K", "num_stages"}
+    rows = {"row_block": {"BLOCK_M", "BLOCK_N"}, "matmul": {"BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages"}}
+    rows |= {"rnn_fwd": recurrent, "rnn_bwd": recurrent}
     for key, row in tuning.tuned(arch).items():
-        rows = {"row_block": {"BLOCK_M", "BLOCK_N"}, "matmul": {"BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages"}}
         expected = rows.get(key.split("/")[0], {"BLOCK_M", "BLOCK_N", "num_stages"}) | {"num_warps"}
         assert key.split("/")[0] in tuning.TUNABLE and set(row["config"]) == expected
 
@@ -115,9 +117,30 @@ def test_candidates_are_tens(name):
         "row_block": [(64,), (1024,), (16384,)],
         "matmul": [(torch.bfloat16, m, 4096, 4096) for m in (1, 64, 4096)],
     }
+    widths = [
+        (dtype, gates, hidden)
+        for dtype in (torch.bfloat16, torch.float32)
+        for gates in (1, 3, 4)
+        for hidden in (16, 64, 256, 1024)
+    ]
+    shapes |= {"rnn_fwd": widths, "rnn_bwd": widths}
     attention = [(dtype, dim) for dtype in (torch.bfloat16, torch.float32) for dim in (64, 128, 256)]
     attention = [(*shape, 8) for shape in attention] if name == "attention_decode" else attention
     for shape in shapes.get(name, attention):
         found = candidates.of(name, *shape)
         assert 3 <= len(found) <= 40
         assert all(set(config) == set(tuning.TUNABLE[name].rows("sm90", *shape)) for config in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_recurrent_row_serves_its_whole_class(dtype):
+    """Where one program has all units it must have those of the widest layer; narrower ones find the same rows."""
+    for hidden in (1, 16, 17, 33, 65, 128, 129, 512, 1024, 3000):
+        key = tuning.rnn_fwd.key(dtype, 4, hidden)
+        alike = [other for other in range(1, 3001, 7) if tuning.rnn_fwd.key(dtype, 4, other) == key]
+        for config in candidates.of("rnn_fwd", dtype, 4, hidden):
+            assert min(config["BLOCK_M"], config["BLOCK_U"], config["BLOCK_K"]) >= 16
+            if config["IS_HELD"]:
+                assert config["BLOCK_U"] == config["BLOCK_K"] >= max(alike)
+            one_launch = {config["BLOCK_U"] >= other for other in alike}
+            assert len(one_launch) == 1

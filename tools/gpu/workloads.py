@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from pyflash.kernels import attention, attention_decode, layer_norm, linear, tuning
+from pyflash.kernels import attention, attention_decode, layer_norm, linear, rnn, tuning
 
 INTERPRETED = tuning.INTERPRETED.value
 HALF, FLOAT = torch.bfloat16, torch.float32
+RECURRENT_STEPS = 64  # as many roundings one after another stay within what the tuner allows
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,53 @@ def row_call(cols: int):
     return make
 
 
+def recurrent_call(kernel: str, dtype, cell: str, hidden: int):
+    """One direction, gates stored; the products with the input are part of the call, as they are for a user."""
+
+    def make(small: bool):
+        length, batch, width = (3, 2, 20) if small else (RECURRENT_STEPS, 64, hidden)
+        count = rnn.GATES[cell]
+        x, dy = (randn(length, batch, width, dtype=dtype) for _ in range(2))
+        h_0, c_0, dh_n, dc_n = (randn(1, batch, width, dtype=dtype) for _ in range(4))
+        y, dx = (torch.empty_like(x) for _ in range(2))
+        h_n, c_n, dh_0, dc_0 = (torch.empty_like(h_0) for _ in range(4))
+        shapes = (count * width, width), (count * width, width), (count * width,), (count * width,)
+        weights = [randn(*shape, dtype=FLOAT).div_(width**0.5).to(dtype) for shape in shapes]
+        dweights = [torch.empty_like(weight) for weight in weights]
+        is_lstm = cell == "lstm"
+        cells = empty(1, length, batch, width, dtype=FLOAT) if is_lstm else empty(0, dtype=FLOAT)
+        gates = empty(1, length, batch, 4, width, dtype=FLOAT) if count > 1 else empty(0, dtype=FLOAT)
+        c_0, dc_n = (c_0, dc_n) if is_lstm else (None, None)
+        form = None, None, cell, False  # nothing ragged, time first
+
+        def forward():
+            rnn.rnn_fwd(x, h_0, c_0, weights, *form, is_lstm, count > 1, y, h_n, c_n, cells, gates)
+
+        def backward():
+            needs = [True, True, is_lstm, *[True] * 4]
+            grads = dx, dh_0, dc_0, *dweights
+            ragged, shape = form[:2], form[2:]
+            rnn.rnn_bwd(x, dy, dh_n, dc_n, None, h_0, c_0, weights, *ragged, y, cells, gates, *shape, needs, *grads)
+
+        forward()
+        states = [h_n, c_n] if is_lstm else [h_n]
+        return (forward, [y, *states]) if kernel == "rnn_fwd" else (backward, [dx, dh_0, *dweights])
+
+    return make
+
+
 def _attention(name: str, dtype, head_dim: int, laden: bool = False) -> Key:
     return Key(name, (dtype, head_dim, laden), attention_call(name, dtype, head_dim, laden), "attention")
 
 
 def _matmul(dtype, M: int) -> Key:
     return Key("matmul", (dtype, M, 4096, 4096), matmul_call(dtype, M), "linear")
+
+
+def _recurrent(cell: str, hidden: int, dtype=HALF) -> list[Key]:
+    shape = dtype, rnn.GATES[cell], hidden
+    names = "rnn_fwd", "rnn_bwd"
+    return [Key(name, shape, recurrent_call(name, dtype, cell, hidden), "rnn") for name in names]
 
 
 BACKWARD = "attention_bwd_dq", "attention_bwd_dkdv"
@@ -123,11 +165,15 @@ KEYS = [
     *(Key("row_block", (cols,), row_call(cols), "layer_norm") for cols in (1024, 4096)),
     *(Key("attention_decode", (HALF, dim, 4), decode_call(dim), "attention_decode") for dim in (128, 64)),
     *(_matmul(HALF, rows) for rows in (16, 512, 64)),
+    *(key for hidden in (256, 512) for cell in ("lstm", "gru") for key in _recurrent(cell, hidden)),
     *(_attention(name, HALF, 64, True) for name in ("attention_fwd", *BACKWARD)),
     *(Key("row_block", (cols,), row_call(cols), "layer_norm") for cols in (512, 2048, 8192)),
     *(_matmul(FLOAT, rows) for rows in (8192, 16)),
     *(_attention("attention_fwd", FLOAT, head_dim) for head_dim in (64, 128)),
     *(_attention(name, FLOAT, 64) for name in BACKWARD),
+    *(key for hidden in (128, 1024, 64) for cell in ("lstm", "gru") for key in _recurrent(cell, hidden)),
+    *(key for cell in ("lstm", "gru") for key in _recurrent(cell, 256, FLOAT)),
+    *(key for hidden in (256, 128) for key in _recurrent("rnn_tanh", hidden)),
     *(_attention(name, HALF, head_dim) for head_dim in (32, 256) for name in ("attention_fwd", *BACKWARD)),
 ]
 
