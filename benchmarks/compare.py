@@ -31,18 +31,13 @@ class Change:
     def verdict(self) -> str:
         if "wrong" in (self.old.status, self.new.status) or "error" in (self.old.status, self.new.status):
             return "same" if self.old.status == self.new.status else "broken" if self.old.status == "ok" else "mended"
-        if self.old.ratio is None or self.new.ratio is None:
+        if self.old.ratio_low is None or self.new.ratio_low is None:
             return "noisy"
-        (old_low, old_high), (new_low, new_high) = interval(self.old), interval(self.new)
-        if new_high < old_low and self.speed < 1 / (1 + MARGIN):
+        if self.new.ratio_high < self.old.ratio_low and self.speed < 1 / (1 + MARGIN):
             return "slower"
-        if new_low > old_high and self.speed > 1 + MARGIN:
+        if self.new.ratio_low > self.old.ratio_high and self.speed > 1 + MARGIN:
             return "faster"
         return "same"
-
-
-def interval(row: Row) -> tuple[float, float]:
-    return (row.ratio, row.ratio) if row.ratio_low is None else (row.ratio_low, row.ratio_high)
 
 
 def changes(old: list[Row], new: list[Row]) -> list[Change]:

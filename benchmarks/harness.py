@@ -18,27 +18,32 @@ import torch
 from benchmarks.check import SEED, Bound, Reference, Wrong, cotangents, outputs_of, second_derivatives
 from benchmarks.machine import Machine
 from benchmarks.operation import Case, Operation, Provider
+from benchmarks.overhead import host_seconds, saved_bytes
 from benchmarks.rows import Row
 from benchmarks.sampling import SAMPLERS, Sample, first_seconds, median_interval, paired_ratios, quartiles
 from pyflash.cli._memory import Memory
 from pyflash.ops import _backends
 
 MIN_CLEAN = 5
-LONG = 0.1  # seconds: such a call warms its own caches, and one more of it would cost too much
+LAST_ROUNDS = 8  # of calls so long that five rounds take all of the time: three of them may be disturbed
+LONG = 0.03  # seconds: such a call warms its own caches, and one more of it would cost too much
 SAMPLE_SECONDS = 2e-3  # short calls are grouped up to this, so that the clock and the filter have something to see
+FEW_SECONDS = 0.03  # for each of the things that are measured once: as many calls as fit, seven at most
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a row may take: until every provider has `clean` clean samples, or `seconds` are over."""
+    """How long a row is sampled: until every provider has `clean` rounds that count, or `seconds` are over; for a
+    provider that has not even five of them by then, until `patience` seconds are."""
 
     clean: int
     seconds: float
+    patience: float = 0.0
     rounds: int = 200
 
 
-FULL = Effort(clean=11, seconds=12.0)
-QUICK = Effort(clean=5, seconds=3.0)
+FULL = Effort(clean=21, seconds=8.0, patience=12.0)
+QUICK = Effort(clean=11, seconds=1.0, patience=3.0)
 
 
 # Contenders.
@@ -55,6 +60,8 @@ class Contender:
     served: str = ""
     first_call: float = 0.0
     peak_bytes: int | None = None
+    saved_bytes: int | None = None
+    host_seconds: float | None = None
     seconds: float = 0.0  # of one call, roughly
     repeats: int = 1
 
@@ -102,9 +109,15 @@ def prepare(provider: Provider, reference: Reference) -> Contender:
             contender = Contender(provider, timed_call(bound, mode, case), mode, errors, first_call=first_call)
             contender.peak_bytes = Memory(reference.device).added_by(contender.call)
             contender.seconds = sampler(contender.call, 1).seconds
+            calls = max(1, min(7, int(FEW_SECONDS / contender.seconds)))
             if contender.seconds < LONG:
-                contender.seconds = min(sampler(contender.call, 1).seconds for _ in range(5))
-    contender.served = ", ".join(sorted({backend for _, backend, _ in _backends.counts - before}))
+                contender.seconds = min(sampler(contender.call, 1).seconds for _ in range(calls))
+            if mode == "training":
+                contender.saved_bytes = saved_bytes(bound)
+            contender.served = ", ".join(sorted({backend for _, backend, _ in _backends.counts - before}))
+            only_ours = contender.served == "cpu" and mode != "double-backward" and not case.optimizer
+            if reference.device != "cpu" or only_ours:
+                contender.host_seconds = host_seconds(contender.call, reference.device, calls)
     contender.repeats = max(1, math.ceil(SAMPLE_SECONDS / contender.seconds))
     return contender
 
@@ -112,17 +125,24 @@ def prepare(provider: Provider, reference: Reference) -> Contender:
 def measure(contenders: list[Contender], sampler: Callable, effort: Effort) -> dict[str, list[Sample]]:
     """Rounds of one sample each, the order turned round every time, until there are enough clean ones."""
     samples = {contender.provider.name: [] for contender in contenders}
-    end = time.perf_counter() + effort.seconds
+    start = time.perf_counter()
     for turn in range(effort.rounds):
         for contender in contenders[:: -1 if turn % 2 else 1]:
             with contender.scope():
                 if contender.seconds < LONG:
                     contender.call()  # brings its own data back into the caches
                 samples[contender.provider.name].append(sampler(contender.call, contender.repeats))
-        enough = all(sum(sample.clean for sample in taken) >= effort.clean for taken in samples.values())
-        if turn + 1 >= MIN_CLEAN and (enough or time.perf_counter() > end):
+        clean = min((usable(samples, name) for name in samples), default=effort.clean)
+        limit = effort.seconds if clean >= MIN_CLEAN else max(effort.seconds, effort.patience)
+        over = time.perf_counter() - start > limit and (clean >= MIN_CLEAN or turn + 1 >= LAST_ROUNDS)
+        if turn + 1 >= MIN_CLEAN and (clean >= effort.clean or over):
             break
     return samples
+
+
+def usable(samples: dict[str, list[Sample]], name: str) -> int:
+    """Rounds that give a ratio: this provider was undisturbed in them, and so was torch."""
+    return len(paired_ratios(samples.get("torch", samples[name]), samples[name]))
 
 
 # Rows.
@@ -139,7 +159,7 @@ def fill_times(row: Row, samples: list[Sample]) -> None:
 
 
 def fill_rates(row: Row, operation: Operation, case: Case, machine: Machine) -> None:
-    if row.mode == "double-backward":  # the least work of a second derivative is not defined
+    if row.mode == "double-backward":
         return
     flops, bytes_ = operation.flops(case, row.mode), operation.bytes(case, row.mode)
     row.flops_per_s, row.bytes_per_s = flops / row.median, bytes_ / row.median
@@ -214,7 +234,8 @@ def run_case(
         row = rows[contender.provider.name]
         row.max_error, row.allowed_error = contender.errors
         row.calls_per_sample, row.served = contender.repeats, contender.served
-        row.first_call, row.peak_bytes = contender.first_call, contender.peak_bytes
+        row.first_call, row.host_seconds = contender.first_call, contender.host_seconds
+        row.peak_bytes, row.saved_bytes = contender.peak_bytes, contender.saved_bytes
         fill_times(row, samples[row.provider])
         fill_rates(row, operation, case, machine)
         if contender.provider.function == "pyflash" and machine.has_isa(case.isa):

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.known import STORIES
 from benchmarks.machine import Machine
 from benchmarks.rows import Row
-from benchmarks.table import rate, seconds
+from benchmarks.table import HOST, host, megabytes, rate, seconds
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Result = tuple[Path, list[Row], list[Machine]]
@@ -26,7 +26,8 @@ def page(results: list[Result], base: Path) -> str:
         " edit. Every row was checked against float64 before it was timed, and timed in turns with torch in one run."
         " Ratios are torch's time over ours, with the 95% interval of the median of the rounds; the share is of the peak"
         " measured in the same run, the nearer of arithmetic and memory. Rows of `auto`: what `pyflash` without a word"
-        " does.\n"
+        f" does. Host: on a CPU {HOST[True]}; on a GPU {HOST[False]}. Memory: what one call adds at its peak. Saved: what"
+        " a training forward keeps for its backward, inputs and parameters left out.\n"
     ]
     for path, rows, machines in results:
         if rows:
@@ -48,8 +49,9 @@ def machine_section(path: Path, rows: list[Row], machine: Machine, base: Path) -
     if picture.exists():
         lines.append(f"![Ratios to torch]({os.path.relpath(picture, base)})\n")
     lines += ["### Losses\n", *losses(ours), ""]
+    torchs = {row.key[:-1]: row for row in rows if row.provider == "torch"}
     for operation in dict.fromkeys(row.operation for row in rows):
-        lines += operation_section(operation, [row for row in ours if row.operation == operation])
+        lines += operation_section(operation, [row for row in ours if row.operation == operation], torchs)
     return "\n".join(lines)
 
 
@@ -73,17 +75,17 @@ def least(row: Row) -> float:
     return 0.95 if row.served == "torch" else 1.0
 
 
-def operation_section(operation: str, rows: list[Row]) -> list[str]:
+def operation_section(operation: str, rows: list[Row], torchs: dict[tuple[str, ...], Row]) -> list[str]:
     story = STORIES[operation]
     lines = [
         f"### {operation}\n",
         f"Limit: {story.limit}  \nElsewhere: {story.elsewhere}\n",
-        "| case | mode | time | rate | of peak | x torch | asked | first call | memory |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| case | mode | time | rate | of peak | x torch | asked | first call | host | memory | saved |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     gaps = {}
     for row in rows:
-        lines.append(table_row(row))
+        lines.append(table_row(row, torchs.get(row.key[:-1])))
         gap = next((gap for gap in story.gaps if is_short(row) and gap.explains(row)), None)
         if gap is not None:
             gaps.setdefault(gap.reason, []).append(row.case)
@@ -98,10 +100,10 @@ def is_short(row: Row) -> bool:
     return row.ratio is not None and (row.ratio < least(row) or row.reached is False)
 
 
-def table_row(row: Row) -> str:
+def table_row(row: Row, torchs: Row | None) -> str:
     mode = row.mode if row.dtype == "float32" else f"{row.mode}, {row.dtype}"
     if row.median is None:
-        return f"| {row.case} | {mode} | {row.status}: {row.note} | | | | | | |"
+        return f"| {row.case} | {mode} | {row.status}: {row.note} | | | | | | | | |"
     ratio = "noisy"
     if row.ratio is not None:
         interval = "" if row.ratio_low is None else f" ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
@@ -109,9 +111,12 @@ def table_row(row: Row) -> str:
     asked = f"{row.floor:.3g}" if row.floor is not None else f"+{row.extra_us:g} us" if row.extra_us else ""
     first = "" if row.first_call is None else seconds(row.first_call)
     memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f} MB"
+    saved = megabytes(row.saved_bytes)
+    if saved and torchs is not None and torchs.saved_bytes is not None:
+        saved += f" (torch {megabytes(torchs.saved_bytes)})"
     return (
         f"| {row.case} | {mode} | {seconds(row.median)} | {rate(row)} | {share(row)} | {ratio} | {asked} | {first} |"
-        f" {memory} |"
+        f" {host(row)} | {memory} | {saved} |"
     )
 
 

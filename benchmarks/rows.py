@@ -38,7 +38,9 @@ class Row:
     extra_us: float | None = None  # the most microseconds it may add to torch's time
     torch_median: float | None = None
     first_call: float | None = None  # what is compiled, packed or looked up once, included
+    host_seconds: float | None = None  # of one call, besides its kernels: overhead.py
     peak_bytes: int | None = None  # that one call adds at its peak
+    saved_bytes: int | None = None  # that a forward keeps for its backward; training only
     max_error: float | None = None
     allowed_error: float | None = None
 

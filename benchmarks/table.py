@@ -7,8 +7,13 @@ from benchmarks.rows import Row
 
 HEADER = (
     f"  {'case':<34} {'provider':<14} {'median':>9} {'quartiles':>19} {'clean':>7}"
-    f" {'rate':>11} {'of peak':>7} {'x torch':>8}  asked"
+    f" {'rate':>11} {'of peak':>7} {'host':>7} {'saved':>7} {'x torch':>8}  asked"
 )
+
+HOST = {
+    True: "the part of a call outside our native core, where torch computes nothing of it",
+    False: "until a call returns, its kernels queued",
+}
 
 
 def seconds(value: float) -> str:
@@ -25,6 +30,14 @@ def rate(row: Row) -> str:
     if row.flops_per_s > 8 * row.bytes_per_s:
         return f"{row.flops_per_s * 1e-9:.4g} GF/s"
     return f"{row.bytes_per_s * 1e-9:.3g} GB/s"
+
+
+def host(row: Row) -> str:
+    return "" if row.host_seconds is None else seconds(row.host_seconds)
+
+
+def megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.3g} MB"
 
 
 def asked(row: Row) -> str:
@@ -47,7 +60,8 @@ def line(row: Row, name: str) -> str:
     ratio = "noisy" if row.status == "noisy" else "" if row.ratio is None else f"{row.ratio:.2f}x"
     return (
         f"{left} {seconds(row.median):>9} {quartiles:>19} {f'{row.clean}/{row.samples}':>7}"
-        f" {rate(row):>11} {share:>7} {ratio:>8}  {asked(row)}{elsewhere(row)}"
+        f" {rate(row):>11} {share:>7} {host(row):>7} {megabytes(row.saved_bytes):>7} {ratio:>8}"
+        f"  {asked(row)}{elsewhere(row)}"
     ).rstrip()
 
 
@@ -70,7 +84,8 @@ def machine_lines(machine: Machine) -> str:
         f"torch {machine.torch}, pyflash {machine.pyflash}, Python {machine.python}, commit {machine.commit},"
         f" {machine.date}\n"
         f"measured in this run: {peaks}; copy {machine.bandwidth * 1e-9:.0f} GB/s"
-        " (a row above it says cache)"
+        " (a row above it says cache)\n"
+        f"host: {HOST[machine.device == 'cpu']}; saved: what a training forward keeps for its backward"
     )
 
 

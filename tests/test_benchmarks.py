@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
 
-from benchmarks import OPERATIONS, harness, machine, plot, rows, sampling, table
+from benchmarks import OPERATIONS, harness, machine, overhead, plot, rows, sampling, table
 from benchmarks.__main__ import main
-from benchmarks.check import Reference, Wrong, comparable
+from benchmarks.check import Bound, Reference, Wrong, comparable
 from benchmarks.harness import Contender, Effort
 from benchmarks.operation import MODES, PROVIDERS, Case, Operation, Provider, load, select
 from benchmarks.rows import Row
@@ -323,6 +324,65 @@ def test_providers_alternate_and_are_sampled_alike():
     taken = harness.measure(contenders, sampler, Effort(clean=3, seconds=60.0))
     assert "".join(order) == "abbaabbaab"  # five rounds: the first two were not clean
     assert [len(of) for of in taken.values()] == [5, 5]
+
+
+def test_more_samples_are_taken_only_while_they_are_missing():
+    """Two providers of which one is seldom clean: `patience` is for the fifth clean sample, `seconds` for the rest."""
+    contenders = [Contender(Provider(name, "torch"), lambda: None, "forward", (0, 0)) for name in "ab"]
+    taken = harness.measure(contenders, lambda *_: Sample(1.0, True), Effort(clean=9, seconds=60.0))
+    assert [len(of) for of in taken.values()] == [9, 9]
+    taken = harness.measure(contenders, lambda *_: Sample(1.0, True), Effort(clean=9, seconds=0.0, patience=60.0))
+    assert [len(of) for of in taken.values()] == [5, 5]
+    taken = harness.measure(contenders, lambda *_: Sample(1.0, False), Effort(clean=9, seconds=0.0, patience=0.05))
+    assert len(taken["a"]) == len(taken["b"]) >= harness.LAST_ROUNDS
+    every_third = (clean for _ in range(99) for clean in (True, False, False))
+    taken = harness.measure(
+        contenders[:1], lambda *_: Sample(1.0, next(every_third)), Effort(clean=9, seconds=0.0, patience=60.0)
+    )
+    assert len(taken["a"]) == 13  # the fifth clean one
+
+
+# What a call costs besides.
+
+
+def test_the_host_pays_for_what_is_not_in_the_core():
+    import time
+
+    core = pytest.importorskip("pyflash._cpu")
+    function = core.isa
+
+    def call(asleep_inside, asleep_outside):
+        time.sleep(asleep_outside)
+        core.isa(asleep_inside)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "isa", time.sleep)
+        host = overhead.host_seconds(lambda: call(0.05, 0.01), "cpu", 3)
+        assert 0.01 <= host < 0.05
+        assert core.isa is time.sleep
+    assert core.isa is function
+
+
+def test_what_a_forward_keeps_is_counted_once_and_without_inputs():
+    class Keeps(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            own = torch.empty(1000)
+            ctx.save_for_backward(x, weight.t(), own, own[:10], torch.empty(10))
+            return x * weight
+
+        @staticmethod
+        def backward(ctx, dy):
+            raise NotImplementedError
+
+    x, weight = (torch.ones(4, 4, requires_grad=True) for _ in range(2))
+    bound = Bound(Keeps.apply, (x, weight), "training", [x, weight])
+    assert overhead.saved_bytes(bound) == 4 * 1010
+
+
+def test_rows_say_what_is_kept_in_training_only():
+    assert outcome(lambda x: 2 * x, "training").saved_bytes == 0
+    assert outcome(lambda x: 2 * x, "forward").saved_bytes is None
 
 
 # Floors.
