@@ -21,7 +21,7 @@ endif
 PY := $(VENV)/bin/python
 NATIVE := $(shell find csrc -type f) setup.py
 WORKERS ?= auto
-OPS ?= attention linear layer_norm dropout transformer
+OPS ?= attention linear layer_norm dropout rnn char_lm transformer
 
 .PHONY: demo test quick lint generate bench inspect gpu build clean
 

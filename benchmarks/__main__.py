@@ -17,8 +17,13 @@ class UserError(Exception):
     """One line that says what exists; exit status 2."""
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(message)
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    top = Parser(prog="python -m benchmarks", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     command = commands.add_parser("list", help="operations, cases and providers")
     command.set_defaults(act=list_cases)
@@ -30,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--mode", choices=MODES, help="only this mode")
     command.add_argument("--only", metavar="SUBSTRING", help="only cases whose operation and name contain this")
     command.add_argument("--quick", action="store_true", help="fewer cases, fewer samples")
+    command.add_argument("--full", action="store_true", help="also the cases that `list` marks so: a grid, for hours")
     command.add_argument("--provider", action="append", help="may be repeated; torch is always there to compare with")
     command.add_argument("--compile", action="store_true", help="also torch.compile: seconds a case to compile")
     command.add_argument("--peers", action="store_true", help="also other people's kernels, where they are installed")
@@ -64,6 +70,13 @@ def known(what: str, name: str, existing) -> str:
     return name
 
 
+def writable(*paths: Path | None) -> None:
+    """Before anything is measured for them."""
+    for path in paths:
+        if path is not None and not path.resolve().parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.resolve().parent}")
+
+
 def read(path: Path) -> tuple[list[rows.Row], list[machine.Machine]]:
     try:
         return rows.read(path)
@@ -94,7 +107,9 @@ def list_cases(options) -> int:
         for case in operation.cases:
             modes = [mode if floor is None else f"{mode} (asked {floor:.3g}x)" for mode, floor in case.floors.items()]
             origin = f"  [{case.model}]" if case.model else ""
-            print(f"  {case.name:<34} {case.dtype:<9} {', '.join(modes)}{origin}{'  quick' if case.quick else ''}")
+            print(
+                f"  {case.name:<34} {case.dtype:<9} {', '.join(modes)}{origin}{'  quick' * case.quick}{'  full' * case.full}"
+            )
         if operation.peers:
             print("  with --peers:", ", ".join(peer.name for peer in operation.peers))
     print("providers:", ", ".join(PROVIDERS))
@@ -106,9 +121,12 @@ def run(options) -> int:
         known("operation", name, OPERATIONS)
     known("device", options.device, ["cpu"] + ["cuda"] * torch.cuda.is_available())
     check_providers(options)
-    work = select(options.operations, dtype=options.dtype, mode=options.mode, quick=options.quick, only=options.only)
+    writable(options.json, options.png)
+    filters = {name: getattr(options, name) for name in ("dtype", "mode", "quick", "full", "only")}
+    work = select(options.operations, **filters)
     if not work:
-        raise UserError("no case is left by these filters; `python -m benchmarks list` shows all")
+        more = "" if options.full else " (those marked full need --full)"
+        raise UserError(f"no case is left by these filters; `python -m benchmarks list` shows all{more}")
     here = machine.describe(options.device, {case.dtype for _, case, _ in work})
     effort = harness.QUICK if options.quick else harness.FULL
     print(table.machine_lines(here), table.HEADER, sep="\n\n", flush=True)
@@ -149,6 +167,7 @@ def compare_files(options) -> int:
 
 
 def plot_file(options) -> int:
+    writable(options.png)
     found, machines = read(options.json)
     if not found:
         raise UserError(f"{options.json}: no rows")
@@ -166,6 +185,7 @@ def draw(found: list[rows.Row], here: machine.Machine, path: Path) -> int:
 
 
 def report_files(options) -> int:
+    writable(options.output)
     paths = options.json or report.committed()
     if not paths:
         raise UserError("no results; `python -m benchmarks run --json FILE` writes some")
@@ -178,8 +198,8 @@ def report_files(options) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         return options.act(options)
     except UserError as error:
         print(f"benchmarks: {error}", file=sys.stderr)

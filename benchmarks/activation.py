@@ -27,13 +27,14 @@ class Shape:
 BOTH = {"forward": None, "backward": None}
 
 
-def every(label: str, rows: int, cols: int, **settings) -> tuple[Case, ...]:
-    return tuple(Case(f"{name} {label}", Shape(name, rows, cols), BOTH, **settings) for name in ACTIVATIONS)
+def every(label: str, rows: int, cols: int, modes=BOTH, **settings) -> tuple[Case, ...]:
+    return tuple(Case(f"{name} {label}", Shape(name, rows, cols), modes, **settings) for name in ACTIVATIONS)
 
 
 CASES = (
     *every("4096x3072", 4096, 3072, model="GPT-2 feed-forward, 4096 tokens"),
     *every("small 64x3072", 64, 3072, model="GPT-2 feed-forward, 64 tokens", quick=True),
+    *every("256x1024", 256, 1024, {"double-backward": None}, model="a critic under a gradient penalty"),
     Case("relu tiny 8x16", Shape("relu", 8, 16), {"forward": None}, quick=True, extra_us=TINY),
     Case("gelu tiny 8x16", Shape("gelu", 8, 16), {"forward": None}, quick=True, extra_us=TINY),
 )

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import peers
 from benchmarks.check import SEED, Bound, Wrong
@@ -25,6 +26,7 @@ class Shape:
     dropout: float = 0.0
     kv_heads: int | None = None  # as many as heads
     cached: bool = False  # through attention_decode
+    twice: bool = False  # differentiated twice, which torch's fused kernels are not: it is its math kernel then
 
     @property
     def all_keys(self) -> int:
@@ -44,6 +46,8 @@ CASES = (
     Case("B1 H8 N2048 D128", Shape(1, 8, 2048, 128), both(1.9, 1.9), model="Llama heads"),
     Case("B2 H8 N512 D64", Shape(2, 8, 512, 64), both(1.9, 1.9), quick=True, model="BERT heads, 512 tokens"),
     Case("B8 H8 N128 D64", Shape(8, 8, 128, 64), both(1.9, 1.9), quick=True, model="BERT heads, 128 tokens"),
+    Case("twice B8 H8 N128 D64", Shape(8, 8, 128, 64, twice=True), {"double-backward": None}, quick=True,
+         model="a gradient penalty"),
     Case("B16 H8 N256 D32 causal", Shape(16, 8, 256, 32, causal=True), both(None, None), model="the demo's step"),
     Case("B1 H32/8 N1024 D128 causal", Shape(1, 32, 1024, 128, causal=True, kv_heads=8), both(None, None),
          model="Llama 3 8B, grouped queries"),
@@ -76,6 +80,18 @@ def sdpa(function, case: Case):
     return (lambda q, k, v, lengths: call(q, k, v)) if shape.cached else call
 
 
+def torchs(case: Case):
+    call = sdpa(F.scaled_dot_product_attention, case)
+    if not case.shape.twice:
+        return call
+
+    def math(q, k, v):
+        with sdpa_kernel(SDPBackend.MATH):
+            return call(q, k, v)
+
+    return math
+
+
 def ours(case: Case):
     import pyflash.functional as PF
 
@@ -98,7 +114,7 @@ def truth(case: Case, bound: Bound):
     """Float64 attention with the mask this provider drew; its rate is checked here, its use by the comparison."""
     shape = case.shape
     if not shape.dropout:
-        return sdpa(F.scaled_dot_product_attention, case)
+        return torchs(case)
     kept = dropped_probabilities(bound) != 0
     seen = torch.ones(shape.queries, shape.all_keys, dtype=torch.bool, device=kept.device)
     seen = seen.tril() if shape.causal else seen
@@ -133,7 +149,7 @@ OPERATION = Operation(
     name="attention",
     cases=CASES,
     inputs=inputs,
-    torch=partial(sdpa, F.scaled_dot_product_attention),
+    torch=torchs,
     pyflash=ours,
     flops=flops,
     bytes=bytes_,

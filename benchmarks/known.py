@@ -80,6 +80,11 @@ STORIES = {
             Gap("", "a step for the few rows of a small batch cannot fill the multiply-add units"),
         ),
     ),
+    "char_lm": Story(
+        limit="The recurrent layers' FLOPs; the head's products and AdamW are a few percent.",
+        elsewhere="as of the recurrent layers: oneDNN's LSTM near the peak, GRU step by step in torch's dispatcher.",
+        gaps=(Gap("", "the LSTM's backward, where oneDNN is as near to the peak"),),
+    ),
     "transformer": Story(
         limit="Linear's and attention's FLOPs together; the smaller the model, the more everything between them.",
         elsewhere="torch.compile gains nothing here on a CPU: it calls the same MKL and flash kernels.",

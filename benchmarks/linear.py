@@ -21,7 +21,7 @@ class Shape:
 
 
 CASES = (
-    Case("1024x512x2048", Shape(1024, 512, 2048), {"forward": 1.8, "training": 1.8}, quick=True,
+    Case("1024x512x2048", Shape(1024, 512, 2048), {"forward": 1.8, "training": 1.8, "double-backward": None}, quick=True,
          model="Transformer base, feed-forward"),
     Case("4096x256x1024", Shape(4096, 256, 1024), {"forward": 1.8, "backward": 1.8, "training": 1.8},
          model="the demo's feed-forward, 16 x 256 tokens"),
@@ -34,7 +34,8 @@ CASES = (
     Case("1x768x3072", Shape(1, 768, 3072), {"forward": None}, model="GPT-2, one token"),
     Case("linear_act 1024x512x2048", Shape(1024, 512, 2048, "linear_act"), {"forward": 2.1, "training": None},
          quick=True, model="Transformer base, feed-forward with GELU"),
-    Case("linear_act 64x512x2048", Shape(64, 512, 2048, "linear_act"), {"forward": 2.6}, quick=True,
+    Case("linear_act 64x512x2048", Shape(64, 512, 2048, "linear_act"), {"forward": 2.6, "double-backward": None},
+         quick=True,
          model="Transformer base, 64 tokens"),
     Case("Sequential 1024x512x2048", Shape(1024, 512, 2048, "sequential"), {"forward": 2.1, "training": None},
          model="Sequential(Linear, GELU)"),

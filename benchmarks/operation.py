@@ -13,7 +13,8 @@ import torch
 import pyflash
 from benchmarks import OPERATIONS
 
-# training is a forward and a backward in one; double-backward adds a backward through that backward
+# training is a forward and a backward in one; double-backward adds a backward through that backward, whose least work
+# nobody has defined: `flops` and `bytes` are not asked for it
 MODES = ("forward", "backward", "training", "double-backward")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -27,6 +28,7 @@ class Case:
         floors: the modes the case runs in, each with the least ratio to torch asked of us, or None.
         model: where the shape comes from.
         quick: also part of --quick.
+        full: only part of --full.
         isa: the floors hold on this instruction set and those after it.
         extra_us: provider -> the microseconds it may add to torch's time; for tiny tensors.
         optimizer: training includes an AdamW step.
@@ -38,6 +40,7 @@ class Case:
     dtype: str = "float32"
     model: str = ""
     quick: bool = False
+    full: bool = False
     isa: str = "avx512"
     extra_us: dict[str, float] = field(default_factory=dict)
     optimizer: bool = False
@@ -133,13 +136,16 @@ def select(
     dtype: str | None = None,
     mode: str | None = None,
     quick: bool = False,
+    full: bool = False,
     only: str | None = None,
 ) -> list[tuple[Operation, Case, str]]:
     """The (operation, case, mode) triples that these filters leave, in the order the files declare them."""
     rows = []
     for operation in map(load, operations or OPERATIONS):
         for case in in_dtype(operation.cases, dtype):
-            if (quick and not case.quick) or (only and only.lower() not in f"{operation.name} {case.name}".lower()):
+            if (quick and not case.quick) or (case.full and not full):
+                continue
+            if only and only.lower() not in f"{operation.name} {case.name}".lower():
                 continue
             modes = [one for one in MODES if one in case.floors]
             if mode is not None:  # whoever trains can also be asked for its backward alone

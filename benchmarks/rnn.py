@@ -1,8 +1,14 @@
-"""RNN, LSTM and GRU layers: whole sequences, packed batches, both directions, and single steps of a stream."""
+"""RNN, LSTM and GRU layers: whole sequences, packed batches, both directions, and single steps of a stream.
+
+By default the shapes of which something is asked, those of named models, and a cross through the grid: narrow layers at
+every batch, small batches at every width, for short and long sequences. `--full` adds the rest of the grid, every cell,
+length, batch and width, in inference and in training, padded and packed: three times as many rows.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -33,18 +39,20 @@ class Shape:
         return [first - (first - last) * b // max(1, self.batch - 1) for b in range(self.batch)]
 
 
-def case(cell, length, batch, hidden, floors, *, quick=False, dtype="float32", model="", **rest) -> Case:
+def case(cell, length, batch, hidden, floors, *, quick=False, full=False, dtype="float32", model="", **rest) -> Case:
     shape = Shape(cell, length, batch, hidden, **rest)
     words = [cell + ("Cell" if shape.step else ""), f"T{length} B{batch} H{hidden}"]
     words += [f"x{shape.layers}"] * (shape.layers > 1) + ["bidirectional"] * shape.bidirectional
-    return Case(" ".join(words + ["packed"] * shape.packed), shape, floors, dtype=dtype, quick=quick, model=model)
+    return Case(
+        " ".join(words + ["packed"] * shape.packed), shape, floors, dtype=dtype, quick=quick, full=full, model=model
+    )
 
 
 def both(forward=None, training=None) -> dict[str, float | None]:
     return {"forward": forward, "training": training}
 
 
-CASES = (
+CHOSEN = (
     case("GRU", 128, 32, 256, both(3.4, 3.1), quick=True, model="a character model's layer"),
     case("GRU", 128, 1, 256, both(7.0, None), quick=True),
     case("LSTM", 128, 32, 256, both(1.1, 1.25), quick=True, model="a character model's layer"),
@@ -52,14 +60,14 @@ CASES = (
     case("RNN", 128, 32, 256, both(3.2, 3.1), quick=True),
     case("RNN", 128, 1, 256, both(6.0, None)),
     *(
-        case(cell, 1, 1, hidden, {"forward": floor}, quick=hidden == 256, model="one step of a stream")
+        case(cell, 1, 1, hidden, both(floor), quick=hidden == 256, model="one step of a stream")
         for cell, floor in (("LSTM", 4.0), ("GRU", None), ("RNN", None))
         for hidden in (64, 256, 1024)
     ),
     case("LSTM", 1, 1, 256, {"forward": 1.5}, step=True, quick=True, model="one step of a stream"),
     case("GRU", 1, 1, 256, {"forward": 1.5}, step=True, quick=True, model="one step of a stream"),
-    case("GRU", 128, 32, 256, {"forward": 2.5}, packed=True, quick=True, model="sentences, longest first"),
-    case("LSTM", 128, 32, 256, {"forward": 2.5}, packed=True),
+    case("GRU", 128, 32, 256, both(2.5), packed=True, quick=True, model="sentences, longest first"),
+    case("LSTM", 128, 32, 256, both(2.5), packed=True),
     case("GRU", 128, 32, 256, {"forward": 2.5}, layers=2, bidirectional=True, model="a tagger"),
     case("LSTM", 128, 32, 256, both(None, None), layers=2, bidirectional=True, model="a tagger"),
     *(
@@ -75,7 +83,25 @@ CASES = (
     ),
     case("LSTM", 128, 32, 256, both(), dtype="bfloat16", model="oneDNN's own ground"),
     case("GRU", 128, 32, 256, both(), dtype="bfloat16"),
+    case("GRU", 32, 8, 128, {"double-backward": None}, quick=True, model="a gradient penalty; torch has none for LSTM"),
+    case("RNN", 32, 8, 128, {"double-backward": None}, model="the same"),
 )  # fmt: skip
+
+
+def grid() -> list[Case]:
+    """Every combination, less what is chosen already. One row has nothing to pack, nor has one step."""
+    declared = {(one.name, one.dtype) for one in CHOSEN}
+    rows = [
+        case(cell, length, batch, hidden, both(), full=True, packed=packed)
+        for cell, length, batch, hidden, packed in product(
+            MODULES, (1, 32, 128), (1, 8, 32, 64), (64, 256, 512, 1024), (False, True)
+        )
+        if not packed or (batch > 1 and length > 1)
+    ]
+    return [row for row in rows if (row.name, row.dtype) not in declared]
+
+
+CASES = (*CHOSEN, *grid())
 
 
 class _Layer(torch.nn.Module):

@@ -426,13 +426,22 @@ def test_declarations(name):
     keys = [(case.name, case.dtype) for case in operation.cases]
     assert len(set(keys)) == len(keys)
     for case in operation.cases:
-        for mode in case.floors:
+        for mode in case.floors.keys() - {"double-backward"}:
             assert operation.flops(case, mode) >= 0 and operation.bytes(case, mode) > 0
         assert set(case.extra_us) <= set(PROVIDERS)
 
 
 def test_selection():
     everything = select([])
+    grid = {(case.shape.cell, case.shape.length, case.shape.batch, case.shape.hidden, case.shape.packed)
+            for _, case, mode in select(["rnn"], full=True, mode="training")
+            if case.shape.layers == 1 and case.dtype == "float32"}  # fmt: skip
+    every = product(("LSTM", "GRU", "RNN"), (1, 32, 128), (1, 8, 32, 64), (64, 256, 512, 1024), (False,))
+    assert grid >= set(every) and ("GRU", 32, 64, 1024, True) in grid
+    assert len(select([], full=True)) > 2 * len(everything)
+    assert {"linear", "activation", "layer_norm", "attention", "rnn"} <= {
+        operation.name for operation, _, mode in everything if mode == "double-backward"
+    }
     quick = select([], quick=True)
     assert {operation.name for operation, _, _ in quick} == set(OPERATIONS)
     assert len(quick) < len(everything)
@@ -513,6 +522,12 @@ def test_list(capsys):
         (["run", "--provider", "trch"], "pyflash:cpu"),
         (["run", "--device", "tpu"], "cpu"),
         (["run", "--only", "no such case"], "list"),
+        (["run", "--mode", "sideways"], "double-backward"),
+        (["run", "--dtype", "float8"], "bfloat16"),
+        (["run", "--json", "nowhere/rows.json"], "no folder"),
+        (["compare", "nowhere.json", "nowhere.json"], "not a benchmark result"),
+        (["report", "nowhere.json"], "not a benchmark result"),
+        (["bench"], "inspect"),
     ],
 )
 def test_bad_arguments_are_one_line_saying_what_exists(arguments, exists, capsys):
@@ -529,3 +544,23 @@ def test_run_writes_every_finished_row(tmp_path, capsys, monkeypatch):
     found, _ = rows.read(path)
     assert (status, [row.provider for row in found]) == (0, ["torch"])
     assert "tiny 8x16x16" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_keeps_its_finished_rows(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "describe", lambda *_: HERE)
+    monkeypatch.setattr(harness, "QUICK", FEW)
+    run_case, cases = harness.run_case, []
+
+    def second_never_ends(operation, case, *arguments, **options):
+        cases.append(case.name)
+        if len(cases) == 2:
+            raise KeyboardInterrupt
+        return run_case(operation, case, *arguments, **options)
+
+    monkeypatch.setattr(harness, "run_case", second_never_ends)
+    path = tmp_path / "rows.json"
+    assert main(["run", "activation", "--quick", "--only", "tiny", "--provider", "torch", "--json", str(path)]) == 130
+    found, _ = rows.read(path)
+    assert [row.case for row in found] == cases[:1] and len(cases) == 2
+    captured = capsys.readouterr()
+    assert "finished rows are kept" in captured.err and cases[0] in captured.out

@@ -1,0 +1,66 @@
+"""One training step of the character model of examples/char_lm.py: embedding, two recurrent layers, head, AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.operation import Case, Operation
+from benchmarks.rnn import GATES
+from examples.char_lm import EMBEDDING, HIDDEN, CharacterModel
+
+
+@dataclass(frozen=True)
+class Shape:
+    cell: str  # LSTM, GRU
+    batch: int
+    length: int
+    layers: int = 2
+    characters: int = 103  # different ones in the example's text
+
+
+def step(cell: str, quick: bool) -> Case:
+    shape = Shape(cell, 32, 96)
+    name = f"step {shape.layers} {cell} layers H{HIDDEN}"
+    return Case(
+        name, shape, {"training": None}, quick=quick, optimizer=True, model="examples/char_lm.py: B32 T96, AdamW"
+    )
+
+
+CASES = (step("LSTM", quick=True), step("GRU", quick=False))
+
+
+def module(case: Case) -> torch.nn.Module:
+    return CharacterModel(case.shape.cell, case.shape.characters, case.shape.layers)
+
+
+def inputs(case: Case) -> tuple[torch.Tensor]:
+    return (torch.randint(case.shape.characters, (case.shape.batch, case.shape.length)),)
+
+
+def ours(case: Case) -> torch.nn.Module:
+    import pyflash
+
+    return pyflash.replace(module(case))
+
+
+def parameters(shape: Shape) -> int:
+    """Of the matrix products: the layers' and the head's."""
+    widths = [EMBEDDING] + [HIDDEN] * (shape.layers - 1)
+    return sum(GATES[shape.cell] * HIDDEN * (width + HIDDEN) for width in widths) + HIDDEN * shape.characters
+
+
+def flops(case: Case, mode: str) -> float:
+    products = {"forward": 1, "backward": 2, "training": 3}[mode]
+    return products * 2 * parameters(case.shape) * case.shape.batch * case.shape.length
+
+
+def bytes_(case: Case, mode: str) -> float:
+    """Weights, and each layer's input and output once: far below the FLOPs, so nothing finer is counted."""
+    shape = case.shape
+    once = parameters(shape) + 2 * shape.layers * shape.batch * shape.length * HIDDEN
+    return {"forward": 1, "backward": 2, "training": 3}[mode] * once * case.itemsize
+
+
+OPERATION = Operation(name="char_lm", cases=CASES, inputs=inputs, torch=module, pyflash=ours, flops=flops, bytes=bytes_)
