@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from benchmarks.machine import Machine
 from benchmarks.rows import Row
 
+STATE = 1.25  # times: peaks of one machine further apart say that something else ran on it, or on its host
 MARGIN = 0.06  # memory lies elsewhere in another process: worth a few percent, constant within a run
 
 
@@ -50,7 +51,16 @@ def differing(old: Machine, new: Machine) -> list[str]:
     """What besides pyflash is not the same in the two runs, in words."""
     facts = ("label", "torch", "python", "triton", "driver")
     pairs = [(name, getattr(old, name), getattr(new, name)) for name in facts]
-    return [f"{'machine' if name == 'label' else name}: {a} and {b}" for name, a, b in pairs if a != b]
+    found = [f"{'machine' if name == 'label' else name}: {a} and {b}" for name, a, b in pairs if a != b]
+    peaks = [
+        (f"{dtype} GFLOP/s", old.peak_flops[dtype], new.peak_flops[dtype])
+        for dtype in old.peak_flops
+        if dtype in new.peak_flops
+    ]
+    for name, a, b in (*peaks, ("copy GB/s", old.bandwidth, new.bandwidth)):
+        if max(a, b) > STATE * min(a, b):
+            found.append(f"measured {name}: {a * 1e-9:.0f} and {b * 1e-9:.0f}, as on a machine that others use")
+    return found
 
 
 def text(found: list[Change], old: list[Row], new: list[Row]) -> str:

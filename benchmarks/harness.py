@@ -43,7 +43,7 @@ class Effort:
 
 
 FULL = Effort(clean=21, seconds=8.0, patience=12.0)
-QUICK = Effort(clean=11, seconds=1.0, patience=3.0)
+QUICK = Effort(clean=11, seconds=0.8, patience=2.0)
 
 
 # Contenders.

@@ -28,11 +28,14 @@ class Story:
     gaps: tuple[Gap, ...] = ()
 
 
+TWICE = Gap("", "the second derivative computes the backward again, in torch's operations", mode="double-backward")
+
 STORIES = {
     "activation": Story(
         limit="Memory: one read and one write an element; out of cache a copy's time.",
         elsewhere="torch's own vectorised loops; a compiler that fuses the activation into its producer beats any of them.",
         gaps=(
+            TWICE,
             Gap("", "erf and tanh are polynomials of about 60 vector instructions here; where torch is as fast, `auto` leaves it to it"),
         ),
     ),
@@ -50,6 +53,7 @@ STORIES = {
         limit="Memory: x and y once, with a residual x, r, y and the sum once.",
         elsewhere="torch's kernel alone is at the limit out of cache; the separate sum is what fusing saves.",
         gaps=(
+            TWICE,
             Gap("tiny", "what remains is Python"),
             Gap("256x1024", "in cache the kernel takes about 40 us; Python and the outputs' allocation are the rest"),
             Gap("", "the sums over rows for the weight's and bias's gradients"),
@@ -65,6 +69,7 @@ STORIES = {
         elsewhere="On GPUs FlashAttention-3 reports 75% of an H100's bfloat16 peak forward (Shah et al. 2024). On CPUs"
         " torch's flash kernel calls MKL for its products and reaches half of the peak.",
         gaps=(
+            TWICE,
             Gap("decode", "both are bound by memory: torch reads the cache at the same rate"),
             Gap("dropout", "torch leaves its flash path for dropout, the more so the longer the sequence; at N=512 its"
                 " explicit products already run at a quarter of the peak, so no kernel can be 12 times faster here"),
@@ -76,6 +81,7 @@ STORIES = {
         elsewhere="oneDNN's LSTM runs at 75 to 90% of the peak; GRU, tanh RNN, packed sequences and projections loop over"
         " time steps in torch's dispatcher.",
         gaps=(
+            TWICE,
             Gap("LSTM", "oneDNN's kernel is as near to the peak as ours; one step with gradients is Python on both sides"),
             Gap("", "a step for the few rows of a small batch cannot fill the multiply-add units"),
         ),

@@ -31,7 +31,7 @@ CASES = (
     Case("layer B8 S512 d768", Shape("layer", 8, 512, 768, 12, 3072), {"forward": None}, model="BERT base"),
     Case("layer B16 S256 d256", Shape("layer", 16, 256, 256, 8, 1024), {"forward": None}, quick=True,
          model="the demo"),
-    Case("step 4 layers, no dropout", Shape("encoder", **DEMO), {"training": 1.8}, quick=True, optimizer=True,
+    Case("step 4 layers, no dropout", Shape("encoder", **DEMO), {"training": 1.8}, optimizer=True,
          model="the demo: B16 S256 d256 h8 ffn1024, causal, AdamW"),
     Case("step 4 layers, dropout 0.1", Shape("encoder", **DEMO, dropout=0.1), {"training": 3.5}, quick=True,
          optimizer=True, model="the same with torch's default dropout"),

@@ -99,6 +99,10 @@ def test_compare_says_what_else_differs(tmp_path, capsys):
     assert main(["compare", old, new]) == 0
     error = capsys.readouterr().err
     assert "torch: 2 and 3" in error and "2 threads and a processor, avx512, 4 threads" in error
+    assert "measured" not in error
+    new = write(tmp_path / "new.json", dataclasses.replace(HERE, bandwidth=3e9), ratio=2.0)
+    assert main(["compare", old, new]) == 0
+    assert "measured copy GB/s: 10 and 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["compare", "{}", "{}"], ["plot", "{}"], ["report", "{}"]])
