@@ -1,12 +1,12 @@
 """The frame: backend choice, operators, threads, forks, packaging."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -273,7 +273,9 @@ def test_a_wheel_without_a_compiler_is_pure_python(tmp_path):
     import zipfile
 
     for needed in ("pip", "setuptools", "wheel", "pybind11"):
-        if importlib.util.find_spec(needed) is None:  # imported here, setuptools would find distutils in its place
+        # Not importlib.util.find_spec: setuptools sees a search for pip and from then on leaves distutils to Python, which
+        # its own import in this process does not survive. torch.compile is one to import it.
+        if PathFinder.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed")
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(".git", ".venv*", "build", "*.so", "__pycache__")
