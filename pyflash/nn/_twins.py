@@ -6,6 +6,8 @@ assigned: its parameters, hooks, and the references of optimizers stay the objec
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -24,9 +26,41 @@ def twin_of(original: type):
     def register(cls: type) -> type:
         TWINS[original] = cls
         ORIGINALS[cls] = original
+        cls.__prepare_scriptable__ = _scriptable
         return cls
 
     return register
+
+
+def leaf(cls: type) -> type:
+    """Class decorator: torch.fx.symbolic_trace records a call as one node, as it does with torch.nn's modules. Classes
+    without it call one function, which torch.fx records as torch.nn.functional's."""
+    forward = cls.forward
+
+    @functools.wraps(forward)
+    def forward_or_node(self, *args, **kwargs):
+        if not (args and isinstance(args[0], torch.Tensor)):
+            for value in (*args, *kwargs.values()):
+                tracer = getattr(value, "tracer", None)
+                if tracer is not None and tracer.root is not self:
+                    return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return forward(self, *args, **kwargs)
+
+    cls.forward = forward_or_node
+    return cls
+
+
+def _scriptable(module: torch.nn.Module) -> torch.nn.Module:
+    """What torch.jit.script compiles in place of a module of ours: torch.nn's, on the same parameters. Of what is in it
+    too: torch.jit.script writes into the containers that it finds."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    copied = module.__new__(type(module))
+    vars(copied).update(vars(module))
+    copied._modules = {name: child if child is None else _scriptable(child) for name, child in module._modules.items()}
+    if class_of(copied) in ORIGINALS:
+        set_class(copied, ORIGINALS[class_of(copied)])
+    return copied
 
 
 def class_of(module: torch.nn.Module) -> type:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.nn._twins import twin
+from pyflash.nn._twins import leaf, twin
 from pyflash.ops._backends import record, use_backend
 from pyflash.ops.multi_head_attention import multi_head_attention, torch_is_quicker
 
@@ -58,6 +58,7 @@ class Sigmoid(torch.nn.Sigmoid):
 
 
 @twin
+@leaf
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """Projects, attends with several heads, projects back, as torch.nn.MultiheadAttention.
 

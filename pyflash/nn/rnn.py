@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 import pyflash.functional as F
-from pyflash.nn._twins import twin, twin_of
+from pyflash.nn._twins import leaf, twin, twin_of
 
 
 class _Layers(torch.nn.RNNBase):
@@ -30,6 +30,7 @@ class _Layers(torch.nn.RNNBase):
 
 
 @twin_of(torch.nn.RNN)
+@leaf
 class RNN(_Layers):
     """Plain recurrent layers, as torch.nn.RNN; `lengths` as in `pyflash.functional.lstm`. Elman 1990."""
 
@@ -50,6 +51,7 @@ class RNN(_Layers):
 
 
 @twin_of(torch.nn.LSTM)
+@leaf
 class LSTM(_Layers):
     """LSTM layers, as torch.nn.LSTM; `lengths` and `return_cells` as in `pyflash.functional.lstm`."""
 
@@ -72,6 +74,7 @@ class LSTM(_Layers):
 
 
 @twin_of(torch.nn.GRU)
+@leaf
 class GRU(_Layers):
     """GRU layers, as torch.nn.GRU; `lengths` as in `pyflash.functional.lstm`. Cho et al. 2014, arXiv:1406.1078."""
 
@@ -102,6 +105,7 @@ def _rows(module, input, states):
 
 
 @twin
+@leaf
 class RNNCell(torch.nn.RNNCell):
     """One step of a plain recurrent layer, as torch.nn.RNNCell."""
 
@@ -113,6 +117,7 @@ class RNNCell(torch.nn.RNNCell):
 
 
 @twin
+@leaf
 class LSTMCell(torch.nn.LSTMCell):
     """One step of an LSTM, as torch.nn.LSTMCell."""
 
@@ -123,6 +128,7 @@ class LSTMCell(torch.nn.LSTMCell):
 
 
 @twin
+@leaf
 class GRUCell(torch.nn.GRUCell):
     """One step of a GRU, as torch.nn.GRUCell."""
 

@@ -15,7 +15,7 @@ from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
 
 import pyflash.functional as F
 from pyflash.nn._fuse import activation_name, is_bare
-from pyflash.nn._twins import adopt, twin
+from pyflash.nn._twins import adopt, leaf, twin
 from pyflash.nn.activation import MultiheadAttention, nested_to_torch
 from pyflash.nn.linear import Linear
 from pyflash.nn.normalization import LayerNorm
@@ -48,6 +48,7 @@ def _adopt_children(layer: torch.nn.Module) -> None:
 
 
 @twin
+@leaf
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """Self-attention and feed-forward with residuals and norms, as torch.nn.TransformerEncoderLayer."""
 
@@ -92,6 +93,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 
 
 @twin
+@leaf
 class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
     """Self-attention, attention to the encoder's output and feed-forward, as torch.nn.TransformerDecoderLayer."""
 
@@ -126,6 +128,7 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
 
 
 @twin
+@leaf
 class TransformerEncoder(torch.nn.TransformerEncoder):
     """A stack of encoder layers, as torch.nn.TransformerEncoder.
 
@@ -183,11 +186,13 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
 
 
 @twin
+@leaf
 class TransformerDecoder(torch.nn.TransformerDecoder):
     """A stack of decoder layers, as torch.nn.TransformerDecoder."""
 
 
 @twin
+@leaf
 class Transformer(torch.nn.Transformer):
     """Encoder and decoder, as torch.nn.Transformer. Vaswani et al. 2017, arXiv:1706.03762."""
 

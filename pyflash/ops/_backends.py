@@ -131,6 +131,11 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 
 
+def _is_jit_tracing() -> bool:
+    """torch.jit.trace records torch's operators, and would take what a kernel of ours writes for uninitialised memory."""
+    return torch._C._get_tracing_state() is not None
+
+
 def tracing_derivatives(tensors) -> bool:
     """torch.func transforms and forward-mode duals see torch operations, which have every rule."""
     return torch._C._are_functorch_transforms_active() or (
@@ -187,6 +192,9 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None =
         return None
     if tracing_derivatives((x, *tensors)):
         record(operation.name, "torch", "torch.func transform or forward-mode derivative")
+        return None
+    if _is_jit_tracing():
+        record(operation.name, "torch", "torch.jit.trace")
         return None
     device = device_type(x)
     if wish != "auto":
