@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from importlib.machinery import PathFinder
+import warnings
 from pathlib import Path
 
 import pytest
@@ -291,3 +292,32 @@ def test_a_wheel_without_a_compiler_is_pure_python(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "pyflash/kernels/activations.py" in names
     assert not any(name.endswith(".so") for name in names)
+
+
+
+FREED = {  # operations on a tensor whose storage was freed, as FSDP does between uses
+    "relu": lambda t: PF.relu(t(9, 9)),
+    "dropout": lambda t: PF.dropout(t(9, 9)),
+    "linear": lambda t: PF.linear(torch.randn(9, 9), t(9, 9)),
+    "linear in training": lambda t: PF.linear(torch.randn(9, 9), t(9, 9).requires_grad_()),
+    "linear's bias": lambda t: PF.linear(torch.randn(9, 9), torch.randn(9, 9), t(9)),
+    "layer_norm": lambda t: PF.layer_norm(t(9, 9), (9,)),
+    "layer_norm's weight": lambda t: PF.layer_norm(torch.randn(9, 9), (9,), t(9)),
+    "attention": lambda t: PF.attention(torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8), t(1, 1, 9, 8)),
+    "attention's slopes": lambda t: PF.attention(*[torch.randn(1, 1, 9, 8)] * 3, alibi_slopes=t(1)),
+    "lstm": lambda t: PF.lstm(t(5, 3, 4), None, [torch.randn(16, 4), torch.randn(16, 4)]),
+    "lstm's weight": lambda t: PF.lstm(torch.randn(5, 3, 4), None, [torch.randn(16, 4), t(16, 4)]),
+    "lstm's step": lambda t: PF.lstm(torch.randn(1, 3, 4), None, [torch.randn(16, 4), t(16, 4)]),
+}
+
+
+@needs_cpu
+@pytest.mark.parametrize("name", FREED)
+def test_no_kernel_reads_freed_memory(name):
+    def freed(*shape):
+        tensor = torch.randn(shape)
+        tensor.untyped_storage().resize_(0)
+        return tensor
+
+    with use("cpu"), pytest.raises(RuntimeError, match="has no memory"):
+        FREED[name](freed)

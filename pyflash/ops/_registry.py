@@ -76,6 +76,7 @@ class Op:
                     for ours, promised in zip(found, self.outputs(*args), strict=True)
                 )
         else:
+            _expect_memory(self.name, args)
             outputs = self.outputs(*args)
             if Op.paranoid:
                 self._run_guarded(kernel, args, outputs := tuple(map(poisoned, outputs)))
@@ -130,6 +131,18 @@ def _has_unusual(args) -> bool:
         elif isinstance(a, torch.Tensor) or (type(a) is list and _has_unusual(a)):
             return True
     return False
+
+
+def _expect_memory(operation, args):
+    """A storage may be freed under a tensor (FSDP does so between uses): a kernel would read address 0."""
+    for a in args:
+        if type(a) is list:
+            _expect_memory(operation, a)
+        elif type(a) in _PLAIN_TYPES and not a.data_ptr() and a.numel():
+            raise RuntimeError(
+                f"pyflash::{operation}: a tensor of shape {tuple(a.shape)} has no memory; its storage was freed or is"
+                " not allocated yet"
+            )
 
 
 def _in_reach_of_autograd():
