@@ -153,3 +153,20 @@ def _overrun(x, y):
 def test_dense_memory_is_not_copied():
     x = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last)
     assert activation_fwd(x, "relu", "cpu").stride() == x.stride()
+
+
+@pytest.mark.parametrize("name", ["relu", "silu"])
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+def test_in_place_has_torchs_gradient(name, backend):
+    """silu's derivative wants the input that was overwritten."""
+    ours, theirs = (torch.linspace(-3, 3, 50).requires_grad_() for _ in range(2))
+    dy = torch.randn(50)
+    with use(backend):
+        x = ours * 1
+        y = getattr(PF, name)(x, inplace=True)
+        assert y is x
+        y.backward(dy)
+    getattr(torch.nn.functional, name)(theirs * 1, inplace=True).backward(dy)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    with use(backend), pytest.raises(RuntimeError):
+        getattr(PF, name)(ours, inplace=True)  # a leaf that requires its gradient

@@ -422,6 +422,10 @@ def test_bad_types():
         PF.attention(q, q, q, causal_align="middle")
     with use("cpu"), pytest.raises(ValueError, match="alibi_slopes has shape"):
         PF.attention(q, q, q, alibi_slopes=torch.zeros(3))
+    with use("cpu"), pytest.raises(RuntimeError, match="alibi_slopes is on meta"):
+        PF.attention(q, q, q, alibi_slopes=torch.zeros(1, device="meta"))
+    with use("cpu"), pytest.raises(ValueError, match="softcap is inf"):
+        PF.attention(q, q, q, softcap=float("inf"))
 
 
 def test_memory_is_linear():

@@ -294,6 +294,40 @@ def test_a_wheel_without_a_compiler_is_pure_python(tmp_path):
     assert not any(name.endswith(".so") for name in names)
 
 
+# ---- torch.nn's own refusals
+
+
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+@pytest.mark.parametrize("bad", [None, [1.0, 2.0], 3.0], ids=str)
+def test_what_is_no_tensor_is_a_type_error(backend, bad):
+    w = torch.randn(2, 2)
+    calls = [
+        lambda: PF.linear(bad, w), lambda: PF.linear(w, bad), lambda: PF.linear_act(bad, w), lambda: PF.relu(bad),
+        lambda: PF.gelu(bad), lambda: PF.silu(bad), lambda: PF.layer_norm(bad, (2,)), lambda: PF.dropout(bad, 0.5),
+        lambda: PF.scaled_dot_product_attention(bad, bad, bad), lambda: PF.scaled_dot_product_attention(w, w, bad),
+    ]  # fmt: skip
+    for call in calls:
+        with use(backend), pytest.raises(TypeError):
+            call()
+
+
+def test_meta_tensors_go_through_every_module():
+    """Shapes without memory: deferred initialisation."""
+    x = torch.randn(20, 4, 32, device="meta")
+    with torch.device("meta"):
+        models = [
+            pyflash.nn.Sequential(pyflash.nn.Linear(32, 512), pyflash.nn.GELU()), pyflash.nn.Transformer(32, 4, 1, 1, 64),
+            pyflash.nn.LSTM(32, 64), pyflash.nn.LayerNorm(32), pyflash.nn.Dropout(),
+        ]  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pyflash.FallbackWarning)
+        for model in models:
+            out = model(x, x) if isinstance(model, torch.nn.Transformer) else model(x)
+            out = out[0] if isinstance(out, tuple) else out
+            assert out.is_meta and out.shape[:2] == x.shape[:2]
+            if out.requires_grad:
+                out.sum().backward()
+
 
 FREED = {  # operations on a tensor whose storage was freed, as FSDP does between uses
     "relu": lambda t: PF.relu(t(9, 9)),

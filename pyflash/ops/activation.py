@@ -98,7 +98,7 @@ def activation_bwd(dy, saved, activation, backend):
 
 def _apply(name: str, input, torch_function, inplace: bool = False):
     operation = OPERATION[name]
-    if prefers_torch(operation, input):
+    if not isinstance(input, torch.Tensor) or prefers_torch(operation, input):
         return torch_function(input)
     refused = "" if is_plain(input) else "only strided floating-point tensors are served"
     if refused and not torch.is_floating_point(input):
@@ -106,8 +106,10 @@ def _apply(name: str, input, torch_function, inplace: bool = False):
     backend = choose(operation, input, refused=refused)
     if backend is None:
         return torch_function(input)
-    y = activation_fwd(input, name, backend)
-    return input.copy_(y) if inplace else y
+    if not inplace:
+        return activation_fwd(input, name, backend)
+    needs_x = torch.is_grad_enabled() and input.requires_grad and ACTIVATIONS[name].saves == "x"
+    return input.copy_(activation_fwd(input.clone() if needs_x else input, name, backend))
 
 
 def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:

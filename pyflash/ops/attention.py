@@ -323,6 +323,10 @@ def scaled_dot_product_attention(
     Numerics: float32 sums for half types; a row that sees no key gives 0. Deterministic, memory linear in L and S.
         The dropout mask differs from torch's for the same seed.
     """
+    if not (isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor)):
+        return F.scaled_dot_product_attention(  # its error, or torch.fx's record of the call
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if _is_small(query, key) and not (is_causal and attn_mask is not None):
         try:
             out = F.scaled_dot_product_attention(
@@ -364,7 +368,7 @@ def attention(
         raise ValueError(
             f"pyflash.{_operation}: causal_align is {causal_align!r}, expected 'top_left' or 'bottom_right'"
         )
-    if not softcap >= 0:
+    if not 0 <= softcap < math.inf:
         raise ValueError(f"pyflash.{_operation}: softcap is {softcap}, expected 0 (off) or a positive number")
     rows, head_dim = q.shape[-2:]
     keys, value_dim = v.shape[-2:]
@@ -383,6 +387,10 @@ def attention(
         expect(
             alibi_slopes.shape in ((leading[-1],), leading), _operation,
             lambda: f"alibi_slopes has shape {tuple(alibi_slopes.shape)}, expected ({leading[-1]},) or {tuple(leading)}",
+        )  # fmt: skip
+        expect(
+            alibi_slopes.device == q.device, _operation,
+            lambda: f"alibi_slopes is on {alibi_slopes.device}, q on {q.device}; move one", RuntimeError,
         )  # fmt: skip
 
     refused = ""

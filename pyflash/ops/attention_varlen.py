@@ -159,7 +159,7 @@ def check_alike(operation, q, k, v, names, slopes_shapes, alibi_slopes, softcap)
         k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0, operation,
         lambda: f"{names[1]} has {k.shape[1]} heads, expected a divisor of q's {q.shape[1]}",
     )  # fmt: skip
-    expect(softcap >= 0, operation, lambda: f"softcap is {softcap}, expected 0 (off) or a positive number")
+    expect(0 <= softcap < math.inf, operation, lambda: f"softcap is {softcap}, expected 0 (off) or a positive number")
     if alibi_slopes is not None:
         expect(
             tuple(alibi_slopes.shape) in slopes_shapes, operation,

@@ -245,6 +245,8 @@ def layer_norm(
     Numerics: statistics in float32 (float64 for float64) from deviations, so a large mean costs no digits;
         deterministic, whatever the number of threads.
     """
+    if not isinstance(input, torch.Tensor):
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)  # its error, or torch.fx's record of the call
     if prefers_torch(OPERATION, input):
         try:
             return F.layer_norm(input, normalized_shape, weight, bias, eps)

@@ -179,7 +179,7 @@ def linear_fwd(x, weight, bias, activation, backend):
 def _cast_by_autocast(tensors):
     """What torch's linear does under autocast: everything but float64 in the autocast type."""
     device = device_type(tensors[0])
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
@@ -245,6 +245,8 @@ def _is_simple(x, weight, bias):
 
 
 def _linear(operation, input, weight, bias, activation, torch_function):
+    if not (isinstance(input, torch.Tensor) and isinstance(weight, torch.Tensor)):
+        return torch_function()  # its error, or torch.fx's record of the call
     if (
         _backends._state.wish == "auto"
         and input.is_cpu
