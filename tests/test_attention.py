@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers import assert_error_within, backend_params, run, use
 from property_tests import given, settings, st
 
+import pyflash
 import pyflash.functional as PF
 from pyflash.ops import _attention_reference as reference
 from pyflash.ops._philox import attention_keep
@@ -503,3 +504,45 @@ def test_weights_second_derivatives_and_causal():
     with use("cpu"):
         assert torch.autograd.gradcheck(lambda *a: PF.attention_weights(*a, is_causal=True), (q, k, mask))
         assert torch.autograd.gradgradcheck(lambda *a: PF.attention_weights(*a, is_causal=True), (q, k, mask))
+
+
+def small_functions():
+    """Calls that `auto` would leave to torch for their size, but for their derivatives."""
+    torch.manual_seed(2)
+    attend = pyflash.nn.MultiheadAttention(4, 2, batch_first=True).double()
+    layer = pyflash.nn.TransformerEncoderLayer(4, 2, 8, 0.0, torch.tanh, batch_first=True).double()
+    return {
+        "scaled_dot_product_attention": lambda x: PF.scaled_dot_product_attention(x, x.sin(), x.cos()),
+        "causal": lambda x: PF.scaled_dot_product_attention(x, x.sin(), x.cos(), is_causal=True),
+        "MultiheadAttention": lambda x: attend(x, x, x, need_weights=False)[0],
+        "MultiheadAttention with weights": lambda x: attend(x, x, x)[1],
+        "TransformerEncoderLayer": layer,
+    }
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+@pytest.mark.parametrize("name", small_functions())
+def test_small_calls_have_every_derivative(name, backend):
+    """torch's fused kernel on a CPU has no second derivative and no forward mode."""
+    function, x = small_functions()[name], torch.randn(2, 3, 4, dtype=torch.float64)
+    with use(backend):
+        assert torch.autograd.gradcheck(function, [x.clone().requires_grad_()])
+        assert torch.autograd.gradgradcheck(function, [x.clone().requires_grad_()])
+        jacobian = torch.autograd.functional.jacobian(lambda x: function(x)[0], x)
+        torch.testing.assert_close(torch.func.jacfwd(lambda x: function(x)[0])(x), jacobian)
+        torch.testing.assert_close(torch.func.jacrev(lambda x: function(x)[0])(x), jacobian)
+        hessian = torch.autograd.functional.hessian(lambda x: function(x).square().sum(), x)
+        torch.testing.assert_close(torch.func.hessian(lambda x: function(x).square().sum())(x), hessian)
+        batch = torch.stack([x, x + 1])
+        torch.testing.assert_close(torch.func.vmap(function)(batch), torch.stack([function(b) for b in batch]))
+
+
+def test_integers_and_complex_numbers_are_refused_as_in_torch():
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        q = torch.ones(2, 4, 8).to(dtype)
+        with pytest.raises(RuntimeError) as theirs:
+            F.scaled_dot_product_attention(q, q, q)
+        for backend in ("auto", "cpu", "torch"):
+            with use(backend), pytest.raises(RuntimeError) as ours:
+                PF.scaled_dot_product_attention(q, q, q)
+            assert ours.type is theirs.type

@@ -84,7 +84,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 )
         # Without masks torch's result is ours in every mode, also on its fast path.
         if attn_mask is None and key_padding_mask is None and not is_causal:
-            if torch_is_quicker(query, self.embed_dim, key.shape[0 if not self.batch_first or key.dim() < 3 else 1]):
+            keys = key.shape[0 if not self.batch_first or key.dim() < 3 else 1]
+            if torch_is_quicker(query, self.embed_dim, keys, need_weights):
                 return super().forward(query, key, value, None, need_weights, None, average_attn_weights)
         packed = self.in_proj_weight if self._qkv_same_embed_dim else None
         return multi_head_attention(

@@ -11,7 +11,7 @@ from pyflash.auto import attention as auto
 from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
 from pyflash.ops._autograd import apply, vjp
-from pyflash.ops._backends import Operation, choose, record
+from pyflash.ops._backends import Operation, choose, record, tracing_derivatives
 from pyflash.ops._checks import device_type, expect, is_plain
 from pyflash.ops._registry import Op
 
@@ -20,7 +20,7 @@ OPERATION = Operation(
     "attention",
     dtypes={"cpu": (torch.float32, torch.float64, *HALVES), "triton": (torch.float32, *HALVES)},
     rules=auto.rules,
-    sizes="scores times (head_dim + value_dim)",
+    sizes="(scores times (head_dim + value_dim), are gradients needed)",
 )
 
 _SCALARS = "float dropout_p, float scale, float softcap, int window_left, int window_right, int diagonal"
@@ -154,6 +154,9 @@ def _check(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
     """Raises what torch raises; returns the sizes before [L, E] that q, k and v broadcast to, the last counts heads."""
     if not 0 <= dropout_p <= 1:
         raise RuntimeError(f"pyflash.{operation}: dropout_p is {dropout_p}, expected a probability between 0 and 1")
+    if not q.is_floating_point():
+        message = f"pyflash.{operation}: query is {q.dtype}, expected float32, float64, bfloat16 or float16"
+        raise NotImplementedError(message) if q.is_complex() else RuntimeError(message)
     if attn_mask is not None:
         _check_mask(operation, attn_mask, q)
     leading = _usual_leading(q, k, v)
@@ -295,7 +298,11 @@ def _plain_mask(attn_mask):
     return type(attn_mask) in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling()
 
 
-def _is_small(query, key):
+def _needs_gradient(*tensors):
+    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+
+
+def _is_small(query, key, value):
     """`auto` gives this call to torch for its size: known before anything is checked, which costs as much as the call."""
     return (
         _backends._state.wish == "auto"
@@ -303,6 +310,8 @@ def _is_small(query, key):
         and query.dim() >= 2
         and key.dim() >= 2
         and 2 * query.numel() * key.shape[-2] < auto.MIN_SIZE["cpu"]
+        and not _needs_gradient(query, key, value)
+        and not tracing_derivatives((query, key, value))
     )
 
 
@@ -327,7 +336,11 @@ def scaled_dot_product_attention(
         return F.scaled_dot_product_attention(  # its error, or torch.fx's record of the call
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if _is_small(query, key) and not (is_causal and attn_mask is not None):
+    if (
+        _is_small(query, key, value)
+        and not (is_causal and attn_mask is not None)
+        and not (attn_mask is not None and attn_mask.requires_grad)
+    ):
         try:
             out = F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -403,13 +416,13 @@ def attention(
     elif max(head_dim, value_dim) > 256 and (not q.is_cpu or _backends._state.wish == "triton"):
         refused = f"head_dim is {max(head_dim, value_dim)}; triton supports up to 256"
     others = (k, v) if attn_mask is None else (k, v, attn_mask)
-    size = math.prod(leading) * rows * keys * (head_dim + value_dim)
+    size = math.prod(leading) * rows * keys * (head_dim + value_dim), _needs_gradient(q, *others)
     backend = choose(OPERATION, q, others, size=size, refused=refused)
 
     if backend is None:
         is_extended = return_lse or softcap or alibi_slopes is not None or tuple(window_size) != (-1, -1)
         means_both = is_causal and (attn_mask is not None or diagonal)
-        if not is_extended and seed is None and not means_both:
+        if not (is_extended or means_both or seed is not None or tracing_derivatives((q, *others))):
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )

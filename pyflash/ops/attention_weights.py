@@ -29,7 +29,7 @@ OPERATION = Operation(
     "attention_weights",
     dtypes={"cpu": (torch.float32, torch.float64, *HALVES)},
     rules=auto.rules,
-    sizes="scores times head_dim",
+    sizes="(scores times head_dim, are gradients needed)",
 )
 
 
@@ -128,7 +128,7 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     scalars = (float(dropout_p), float(scale), 0.0, -1, 0 if is_causal else -1, 0)
     mask = None if attn_mask is None else _mask_four(name, attn_mask, leading, rows, keys, q.dtype)
     refused = "" if is_plain(q) and is_plain(k) and _plain_mask(attn_mask) else "only strided tensors are served"
-    size = math.prod(leading) * rows * keys * q.shape[-1]
+    size = math.prod(leading) * rows * keys * q.shape[-1], False  # the reference has every derivative
     backend = choose(OPERATION, q, [t for t in (k, attn_mask) if t is not None], size=size, refused=refused)
     if dropout_p == 0:
         seed = None

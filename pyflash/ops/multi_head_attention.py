@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyflash.auto import multi_head_attention as auto
-from pyflash.ops._backends import _state, record
+from pyflash.ops._backends import _state, record, tracing_derivatives
 from pyflash.ops._checks import expect
 from pyflash.ops.attention import attention, scaled_dot_product_attention
 from pyflash.ops.attention_weights import attention_weights
@@ -39,10 +39,12 @@ def canonical_masks(
     return F._canonical_mask(attn_mask, name, None, "", dtype, check_other=False), key_padding_mask
 
 
-def torch_is_quicker(query: Tensor, embed_dim: int, keys: int) -> bool:
+def torch_is_quicker(query: Tensor, embed_dim: int, keys: int, need_weights: bool = False) -> bool:
     """Does `auto` give a call this small to torch as a whole? Then it is counted."""
     if _state.wish != "auto" or torch.compiler.is_compiling():
         return False
+    if not need_weights and (torch.is_grad_enabled() or tracing_derivatives((query,))):
+        return False  # torch's fused kernel has no second derivative and no forward mode on a CPU
     if not auto.prefers_torch(query.device.type, query.numel(), embed_dim, keys):
         return False
     record(NAME, "torch", "small input: torch's own call is cheaper")
