@@ -175,6 +175,9 @@ def test_autocast_gives_torchs_types(backend):
             (ours, theirs, (x.bfloat16(),)),
         ]
         calls += [(one, their_one, (x[0],)), (one, their_one, (x[0], row))]
+        if cell == "LSTM":
+            ours, theirs = pair(nn.LSTM, torch.nn.LSTM, 8, 6, proj_size=2)
+            calls += [(ours, theirs, (x,)), (ours, theirs, (x, (wide[..., :2], wide)))]
         for own, their, args in calls:
             with torch.autocast("cpu", dtype=torch.bfloat16), use(backend):
                 expected, found = flat_any(their(*args)), flat_any(own(*args))

@@ -142,7 +142,7 @@ def test_refusals_of_our_own():
         module(x[:, 0], lengths=torch.tensor([1]))
     with pytest.raises(ValueError, match="PackedSequence, which has its own"):
         module(pack_padded_sequence(x, [5, 2]), lengths=torch.tensor([5, 2]))
-    with pytest.raises(TypeError, match="pair of tensors"):
+    with pytest.raises(RuntimeError, match="pair of tensors"):
         module(x, torch.zeros(1, 2, 4))
     weights = module._weights()
     for wrong, message in (

@@ -129,7 +129,7 @@ def test_steps_and_rows_are_checked_where_memory_is_reached(steps, rows):
     x, h = torch.randn(2, 2, 3), torch.zeros(1, 2, 4)
     weights = [torch.randn(12, 3), torch.randn(12, 4)]
     steps, rows = torch.tensor(steps), None if rows is None else torch.tensor(rows)
-    with pytest.raises(ValueError, match="descending"):
+    with pytest.raises(RuntimeError, match="descending"):
         torch.ops.pyflash.rnn_fwd(x, h, None, weights, rows, steps, "gru", False, False, False, "cpu")
 
 

@@ -94,7 +94,10 @@ def check_input(operation, input, params, form, is_packed):
     dtype, device = input.dtype, input.device
     for p in params:
         if p.dtype != dtype:
-            raise ValueError(
+            error = (
+                RuntimeError if is_packed and operation == "lstm" else ValueError
+            )  # torch's LSTM asks its kernel there
+            raise error(
                 f"pyflash.{operation}: input is {dtype} and a weight {p.dtype}, expected one type; input.to({p.dtype}),"
                 " or convert the model"
             )

@@ -112,7 +112,7 @@ def _states(operation, hx, is_lstm):
     if hx is None:
         return [None, None]
     if isinstance(hx, Tensor) or len(hx) != 2:
-        raise TypeError(f"pyflash.{operation}: hx is not a pair of tensors (h_0, c_0)")
+        raise RuntimeError(f"pyflash.{operation}: hx is not a pair of tensors (h_0, c_0)")
     return list(hx)
 
 
@@ -149,6 +149,7 @@ def _recurrent(
         x, steps, order, back = input
         if order is not None:
             states = [s if s is None else s.index_select(1, order) for s in states]
+    of_c = (x if states[-1] is None else states[-1]).dtype
     x, *rest = _cast_by_autocast(cell, is_packed, [x, *states, *params])
     states, params = rest[: len(states)], rest[len(states) :]
     check_input(operation, x, params, form, is_packed)
@@ -181,6 +182,8 @@ def _recurrent(
         return_cells,
         save_gates,
     )
+    if c_n is not None and form.output != form.hidden and x.is_cpu:
+        c_n = c_n.to(of_c)  # autocast leaves this state alone in torch, where there is a projection
     if is_packed:
         if back is not None:
             h_n, c_n = (s if s is None else s.index_select(1, back) for s in (h_n, c_n))

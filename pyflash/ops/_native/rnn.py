@@ -55,7 +55,7 @@ class _Problem:
             fits = fits and rows.shape == (batch,) and rows.is_contiguous() and rows.dtype == torch.int64
             fits = fits and torch.equal(rows.sort()[0], torch.arange(batch))
         if not fits:
-            raise ValueError(
+            raise RuntimeError(
                 "pyflash::rnn: steps are not the descending numbers of sequences still running at each step,"
                 " or rows not an order of the batch"
             )
