@@ -355,3 +355,56 @@ def test_no_kernel_reads_freed_memory(name):
 
     with use("cpu"), pytest.raises(RuntimeError, match="has no memory"):
         FREED[name](freed)
+
+
+# ---- torch's default device
+
+WITH_WORKSPACES = {  # calls whose kernels ask Python for memory
+    "linear": lambda x: PF.linear(x, x),
+    "linear_act": lambda x: PF.linear_act(x, x, None, "silu"),
+    "layer_norm": lambda x: PF.layer_norm(x, (80,), x[0], x[1]),
+    "attention": lambda x: PF.scaled_dot_product_attention(x, x, x),
+    "attention_weights": lambda x: PF.attention_weights(x, x),
+    "attention_varlen": lambda x: PF.attention_varlen(*[x.view(80, 1, 80)] * 3, *[torch.tensor([0, 9, 80], device="cpu")] * 2, 80, 80),
+    "lstm": lambda x: PF.lstm(x[:, None], None, [x, x[:, :20]])[0],
+    "lstm step": lambda x: PF.lstm(x[None, :1], None, [x, x[:, :20]])[0],
+    "ragged": lambda x: PF.lstm(x.view(10, 8, 80), None, [x, x[:, :20]], lengths=[10, 3, 0, 1, 1, 1, 1, 9])[0],
+    "gru_cell": lambda x: PF.gru_cell(x[:3], x[:3, :20], x[:60], x[:60, :20]),
+    "dropout": lambda x: PF.dropout(x, 1.0),
+}  # fmt: skip
+
+
+def _forget_workspaces():
+    from pyflash.ops._native import linear
+
+    linear._kept.__dict__.clear()
+
+
+@needs_cpu
+@pytest.mark.parametrize("name", WITH_WORKSPACES)
+@pytest.mark.parametrize("grad", [False, True])
+def test_kernels_take_no_memory_of_the_default_device(name, grad):
+    """Under torch.set_default_device("cuda") CPU tensors still work in torch; a workspace made there was a wrong address."""
+    x = torch.randn(80, 80)
+    results = []
+    for device in ("cpu", "meta"):
+        own = x.clone().requires_grad_(grad)
+        pyflash.clear_cache()
+        _forget_workspaces()
+        with use("cpu"), torch.device(device):
+            out = WITH_WORKSPACES[name](own)
+        results.append((out, *(torch.autograd.grad(out.sum(), own) if grad else ())))
+    for found, expected in zip(*results):
+        assert torch.equal(found, expected)
+
+
+def test_nested_tensors_go_to_torch():
+    for layout in (torch.strided, torch.jagged):
+        q = torch.nested.nested_tensor([torch.randn(2, 5, 8), torch.randn(2, 5, 8)], layout=layout)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pyflash.FallbackWarning)
+            found = PF.scaled_dot_product_attention(q, q, q)
+        for f, one in zip(found.unbind(), q.unbind()):
+            torch.testing.assert_close(f, torch.nn.functional.scaled_dot_product_attention(one, one, one))
+        with use("cpu"), pytest.raises(NotImplementedError, match="NestedTensor"):
+            PF.scaled_dot_product_attention(q, q, q)

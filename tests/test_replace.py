@@ -410,3 +410,15 @@ def test_overrides_leave_other_functions_alone():
     with pytest.raises(RuntimeError, match="boom"), pyflash.overrides():
         raise RuntimeError("boom")
     assert not torch._C._len_torch_function_stack()
+
+
+def test_overrides_write_where_they_are_told():
+    """`out=` is torch's: our functions allocate their results."""
+    x, y = torch.randn(5, 5), torch.empty(5, 5)
+    calls = {
+        torch.tanh: torch.tanh(x), torch.sigmoid: torch.sigmoid(x),
+        torch.nn.functional.gelu: torch.nn.functional.gelu(x),
+    }  # fmt: skip
+    with use("cpu"), pyflash.overrides():
+        for function, expected in calls.items():
+            assert function(x, out=y) is y and torch.equal(y, expected)

@@ -336,6 +336,11 @@ def scaled_dot_product_attention(
         return F.scaled_dot_product_attention(  # its error, or torch.fx's record of the call
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+    if query.is_nested or key.is_nested or value.is_nested:
+        choose(OPERATION, query, refused="NestedTensor input")  # counts it, or raises for a backend asked for by name
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if (
         _is_small(query, key, value)
         and not (is_causal and attn_mask is not None)

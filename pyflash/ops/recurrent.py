@@ -163,7 +163,7 @@ def _recurrent(
     h_0, c_0 = _initial(operation, states, form, x, batch, is_batched)
     if lengths is not None:
         expect(is_batched, operation, lambda: "lengths is given with an input of one sequence, which has no batch")
-        lengths = torch.as_tensor(lengths)
+        lengths = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device=x.device)
         if not check_lengths(operation, lengths, batch, length):
             rows, steps = _ragged(lengths, length, x.device)
     y, h_n, c_n, cells = _run(

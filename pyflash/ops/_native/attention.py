@@ -45,7 +45,7 @@ def _slopes(alibi_slopes, q):
 
 def _workspace(q, k, v, kind, threads):
     size = _cpu.attention_workspace(q.shape, k.shape[2], 0 if v is None else v.shape[3], DTYPES[q.dtype], kind, threads)
-    return torch.empty(size, dtype=torch.uint8)
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *rest, first_head=0):

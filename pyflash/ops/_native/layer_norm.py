@@ -34,7 +34,7 @@ def layer_norm_bwd(
 ):  # fmt: skip
     weight, workspace = _param(weight, mean), None
     if need_dweight or need_dbias:
-        workspace = torch.empty(_cpu.layer_norm_bwd_workspace(*x.shape), dtype=mean.dtype)
+        workspace = torch.empty(_cpu.layer_norm_bwd_workspace(*x.shape), dtype=mean.dtype, device="cpu")
     _cpu.layer_norm_bwd(
         dy.data_ptr(), _address(dsummed), x.data_ptr(), _address(weight), mean.data_ptr(), rstd.data_ptr(),
         dx.data_ptr() if need_dx else 0, dweight.data_ptr() if need_dweight else 0,

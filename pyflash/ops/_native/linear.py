@@ -87,7 +87,7 @@ def fingerprint(weight: torch.Tensor) -> int:
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
     (n, k), dtype, threads = weight.shape, DTYPES[weight.dtype], torch.get_num_threads()
-    packed = torch.empty(_cpu.linear_sizes(0, n, k, 1, False, dtype, threads)[0], dtype=torch.uint8)
+    packed = torch.empty(_cpu.linear_sizes(0, n, k, 1, False, dtype, threads)[0], dtype=torch.uint8, device="cpu")
     _cpu.linear_pack(weight.data_ptr(), *weight.stride(), packed.data_ptr(), n, k, dtype, threads)
     return packed
 
@@ -100,10 +100,10 @@ def _workspace(size: int, purpose: str = "gemm") -> torch.Tensor:
     """Memory for one call of this thread, kept for the next one unless it is large: the C library would give it back to
     the system, and touching new pages costs more than what is written to them."""
     if size > _KEPT_BYTES:
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
     memory = getattr(_kept, purpose, None)
     if memory is None or memory.numel() < size:
-        memory = torch.empty(size, dtype=torch.uint8)
+        memory = torch.empty(size, dtype=torch.uint8, device="cpu")
         setattr(_kept, purpose, memory)
     return memory
 

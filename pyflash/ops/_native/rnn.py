@@ -53,7 +53,7 @@ class _Problem:
         fits = fits and (not is_packed or (int(steps.sum()) == x.shape[0] and int(steps[-1]) > 0))
         if rows is not None:
             fits = fits and rows.shape == (batch,) and rows.is_contiguous() and rows.dtype == torch.int64
-            fits = fits and torch.equal(rows.sort()[0], torch.arange(batch))
+            fits = fits and torch.equal(rows.sort()[0], torch.arange(batch, device="cpu"))
         if not fits:
             raise RuntimeError(
                 "pyflash::rnn: steps are not the descending numbers of sequences still running at each step,"
@@ -63,7 +63,7 @@ class _Problem:
     def panels(self, backward: bool, threads: int, is_kept: bool = False) -> torch.Tensor:
         size = _cpu.rnn_sizes(self.shape, 0, backward, threads)[0]
         if is_kept:
-            panels = torch.empty(size, dtype=torch.uint8)
+            panels = torch.empty(size, dtype=torch.uint8, device="cpu")
         else:
             panels = _workspace(size, "rnn_bwd_panels" if backward else "rnn_panels")
         _cpu.rnn_pack(self.shape, self.weights, panels.data_ptr(), backward, threads)
