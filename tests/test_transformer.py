@@ -317,13 +317,16 @@ def test_causal_masks_are_detected(monkeypatch):
 
 @pytest.mark.parametrize("options", ENCODER_LAYERS, ids=option_id)
 def test_small_calls_are_torchs_under_auto(options):
-    """As a whole, and counted; a large call is ours, with every mask that is given."""
+    """As a whole without gradients, and counted; with gradients all but the attention, which has second derivatives."""
     ours, theirs = pair(nn.TransformerEncoderLayer, torch.nn.TransformerEncoderLayer, 12, 2, 20, dropout=0.0, **options)
-    before = _backends.counts.copy()
-    assert_same(ours, theirs, [torch.randn(3, 5, 12)], backends=["auto"])
+    before, x = _backends.counts.copy(), [torch.randn(3, 5, 12)]
+    assert_same(ours, theirs, x, modes=["eval without gradients"], backends=["auto"])
     added = _backends.counts - before
-    assert added["multi_head_attention_forward", "torch", "small input: torch's own call is cheaper"] >= 3
+    assert added["multi_head_attention_forward", "torch", "small input: torch's own call is cheaper"] >= 1
     assert not any(backend != "torch" for _, backend, _ in added)
+    assert_same(ours, theirs, x, modes=["train", "eval"], backends=["auto"])
+    added = _backends.counts - before
+    assert {name for name, backend, _ in added if backend != "torch"} == {"attention"}
 
 
 def test_decoder_stack():
