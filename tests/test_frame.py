@@ -6,8 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from importlib.machinery import PathFinder
 import warnings
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
