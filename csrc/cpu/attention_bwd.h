@@ -183,6 +183,15 @@ PF_INLINE void wait_beyond(const int64_t* progress, int64_t least) {
 }
 constexpr int64_t kAllDone = INT64_MAX;
 
+// Keys of [first, first + keys) that some of the rows sees, as whole register tiles where the block has them.
+template <class A>
+PF_INLINE KeyRange seen_of_block(const Attention& p, const QueryBlock<A>& rows, int64_t first, int64_t keys) {
+  const KeyRange seen = visible_keys(p, rows);
+  const int64_t begin = max_of(0, seen.begin - first) / kTileRows * kTileRows;
+  const int64_t end = min_of(keys, round_up(max_of(0, seen.end - first), kTileRows));
+  return {first + begin, first + max_of(begin, end)};
+}
+
 // dk and dv of one block of keys, and its part of dq.
 template <class S>
 void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t block, bool in_turn,
@@ -215,14 +224,22 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
       auto q_rows = joined_rows_at<S>(p.q, p.q_stride, b, head, query, count, p.E, E, scratch.q_rows);
       auto dout_rows =
           joined_rows_at<S>(call.dout, call.dout_stride, b, head, query, count, p.Ev, Ev, scratch.dout_rows);
-      tile_bwd<S>(call, rows, constants, first, keys, k, v, scratch);
+      // On a causal diagonal less than half of the block is seen.
+      const KeyRange seen = seen_of_block(p, rows, first, keys);
+      const int64_t skipped = seen.begin - first, count_seen = seen.end - seen.begin;
+      tile_bwd<S>(call, rows, constants, seen.begin, count_seen, {k.at + skipped * k.stride, k.stride},
+                  {v.at + skipped * v.stride, v.stride}, scratch);
       const Rows<T> probs = {(const T*)scratch.probs, size / terms},
                     dscores = {(const T*)scratch.dscores, size / terms};
-      product<T, kAdd, kRowMajor>(keys, Ev / n, ceil_div(count, terms), probs, dout_rows, scratch.dv, Ev);
-      product<T, kAdd, kRowMajor>(keys, E / n, ceil_div(count, terms), dscores, q_rows, scratch.dk, E);
+      product<T, kAdd, kRowMajor>(count_seen, Ev / n, ceil_div(count, terms), probs, dout_rows,
+                                  scratch.dv + skipped * Ev, Ev);
+      product<T, kAdd, kRowMajor>(count_seen, E / n, ceil_div(count, terms), dscores, q_rows, scratch.dk + skipped * E,
+                                  E);
       const int64_t step = (head - kv_head * group) * blocks + query_block;
       if (in_turn && block > 0) wait_beyond(mine - 1, step);
-      product<T, kAdd, kColumnMajor>(p.E, kTileVectors, ceil_div(keys, terms), k_joined, {scratch.dscores_joined, size},
+      product<T, kAdd, kColumnMajor>(p.E, kTileVectors, ceil_div(count_seen, terms),
+                                     {k_joined.at + skipped / terms * k_joined.stride, k_joined.stride},
+                                     {scratch.dscores_joined, size},
                                      shared.dq_t + (of_head * blocks + query_block) * p.E * size, size);
       if (in_turn) __atomic_store_n(mine, step + 1, __ATOMIC_RELEASE);
     }
