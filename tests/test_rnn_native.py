@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from helpers import use
+from helpers import backend_params, use
 from test_linear import MUTATIONS, cache  # noqa: F401  a fixture
 
 import pyflash
@@ -140,3 +140,27 @@ def test_large_and_broken_inputs_propagate_as_in_torch(name):
     ours = pyflash.replace(copy.deepcopy(layer))
     with use("cpu"), torch.no_grad():
         torch.testing.assert_close(ours(x)[0], layer(x)[0], atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+# ---- activations of gates -----------------------------------------------------------------------------------------
+
+
+EXTREMES = [0.0, -0.0, 1e-42, -1e-30, 3e-8, 1e-4, 0.3465, -0.3466, 9.0, -9.1, 43.0, 87.5, -88.0, -103.0, 1e5, -3e38]
+
+
+@pytest.mark.parametrize("backend", backend_params("cpu"))
+def test_gates_at_every_size_of_argument(backend):
+    """A plain layer of one unit is tanh; a GRU whose n is 0 and whose h is 1 gives its z, a sigmoid."""
+    x = torch.cat([torch.tensor(EXTREMES), torch.logspace(-8, 2, 4000), -torch.logspace(-8, 2, 4000)])
+    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+    with use(backend), torch.no_grad():
+        tanh = PF.rnn(x.view(1, -1, 1), None, [one, zero])[0].flatten()
+        weights = [torch.tensor([[0.0], [1.0], [0.0]]), torch.zeros(3, 1)]
+        sigmoid = PF.gru(x.view(1, -1, 1), torch.ones(1, len(x), 1), weights)[0].flatten()
+        odd = torch.tensor([float("inf"), -float("inf"), float("nan")])
+        found = PF.rnn(odd.view(1, -1, 1), None, [one, zero])[0].flatten()
+    for ours, truth in ((tanh, x.double().tanh()), (sigmoid, x.double().sigmoid())):
+        assert ours.abs().max() <= 1
+        # 3 ulp; below e^-87 a sigmoid is as good as zero
+        assert ((ours - truth).abs() <= 3 * 2**-23 * truth.abs() + 2e-38).all()
+    torch.testing.assert_close(found, torch.tensor([1.0, -1.0, float("nan")]), equal_nan=True, rtol=0, atol=0)

@@ -1,7 +1,9 @@
-// The recurrent kernels. rnn_tile.h: products; rnn_panels.h: how weights lie; rnn_team.h: threads; then the passes.
+// The recurrent kernels. rnn_tile.h: products; rnn_panels.h: how weights lie; rnn_team.h: threads;
+// rnn_gates.h: activations; then the passes.
 #include "rnn_tile.h"
 #include "rnn_panels.h"
 #include "rnn_team.h"
+#include "rnn_gates.h"
 #include "rnn_fwd.h"
 #include "rnn_bwd.h"
 #include "rnn_bwd_products.h"

@@ -86,61 +86,102 @@ struct RnnBwdThread {
     return base + (direction * work_rows + rnn_work_row(p.rows, t, places.position(j))) * width;
   }
 
-  // The gate's values at (step, sequence j), from `unit` on; gates in torch's order.
-  const T* gate(int64_t j, int number) const {
-    if (p.gates) return (const T*)p.gates + (places.kept(t, j) * kSlots + number) * s.hidden;
-    return work(all.dgates, all.row, j) + (kGates == 3 ? (number + 1) % 4 : number) * s.hidden;
+  // Where the rows of sequence j lie in this step, from unit 0 on: found once for all units of a panel.
+  struct Row {
+    const T *gates, *cells, *before, *dcells;  // gates: the first of four, hidden apart; null: in `kept`
+    const S *y, *state_before, *dc_n;
+    T *kept, *now, *carried, *out;
+    bool is_last;
+  };
+
+  Row row(int64_t j) const {
+    const bool is_first = j >= places.active(t_before());
+    Row r = {};
+    r.is_last = j >= rows_after;
+    r.kept = work(all.dgates, all.row, j);
+    r.now = dgates + j * memory.gates_stride;
+    r.carried = memory.carried + j * memory.hidden_stride;
+    if (s.has_projection) r.out = work(all.out, s.hidden, j);
+    if (kGates > 1 && p.gates) r.gates = (const T*)p.gates + places.kept(t, j) * kSlots * s.hidden;
+    if constexpr (kGates == 4) {
+      r.cells = (const T*)p.cells + places.kept(t, j) * s.hidden;
+      if (is_first)
+        r.state_before = (const S*)p.c_0 + places.state(j) * s.hidden;
+      else
+        r.before = (const T*)p.cells + places.kept(t_before(), j) * s.hidden;
+      if (r.is_last && p.dc_n) r.dc_n = (const S*)p.dc_n + places.state(j) * s.hidden;
+      if (p.dcells) r.dcells = (const T*)p.dcells + places.kept(t, j) * s.hidden;
+    }
+    if constexpr (kGates == 3)
+      r.state_before =
+          is_first ? (const S*)p.h_0 + places.state(j) * s.output : (const S*)p.y + places.y(t_before(), j) * s.output;
+    if constexpr (kGates == 1) r.y = (const S*)p.y + places.y(t, j) * s.output;
+    return r;
+  }
+
+  // Gate `number`, in torch's order, of these units.
+  V gate(const Row& r, int number, int64_t unit, int64_t count) const {
+    const T* from =
+        r.gates ? r.gates + number * s.hidden : r.kept + (kGates == 3 ? (number + 1) % 4 : number) * s.hidden;
+    return load_n(from + unit, count);
   }
 
   template <int kCount>
-  void put(int64_t j, int64_t unit, const V (&d)[kCount], int64_t count) {
-    T *kept = work(all.dgates, all.row, j) + unit, *now = dgates + j * memory.gates_stride + unit;
+  PF_INLINE void put(const Row& r, int64_t hidden, int64_t unit, const V (&d)[kCount], int64_t count) {
     PF_UNROLL
     for (int i = 0; i < kCount; i++) {
-      store_n(kept + i * s.hidden, d[i], count);
-      if (i < kGates) store_n(now + i * s.hidden, d[i], count);
+      store_n(r.kept + i * hidden + unit, d[i], count);
+      if (i < kGates) store_n(r.now + i * hidden + unit, d[i], count);
     }
   }
 
+  // Asks for what `through_cell` will read and write of sequence j in this panel: pieces too short and too far apart
+  // for the processor to foresee them.
+  void ask_for(int64_t panel, int64_t j) const {
+    const int64_t unit = panel * kStripRow<T>, count = min_of(kStripRow<T>, s.hidden - unit);
+    T* to = work(all.dgates, all.row, j) + unit;
+    for (int i = 0; i < kGateRow<kGates>; i++) gemm_prefetch_far(to + i * s.hidden, count);
+    if (kGates > 1 && p.gates)
+      for (int i = 0; i < kSlots; i++)
+        gemm_prefetch_far((const T*)p.gates + (places.kept(t, j) * kSlots + i) * s.hidden + unit, count);
+    if (p.dy) gemm_prefetch_far((const S*)p.dy + places.y(t, j) * s.output + unit, count);
+    const bool is_first = j >= places.active(t_before());
+    if (kGates == 4 && !is_first)
+      gemm_prefetch_far((const T*)p.cells + places.kept(t_before(), j) * s.hidden + unit, count);
+    if (kGates == 3 && !is_first) gemm_prefetch_far((const S*)p.y + places.y(t_before(), j) * s.output + unit, count);
+    if (kGates == 1) gemm_prefetch_far((const S*)p.y + places.y(t, j) * s.output + unit, count);
+  }
+
   // From the gradient of the cell's output to those of its gates.
-  void through_cell(int64_t j, int64_t unit, V dh) {
-    const int64_t count = s.hidden - unit;
-    const bool is_first = j >= places.active(t_before()), is_last = j >= rows_after;
-    T* carried = memory.carried + j * memory.hidden_stride + unit;
+  inline __attribute__((always_inline)) void through_cell(const Row& r, int64_t unit, V dh, int64_t count) {
     const V one = constant<V>(1);
     if constexpr (kGates == 4) {
-      const V i = load_n(gate(j, 0) + unit, count), f = load_n(gate(j, 1) + unit, count);
-      const V g = load_n(gate(j, 2) + unit, count), o = load_n(gate(j, 3) + unit, count);
-      const T* cells = (const T*)p.cells + unit;
-      const V c = tanh(load_n(cells + places.kept(t, j) * s.hidden, count));
-      const V before = is_first ? load_n((const S*)p.c_0 + places.state(j) * s.hidden + unit, count)
-                                : load_n(cells + places.kept(t_before(), j) * s.hidden, count);
+      const V i = gate(r, 0, unit, count), f = gate(r, 1, unit, count);
+      const V g = gate(r, 2, unit, count), o = gate(r, 3, unit, count);
+      const V c = gate_tanh(load_n(r.cells + unit, count));
+      const V before = r.before ? load_n(r.before + unit, count) : load_n(r.state_before + unit, count);
       V dc = V{};
-      if (!is_last) dc = load(carried);
-      if (is_last && p.dc_n) dc = load_n((const S*)p.dc_n + places.state(j) * s.hidden + unit, count);
-      if (p.dcells) dc += load_n((const T*)p.dcells + places.kept(t, j) * s.hidden + unit, count);
+      if (!r.is_last) dc = load(r.carried + unit);
+      if (r.dc_n) dc = load_n(r.dc_n + unit, count);
+      if (r.dcells) dc += load_n(r.dcells + unit, count);
       dc = fma(dh * o, one - c * c, dc);
-      if (s.has_projection) store_n(work(all.out, s.hidden, j) + unit, o * c, count);
+      if (s.has_projection) store_n(r.out + unit, o * c, count);
       const V d[4] = {dc * g * i * (one - i), dc * before * f * (one - f), dc * i * (one - g * g),
                       dh * c * o * (one - o)};
-      put(j, unit, d, count);
-      store(carried, dc * f);
+      put(r, s.hidden, unit, d, count);
+      store(r.carried + unit, dc * f);
+    } else if constexpr (kGates == 3) {
+      const V z = gate(r, 1, unit, count), n = gate(r, 2, unit, count);
+      const V reset = gate(r, 0, unit, count), of_h = gate(r, 3, unit, count);
+      const V dn = dh * (one - z) * (one - n * n);
+      const V dz = dh * (load_n(r.state_before + unit, count) - n) * z * (one - z);
+      const V d[4] = {dn * reset, dn * of_h * reset * (one - reset), dz, dn};
+      put(r, s.hidden, unit, d, count);
+      store(r.carried + unit, dh * z);
     } else {
-      const S* h =
-          is_first ? (const S*)p.h_0 + places.state(j) * s.output : (const S*)p.y + places.y(t_before(), j) * s.output;
-      if constexpr (kGates == 3) {
-        const V r = load_n(gate(j, 0) + unit, count), z = load_n(gate(j, 1) + unit, count);
-        const V n = load_n(gate(j, 2) + unit, count), of_h = load_n(gate(j, 3) + unit, count);
-        const V dn = dh * (one - z) * (one - n * n);
-        const V dz = dh * (load_n(h + unit, count) - n) * z * (one - z);
-        const V d[4] = {dn * r, dn * of_h * r * (one - r), dz, dn};
-        put(j, unit, d, count);
-        store(carried, dh * z);
-      } else {
-        const V y = load_n((const S*)p.y + places.y(t, j) * s.output + unit, count);
-        const V d[1] = {s.cell == Cell::rnn_relu ? select(y > V{}, dh, V{}) : dh * (one - y * y)};
-        put(j, unit, d, count);
-      }
+      const V y = load_n(r.y + unit, count);
+      const V d[1] = {s.cell == Cell::rnn_relu ? select(y > V{}, dh, V{}) : dh * (one - y * y)};
+      put(r, s.hidden, unit, d, count);
     }
   }
 
@@ -149,8 +190,13 @@ struct RnnBwdThread {
     T* strip = memory.strip;
     memset(strip, 0, max_of(rows, rows_after) * kStripRow<T> * sizeof(T));
     rnn_product<T, kSlots>(dgates_after, memory.gates_stride, rows_after, kGates * s.hidden, panels.h(direction, panel),
-                           strip, 3);
-    for (int64_t j = 0; j < max_of(rows, rows_after); j++, strip += kStripRow<T>)
+                           strip, 3, [&](int64_t i) {
+                             if (i < rows && !s.has_projection) ask_for(panel, i);
+                           });
+    for (int64_t j = 0; j < max_of(rows, rows_after); j++, strip += kStripRow<T>) {
+      const Row r = j < rows ? row(j) : Row{};
+      const S* dy = j < rows && p.dy ? (const S*)p.dy + places.y(t, j) * s.output : nullptr;
+      const S* dh_n = j < rows && r.is_last && p.dh_n ? (const S*)p.dh_n + places.state(j) * s.output : nullptr;
       for (int v = 0; v < kSlots; v++) {
         const int64_t unit = panel * kStripRow<T> + v * lanes, count = s.output - unit;
         if (count <= 0) break;
@@ -161,15 +207,16 @@ struct RnnBwdThread {
           if (kGates == 4 && !s.has_projection) put_dc_0(j, unit);
           continue;
         }
-        if (j >= rows_after && p.dh_n) dh += load_n((const S*)p.dh_n + places.state(j) * s.output + unit, count);
-        if (p.dy) dh += load_n((const S*)p.dy + places.y(t, j) * s.output + unit, count);
+        if (dh_n) dh += load_n(dh_n + unit, count);
+        if (dy) dh += load_n(dy + unit, count);
         if (s.has_projection) {
           store(memory.dh + j * memory.output_stride + unit, dh);
           store_n(work(all.dh, s.output, j) + unit, dh, count);
         } else {
-          through_cell(j, unit, dh);
+          through_cell(r, unit, dh, count);
         }
       }
+    }
   }
 
   void put_dc_0(int64_t j, int64_t unit) {
@@ -190,7 +237,7 @@ struct RnnBwdThread {
         if (j >= rows)
           put_dc_0(j, unit);
         else
-          through_cell(j, unit, load(strip + v * lanes));
+          through_cell(row(j), unit, load(strip + v * lanes), s.hidden - unit);
       }
   }
 

@@ -49,10 +49,10 @@ PF_INLINE V rounded(V x) {
 // Sums to gates: i, f, g, o, or r, z, n and what h adds to n.
 template <int kGates, class V>
 PF_INLINE void rnn_activate(V (&v)[kSlots]) {
-  v[0] = sigmoid(v[0]);
-  v[1] = sigmoid(v[1]);
-  v[2] = tanh(kGates == 4 ? v[2] : fma(v[0], v[3], v[2]));
-  if (kGates == 4) v[3] = sigmoid(v[3]);
+  v[0] = gate_sigmoid(v[0]);
+  v[1] = gate_sigmoid(v[1]);
+  v[2] = gate_tanh(kGates == 4 ? v[2] : fma(v[0], v[3], v[2]));
+  if (kGates == 4) v[3] = gate_sigmoid(v[3]);
 }
 
 // One direction of one layer, as far as one thread makes it.
@@ -125,7 +125,8 @@ struct RnnFwdThread {
       for (int i = 0; i < kSlots; i++) v[i] = load(strip + i * lanes);
       if constexpr (kGates == 1) {
         for (int i = 0; i < kSlots && i * lanes < count; i++)
-          put_h(j, unit + i * lanes, s.cell == Cell::rnn_relu ? maximum(v[i], V{}) : tanh(v[i]), count - i * lanes);
+          put_h(j, unit + i * lanes, s.cell == Cell::rnn_relu ? maximum(v[i], V{}) : gate_tanh(v[i]),
+                count - i * lanes);
       } else {
         rnn_activate<kGates>(v);
         V value;
@@ -135,7 +136,7 @@ struct RnnFwdThread {
           store(at, c);
           if (p.cells) store_n((T*)p.cells + places.kept(t, j) * s.hidden + unit, c, count);
           if (j >= last_from) store_n((S*)p.c_n + places.state(j) * s.hidden + unit, c, count);
-          value = v[3] * tanh(c);
+          value = v[3] * gate_tanh(c);
         } else {
           value = fma(v[1], load(h + j * memory.output_stride + unit) - v[2], v[2]);
         }

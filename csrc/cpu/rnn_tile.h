@@ -71,15 +71,23 @@ RnnTile<T> rnn_tile_of(int rows) {
   return rnn_tile<T, kRows, kVectors>;
 }
 
-// strip [rows, kStripRow] += a [rows, count] times one panel, in chunks of k.
-template <class T, int kVectors>
-void rnn_product(const T* a, int64_t a_stride, int64_t rows, int64_t count, const T* panel, T* strip, int last_slot) {
+struct RnnNothing {
+  void operator()(int64_t) const {}
+};
+
+// strip [rows, kStripRow] += a [rows, count] times one panel, in chunks of k. meanwhile(i) comes before tile i: the
+// time to ask for memory that is wanted afterwards.
+template <class T, int kVectors, class Meanwhile = RnnNothing>
+void rnn_product(const T* a, int64_t a_stride, int64_t rows, int64_t count, const T* panel, T* strip, int last_slot,
+                 Meanwhile meanwhile = {}) {
   constexpr int tile_rows = kRnnTileRows<kVectors>;
+  int64_t tiles = 0;
   for (int64_t k = 0; k < count; k += kRnnChunk) {
     const int64_t chunk = min_of(kRnnChunk, count - k);
     for (int64_t i = 0, tile; i < rows; i += tile) {
       const int64_t left = rows - i;  // the last two tiles share evenly
       tile = left >= 2 * tile_rows ? tile_rows : left > tile_rows ? ceil_div(left, 2) : left;
+      meanwhile(tiles++);
       rnn_tile_of<T, kVectors>((int)tile)(chunk, a + i * a_stride + k, a_stride, panel + k * (kVectors * kLanes<T>),
                                           strip + i * kStripRow<T>, last_slot);
     }

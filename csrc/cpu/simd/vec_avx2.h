@@ -11,7 +11,8 @@ PF_INLINE vf scale_pow2(vf x, vf n) {
   return x * first * second;
 }
 
-PF_INLINE vf reciprocal(vf x) { return 1.0f / x; }  // of a normal number
+PF_INLINE vf reciprocal(vf x) { return 1.0f / x; }   // of a normal number
+PF_INLINE vf quotient(vf a, vf b) { return a / b; }  // of normal numbers
 
 // b when either is NaN.
 PF_INLINE vf max_fast(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }

@@ -13,7 +13,8 @@ PF_INLINE vf scale_pow2(vf x, vf n) {
   return x * first * second;
 }
 
-PF_INLINE vf reciprocal(vf x) { return 1.0f / x; }  // of a normal number
+PF_INLINE vf reciprocal(vf x) { return 1.0f / x; }   // of a normal number
+PF_INLINE vf quotient(vf a, vf b) { return a / b; }  // of normal numbers
 
 // One instruction elsewhere; b when either is NaN.
 template <class V>
