@@ -164,3 +164,39 @@ def test_gates_at_every_size_of_argument(backend):
         # 3 ulp; below e^-87 a sigmoid is as good as zero
         assert ((ours - truth).abs() <= 3 * 2**-23 * truth.abs() + 2e-38).all()
     torch.testing.assert_close(found, torch.tensor([1.0, -1.0, float("nan")]), equal_nan=True, rtol=0, atol=0)
+
+
+# ---- single steps -------------------------------------------------------------------------------------------------
+
+STEPS = {  # what the short way takes, and what it leaves to the long one
+    "usual": lambda x, h, w: (x, h, w),
+    "strided input": lambda x, h, w: (x.t().contiguous().t(), h, w),
+    "strided state": lambda x, h, w: (x, h.t().contiguous().t(), w),
+    "transposed weight": lambda x, h, w: (x, h, [w[0].t().contiguous().t(), *w[1:]]),
+    "negative bit": lambda x, h, w: (torch.complex(x, -x).conj().imag, h, w),
+    "no bias": lambda x, h, w: (x, h, [*w[:2], None, None]),
+    "float64": lambda x, h, w: (x.double(), h.double(), [t.double() for t in w]),
+}
+
+
+@pytest.mark.parametrize("wish", ["cpu", "auto"])
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("cell, gates", [("lstm", 4), ("gru", 3), ("rnn_tanh", 1)])
+def test_a_step_without_gradients_is_torchs(cell, gates, kind, wish):
+    w = [torch.randn(gates * 7, 5), torch.randn(gates * 7, 7), torch.randn(gates * 7), torch.randn(gates * 7)]
+    x, h, w = STEPS[kind](torch.randn(3, 5), torch.randn(3, 7), w)
+    hx = (h, h * 2) if cell == "lstm" else h
+    with use(wish), torch.no_grad():
+        close(
+            getattr(PF, cell.removesuffix("_tanh") + "_cell")(x, hx, *w), getattr(torch._VF, cell + "_cell")(x, hx, *w)
+        )
+
+
+@pytest.mark.parametrize("wish", ["cpu", "auto"])
+@pytest.mark.parametrize("wrong", ["x", "h", "batch", "bias", "dtype"])
+def test_a_wrong_step_without_gradients_raises(wrong, wish):
+    w = [torch.randn(21, 5), torch.randn(21, 7), torch.randn(20 if wrong == "bias" else 21), torch.randn(21)]
+    x = torch.randn(3, 6 if wrong == "x" else 5, dtype=torch.float64 if wrong == "dtype" else torch.float32)
+    h = torch.randn(2 if wrong == "batch" else 3, 8 if wrong == "h" else 7)
+    with use(wish), torch.no_grad(), pytest.raises((RuntimeError, ValueError)):
+        PF.gru_cell(x, h, *w)

@@ -27,6 +27,53 @@ void copy_weights(const Weights& from, To& to) {
              at<void>(from[d][4])};
 }
 
+// One hash of all weights' values: (address, elements) of each, dense.
+typedef std::vector<std::array<int64_t, 2>> Places;
+uint64_t fingerprint_of(const Places& weights, int64_t samples, Dtype dtype) {
+  uint64_t all = 0;
+  for (const auto& weight : weights) {
+    uint64_t hash = 0;
+    kernels().fingerprint({at<void>(weight[0]), 1, weight[1], weight[1], 1, samples, dtype, &hash}, 1);
+    all = (all ^ hash) * 0x9e3779b97f4a7c15ull;
+  }
+  return all;
+}
+
+// Packed weights that are kept, and what their weights were when they were packed. A step of a stream brings nothing
+// but addresses: turning Python's tuples and lists into structs costs as much as a small step.
+struct RnnKept {
+  RnnFwd p = {};
+  Places weights;
+  int64_t samples;
+  uint64_t fingerprint;
+
+  // Before they are packed: what changes from here on is seen.
+  RnnKept(const py::tuple& of, Places of_weights, int64_t count) : weights(std::move(of_weights)), samples(count) {
+    p.shape = shape(of);
+    fingerprint = fingerprint_of(weights, samples, p.shape.dtype);
+  }
+  // The caller has seen that the weights still lie where they lay.
+  bool is_current() const { return fingerprint_of(weights, samples, p.shape.dtype) == fingerprint; }
+
+  // One step of `batch` rows in one direction; false when the weights are not those that were packed.
+  bool step(int64_t batch, Address x, int64_t x_stride, Address h, Address c, Address h_n, Address c_n,
+            Address workspace, int num_threads) const {
+    if (!is_current()) return false;
+    RnnFwd now = p;
+    now.shape.length = 1;
+    now.shape.batch = batch;
+    now.rows = {nullptr, nullptr, nullptr, false, x_stride, x_stride, batch, 1};
+    now.x = at<void>(x);
+    now.h_0 = at<void>(h);
+    now.c_0 = at<void>(c);
+    now.y = now.h_n = at<void>(h_n);  // the sequence of one h, and the last one
+    now.c_n = at<void>(c_n);
+    now.workspace = at<void>(workspace);
+    launch(&KernelTable::rnn_fwd, now, num_threads);
+    return true;
+  }
+};
+
 }  // namespace
 
 void bind_rnn(py::module_& m) {
@@ -44,16 +91,11 @@ void bind_rnn(py::module_& m) {
     p.backward = backward;
     launch(&KernelTable::rnn_pack, p, num_threads);
   });
-  // One hash of all weights' values: (address, elements) of each, dense.
-  m.def("rnn_fingerprint", [](const std::vector<std::array<int64_t, 2>>& weights, int64_t samples, int dtype) {
-    uint64_t all = 0;
-    for (const auto& weight : weights) {
-      uint64_t hash = 0;
-      kernels().fingerprint({at<void>(weight[0]), 1, weight[1], weight[1], 1, samples, (Dtype)dtype, &hash}, 1);
-      all = (all ^ hash) * 0x9e3779b97f4a7c15ull;
-    }
-    return all;
-  });
+  py::class_<RnnKept>(m, "RnnKept")
+      .def(py::init<const py::tuple&, Places, int64_t>())
+      .def("set_panels", [](RnnKept& kept, Address panels) { kept.p.panels = at<void>(panels); })
+      .def("is_current", &RnnKept::is_current)
+      .def("step", &RnnKept::step);
   m.def("rnn_fwd",
         [](const py::tuple& of, const py::tuple& of_rows, Address x, Address panels, Address h_0, Address c_0,
            Address y, Address h_n, Address c_n, Address cells, Address gates, Address workspace, int num_threads) {

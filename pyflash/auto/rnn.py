@@ -1,8 +1,8 @@
 """Recurrent layers: what `auto` leaves to torch, and whether a training step stores the gates or computes them again.
 
 Two Zen 4 cores, float32, times torch's speed (benchmarks rnn): T128 H256, B32 and B1: GRU 2.1 and 5.1 forward, 1.8 and
-10 in training; LSTM 1.03 and 1.4, 1.2 and 1.45; RNN 1.9 (B32, both). One step with gradients off, H256: LSTMCell 1.3,
-GRUCell 1.2, nn.LSTM 2, nn.GRU 1.0, nn.RNN 0.7. Half types and float64 on one busy core: LSTM in bfloat16 0.6 (B16) and
+10 in training; LSTM 1.03 and 1.4, 1.2 and 1.45; RNN 1.9 (B32, both). One step with gradients off, H256: LSTMCell 1.6,
+GRUCell 1.5, RNNCell 0.7, nn.LSTM 2, nn.GRU 1.0, nn.RNN 0.7. Half types and float64 on one busy core: LSTM in bfloat16 0.6 (B16) and
 0.9 (B1), in float16 7.0 and 3.9; GRU in bfloat16 1.1 and 3.5; all cells in float64 1.0 to 1.9.
 """
 

@@ -89,6 +89,8 @@ class GRU(_Layers):
 
 def _rows(module, input, states):
     """input and the states as [B, features], zeros for states that are not given; and whether input has a batch."""
+    if input.dim() == 2 and all([s is not None and s.dim() == 2 for s in states]):
+        return input, states, True
     name = type(module).__name__
     if input.dim() not in (1, 2):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")

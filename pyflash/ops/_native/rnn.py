@@ -84,7 +84,10 @@ def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, 
     h_0, c_0 = h_0.contiguous(), _contiguous(c_0)
     problem, threads = _Problem(x, h_0, weights, rows, steps, cell, batch_first), torch.get_num_threads()
     if is_kept:
-        panels = kept_panels(problem.shape, weights, lambda: problem.panels(False, threads, True))
+        kept = find_kept(problem.shape, weights, lambda: problem.panels(False, threads, True))
+        if not kept.native.is_current():
+            kept = find_kept(problem.shape, weights, lambda: problem.panels(False, threads, True), True)
+        panels = kept.panels
     else:
         panels = problem.panels(False, threads)
     workspace = problem.workspace(False, threads)
@@ -95,14 +98,32 @@ def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, 
     )  # fmt: skip
 
 
-def kept_panels(shape, weights, make):
-    """What `make` packs, or from linear.py's cache, under its rules; shape is a `_Problem`'s. Gradients are off."""
-    if any([w.is_inference() for w in weights]):  # has no version
-        return make()
+class Kept:
+    """Packed weights, and the native object that knows whether they are still those of the weights."""
+
+    __slots__ = ("native", "nbytes", "panels")
+
+    def __init__(self, shape, places, make):
+        self.native = _cpu.RnnKept(shape, places, FINGERPRINT_SAMPLES)
+        self.panels = make()
+        self.nbytes = self.panels.nbytes
+        self.native.set_panels(self.panels.data_ptr())
+
+
+def find_kept(shape, weights, make, is_renewed=False):
+    """The `Kept` of these weights in linear.py's cache, or one of what `make` packs now; gradients are off.
+
+    shape is a `_Problem`'s. It is current once its native object says so: then, or when that is no longer so and the
+    caller asks again with `is_renewed`, the rules of the cache hold.
+    """
     places = [(w.data_ptr(), w.numel()) for w in weights]
-    state = tuple([w._version for w in weights]), _cpu.rnn_fingerprint(places, FINGERPRINT_SAMPLES, shape[-1])
-    # The same memory may serve layers of other shapes.
-    return cache.find(("rnn", *shape[2:], *places, _cpu.isa()), state, weights, make)
+    if any([w.is_inference() for w in weights]):  # has no version
+        return Kept(shape, places, make)
+    place = ("rnn", *shape[2:], *places, _cpu.isa())  # the same memory may serve layers of other shapes
+    if is_renewed:
+        cache._drop(place)
+    versions = tuple([w._version for w in weights])
+    return cache.find(place, versions, weights, lambda: Kept(shape, places, make))
 
 
 def rnn_fwd(

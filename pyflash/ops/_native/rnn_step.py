@@ -9,9 +9,7 @@ import torch
 from pyflash import _cpu
 from pyflash.ops._native import DTYPES
 from pyflash.ops._native.linear import _workspace
-from pyflash.ops._native.rnn import CELLS, _Problem, kept_panels
-
-ALL_ROWS = (0, 0, 0, False)  # no steps, offsets or rows; not packed
+from pyflash.ops._native.rnn import CELLS, _Problem, find_kept
 
 
 @lru_cache(maxsize=256)
@@ -30,10 +28,11 @@ def rnn_step(x, h, c, weights, cell, h_n, c_n):
     def pack():
         return _Problem(x.unsqueeze(0), h.unsqueeze(0), weights, None, None, cell, False).panels(False, threads, True)
 
-    panels = kept_panels(shape, weights, pack)
-    # y, the sequence of one h, and h_n are the same memory
-    _cpu.rnn_fwd(
-        shape, (*ALL_ROWS, x.stride(0), x.stride(0), batch, 1), x.data_ptr(), panels.data_ptr(), h.data_ptr(),
-        0 if c is None else c.data_ptr(), h_n.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), 0, 0,
-        _workspace(_workspace_bytes(shape, threads, isa), "rnn").data_ptr(), threads,
+    workspace = _workspace(_workspace_bytes(shape, threads, isa), "rnn")
+    given = (
+        batch, x.data_ptr(), x.stride(0), h.data_ptr(), 0 if c is None else c.data_ptr(), h_n.data_ptr(),
+        c_n.data_ptr(), workspace.data_ptr(), threads,
     )  # fmt: skip
+    kept = find_kept(shape, weights, pack)  # held: another thread may drop it from the cache
+    while not kept.native.step(*given):
+        kept = find_kept(shape, weights, pack, True)
