@@ -131,7 +131,7 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 
 
-def _is_jit_tracing() -> bool:
+def is_jit_tracing() -> bool:
     """torch.jit.trace records torch's operators, and would take what a kernel of ours writes for uninitialised memory."""
     return torch._C._get_tracing_state() is not None
 
@@ -193,7 +193,7 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None =
     if tracing_derivatives((x, *tensors)):
         record(operation.name, "torch", "torch.func transform or forward-mode derivative")
         return None
-    if _is_jit_tracing():
+    if is_jit_tracing():
         record(operation.name, "torch", "torch.jit.trace")
         return None
     device = device_type(x)

@@ -109,6 +109,7 @@ def _stream(operation, cell, x, h, c, *weights):
         torch.is_grad_enabled()
         or (wish != "auto" and wish != "cpu")
         or torch.compiler.is_compiling()
+        or _backends.is_jit_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or _backends.MISSING["cpu"]
