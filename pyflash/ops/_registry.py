@@ -39,7 +39,7 @@ class Op:
         returns = schema.split("->")[1].strip()
         self.single, self.is_list = returns == "Tensor", returns == "Tensor[]"
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
+        LIBRARY.impl(self.name, self._run_dispatched, "CompositeExplicitAutograd")
         torch.library.register_fake(f"pyflash::{self.name}", self._fake, lib=LIBRARY)
         torch.library.register_autograd(f"pyflash::{self.name}", self._no_formula, lib=LIBRARY)
         self._call = getattr(torch.ops.pyflash, self.name).default
@@ -61,6 +61,10 @@ class Op:
             f"pyflash::{self.name} has no derivative of its own; call the function in pyflash.functional"
         )
 
+    def _run_dispatched(self, *args):
+        _expect_memory(self.name, args)
+        return self._run(*args)
+
     def _run(self, *args):
         *args, wish = args
         place = (wish, _checks.device_type(args[0]))
@@ -76,7 +80,6 @@ class Op:
                     for ours, promised in zip(found, self.outputs(*args), strict=True)
                 )
         else:
-            _expect_memory(self.name, args)
             outputs = self.outputs(*args)
             if Op.paranoid:
                 self._run_guarded(kernel, args, outputs := tuple(map(poisoned, outputs)))
@@ -110,7 +113,8 @@ _PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
 
 def _is_observed(args) -> bool:
     """Must the call be seen by torch's dispatcher: traced, transformed, profiled, on tensors that are none of torch's,
-    or on the imaginary part of a conjugate, whose memory holds the negative of its values until the dispatcher copies it?
+    on the imaginary part of a conjugate, whose memory holds the negative of its values until the dispatcher copies it, or
+    on a tensor without memory, which is refused there?
     """
     if (
         torch.compiler.is_compiling()
@@ -126,7 +130,7 @@ def _is_observed(args) -> bool:
 def _has_unusual(args) -> bool:
     for a in args:
         if type(a) in _PLAIN_TYPES:
-            if a.is_neg():
+            if a.is_neg() or (not a.data_ptr() and a.numel()):
                 return True
         elif isinstance(a, torch.Tensor) or (type(a) is list and _has_unusual(a)):
             return True
