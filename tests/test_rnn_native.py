@@ -13,6 +13,7 @@ from test_linear import MUTATIONS, cache  # noqa: F401  a fixture
 import pyflash
 import pyflash.functional as PF
 import pyflash.nn
+from pyflash.auto import rnn as auto
 
 pytest.importorskip("pyflash._cpu")
 
@@ -200,3 +201,25 @@ def test_a_wrong_step_without_gradients_raises(wrong, wish):
     h = torch.randn(2 if wrong == "batch" else 3, 8 if wrong == "h" else 7)
     with use(wish), torch.no_grad(), pytest.raises((RuntimeError, ValueError)):
         PF.gru_cell(x, h, *w)
+
+
+# ---- what `auto` prefers ------------------------------------------------------------------------------------------
+
+PREFERRED = [  # cell, module, steps, batch, hidden, training, by ours, why it is here
+    ("gru", "cell", 1, 1, 256, False, True, "a stream: the weights are kept packed"),
+    ("gru", "cell", 1, 1, 256, True, False, "in training they are packed for one step"),
+    ("rnn_tanh", "layers", 1, 1, 1024, True, False, "the same of a layer"),
+    ("gru", "layers", 2, 1, 1024, True, True, "two steps pay for it"),
+    ("lstm", "layers", 1, 1, 1024, True, True, "torch rearranges its weights for every call"),
+    ("lstm", "layers", 128, 64, 64, True, False, "oneDNN's backward of a narrow layer"),
+    ("lstm", "layers", 128, 64, 64, False, True, "its forward is slower"),
+    ("lstm", "layers", 128, 32, 256, True, True, "the common case"),
+]
+
+
+@pytest.mark.parametrize("case", PREFERRED, ids=lambda case: case[-1])
+def test_auto_takes_the_faster(case, monkeypatch):
+    cell, module, steps, batch, hidden, training, is_ours, _ = case
+    monkeypatch.setattr(auto, "isa", lambda: "avx512")
+    size = auto.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
+    assert (auto.rules("cpu", size, torch.float32) == "") == is_ours

@@ -1,9 +1,12 @@
 """Recurrent layers: what `auto` leaves to torch, and whether a training step stores the gates or computes them again.
 
-Two Zen 4 cores, float32, times torch's speed (benchmarks rnn): T128 H256, B32 and B1: GRU 2.1 and 5.1 forward, 1.8 and
-10 in training; LSTM 1.03 and 1.4, 1.2 and 1.45; RNN 1.9 (B32, both). One step with gradients off, H256: LSTMCell 1.6,
-GRUCell 1.5, RNNCell 0.7, nn.LSTM 2, nn.GRU 1.0, nn.RNN 0.7. Half types and float64 on one busy core: LSTM in bfloat16 0.6 (B16) and
-0.9 (B1), in float16 7.0 and 3.9; GRU in bfloat16 1.1 and 3.5; all cells in float64 1.0 to 1.9.
+Two Zen 4 cores, float32, times torch's speed (benchmarks rnn): T128 H256, B32 and B1: GRU 1.7 and 5.2 forward, 1.7 and
+13 in training; LSTM 1.04 and 1.3, 1.2 and 1.3; RNN 1.8 and 3.9, 1.6 and 10. LSTM in training with 64 rows: H64 0.9, H256
+1.07, H512 1.0, H1024 0.96, with a third of torch's saved bytes. One step with gradients off, H256: LSTMCell 1.4, GRUCell
+1.3, RNNCell 0.7, nn.LSTM 1.9, nn.GRU 1.1, nn.RNN 0.7; in training, where the weights are packed for it: cells 0.5 to 1.0
+at H64 to H1024 and B1 to B128, nn.GRU 0.5 to 0.9, nn.RNN 0.4 to 0.8, nn.LSTM 1.4; two steps: nn.GRU 1.1 to 1.6. Half
+types and float64 on one busy core: LSTM in bfloat16 0.6 (B16) and 0.9 (B1), in float16 7.0 and 3.9; GRU in bfloat16 1.1
+and 3.5; all cells in float64 1.0 to 1.9.
 """
 
 from typing import NamedTuple
@@ -13,10 +16,9 @@ import torch
 from pyflash.auto.linear import isa
 
 ISAS = ("avx512", "avx512_bf16")  # elsewhere oneDNN's LSTM is as fast
-MIN_FLOPS = (
-    1 << 19
-)  # of a few steps; below it Python's share of a call outweighs the kernel's: nn.RNN H256, LSTMCell H128
+MIN_FLOPS = 1 << 19  # of a few steps; below it Python outweighs the kernel: nn.RNN H256, LSTMCell H128
 FEW_STEPS = 4  # torch's GRU and RNN pay for every step, and its LSTM, which rearranges its weights, for every call
+MANY_ROWS, NARROW = 64, 64  # oneDNN's backward of a narrow LSTM is nearer to the peak
 SMALL = "small input: torch's own call is cheaper"
 GATES = {"lstm": 4, "gru": 3}
 
@@ -46,6 +48,10 @@ def rules(backend: str, size: Size, dtype) -> str:
         return "torch's oneDNN multiplies bfloat16 in hardware"
     if is_onednn and dtype == torch.float32 and isa() not in ISAS:
         return "torch's oneDNN is as fast on this instruction set"
+    if is_onednn and size.training and size.batch >= MANY_ROWS and size.hidden <= NARROW:
+        return "narrow LSTM with many rows: torch's oneDNN is faster in training"
+    if size.training and size.steps == 1 and not is_onednn:
+        return "one step in training: packing the weights outweighs what the kernel gains"
     if size.steps < FEW_STEPS and not is_onednn:
         columns = size.inputs + size.hidden
         flops = 2 * size.steps * size.batch * GATES.get(size.cell, 1) * size.hidden * columns
