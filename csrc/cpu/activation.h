@@ -5,20 +5,23 @@ constexpr int64_t kElementwiseGrain = 16384;
 
 namespace {
 
+// From the end to the beginning: an output often lies one cache line further into its page than the input (allocated
+// one after the other), and a load whose low 12 bits are those of a store just before it waits for that store.
+
 template <class S, class Act>
 void activation_fwd_range(const S* x, S* y, int64_t n) {
   constexpr int lanes = kLanes<Acc<S>>;
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(y + i, Act::forward(load(x + i)));
+  int64_t i = n / lanes * lanes;
   if (i < n) store_n(y + i, Act::forward(load_n(x + i, n - i)), n - i);
+  while ((i -= lanes) >= 0) store(y + i, Act::forward(load(x + i)));
 }
 
 template <class S, class Act>
 void activation_bwd_range(const S* dy, const S* saved, S* dx, int64_t n) {
   constexpr int lanes = kLanes<Acc<S>>;
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(dx + i, Act::backward(load(dy + i), load(saved + i)));
+  int64_t i = n / lanes * lanes;
   if (i < n) store_n(dx + i, Act::backward(load_n(dy + i, n - i), load_n(saved + i, n - i)), n - i);
+  while ((i -= lanes) >= 0) store(dx + i, Act::backward(load(dy + i), load(saved + i)));
 }
 
 }  // namespace

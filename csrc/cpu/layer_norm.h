@@ -46,6 +46,15 @@ PF_INLINE void for_columns(int64_t begin, int64_t end, Body body) {
   if (j < end) body(j, end - j, 0);
 }
 
+// The same from the last column to the first, for loops that store: see activation.h.
+template <class T, class Body>
+PF_INLINE void for_columns_down(int64_t cols, Body body) {
+  constexpr int lanes = kLanes<T>;
+  int64_t j = cols / lanes * lanes;
+  if (j < cols) body(j, cols - j);
+  while ((j -= lanes) >= 0) body(j, WholeVector{});
+}
+
 template <class V>
 PF_INLINE double sum_chains(const V* chains) {
   return reduce_add((chains[0] + chains[1]) + (chains[2] + chains[3]));
@@ -120,7 +129,7 @@ void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
     }
     const T rstd = (T)(1 / __builtin_sqrt(variance + p.eps));
     const V scale = splat<V>(rstd), offset = splat<V>((T)(-correction * rstd));
-    for_columns<T, 1>(0, cols, [&](int64_t j, auto count, int) {
+    for_columns_down<T>(cols, [&](int64_t j, auto count) {
       __builtin_prefetch(next_x + j);
       if (kResidual) __builtin_prefetch(next_residual + j);
       V value = norm_input<S, kAdds>(x, residual, j, count, 0);
@@ -178,13 +187,16 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
     mean_gx[r] = (T)(total_gx * (double)rstd[r] * share);
   }
   const int64_t next_dy = has_next ? kRows * p.dy_row_stride : 0, next_x = has_next ? kRows * p.x_row_stride : 0;
-  for_columns<T, 1>(0, cols, [&](int64_t j, auto count, int) {
+  for_columns_down<T>(cols, [&](int64_t j, auto count) {
     V dw = {}, db = {}, w = param<T>(weight, j, count, 1);
     if (kParams && !is_first) dw = load_part(dweight + j, count), db = load_part(dbias + j, count);
+    V g_of[kRows], x_of[kRows];  // all loads before the first store, for the reason that for_columns_down has
+    PF_UNROLL
+    for (int r = 0; r < kRows; r++) g_of[r] = load_part(dy[r] + j, count), x_of[r] = load_part(x[r] + j, count);
     PF_UNROLL
     for (int r = 0; r < kRows; r++) {
       __builtin_prefetch(dy[r] + next_dy + j), __builtin_prefetch(x[r] + next_x + j);
-      V g = load_part(dy[r] + j, count), normal = (load_part(x[r] + j, count) - mean[r]) * rstd[r];
+      V g = g_of[r], normal = (x_of[r] - mean[r]) * rstd[r];
       if (kParams) {
         dw = fma(g, normal, dw);
         db += g;
