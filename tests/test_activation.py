@@ -7,6 +7,7 @@ from helpers import FLOAT_DTYPES, assert_error_within, backend_params, on_its_de
 
 import pyflash.functional as PF
 from pyflash.activations import ACTIVATIONS
+from pyflash.auto import activation as auto
 from pyflash.ops.activation import activation_fwd
 
 CASES = [  # shape, layout, why it is here
@@ -153,6 +154,22 @@ def _overrun(x, y):
 def test_dense_memory_is_not_copied():
     x = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last)
     assert activation_fwd(x, "relu", "cpu").stride() == x.stride()
+
+
+AUTO = [  # name, is the processor Intel's, elements, dtype, does `auto` take ours
+    ("gelu_tanh", True, 1 << 20, torch.float32, True),
+    ("gelu_tanh", False, 1 << 20, torch.bfloat16, True),
+    ("gelu_tanh", False, 1 << 20, torch.float64, False),
+    ("gelu_tanh", False, 1 << 10, torch.float32, False),
+    ("tanh", True, 1 << 20, torch.float32, False),
+    ("tanh", False, 1 << 20, torch.float32, True),
+    ("relu", False, 1 << 20, torch.float32, False),
+]
+
+
+@pytest.mark.parametrize(("name", "is_intel", "elements", "dtype", "ours"), AUTO)
+def test_auto_takes_the_faster(name, is_intel, elements, dtype, ours):
+    assert (auto.rules(name, is_intel, "cpu", elements, dtype) == "") is ours
 
 
 @pytest.mark.parametrize("name", ["relu", "silu"])

@@ -17,6 +17,13 @@ PYBIND11_MODULE(_cpu, m) {
   });
   m.def("isa", [] { return kernels().isa; });
   m.def("select_isa", [](const std::string& name) { return select_isa(name.c_str()); });
+  m.def("is_intel", [] {
+#if defined(__x86_64__)
+    return (bool)__builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+  });
   m.def("fma_peak", [](int64_t iterations, int dtype, int num_threads) {
     double flops = 0;
     float sink = 0;

@@ -95,6 +95,17 @@ def _why_missing(backend: str) -> str:
 MISSING = {name: _why_missing(name) for name in ORDER}
 
 
+def _is_intel() -> bool:
+    if MISSING["cpu"]:
+        return False
+    from pyflash import _cpu
+
+    return _cpu.is_intel()
+
+
+IS_INTEL = _is_intel()  # the maker of this processor decides how fast the libraries are that torch calls
+
+
 @dataclass(frozen=True)
 class Operation:
     """What a public operation can be given, as `choose` and `explain` read it.

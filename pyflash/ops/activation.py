@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import activation as auto
 from pyflash.ops._autograd import apply, vjp
-from pyflash.ops._backends import Operation, choose, prefers_torch
+from pyflash.ops._backends import IS_INTEL, Operation, choose, prefers_torch
 from pyflash.ops._checks import is_dense, is_plain
 from pyflash.ops._registry import Op
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPERATION = {
-    name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=partial(auto.rules, name))
+    name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=partial(auto.rules, name, IS_INTEL))
     for name in ACTIVATIONS
 }
 
