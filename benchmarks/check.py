@@ -6,6 +6,7 @@ An error may be twice PyTorch's own in that dtype plus a few ulp of the largest 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -31,9 +32,18 @@ class Bound:
     inputs: tuple[torch.Tensor, ...]
     mode: str
     leaves: list[torch.Tensor] = field(default_factory=list)  # whose gradients are asked for
+    gaps: list[torch.Tensor] = field(default_factory=list)  # memory that keeps others apart
 
     def __call__(self):
         return self.function(*self.inputs)
+
+    def move(self) -> None:
+        """Everything elsewhere in memory, at other distances: which loads meet stores in the same place of a page, and
+        which pages share a cache's sets, is luck that stays for as long as nothing moves."""
+        modules = self.function.parameters() if isinstance(self.function, torch.nn.Module) else ()
+        self.gaps.append(torch.empty(64 * random.randint(1, 64), dtype=torch.uint8))
+        for tensor in (*self.inputs, *modules):
+            tensor.data = tensor.data.clone()
 
 
 def bind(function: Callable, inputs: tuple[torch.Tensor, ...], mode: str, device: str, dtype: torch.dtype) -> Bound:

@@ -25,6 +25,7 @@ from pyflash.cli._memory import Memory
 from pyflash.ops import _backends
 
 MIN_CLEAN = 5
+MOVING = 4  # rounds after which a CPU's tensors are put elsewhere: what their places are worth is noise of a row, too
 LAST_ROUNDS = 8  # of calls so long that five rounds take all of the time: three of them may be disturbed
 LONG = 0.03  # seconds: such a call warms its own caches, and one more of it would cost too much
 SAMPLE_SECONDS = 2e-3  # short calls are grouped up to this, so that the clock and the filter have something to see
@@ -64,6 +65,7 @@ class Contender:
     host_seconds: float | None = None
     seconds: float = 0.0  # of one call, roughly
     repeats: int = 1
+    move: Callable[[], Callable[[], object]] | None = None  # puts its tensors elsewhere; returns the call on them
 
     @contextlib.contextmanager
     def scope(self):
@@ -119,6 +121,12 @@ def prepare(provider: Provider, reference: Reference) -> Contender:
             if reference.device != "cpu" or only_ours:
                 contender.host_seconds = host_seconds(contender.call, reference.device, calls)
     contender.repeats = max(1, math.ceil(SAMPLE_SECONDS / contender.seconds))
+
+    def move():
+        bound.move()
+        return contender.call if case.optimizer else timed_call(bound, mode, case)
+
+    contender.move = move if reference.device == "cpu" else None
     return contender
 
 
@@ -127,6 +135,11 @@ def measure(contenders: list[Contender], sampler: Callable, effort: Effort) -> d
     samples = {contender.provider.name: [] for contender in contenders}
     start = time.perf_counter()
     for turn in range(effort.rounds):
+        if turn and turn % MOVING == 0:
+            for contender in contenders:
+                if contender.move is not None:
+                    with contender.scope():
+                        contender.call = contender.move()
         for contender in contenders[:: -1 if turn % 2 else 1]:
             with contender.scope():
                 if contender.seconds < LONG:

@@ -342,6 +342,24 @@ def test_more_samples_are_taken_only_while_they_are_missing():
     assert len(taken["a"]) == 13  # the fifth clean one
 
 
+def test_moved_tensors_keep_their_values():
+    case = next(case for case in load("linear").cases if case.quick)
+    bound = Reference(load("linear"), case, "training", "cpu").bind(load("linear").torch(case))
+    before, places = bound(), [tensor.data_ptr() for tensor in bound.inputs]
+    bound.move()
+    assert all(tensor.data_ptr() != place for tensor, place in zip(bound.inputs, places, strict=True))
+    torch.testing.assert_close(bound(), before, rtol=0, atol=0)
+
+
+def test_tensors_move_between_rounds():
+    contender = Contender(Provider("a", "torch"), lambda: "first", "forward", (0, 0))
+    places = iter(["second", "third"])
+    contender.move = lambda: (lambda place: lambda: place)(next(places))
+    calls = []
+    harness.measure([contender], lambda call, _: Sample(1.0, bool(calls.append(call()) or 1)), Effort(9, 60.0))
+    assert calls == ["first"] * 4 + ["second"] * 4 + ["third"]
+
+
 # What a call costs besides.
 
 
