@@ -56,6 +56,8 @@ def cases():
             continue
         for head_dim in (64, 128):
             add(arch, attention, f"float32/{head_dim}", dtype="float32", head_dim=head_dim)
+        for dtype in ("bfloat16", "float32"):
+            add(arch, attention_weights, f"{dtype}/64", dtype=dtype, head_dim=64)
         add(arch, linear, "float32/gelu", dtype="float32")
     for arch in (80, 90):
         add(arch, attention, "float16/64", dtype="float16", head_dim=64)
@@ -66,6 +68,10 @@ def cases():
         add(arch, attention, "bfloat16/64/bias", dtype="bfloat16", head_dim=64, window=(-1, -1), bias=True)
         add(arch, attention, "bfloat16/64/dropout", dtype="bfloat16", head_dim=64, dropout_p=0.1)
         add(arch, attention, "bfloat16/64/varlen", dtype="bfloat16", head_dim=64, varlen=True)
+        for dtype in ("bfloat16", "float32"):
+            add(arch, attention_weights, f"{dtype}/128", dtype=dtype, head_dim=128)
+        laden = dict(dtype="bfloat16", head_dim=64, window=(-1, 0), bias=True, dropout_p=0.1)
+        add(arch, attention_weights, "bfloat16/64/laden", **laden)
         add(arch, row_wise, "bfloat16", dtype="bfloat16")
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
@@ -95,6 +101,21 @@ def attention(empty, dtype, head_dim, window=(-1, 0), bias=False, dropout_p=0.0,
     dmask = empty(1, 32, 1024, 1024, dtype=dtype) if bias else None
     kernels.attention_fwd(q, k, v, mask, None, seed, *scalars, 0, out, lse)
     kernels.attention_bwd(dout, None, q, k, v, out, lse, mask, None, seed, *scalars, 0, bias, dq, dk, dv, dmask)
+
+
+def attention_weights(empty, dtype, head_dim, window=(-1, -1), bias=False, dropout_p=0.0):
+    """Forward and backward of the matrix, all keys visible unless said, as nn.MultiheadAttention asks for it."""
+    from pyflash.kernels import attention_weights as kernels
+
+    scalars = dropout_p, head_dim**-0.5, 0.0, *window, 0
+    seed = empty(1, dtype="int64")
+    q, k, dq, dk = (empty(4, 1024, 16, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
+    weights, dweights = (empty(4, 16, 1024, 1024, dtype=dtype) for _ in range(2))
+    lse = empty(4, 16, 1024)
+    mask = empty(1, 16, 1024, 1024, dtype=dtype).expand(4, -1, -1, -1) if bias else None
+    dmask = empty(1, 16, 1024, 1024, dtype=dtype) if bias else None
+    kernels.attention_weights_fwd(q, k, mask, seed, *scalars, weights, lse)
+    kernels.attention_weights_bwd(dweights, q, k, weights, lse, mask, seed, *scalars, bias, dq, dk, dmask)
 
 
 def decode(empty, dtype, head_dim):

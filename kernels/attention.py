@@ -30,13 +30,13 @@ from pyflash.kernels.attention_tile import (
     row_products,
     row_range,
     rows_of,
+    running_softmax,
     score_tile,
     sequence,
     softmax_backward,
     store_rows,
     store_tile,
     strided,
-    unit_of,
 )
 from pyflash.kernels.primitives import LN2, cast, dot
 
@@ -55,7 +55,6 @@ def _attend(
     offs_d = tl.arange(0, q.shape[1])
     offs_v = tl.arange(0, acc.shape[1])
     rows = first_row + tl.arange(0, BLOCK_M)[:, None]
-    unit = unit_of(scores)
     limit = None
     if BOUNDED:
         limit = head.seqlen_k
@@ -64,14 +63,7 @@ def _attend(
         keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
         qk = row_products(q, keys, PRECISION)
         score, _ = score_tile(qk, rows, offs_n[None, :], scores, head, BOUNDED)
-        new_max = tl.maximum(row_max, tl.max(score, 1) * unit)
-        shift = new_max
-        if BOUNDED or scores.mask is not None:  # a row may have seen nothing yet: -inf - -inf
-            shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        p = tl.exp2(score * unit - shift[:, None])
-        alpha = tl.exp2(row_max - shift)
-        row_sum = row_sum * alpha + tl.sum(p, 1)
-        row_max = new_max
+        p, alpha, row_max, row_sum = running_softmax(score, row_max, row_sum, scores, BOUNDED)
         if dropout is not None:  # after the sum: the softmax is of all the keys
             p = tl.where(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N), p, 0.0)
         values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
@@ -279,7 +271,7 @@ def _attention_bwd_dmask(
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUM_ROWS: tl.constexpr,
     SUM_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of an additive mask, one program per tile of it.
+    """The gradient of an additive mask, one program per tile of it. Without v, dout is that of the weights: [L, S].
 
     own and shared factor the tiles of the scores as [heads, row tiles, key tiles] with the batch in front: own ones
     belong to distinct programs, and a program walks those that share its elements of a broadcast mask in order, so the
@@ -303,13 +295,18 @@ def _attention_bwd_dmask(
         offs_m = first_row + tl.arange(0, BLOCK_M)
         offs_n = first_col + tl.arange(0, BLOCK_N)
         queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)
-        douts = load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_v, VALUE_DIM)
+        if v is None:
+            dp = cast(load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_n, seqlen_k), tl.float32)
+        else:
+            douts = load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_v, VALUE_DIM)
         keys = load_tile(rows_of(k, batch, h // GROUP, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)
-        values = load_tile(rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM)
+        if v is not None:
+            values = load_tile(rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM)
         lse_m = load_lse(rows_of(lse, batch, h, zero), offs_m, seqlen_q)
         delta_m = load_rows(rows_of(delta, batch, h, zero), offs_m, seqlen_q, 0.0)
         qk = row_products(queries, keys, PRECISION)
-        dp = row_products(douts, values, PRECISION)
+        if v is not None:
+            dp = row_products(douts, values, PRECISION)
         keep = None
         if dropout is not None:
             keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
@@ -362,7 +359,7 @@ def attention_bwd(
     sizes = q.shape[2], k.shape[2]
     delta = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, scale, dq, dk, dv)
     if need_dmask and dmask.numel():
-        _mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask)
+        mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask)
 
 
 def attention_varlen_fwd(
@@ -453,16 +450,19 @@ def _backward(
     return delta
 
 
-def _mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask):
+def mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask):
+    """Fill dmask from lse and delta; v is None where dout is the gradient of the weights."""
     batch, heads, seqlen_q, _ = q.shape
     seqlen_k = k.shape[2]
-    config = tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), laden=True)
+    like_values = k if v is None else v
+    width = max(q.shape[3], like_values.shape[3])
+    config = tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, width, laden=True)
     tiles = heads, triton.cdiv(seqlen_q, config["BLOCK_M"]), triton.cdiv(seqlen_k, config["BLOCK_N"]), batch
     summed = [dmask.shape[i] == 1 for i in (1, 2, 3, 0)]
     own = [1 if s else n for s, n in zip(summed, tiles, strict=True)]
     shared = [n if s else 1 for s, n in zip(summed, tiles, strict=True)]
     _attention_bwd_dmask[(own[0] * own[1] * own[2] * own[3],)](
         strided(q), strided(k), strided(v), strided(dout), strided(lse), strided(delta), strided(dmask), scores,
-        dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **common_arguments(q, k, v), **config,
+        dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **common_arguments(q, k, like_values), **config,
         SUM_ROWS=summed[1], SUM_KEYS=summed[2],
     )  # fmt: skip

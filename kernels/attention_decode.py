@@ -17,9 +17,9 @@ from pyflash.kernels.attention_tile import (
     make_scores,
     row_products,
     rows_of,
+    running_softmax,
     score_tile,
     strided,
-    unit_of,
 )
 from pyflash.kernels.primitives import LN2, LOG2E, cast, dot
 
@@ -72,18 +72,12 @@ def _decode_split(
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
-    unit = unit_of(scores)
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
         keys = load_tile(k, offs_n, length, offs_d, HEAD_DIM)
         qk = row_products(queries, keys, PRECISION)
         score, _ = score_tile(qk, row[:, None], offs_n[None, :], scores, head, BOUNDED=True)
-        new_max = tl.maximum(row_max, tl.max(score, 1) * unit)
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        p = tl.exp2(score * unit - shift[:, None])
-        alpha = tl.exp2(row_max - shift)
-        row_sum = row_sum * alpha + tl.sum(p, 1)
-        row_max = new_max
+        p, alpha, row_max, row_sum = running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY=True)
         values = load_tile(v, offs_n, length, offs_v, VALUE_DIM)
         acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)
 

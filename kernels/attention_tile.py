@@ -76,18 +76,23 @@ def make_dropout(seed, p):
     return Dropout(seed, philox.threshold(p), philox.keep_scale(p)) if p > 0 else None
 
 
-def common_arguments(q, k, v):
+def head_arguments(q, k):
     """What every kernel is compiled for. A dimension that fills its block is None: it needs no comparison."""
-    head_dim, value_dim = q.shape[3], v.shape[3]
-    block_d, block_v = tuning.feature_block(head_dim), tuning.feature_block(value_dim)
+    head_dim = q.shape[3]
+    block_d = tuning.feature_block(head_dim)
     return dict(
         GROUP=q.shape[1] // k.shape[1],
         HEAD_DIM=None if head_dim == block_d else head_dim,
-        VALUE_DIM=None if value_dim == block_v else value_dim,
         BLOCK_D=block_d,
-        BLOCK_V=block_v,
         PRECISION=tuning.input_precision(),
     )
+
+
+def common_arguments(q, k, v):
+    """head_arguments, and the same of the values."""
+    value_dim = v.shape[3]
+    block_v = tuning.feature_block(value_dim)
+    return dict(head_arguments(q, k), VALUE_DIM=None if value_dim == block_v else value_dim, BLOCK_V=block_v)
 
 
 def is_laden(scores, dropout):
@@ -219,6 +224,20 @@ def unit_of(scores):
     else:
         unit = scores.unit
     return unit
+
+
+@triton.jit
+def running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY: tl.constexpr):
+    """(p, alpha, row_max, row_sum) with one more tile of scores: p is relative to the new maximum, and alpha brings there
+    what was summed before. MAYBE_EMPTY: a row may have seen nothing yet."""
+    unit = unit_of(scores)
+    new_max = tl.maximum(row_max, tl.max(score, 1) * unit)
+    shift = new_max
+    if MAYBE_EMPTY or scores.mask is not None:  # else -inf - -inf
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    p = tl.exp2(score * unit - shift[:, None])
+    alpha = tl.exp2(row_max - shift)
+    return p, alpha, new_max, row_sum * alpha + tl.sum(p, 1)
 
 
 @triton.jit

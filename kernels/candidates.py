@@ -29,6 +29,10 @@ def _forward_fits(config, dtype, head_dim, laden=False):
     return _accumulators_fit(config["BLOCK_M"], feature_block(head_dim), config)
 
 
+def _dk_fits(config, dtype, head_dim, laden=False):
+    return _accumulators_fit(config["BLOCK_N"], feature_block(head_dim), config)
+
+
 def _dkdv_fits(config, dtype, head_dim, laden=False):
     return _accumulators_fit(2 * config["BLOCK_N"], feature_block(head_dim), config)
 
@@ -37,6 +41,9 @@ CANDIDATES = {
     "attention_fwd": (_tiles((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)), _forward_fits),
     "attention_bwd_dq": (_tiles((64, 128), (32, 64), (4, 8), (1, 2, 3)), _forward_fits),
     "attention_bwd_dkdv": (_tiles((32, 64), (64, 128), (4, 8), (1, 2, 3)), _dkdv_fits),
+    "attention_weights_fwd": (_tiles((64, 128), (32, 64, 128), (4, 8), (2, 3)), _forward_fits),
+    "attention_weights_bwd_dq": (_tiles((32, 64, 128), (32, 64), (4, 8), (1, 2, 3)), _forward_fits),
+    "attention_weights_bwd_dk": (_tiles((32, 64), (64, 128), (4, 8), (1, 2, 3)), _dk_fits),
     "attention_decode": (
         _tiles((16, 32), (32, 64, 128), (2, 4), (2, 3, 4)),
         lambda config, dtype, head_dim, rows: config["BLOCK_M"] == 16 or rows > 16,

@@ -159,6 +159,40 @@ def attention_bwd_dkdv(arch, dtype, head_dim, laden=False):
     return _pick(_DKDV, _DKDV_LADEN, _DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim, laden)
 
 
+# The weights themselves: no accumulator as wide as a value, but a tile of the matrix to write or, in the backward, to
+# read ahead. That takes many small blocks; 64 rows where a warp group works on them together.
+_WEIGHTS_FWD = [(64, _tile(128, 64, 8, 3)), (128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 2))]
+_WEIGHTS_DQ_SM80 = [(64, _tile(32, 64, 4, 2)), (128, _tile(64, 32, 4, 2)), (256, _tile(32, 32, 8, 1))]
+_WEIGHTS_DQ_SM90 = [(64, _tile(64, 64, 4, 2)), (128, _tile(64, 64, 8, 2)), (256, _tile(32, 32, 8, 1))]
+_WEIGHTS_DQ = {
+    "sm80": _WEIGHTS_DQ_SM80,
+    "sm86": _WEIGHTS_DQ_SM80,
+    "sm90": _WEIGHTS_DQ_SM90,
+    "sm100": _WEIGHTS_DQ_SM90,
+}
+_WEIGHTS_DQ_LADEN = [(64, _tile(32, 64, 4, 2)), (128, _tile(32, 64, 8, 2)), (256, _tile(32, 32, 8, 1))]
+_WEIGHTS_DQ_FLOAT32 = [(64, _tile(32, 32, 8, 1)), (256, _tile(16, 16, 8, 1))]
+_WEIGHTS_DK = [(128, _tile(32, 64, 4, 2)), (256, _tile(16, 64, 8, 1))]
+
+
+@tunable(_attention_class)
+def attention_weights_fwd(arch, dtype, head_dim, laden=False):
+    plain = dict.fromkeys(_FWD, _WEIGHTS_FWD)
+    return _pick(plain, _WEIGHTS_FWD, _FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
+
+
+@tunable(_attention_class)
+def attention_weights_bwd_dq(arch, dtype, head_dim, laden=False):
+    float32 = _WEIGHTS_DQ_FLOAT32
+    return _pick(_WEIGHTS_DQ, _WEIGHTS_DQ_LADEN, float32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
+
+
+@tunable(_attention_class)
+def attention_weights_bwd_dk(arch, dtype, head_dim, laden=False):
+    plain = dict.fromkeys(_FWD, _WEIGHTS_DK)
+    return _pick(plain, _DKDV_LADEN, _DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim, laden)
+
+
 @tunable(lambda dtype, head_dim, rows: (_width(dtype), feature_block(head_dim), _up_to(rows, 16)))
 def attention_decode(arch, dtype, head_dim, rows):
     """Tiles of 16 packed rows, the least a matrix instruction takes: the cache is what is read."""

@@ -30,6 +30,12 @@ ATTENTION = [
     for kernel in ("fwd", "bwd_dq", "bwd_dkdv")
 ]
 ATTENTION += [name.replace("/attention_", "/full/attention_") for name in ATTENTION if "bfloat16" in name]  # not causal
+WEIGHTS = [
+    f"sm{arch}/attention_weights/{label}/attention_weights_{kernel}"
+    for arch in (80, 90)
+    for label in ("bfloat16/64", "bfloat16/128", "bfloat16/64/laden", "float32/64", "float32/128")
+    for kernel in ("fwd", "bwd_dq", "bwd_dk")
+]
 RECURRENT = [
     f"sm{arch}/recurrent/{cell}/{dtype}/{hidden}/rnn_{kernel}"
     for arch in (80, 90)
@@ -39,14 +45,14 @@ RECURRENT = [
 SHARED_MEMORY = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # KB a block may take
 
 
-@pytest.mark.parametrize("name", [*ATTENTION, *RECURRENT])
+@pytest.mark.parametrize("name", [*ATTENTION, *WEIGHTS, *RECURRENT])
 def test_what_is_promised_does_not_spill(name):
     row = ROWS[name]
     assert (row["spill_bytes"], row["LDL"], row["STL"]) == (0, 0, 0)
 
 
 def test_half_products_use_the_tensor_cores():
-    for name in (name for name in ATTENTION if "bfloat16" in name):
+    for name in (name for name in (*ATTENTION, *WEIGHTS) if "bfloat16" in name and "laden" not in name):
         assert ROWS[name]["HGMMA" if name.startswith("sm90") else "HMMA"] > 0
     for name in (name for name in RECURRENT if "bfloat16" in name):  # 16 or 32 rows, fewer than HGMMA takes
         assert ROWS[name]["HMMA"] > 0

@@ -1,4 +1,5 @@
-"""The Triton attention launchers in the interpreter, against the formula in float64: dense, packed and split over keys.
+"""The Triton attention launchers in the interpreter, against the formula in float64: dense, packed, split over keys, and
+the weights alone.
 
 Error is at most twice that of the same formula in the case's own dtype, plus a few ulp. Outputs arrive full of NaN with
 guards behind them.
@@ -17,7 +18,7 @@ from pyflash.ops._registry import GUARD, GUARD_VALUE, poisoned, span_of
 if _backends.MISSING["triton"]:
     pytest.skip(_backends.MISSING["triton"], allow_module_level=True)
 
-from pyflash.kernels import attention, attention_decode, tuning
+from pyflash.kernels import attention, attention_decode, attention_weights, tuning
 
 pytestmark = pytest.mark.on_device
 SEED = -987654321987  # both halves of the key, and a sign
@@ -135,9 +136,13 @@ def keep_mask(batch, heads, L, S, p):
 
 def formula(q, k, v, mask, slopes, keep, case, diagonal=None):
     """out and lse, in the type of q."""
+    p, lse = weights_formula(q, k, mask, slopes, keep, case, diagonal)
+    return p @ v.repeat_interleave(q.shape[1] // k.shape[1], 1), lse
+
+
+def weights_formula(q, k, mask, slopes, keep, case, diagonal=None):
     diagonal = case.diagonal if diagonal is None else diagonal
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = case.scale * (q @ k.transpose(-1, -2))
     if case.softcap:
         scores = case.softcap * torch.tanh(scores / case.softcap)
@@ -159,7 +164,7 @@ def formula(q, k, v, mask, slopes, keep, case, diagonal=None):
     lse = torch.logsumexp(wide, -1) if k.shape[2] else wide.sum(-1)
     if keep is not None:
         p = torch.where(keep, p / (1 - case.dropout_p), 0.0) if case.dropout_p < 1 else 0 * p
-    return p @ v, lse.masked_fill(empty[..., 0], -math.inf)
+    return p, lse.masked_fill(empty[..., 0], -math.inf)
 
 
 def tensor(case, *shape):
@@ -174,6 +179,20 @@ def tensor(case, *shape):
     else:
         x = torch.randn(shape)
     return x.to(case.dtype)
+
+
+def masks(case):
+    """The mask as a kernel takes it, and the floating-point one it was expanded from."""
+    bias = mask = None
+    if case.mask == "bool":
+        mask = torch.rand(case.mask_shape) > 0.4
+    elif case.mask:
+        bias = torch.randn(case.mask_shape)
+        if case.mask == "holes":
+            bias = torch.where(torch.rand(case.mask_shape) > 0.4, bias, -math.inf)
+            bias[:, :, 5] = -math.inf
+        mask = bias = bias.to(case.dtype)
+    return None if mask is None else mask.expand(case.batch, case.heads, case.L, case.S), bias
 
 
 def fill(launcher, args, *outputs):
@@ -203,16 +222,7 @@ def test_dense(case):
     dout = tensor(case, case.batch, case.heads, case.L, case.Ev)
     dlse = torch.randn(case.batch, case.heads, case.L) if case.dlse else None
     scores = case.batch, case.heads, case.L, case.S
-    bias = mask = None
-    if case.mask == "bool":
-        mask = (torch.rand(case.mask_shape) > 0.4).expand(scores)
-    elif case.mask:
-        bias = torch.randn(case.mask_shape)
-        if case.mask == "holes":
-            bias = torch.where(torch.rand(case.mask_shape) > 0.4, bias, -math.inf)
-            bias[:, :, 5] = -math.inf
-        bias = bias.to(case.dtype)
-        mask = bias.expand(scores)
+    mask, bias = masks(case)
     slopes = torch.rand(case.slopes) if case.slopes else None
     seed, keep = torch.tensor([SEED]), None
     if case.dropout_p:
@@ -242,6 +252,53 @@ def test_dense(case):
     if bias is not None:  # sums of cancelling terms round like the square root of their number
         summed = (scores[0] * scores[1] * scores[2] * scores[3] / bias.numel()) ** 0.5
         assert_error_within(ours[5:], theirs[5:], truth[5:], dout * summed)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.slopes], ids=lambda c: c.why)
+def test_weights(case):
+    """The matrix itself, every element of it, and its backward; the gradient of its lse is not asked for."""
+    q = tensor(case, case.batch, case.heads, case.L, case.E)
+    k = tensor(case, case.batch, case.kv_heads, case.S, case.E)
+    scores = case.batch, case.heads, case.L, case.S
+    dweights = tensor(case, *scores)
+    mask, bias = masks(case)
+    keep = keep_mask(*scores, case.dropout_p) if case.dropout_p else None
+    scalars = case.dropout_p, case.scale, case.softcap, case.left, case.right, case.diagonal
+    options = mask, torch.tensor([SEED]), *scalars
+    outputs = q.new_empty(scores), torch.empty(scores[:3])
+    weights, lse = fill(attention_weights.attention_weights_fwd, (q, k, *options), *outputs)
+    grads = fill(
+        attention_weights.attention_weights_bwd,
+        (dweights, q, k, weights, lse, *options, bias is not None),
+        *(x.new_empty(x.shape) for x in (q, k)),
+        torch.empty(0) if bias is None else torch.empty_like(bias),
+    )
+    ours = weights, lse, *(grads if bias is not None else grads[:2])
+
+    def function(q, k, *bias):
+        return weights_formula(q, k, bias[0].expand(scores) if bias else mask, None, keep, case)
+
+    inputs = [q, k] if bias is None else [q, k, bias]
+    theirs = gradients(function, inputs, (dweights, None))
+    truth = gradients(function, [x.double() for x in inputs], (dweights, None))
+    assert_error_within(ours[:4], theirs[:4], truth[:4], q, k, dweights)
+    if bias is not None:
+        summed = (math.prod(scores) / bias.numel()) ** 0.5
+        assert_error_within(ours[4:], theirs[4:], truth[4:], dweights * summed)
+
+
+def test_a_weight_that_is_not_a_number():
+    """A row with NaN is NaN in every column, as its softmax is: also where a causal row sees nothing, and dropped ones."""
+    q, k = torch.randn(1, 1, 70, 16), torch.randn(1, 1, 70, 16)
+    q[0, 0, 3, 1], q[0, 0, 40, 2] = math.nan, math.inf
+    weights, lse = fill(
+        attention_weights.attention_weights_fwd,
+        (q, k, None, torch.tensor([SEED]), 0.3, 0.25, 0.0, -1, 0, 0),
+        *(torch.empty(1, 1, 70, 70), torch.empty(1, 1, 70)),
+    )
+    rows = torch.tensor([3, 40])
+    assert weights[0, 0, rows].isnan().all() and lse[0, 0, rows].isnan().all()
+    assert weights.isnan().sum() == 2 * 70
 
 
 @pytest.mark.parametrize("bottom_right", [False, True])

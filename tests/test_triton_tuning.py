@@ -34,6 +34,10 @@ def test_every_head_has_a_tile(arch, dtype):
             dkdv = tuning.attention_bwd_dkdv(arch, dtype, head_dim, laden)
             assert 2 * dkdv["BLOCK_N"] * width <= 224 * 32 * dkdv["num_warps"]
             tuning.attention_bwd_dq(arch, dtype, head_dim, laden)
+            tuning.attention_weights_fwd(arch, dtype, head_dim, laden)
+            for name, rows in (("attention_weights_bwd_dq", "BLOCK_M"), ("attention_weights_bwd_dk", "BLOCK_N")):
+                config = tuning.TUNABLE[name](arch, dtype, head_dim, laden)
+                assert config[rows] * width <= 224 * 32 * config["num_warps"]
         tuning.attention_decode(arch, dtype, head_dim, 8)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from pyflash.auto import attention as auto
 from pyflash.ops import _attention_reference as reference
+from pyflash.ops import _backends
 from pyflash.ops._autograd import apply, vjp
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import is_plain
@@ -27,7 +28,7 @@ from pyflash.ops.attention import (
 
 OPERATION = Operation(
     "attention_weights",
-    dtypes={"cpu": (torch.float32, torch.float64, *HALVES)},
+    dtypes={"cpu": (torch.float32, torch.float64, *HALVES), "triton": (torch.float32, *HALVES)},
     rules=auto.rules,
     sizes="(scores times head_dim, are gradients needed)",
 )
@@ -49,6 +50,7 @@ _fwd = Op(
     + ", str backend) -> (Tensor weights, Tensor lse)",
     outputs=_fwd_outputs,
     reference=reference.attention_weights_fwd,
+    triton="pyflash.kernels.attention_weights:attention_weights_fwd",
     cpu="pyflash.ops._native.attention:attention_weights_fwd",
 )
 _bwd = Op(
@@ -56,6 +58,7 @@ _bwd = Op(
     "Tensor? seed, " + _SCALARS + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dmask)",
     outputs=_bwd_outputs,
     reference=reference.attention_weights_bwd,
+    triton="pyflash.kernels.attention_weights:attention_weights_bwd",
     cpu="pyflash.ops._native.attention:attention_weights_bwd",
 )
 
@@ -122,13 +125,17 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     name = "attention_weights"
     (q, k), attn_mask = _autocast((q, k), attn_mask)
     leading = _check(name, q, k, k, attn_mask, dropout_p, enable_gqa)
-    rows, keys = q.shape[-2], k.shape[-2]
+    (rows, head_dim), keys = q.shape[-2:], k.shape[-2]
     if scale is None:
-        scale = 1 / math.sqrt(q.shape[-1]) if q.shape[-1] else 1.0
+        scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
     scalars = (float(dropout_p), float(scale), 0.0, -1, 0 if is_causal else -1, 0)
     mask = None if attn_mask is None else _mask_four(name, attn_mask, leading, rows, keys, q.dtype)
-    refused = "" if is_plain(q) and is_plain(k) and _plain_mask(attn_mask) else "only strided tensors are served"
-    size = math.prod(leading) * rows * keys * q.shape[-1], False  # the reference has every derivative
+    refused = ""
+    if not (is_plain(q) and is_plain(k) and _plain_mask(attn_mask)):
+        refused = "only strided tensors are served"
+    elif head_dim > 256 and (not q.is_cpu or _backends._state.wish == "triton"):
+        refused = f"head_dim is {head_dim}; triton supports up to 256"
+    size = math.prod(leading) * rows * keys * head_dim, False  # the reference has every derivative
     backend = choose(OPERATION, q, [t for t in (k, attn_mask) if t is not None], size=size, refused=refused)
     if dropout_p == 0:
         seed = None

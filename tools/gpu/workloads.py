@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pyflash.kernels import attention, attention_decode, layer_norm, linear, rnn, tuning
+from pyflash.kernels import attention, attention_decode, attention_weights, layer_norm, linear, rnn, tuning
 
 INTERPRETED = tuning.INTERPRETED.value
 HALF, FLOAT = torch.bfloat16, torch.float32
@@ -63,6 +63,28 @@ def attention_call(kernel: str, dtype, head_dim: int, laden: bool):
 
         forward()
         return (forward, [out, lse]) if kernel == "attention_fwd" else (backward, [dq, dk, dv])
+
+    return make
+
+
+def weights_call(kernel: str, dtype, head_dim: int, laden: bool):
+    def make(small: bool):
+        batch, heads, length = (1, 2, 40) if small else (4, 16, 2048 if dtype == HALF else 1024)
+        q, k = (randn(batch, length, heads, head_dim, dtype=dtype).transpose(1, 2) for _ in range(2))
+        dq, dk = (torch.empty_like(q) for _ in range(2))
+        dweights = randn(batch, heads, length, length, dtype=dtype)
+        weights, lse = torch.empty_like(dweights), empty(batch, heads, length, dtype=FLOAT)
+        seed = torch.zeros(1, dtype=torch.int64, device=device())
+        options = None, seed, 0.1 if laden else 0.0, head_dim**-0.5, 0.0, -1, -1, 0
+
+        def forward():
+            attention_weights.attention_weights_fwd(q, k, *options, weights, lse)
+
+        def backward():
+            attention_weights.attention_weights_bwd(dweights, q, k, weights, lse, *options, False, dq, dk, None)
+
+        forward()
+        return (forward, [weights, lse]) if kernel == "attention_weights_fwd" else (backward, [dq, dk])
 
     return make
 
@@ -146,6 +168,10 @@ def _attention(name: str, dtype, head_dim: int, laden: bool = False) -> Key:
     return Key(name, (dtype, head_dim, laden), attention_call(name, dtype, head_dim, laden), "attention")
 
 
+def _weights(name: str, dtype, head_dim: int, laden: bool = False) -> Key:
+    return Key(name, (dtype, head_dim, laden), weights_call(name, dtype, head_dim, laden), "attention_weights")
+
+
 def _matmul(dtype, M: int) -> Key:
     return Key("matmul", (dtype, M, 4096, 4096), matmul_call(dtype, M), "linear")
 
@@ -157,6 +183,7 @@ def _recurrent(cell: str, hidden: int, dtype=HALF) -> list[Key]:
 
 
 BACKWARD = "attention_bwd_dq", "attention_bwd_dkdv"
+WEIGHTS = "attention_weights_fwd", "attention_weights_bwd_dq", "attention_weights_bwd_dk"
 # Most used first: a stopped search has done these.
 KEYS = [
     *(_attention("attention_fwd", HALF, head_dim) for head_dim in (64, 128)),
@@ -174,6 +201,8 @@ KEYS = [
     *(key for hidden in (128, 1024, 64) for cell in ("lstm", "gru") for key in _recurrent(cell, hidden)),
     *(key for cell in ("lstm", "gru") for key in _recurrent(cell, 256, FLOAT)),
     *(key for hidden in (256, 128) for key in _recurrent("rnn_tanh", hidden)),
+    *(_weights(name, HALF, 64, laden) for laden in (False, True) for name in WEIGHTS),
+    *(_weights(name, dtype, dim) for dtype, dim in ((HALF, 128), (FLOAT, 64)) for name in WEIGHTS),
     *(_attention(name, HALF, head_dim) for head_dim in (32, 256) for name in ("attention_fwd", *BACKWARD)),
 ]
 
