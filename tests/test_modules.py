@@ -10,6 +10,7 @@ from helpers import use
 from module_helpers import BACKENDS, assert_same, pair, quiet
 
 import pyflash
+import pyflash.functional as PF
 import pyflash.nn as nn
 from pyflash.nn._twins import ORIGINALS, TWINS
 
@@ -277,16 +278,49 @@ def test_ours_is_ours(case, training, monkeypatch):
         args = [args[0]] * 3
 
     def call():
-        out = module(*args, **kwargs)
-        out = out[0] if isinstance(out, tuple) else out
+        found = module(*args, **kwargs)
         if training:
-            torch.autograd.backward(out, torch.ones_like(out))
+            found = [out for out in (found if isinstance(found, tuple) else (found,)) if out is not None]
+            torch.autograd.backward(found, [torch.ones_like(out) for out in found])
 
     with use("cpu"), torch.set_grad_enabled(training):
         call()  # whatever is set up once
         seen = operations(call)
     allowed = ALLOWED if training else ALLOWED | {"dropout"}  # in evaluation it is the identity
     assert seen <= allowed, f"torch computed: {sorted(seen - allowed)}"
+
+
+def own_functions():
+    """Forward and, where there is one, backward of the attention functions that no module is made of alone."""
+    q, k, v, packed = (torch.randn(shape, requires_grad=True) for shape in [(1, 2, 6, 8)] * 3 + [(9, 2, 8)])
+    bias = torch.randn(6, 6, requires_grad=True)
+    offsets, lengths = torch.tensor([0, 4, 9], dtype=torch.int32), torch.tensor([4], dtype=torch.int32)
+    options = {"dropout_p": 0.1, "is_causal": True}
+
+    def both(out, *others):
+        outputs = (out, *others)
+        torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+
+    return {
+        "attention": lambda: both(*PF.attention(q, k, v, bias, return_lse=True, softcap=2.0, **options)),
+        "attention_weights": lambda: both(PF.attention_weights(q, k, bias, **options)),
+        "attention_varlen": lambda: both(
+            *PF.attention_varlen(packed, packed, packed, offsets, offsets, 5, 5, return_lse=True, **options)
+        ),
+        "attention_decode": lambda: PF.attention_decode(q.detach(), k.detach(), v.detach(), lengths, return_lse=True),
+    }
+
+
+@pytest.mark.parametrize("name", own_functions())
+def test_functions_are_ours(name, monkeypatch):
+    monkeypatch.setattr("pyflash.ops._registry.Op.paranoid", False)
+    call = own_functions()[name]
+    with use("cpu"):
+        call()
+        seen = operations(call)
+    assert seen <= ALLOWED, f"torch computed: {sorted(seen - ALLOWED)}"
+    with use("torch"):
+        assert operations(call) - ALLOWED, "the profiler does not see torch"
 
 
 def test_the_profiler_sees_torch():

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import use
+from helpers import backend_params, use
 from module_helpers import BACKENDS, MODES, Same, assert_same, option_id, pair, quiet, results
 
 import pyflash
@@ -93,7 +93,23 @@ def test_multi_head_attention(options, why, inputs):
         assert_same(ours, theirs, args, kwargs, modes=modes, backends=BACKENDS[-1:])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("average", [True, False], ids=["averaged", "of each head"])
+@pytest.mark.parametrize("backend", backend_params("triton"))
+def test_weights_in_triton(backend, average):
+    """Values and gradients through the output and the weights; for the other backends above."""
+    ours, theirs = pair(nn.MultiheadAttention, torch.nn.MultiheadAttention, 12, 3, batch_first=True)
+    hidden = torch.rand(5, 7) < 0.3
+    hidden[:, 0] = False
+    padding = torch.arange(7) >= torch.tensor([7, 4])[:, None]
+    for attn_mask in (None, hidden, torch.randn(5, 7)):
+        kwargs = {"attn_mask": attn_mask, "key_padding_mask": padding, "average_attn_weights": average}
+        with quiet():
+            assert_same(
+                ours, theirs, [torch.randn(2, 5, 12), torch.randn(2, 7, 12), Same(1)], kwargs, backends=(backend,)
+            )
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, *backend_params("triton")])
 def test_masked_queries_give_zeros(backend):
     """Where torch gives NaN when it returns the weights."""
     for batch_first in (False, True):
@@ -112,7 +128,7 @@ def test_masked_queries_give_zeros(backend):
             torch.testing.assert_close(out, bare)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *backend_params("triton")])
 @pytest.mark.parametrize("seqlen_k", [0, 300])
 def test_weights_of_few_and_many_keys(seqlen_k, backend):
     mha = nn.MultiheadAttention(8, 2, batch_first=True)
@@ -134,7 +150,7 @@ def test_mismatched_masks_warn_as_in_torch():
         assert len(caught) == 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *backend_params("triton")])
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_attention_dropout(backend, need_weights):
     mha = nn.MultiheadAttention(64, 4, dropout=0.5, batch_first=True)
