@@ -70,8 +70,9 @@ def cases():
         add(arch, attention, "bfloat16/64/varlen", dtype="bfloat16", head_dim=64, varlen=True)
         for dtype in ("bfloat16", "float32"):
             add(arch, attention_weights, f"{dtype}/128", dtype=dtype, head_dim=128)
-        laden = dict(dtype="bfloat16", head_dim=64, window=(-1, 0), bias=True, dropout_p=0.1)
-        add(arch, attention_weights, "bfloat16/64/laden", **laden)
+        laden = dict(dtype="bfloat16", window=(-1, 0), bias=True, dropout_p=0.1)
+        for head_dim in (64, 128):
+            add(arch, attention_weights, f"bfloat16/{head_dim}/laden", head_dim=head_dim, **laden)
         add(arch, row_wise, "bfloat16", dtype="bfloat16")
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)

@@ -162,6 +162,7 @@ def attention_bwd_dkdv(arch, dtype, head_dim, laden=False):
 # The weights themselves: no accumulator as wide as a value, but a tile of the matrix to write or, in the backward, to
 # read ahead. That takes many small blocks; 64 rows where a warp group works on them together.
 _WEIGHTS_FWD = [(64, _tile(128, 64, 8, 3)), (128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 2))]
+_WEIGHTS_FWD_LADEN = [(128, _tile(128, 32, 8, 2)), (256, _tile(64, 32, 8, 2))]
 _WEIGHTS_DQ_SM80 = [(64, _tile(32, 64, 4, 2)), (128, _tile(64, 32, 4, 2)), (256, _tile(32, 32, 8, 1))]
 _WEIGHTS_DQ_SM90 = [(64, _tile(64, 64, 4, 2)), (128, _tile(64, 64, 8, 2)), (256, _tile(32, 32, 8, 1))]
 _WEIGHTS_DQ = {
@@ -178,7 +179,7 @@ _WEIGHTS_DK = [(128, _tile(32, 64, 4, 2)), (256, _tile(16, 64, 8, 1))]
 @tunable(_attention_class)
 def attention_weights_fwd(arch, dtype, head_dim, laden=False):
     plain = dict.fromkeys(_FWD, _WEIGHTS_FWD)
-    return _pick(plain, _WEIGHTS_FWD, _FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
+    return _pick(plain, _WEIGHTS_FWD_LADEN, _FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
 
 
 @tunable(_attention_class)

@@ -33,7 +33,7 @@ ATTENTION += [name.replace("/attention_", "/full/attention_") for name in ATTENT
 WEIGHTS = [
     f"sm{arch}/attention_weights/{label}/attention_weights_{kernel}"
     for arch in (80, 90)
-    for label in ("bfloat16/64", "bfloat16/128", "bfloat16/64/laden", "float32/64", "float32/128")
+    for label in ("bfloat16/64", "bfloat16/128", "bfloat16/64/laden", "bfloat16/128/laden", "float32/64", "float32/128")
     for kernel in ("fwd", "bwd_dq", "bwd_dk")
 ]
 RECURRENT = [
