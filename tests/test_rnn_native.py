@@ -9,11 +9,14 @@ import pytest
 import torch
 from helpers import backend_params, use
 from test_linear import MUTATIONS, cache  # noqa: F401  a fixture
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 import pyflash
 import pyflash.functional as PF
 import pyflash.nn
 from pyflash.auto import rnn as auto
+from pyflash.ops import recurrent, rnn_stream
 
 pytest.importorskip("pyflash._cpu")
 
@@ -203,10 +206,135 @@ def test_a_wrong_step_without_gradients_raises(wrong, wish):
         PF.gru_cell(x, h, *w)
 
 
+LAYER_STEPS = {  # does the short way take it?
+    "usual": (lambda x, h, w: (x, h, w, {}), True),
+    "zero states": (lambda x, h, w: (x, None, w, {}), True),
+    "no bias": (lambda x, h, w: (x, h, [t for t in w if t.dim() == 2], {}), True),
+    "float64": (lambda x, h, w: (x.double(), h.double(), [t.double() for t in w], {}), True),
+    "batch first": (lambda x, h, w: (x.transpose(0, 1).contiguous(), h, w, {"batch_first": True}), True),
+    "one layer": (lambda x, h, w: (x, h[:1], w[:4], {}), True),
+    "unbatched": (lambda x, h, w: (x[:, 0], h[:, 0], w, {}), False),
+    "strided input": (lambda x, h, w: (x.transpose(1, 2).contiguous().transpose(1, 2), h, w, {}), False),
+    "strided state": (lambda x, h, w: (x, h.transpose(1, 2).contiguous().transpose(1, 2), w, {}), False),
+    "negative bit": (lambda x, h, w: (torch.complex(x, -x).conj().imag, h, w, {}), False),
+    "inference weight": (lambda x, h, w: (x, h, [torch.inference_mode()(w[0].clone)(), *w[1:]], {}), True),
+}
+
+
+@pytest.mark.parametrize("kind", LAYER_STEPS)
+@pytest.mark.parametrize("cell, gates", [("lstm", 4), ("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1)])
+def test_a_step_of_layers_without_gradients_is_torchs(cell, gates, kind, cache, monkeypatch):  # noqa: F811
+    make, is_short = LAYER_STEPS[kind]
+    rows = gates * 7
+    w = [torch.randn(rows, n) if n else torch.randn(rows) for n in (5, 7, 0, 0, 7, 7, 0, 0)]
+    x, h, w, options = make(torch.randn(1, 3, 5), torch.randn(2, 3, 7), w)
+    taken = []
+    short = recurrent.layers_stream
+    monkeypatch.setattr(recurrent, "layers_stream", lambda *args: taken.append(short(*args)) or taken[-1])
+    torch_h = torch.zeros(2, 3, 7) if h is None else h
+    torch_x = x if x.dim() == 3 else x[:, None]
+    torch_h = torch_h if x.dim() == 3 else torch_h[:, None]
+    wide = [t.double() for t in (torch_x, torch_h, *w)]
+    hx = (wide[1], wide[1] * 2) if cell == "lstm" else wide[1]
+    layers, is_first = wide[1].shape[0], options.get("batch_first", False)
+    truth = getattr(torch._VF, cell)(wide[0], hx, wide[2:], "no bias" != kind, layers, 0.0, False, False, is_first)
+    if cell == "lstm":
+        h = h if h is None else (h, h * 2)
+    function = getattr(PF, cell.split("_")[0])
+    if cell.startswith("rnn"):
+        options["nonlinearity"] = cell.removeprefix("rnn_")
+    with use("cpu"), torch.no_grad():
+        for _ in range(2):
+            y, state = function(x, h, w, **options)
+            found = [y, *state] if cell == "lstm" else [y, state]
+            for ours, theirs in zip(found, truth, strict=True):
+                theirs = theirs if x.dim() == 3 else theirs[:, 0]
+                torch.testing.assert_close(ours, theirs.to(ours.dtype), atol=2e-6, rtol=2e-6)
+    assert all((one is not None) == is_short for one in taken) and taken
+
+
+SEEN = {  # what has to see more of a step than its values: the short way is not for it
+    "gradients": torch.enable_grad,
+    "the profiler": torch.profiler.profile,
+    "a dispatch mode": lambda: FlopCounterMode(display=False),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "forward mode": forward_ad.dual_level,
+    "the torch backend": lambda: use("torch"),
+}
+
+
+@pytest.mark.parametrize("who", SEEN)
+def test_a_step_that_is_looked_at_is_not_short(who):
+    cell, layer, x = pyflash.nn.GRUCell(5, 7), pyflash.nn.GRU(5, 7), torch.randn(1, 2, 5)
+    h, weights = torch.randn(2, 7), [p for _, p in cell.named_parameters()]
+    with use("cpu"), torch.no_grad():
+        assert rnn_stream.cell_stream("gru_cell", "gru", x[0], h, None, *weights) is not None
+        assert rnn_stream.layers_stream("gru", "gru", x, [h[None]], weights, False) is not None
+        with SEEN[who]():
+            assert rnn_stream.cell_stream("gru_cell", "gru", x[0], h, None, *weights) is None
+            assert rnn_stream.layers_stream("gru", "gru", x, [h[None]], weights, False) is None
+            cell(x[0], h), layer(x, h[None])
+
+
+WRONG_STEPS = {
+    "features": lambda x, h, w: (x[..., :4], h, w),
+    "batch": lambda x, h, w: (x, h[:, :2], w),
+    "hidden": lambda x, h, w: (x, h[..., :6], w),
+    "layers": lambda x, h, w: (x, torch.cat([h, h]), w),
+    "dtype": lambda x, h, w: (x.double(), h, w),
+    "dtype of state": lambda x, h, w: (x, h.double(), w),
+    "bias": lambda x, h, w: (x, h, [*w[:3], w[3][:-1]]),
+    "weights": lambda x, h, w: (x, h, w[:3]),
+    "no memory": lambda x, h, w: (x, h, [w[0], freed(w[1]), *w[2:]]),
+    "no memory of x": lambda x, h, w: (freed(x), h, w),
+}
+
+
+def freed(tensor):
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+@pytest.mark.parametrize("wrong", WRONG_STEPS)
+def test_a_wrong_step_of_layers_raises(wrong, cache):  # noqa: F811
+    w = [torch.randn(21, 5), torch.randn(21, 7), torch.randn(21), torch.randn(21)]
+    x, h, w = WRONG_STEPS[wrong](torch.randn(1, 3, 5), torch.randn(1, 3, 7), w)
+    with use("cpu"), torch.no_grad(), pytest.raises((RuntimeError, ValueError)):
+        PF.gru(x, h, w)
+
+
+REPARAMETRIZED = {
+    "parametrize": lambda m, name: torch.nn.utils.parametrize.register_parametrization(m, name, torch.nn.Tanh()),
+    "weight_norm": torch.nn.utils.weight_norm,
+    "spectral_norm": torch.nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize("how", REPARAMETRIZED)
+def test_a_reparametrized_weight_is_computed_for_every_step(how, cache):  # noqa: F811
+    ours, name, x = pyflash.nn.GRUCell(5, 7).eval(), "weight_hh", torch.randn(2, 5)
+    theirs = torch.nn.GRUCell(5, 7).eval()
+    theirs.load_state_dict(ours.state_dict())
+    torch.manual_seed(1)
+    REPARAMETRIZED[how](ours, name)
+    torch.manual_seed(1)
+    REPARAMETRIZED[how](theirs, name)
+    for _ in range(3):
+        with use("cpu"), torch.no_grad():
+            close(ours(x, torch.ones(2, 7)), theirs(x, torch.ones(2, 7)))
+        for module in (ours, theirs):
+            for p in module.parameters():
+                p.data.mul_(1.25)
+
+
 # ---- what `auto` prefers ------------------------------------------------------------------------------------------
 
 PREFERRED = [  # cell, module, steps, batch, hidden, training, by ours, why it is here
     ("gru", "cell", 1, 1, 256, False, True, "a stream: the weights are kept packed"),
+    ("rnn_tanh", "cell", 1, 1, 8, False, True, "so small a step costs less than finding out and calling torch"),
+    ("rnn_tanh", "layers", 2, 1, 8, False, False, "two of them go the long way"),
     ("gru", "cell", 1, 1, 256, True, False, "in training they are packed for one step"),
     ("rnn_tanh", "layers", 1, 1, 1024, True, False, "the same of a layer"),
     ("gru", "layers", 2, 1, 1024, True, True, "two steps pay for it"),

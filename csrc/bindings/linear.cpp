@@ -30,7 +30,8 @@ void bind_linear(py::module_& m) {
   m.def("fingerprint", [](Address data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
                           int64_t samples, int dtype) {
     uint64_t hash = 0;
-    kernels().fingerprint({at<void>(data), rows, columns, row_stride, column_stride, samples, (Dtype)dtype, &hash}, 1);
+    kernels().fingerprint(
+        {at<void>(data), rows, columns, row_stride, column_stride, samples, (Dtype)dtype, &hash, nullptr, false}, 1);
     return hash;
   });
 }

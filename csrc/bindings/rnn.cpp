@@ -27,17 +27,7 @@ void copy_weights(const Weights& from, To& to) {
              at<void>(from[d][4])};
 }
 
-// One hash of all weights' values: (address, elements) of each, dense.
-typedef std::vector<std::array<int64_t, 2>> Places;
-uint64_t fingerprint_of(const Places& weights, int64_t samples, Dtype dtype) {
-  uint64_t all = 0;
-  for (const auto& weight : weights) {
-    uint64_t hash = 0;
-    kernels().fingerprint({at<void>(weight[0]), 1, weight[1], weight[1], 1, samples, dtype, &hash}, 1);
-    all = (all ^ hash) * 0x9e3779b97f4a7c15ull;
-  }
-  return all;
-}
+typedef std::vector<std::array<int64_t, 2>> Places;  // (address, elements) of each weight, dense
 
 // Packed weights that are kept, and what their weights were when they were packed. A step of a stream brings nothing
 // but addresses: turning Python's tuples and lists into structs costs as much as a small step.
@@ -45,18 +35,32 @@ struct RnnKept {
   RnnFwd p = {};
   Places weights;
   int64_t samples;
+  std::vector<int64_t> looked_at;  // `samples` of each weight
   uint64_t fingerprint;
 
   // Before they are packed: what changes from here on is seen.
-  RnnKept(const py::tuple& of, Places of_weights, int64_t count) : weights(std::move(of_weights)), samples(count) {
+  RnnKept(const py::tuple& of, Places of_weights, int64_t count)
+      : weights(std::move(of_weights)), samples(count), looked_at(weights.size() * count) {
     p.shape = shape(of);
-    fingerprint = fingerprint_of(weights, samples, p.shape.dtype);
+    fingerprint = fingerprint_now(looked_at.data(), false);
+  }
+  // One hash of all weights' values.
+  uint64_t fingerprint_now(int64_t* places, bool is_found) const {
+    uint64_t all = 0;
+    for (const auto& weight : weights) {
+      uint64_t hash = 0;
+      kernels().fingerprint(
+          {at<void>(weight[0]), 1, weight[1], weight[1], 1, samples, p.shape.dtype, &hash, places, is_found}, 1);
+      all = (all ^ hash) * 0x9e3779b97f4a7c15ull;
+      places += samples;
+    }
+    return all;
   }
   // The caller has seen that the weights still lie where they lay.
-  bool is_current() const { return fingerprint_of(weights, samples, p.shape.dtype) == fingerprint; }
+  bool is_current() const { return fingerprint_now((int64_t*)looked_at.data(), true) == fingerprint; }
 
   // One step of `batch` rows in one direction; false when the weights are not those that were packed.
-  bool step(int64_t batch, Address x, int64_t x_stride, Address h, Address c, Address h_n, Address c_n,
+  bool step(int64_t batch, Address x, int64_t x_stride, Address h, Address c, Address y, Address h_n, Address c_n,
             Address workspace, int num_threads) const {
     if (!is_current()) return false;
     RnnFwd now = p;
@@ -66,7 +70,8 @@ struct RnnKept {
     now.x = at<void>(x);
     now.h_0 = at<void>(h);
     now.c_0 = at<void>(c);
-    now.y = now.h_n = at<void>(h_n);  // the sequence of one h, and the last one
+    now.y = at<void>(y);  // the sequence of one h, and, maybe in the same place, the last one
+    now.h_n = at<void>(h_n);
     now.c_n = at<void>(c_n);
     now.workspace = at<void>(workspace);
     launch(&KernelTable::rnn_fwd, now, num_threads);

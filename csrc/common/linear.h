@@ -43,4 +43,8 @@ struct Fingerprint {
   int64_t samples;
   Dtype dtype;
   uint64_t* hash;
+  // [samples]: the places, as elements behind `data`. To find them takes longer than to read what is there. Null: found
+  // again; else, unless is_found, they are written here.
+  int64_t* places;
+  bool is_found;
 };

@@ -54,8 +54,8 @@ struct RnnFwd {
   RnnRows rows;
   const void* x;       // features contiguous
   const void* panels;  // of RnnPack by the same instruction set, not backward
-  const void* h_0;     // [directions, batch, output]
-  const void* c_0;     // [directions, batch, hidden], lstm
+  const void* h_0;     // [directions, batch, output]; null: zeros
+  const void* c_0;     // [directions, batch, hidden], lstm; null: zeros
   void* y;             // rows of directions * output
   void* h_n;           // like h_0
   void* c_n;           // like c_0

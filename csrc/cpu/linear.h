@@ -91,15 +91,18 @@ void fingerprint(const Fingerprint& p, int) {
     const int64_t count = every ? elements : p.samples;
     const bool is_dense = p.row_stride == p.columns * p.column_stride;
     const uint64_t part = every ? 1 << 16 : ((uint64_t)elements << 16) / (uint64_t)count;  // elements, in 2^-16
-    uint64_t hash[4] = {1, 2, 3, 4};  // four chains hide the latency of the multiplication
-    for (int64_t i = 0; i < count; i++) {
+    auto find = [&](int64_t i) {
       // One place in each of `count` equal parts, at a fixed random offset: equal steps would see one column only.
       uint64_t offset = every ? 0 : (uint64_t)(((unsigned __int128)part * (uint32_t)mix(i)) >> 32);
       int64_t at = (int64_t)((i * part + offset) >> 16);
-      const S* place =
-          data + (is_dense ? at * p.column_stride : at / p.columns * p.row_stride + at % p.columns * p.column_stride);
+      return is_dense ? at * p.column_stride : at / p.columns * p.row_stride + at % p.columns * p.column_stride;
+    };
+    if (p.places && !p.is_found)
+      for (int64_t i = 0; i < count; i++) p.places[i] = find(i);
+    uint64_t hash[4] = {1, 2, 3, 4};  // four chains hide the latency of the multiplication
+    for (int64_t i = 0; i < count; i++) {
       uint64_t bits = 0;
-      memcpy(&bits, place, sizeof(S));
+      memcpy(&bits, data + (p.places ? p.places[i] : find(i)), sizeof(S));
       hash[i % 4] = (hash[i % 4] ^ bits) * 0x9e3779b97f4a7c15ull;
       hash[i % 4] ^= hash[i % 4] >> 29;
     }

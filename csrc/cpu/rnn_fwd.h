@@ -73,16 +73,24 @@ struct RnnFwdThread {
   T *h, *h_next;
   int64_t t, rows, last_from;  // the step being made, its sequences, and the first of them that end with it
 
+  // A row of an initial state as its arithmetic type has it, and in `last` where its sequence has no steps.
+  void start_row(const void* from, void* last, int64_t state, int64_t width, T* to, T* too, bool is_over) {
+    const S* row = from ? (const S*)from + state * width : nullptr;
+    for (int64_t i = 0; i < width; i += lanes) {
+      const V value = row ? load_n(row + i, width - i) : V{};
+      store_n(to + i, value, width - i);
+      if (too) store_n(too + i, value, width - i);
+      if (is_over) store_n((S*)last + state * width + i, value, width - i);
+    }
+  }
+
   void start() {
     for (int64_t j = part.slice; j < part.rows; j += part.slices) {
-      const S *h_0 = (const S*)p.h_0 + places.state(j) * s.output, *c_0 = (const S*)p.c_0 + places.state(j) * s.hidden;
-      T *h0 = memory.h[0] + j * memory.output_stride, *h1 = memory.h[1] + j * memory.output_stride;
-      for (int64_t i = 0; i < s.output; i++) h0[i] = h1[i] = get(h_0 + i);
+      const bool is_over = j >= places.active(0);
+      start_row(p.h_0, p.h_n, places.state(j), s.output, memory.h[0] + j * memory.output_stride,
+                memory.h[1] + j * memory.output_stride, is_over);
       if (kGates == 4)
-        for (int64_t i = 0; i < s.hidden; i++) memory.c[j * memory.hidden_stride + i] = get(c_0 + i);
-      if (j < places.active(0)) continue;  // a sequence of no steps
-      memcpy((S*)p.h_n + places.state(j) * s.output, h_0, s.output * sizeof(S));
-      if (kGates == 4) memcpy((S*)p.c_n + places.state(j) * s.hidden, c_0, s.hidden * sizeof(S));
+        start_row(p.c_0, p.c_n, places.state(j), s.hidden, memory.c + j * memory.hidden_stride, nullptr, is_over);
     }
     h = memory.h[0];
     h_next = memory.h[1];

@@ -1,5 +1,7 @@
 """Linear, with or without an activation. Provisional numbers: benchmarks linear, to be set on a quiet machine."""
 
+from functools import lru_cache
+
 import torch
 
 MIN_FLOPS = {"cpu": 1 << 22, "triton": 0}  # below it Python's share of a call outweighs the kernel's
@@ -9,10 +11,15 @@ ISAS = ("avx512", "avx512_bf16")  # elsewhere torch's matrix products are as fas
 TORCH_DTYPES = (torch.bfloat16, torch.float16)  # oneDNN multiplies them in hardware
 
 
-def isa() -> str:
+@lru_cache(maxsize=1)
+def _core():  # an import that is done already still takes 0.3 us
     from pyflash import _cpu
 
-    return _cpu.isa()
+    return _cpu
+
+
+def isa() -> str:
+    return _core().isa()
 
 
 isa._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import torch._dynamo here

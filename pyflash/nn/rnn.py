@@ -14,10 +14,17 @@ import pyflash.functional as F
 from pyflash.nn._twins import leaf, twin, twin_of
 
 
+def _own(module: torch.nn.Module, names) -> list[Tensor]:
+    """Parameters by name: parametrizations, weight_norm and functional_call give others in every call."""
+    if torch.compiler.is_compiling():
+        return [getattr(module, name) for name in names]
+    own = module._parameters.get  # where most of them are still; getattr takes ten times as long to find one
+    return [getattr(module, name) if own(name) is None else own(name) for name in names]
+
+
 class _Layers(torch.nn.RNNBase):
     def _weights(self) -> list[Tensor]:
-        # By name, not _flat_weights: parametrizations, weight_norm and functional_call give others in every call.
-        return [getattr(self, name) for name in self._flat_weights_names]
+        return _own(self, self._flat_weights_names)
 
     def _options(self, lengths):
         return {
@@ -87,6 +94,9 @@ class GRU(_Layers):
         return F.gru(input, hx, self._weights(), **self._options(lengths))
 
 
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
 def _rows(module, input, states):
     """input and the states as [B, features], zeros for states that are not given; and whether input has a batch."""
     if input.dim() == 2 and all([s is not None and s.dim() == 2 for s in states]):
@@ -113,8 +123,7 @@ class RNNCell(torch.nn.RNNCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         input, (h,), is_batched = _rows(self, input, [hx])
-        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        h = F.rnn_cell(input, h, *weights, nonlinearity=self.nonlinearity)
+        h = F.rnn_cell(input, h, *_own(self, _CELL_WEIGHTS), nonlinearity=self.nonlinearity)
         return h if is_batched else h.squeeze(0)
 
 
@@ -125,7 +134,7 @@ class LSTMCell(torch.nn.LSTMCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         input, states, is_batched = _rows(self, input, [None, None] if hx is None else list(hx))
-        h, c = F.lstm_cell(input, states, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        h, c = F.lstm_cell(input, states, *_own(self, _CELL_WEIGHTS))
         return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
 
 
@@ -136,5 +145,5 @@ class GRUCell(torch.nn.GRUCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         input, (h,), is_batched = _rows(self, input, [hx])
-        h = F.gru_cell(input, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        h = F.gru_cell(input, h, *_own(self, _CELL_WEIGHTS))
         return h if is_batched else h.squeeze(0)

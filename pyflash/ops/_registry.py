@@ -101,11 +101,15 @@ class Op:
 
     def _run_guarded(self, kernel, args, outputs):
         kernel(*args, *outputs)
-        for i, output in enumerate(outputs):
-            span = span_of(output)
-            guard = output.as_strided((GUARD,), (1,), output.storage_offset() + span)
-            if not bool((guard == GUARD_VALUE).all()):
-                raise AssertionError(f"pyflash::{self.name} wrote behind its output {i}")
+        expect_guards(f"pyflash::{self.name}", outputs)
+
+
+def expect_guards(name: str, outputs) -> None:
+    """Raises where something was written behind an output that `poisoned` made."""
+    for i, output in enumerate(outputs):
+        guard = output.as_strided((GUARD,), (1,), output.storage_offset() + span_of(output))
+        if not bool((guard == GUARD_VALUE).all()):
+            raise AssertionError(f"{name} wrote behind its output {i}")
 
 
 _PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyflash.auto import rnn as auto
@@ -15,6 +15,7 @@ from pyflash.ops._rnn_checks import check_input, check_lengths, check_state, for
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.dropout import dropout as _dropout
 from pyflash.ops.rnn import TRITON, rnn_layer, rnn_step
+from pyflash.ops.rnn_stream import TORCH_LAYERS, layers_stream
 
 
 def _rules(backend, size, dtype):
@@ -28,7 +29,6 @@ OPERATIONS = {
 }
 _NO_PROJECTION = "triton has no kernel for a projection (proj_size)"
 OPERATIONS["lstm"].notes["triton"] = _NO_PROJECTION
-_TORCH = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}
 
 
 def _reference_layer(x, h_0, c_0, weights, rows, steps, cell, batch_first, backend, **_):
@@ -78,9 +78,9 @@ def _torch_stack(x, h_0, c_0, params, form, steps, cell, batch_first, dropout, t
     options = (form.has_bias, form.layers, dropout, training, form.directions == 2)
     hx = h_0 if c_0 is None else (h_0, c_0)
     if steps is None:
-        outputs = _TORCH[cell](x, hx, params, *options, batch_first)
+        outputs = TORCH_LAYERS[cell](x, hx, params, *options, batch_first)
     else:
-        outputs = _TORCH[cell](x, steps, hx, params, *options)
+        outputs = TORCH_LAYERS[cell](x, steps, hx, params, *options)
     return (*outputs, None) if c_0 is None else outputs
 
 
@@ -141,8 +141,12 @@ def _recurrent(
     operation = "rnn" if cell.startswith("rnn") else cell
     is_packed = isinstance(input, PackedSequence)
     batch_first = batch_first and not is_packed
-    form = form_of(operation, cell, params, bidirectional)
     states = _states(operation, hx, cell == "lstm")
+    if not (is_packed or bidirectional or return_cells or lengths is not None or (dropout and training)):
+        found = layers_stream(operation, cell, input, states, params, batch_first)
+        if found is not None:
+            return *found, None
+    form = form_of(operation, cell, params, bidirectional)
     x, steps, rows = input, None, None
     if is_packed:
         expect(lengths is None, operation, lambda: "lengths is given with a PackedSequence, which has its own")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
-from torch import _VF, Tensor
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from pyflash.auto import rnn as auto
-from pyflash.auto.linear import isa
-from pyflash.ops import _backends
 from pyflash.ops import _rnn_reference as reference
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
 from pyflash.ops._checks import expect, is_plain
@@ -19,13 +14,12 @@ from pyflash.ops._rnn_reference import GATES
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.recurrent import _rules
 from pyflash.ops.rnn import TRITON, rnn_layer, rnn_step
+from pyflash.ops.rnn_stream import TORCH_CELLS, cell_stream
 
 OPERATIONS = {
     name: Operation(name, dtypes={"cpu": FLOATS, "triton": TRITON}, rules=_rules, sizes="pyflash.auto.rnn.Size")
     for name in ("rnn_cell", "lstm_cell", "gru_cell")
 }
-_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
-_TORCH = {"lstm": _VF.lstm_cell, "gru": _VF.gru_cell, "rnn_tanh": _VF.rnn_tanh_cell, "rnn_relu": _VF.rnn_relu_cell}
 
 
 def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
@@ -94,55 +88,9 @@ def _fits(cell, x, h, c, weights):
     return all([b.shape == (rows,) for b in weights[2:]])
 
 
-@lru_cache(maxsize=256)
-def _reason_for_torch(cell, batch, inputs, hidden, dtype, isa):
-    return auto.rules("cpu", auto.Size(cell, "cell", 1, batch, inputs, hidden, 1, 1, False, False, False), dtype)
-
-
-def _stream(operation, cell, x, h, c, *weights):
-    """What `_cell` gives for a step of a stream on the CPU, told by one look at each tensor; None: look closer.
-
-    A token costs little more than this: everything that is not as usual, errors too, is left to `_cell`.
-    """
-    (w_ih, w_hh, b_ih, b_hh), wish, dtype = weights, _backends._state.wish, x.dtype
-    if (
-        torch.is_grad_enabled()
-        or (wish != "auto" and wish != "cpu")
-        or torch.compiler.is_compiling()
-        or _backends.is_jit_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _backends.MISSING["cpu"]
-        or dtype not in FLOATS
-        or torch.is_autocast_enabled("cpu")
-        or b_ih is None
-        or b_hh is None
-    ):
-        return None
-    for t in (x, h, *weights) if c is None else (x, h, c, *weights):
-        if type(t) not in _PLAIN_TYPES or t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
-            return None
-        if t.is_nested or not t.is_contiguous():
-            return None
-    if not x.dim() == w_hh.dim() == 2:
-        return None
-    (batch, inputs), (rows, hidden) = x.shape, w_hh.shape
-    if rows != GATES[cell] * hidden or w_ih.shape != (rows, inputs) or h.shape != (batch, hidden):
-        return None
-    if not (b_ih.shape == b_hh.shape == (rows,)) or (c is not None and c.shape != h.shape):
-        return None
-    reason = _reason_for_torch(cell, batch, inputs, hidden, dtype, isa()) if wish == "auto" else ""
-    if reason:
-        _backends.record(operation, "torch", reason)
-        found = _TORCH[cell](x, h if c is None else (h, c), *weights)
-        return (found, None) if c is None else found
-    _backends.record(operation, "cpu")
-    return rnn_step(x, h, c, list(weights), cell, wish)
-
-
 def _cell(operation, cell, *given):
     """h and c (None unless lstm) after one step of input [B, I]; given: input, h, c, w_ih, w_hh, b_ih, b_hh."""
-    found = _stream(operation, cell, *given)
+    found = cell_stream(operation, cell, *given)
     if found is not None:
         return found
     x, h, c, w_ih, w_hh, b_ih, b_hh = _cast_by_autocast(cell, given)
@@ -161,7 +109,7 @@ def _cell(operation, cell, *given):
     if wish is not None and not training:
         return rnn_step(x, h, c, weights, cell, wish)
     if wish is None and not tracing_derivatives(tensors):
-        found = _TORCH[cell](given[0], given[1] if c is None else given[1:3], *given[3:])
+        found = TORCH_CELLS[cell](given[0], given[1] if c is None else given[1:3], *given[3:])
         return (found, None) if c is None else found
     sequence = x.unsqueeze(0), h.unsqueeze(0), None if c is None else c.unsqueeze(0), weights, None, None, cell, False
     if wish is None:

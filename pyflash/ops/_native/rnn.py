@@ -101,7 +101,7 @@ def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, 
 class Kept:
     """Packed weights, and the native object that knows whether they are still those of the weights."""
 
-    __slots__ = ("native", "nbytes", "panels")
+    __slots__ = ("__weakref__", "native", "nbytes", "panels")
 
     def __init__(self, shape, places, make):
         self.native = _cpu.RnnKept(shape, places, FINGERPRINT_SAMPLES)

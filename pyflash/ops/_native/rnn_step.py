@@ -1,7 +1,8 @@
-"""One step of a recurrent cell on CPU tensors, gradients off: what a stream costs a token, so with little Python."""
+"""Single steps on CPU tensors, gradients off: what a stream costs a token, so with little Python."""
 
 from __future__ import annotations
 
+import weakref
 from functools import lru_cache
 
 import torch
@@ -11,28 +12,74 @@ from pyflash.ops._native import DTYPES
 from pyflash.ops._native.linear import _workspace
 from pyflash.ops._native.rnn import CELLS, _Problem, find_kept
 
+RECENT = 256  # layers whose packed weights are found by one look-up
+
+_recent: dict[tuple, tuple] = {}  # what `_shape` says and where the weights lie -> (their versions, weak `Kept`)
+
 
 @lru_cache(maxsize=256)
-def _workspace_bytes(shape, threads, isa):
-    return _cpu.rnn_sizes(shape, shape[1], False, threads)[1]
+def _shape(cell, batch, inputs, hidden, dtype, threads, isa):
+    """The shape of a step as a `_Problem` has it, and the bytes of its workspace."""
+    shape = (1, batch, inputs, hidden, hidden, 1, CELLS[cell], False, DTYPES[dtype])
+    return shape, _cpu.rnn_sizes(shape, batch, False, threads)[1]
+
+
+def _find(cell, shape, weights, threads, isa, is_renewed=False, may_lack_memory=True):
+    """The `Kept` of these weights; None where one of them has no memory and may not."""
+    places = [w.data_ptr() for w in weights]
+    place = (isa, shape[2], *shape[6:], *places)
+    recent = None if is_renewed else _recent.get(place)
+    if recent is not None and recent[0] == [w._version for w in weights]:
+        kept = recent[1]()
+        if kept is not None:
+            return kept
+    if not (may_lack_memory or all(places)):
+        return None
+
+    def pack():
+        x, h = weights[0].new_empty(1, 1, shape[2]), weights[0].new_empty(1, 1, shape[3])
+        return _Problem(x, h, weights, None, None, cell, False).panels(False, threads, True)
+
+    kept = find_kept(shape, weights, pack, is_renewed)
+    if all(places) and not any([w.is_inference() for w in weights]):  # these have no version
+        if len(_recent) >= RECENT:
+            _recent.clear()
+        _recent[place] = [w._version for w in weights], weakref.ref(kept)
+    return kept
+
+
+def rnn_stream(cell, x, h, c, weights, layers, batch, y, h_n, c_n, may_lack_memory=False) -> bool:
+    """One step of x, [batch, inputs] in memory, through layers in one direction; False: a tensor has no memory.
+
+    h, c, h_n, c_n: [layers, batch, hidden], all contiguous; h and c None: zeros. y: [batch, hidden], or None: h_n is it.
+    may_lack_memory: it may, being empty.
+    """
+    threads, isa = torch.get_num_threads(), _cpu.isa()
+    inputs, hidden, dtype, each = x.shape[-1], h_n.shape[-1], x.dtype, len(weights) // layers
+    x_at, h_at, c_at = x.data_ptr(), 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr()
+    if not (may_lack_memory or (x_at and (h is None or h_at) and (c is None or c_at))):
+        return False
+    h_n_at, c_n_at = h_n.data_ptr(), 0 if c_n is None else c_n.data_ptr()
+    for i in range(layers):
+        shape, size = _shape(cell, batch, inputs, hidden, dtype, threads, isa)
+        workspace = _workspace(size, "rnn")
+        y_at = h_n_at if y is None or i < layers - 1 else y.data_ptr()
+        given = batch, x_at, inputs, h_at, c_at, y_at, h_n_at, c_n_at, workspace.data_ptr(), threads
+        own = weights if layers == 1 else weights[i * each : (i + 1) * each]
+        # Held: another thread may drop it from the cache.
+        kept = _find(cell, shape, own, threads, isa, False, may_lack_memory)
+        while kept is not None and not kept.native.step(*given):
+            kept = _find(cell, shape, own, threads, isa, True, may_lack_memory)
+        if kept is None:
+            return False
+        if i < layers - 1:
+            state = batch * hidden * x.element_size()
+            x_at, inputs, h_n_at = h_n_at, hidden, h_n_at + state
+            h_at, c_at, c_n_at = h_at and h_at + state, c_at and c_at + state, c_n_at and c_n_at + state
+    return True
 
 
 def rnn_step(x, h, c, weights, cell, h_n, c_n):
-    (batch, inputs), hidden, dtype = x.shape, h.shape[1], DTYPES[x.dtype]
-    shape, threads, isa = (
-        (1, batch, inputs, hidden, hidden, 1, CELLS[cell], False, dtype),
-        torch.get_num_threads(),
-        _cpu.isa(),
-    )
-
-    def pack():
-        return _Problem(x.unsqueeze(0), h.unsqueeze(0), weights, None, None, cell, False).panels(False, threads, True)
-
-    workspace = _workspace(_workspace_bytes(shape, threads, isa), "rnn")
-    given = (
-        batch, x.data_ptr(), x.stride(0), h.data_ptr(), 0 if c is None else c.data_ptr(), h_n.data_ptr(),
-        c_n.data_ptr(), workspace.data_ptr(), threads,
-    )  # fmt: skip
-    kept = find_kept(shape, weights, pack)  # held: another thread may drop it from the cache
-    while not kept.native.step(*given):
-        kept = find_kept(shape, weights, pack, True)
+    """The operator's, of tensors that the dispatcher has seen."""
+    c_n = None if c is None else c_n
+    rnn_stream(cell, x.contiguous(), h, c, weights, 1, x.shape[0], None, h_n, c_n, may_lack_memory=True)

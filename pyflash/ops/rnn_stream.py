@@ -1,0 +1,148 @@
+"""One step of a stream on the CPU with gradients off, through a cell or through layers, told by one look at each tensor.
+
+A token costs little more than these looks. Whatever is not as usual, errors too, is None here: the caller looks closer.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import _VF, Tensor
+from torch.autograd import forward_ad
+
+from pyflash.auto import rnn as auto
+from pyflash.auto.linear import isa
+from pyflash.ops import _backends
+from pyflash.ops._registry import Op, expect_guards, poisoned
+from pyflash.ops._rnn_reference import GATES
+from pyflash.ops.activation import FLOATS
+
+TORCH_CELLS = {
+    "lstm": _VF.lstm_cell, "gru": _VF.gru_cell, "rnn_tanh": _VF.rnn_tanh_cell, "rnn_relu": _VF.rnn_relu_cell,
+}  # fmt: skip
+TORCH_LAYERS = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
+
+
+@lru_cache(maxsize=256)
+def _reason_for_torch(cell, module, batch, inputs, hidden, layers, dtype, isa):
+    return auto.rules("cpu", auto.Size(cell, module, 1, batch, inputs, hidden, layers, 1, False, False, False), dtype)
+
+
+@lru_cache(maxsize=1)
+def _kernel():
+    from pyflash.ops._native.rnn_step import rnn_stream
+
+    return rnn_stream
+
+
+def _are_usual(tensors):
+    """Plain values of one type on the CPU, and nothing of torch that wants to see more of the call than these."""
+    dtype = tensors[0].dtype
+    if (
+        torch.is_grad_enabled()
+        or (_backends._state.wish != "auto" and _backends._state.wish != "cpu")
+        or torch.compiler.is_compiling()
+        or _backends.is_jit_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd._profiler_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
+        or _backends.MISSING["cpu"]
+        or dtype not in FLOATS
+    ):
+        return False
+    for t in tensors:
+        if type(t) not in _PLAIN_TYPES or t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
+            return False
+        if t.is_nested or t.is_neg() or not t.is_contiguous():
+            return False
+    return True
+
+
+def _hidden_of(cell, weights, each, inputs):
+    """H of layers in one direction without projection, where these are their weights, `each` a layer; else 0."""
+    if weights[1].dim() != 2 or len(weights) % each:
+        return 0
+    rows, hidden = weights[1].shape
+    if rows != GATES[cell] * hidden:
+        return 0
+    for i in range(0, len(weights), each):
+        if weights[i].shape != (rows, inputs) or weights[i + 1].shape != (rows, hidden):
+            return 0
+        if each == 4 and (weights[i + 2].shape != (rows,) or weights[i + 3].shape != (rows,)):
+            return 0
+        inputs = hidden
+    return hidden
+
+
+def _reason(*size):
+    """Why `auto` prefers torch for this step."""
+    return _reason_for_torch(*size, isa()) if _backends._state.wish == "auto" else ""
+
+
+def _run(operation, cell, x, h, c, weights, layers, batch, *outputs):
+    """outputs (y, h_n, c_n), filled; None: a tensor has no memory."""
+    if Op.paranoid:
+        outputs = tuple([t if t is None else poisoned(t) for t in outputs])
+    if not _kernel()(cell, x, h, c, weights, layers, batch, *outputs):
+        return None
+    if Op.paranoid:
+        expect_guards(operation, [t for t in outputs if t is not None])
+    _backends.counts[operation, "cpu", ""] += 1
+    return outputs
+
+
+def cell_stream(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
+    """(h, c) after a cell's step, c None unless lstm; or None."""
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    if b_ih is None or b_hh is None or not _are_usual((x, h, *weights) if c is None else (x, h, c, *weights)):
+        return None
+    shape = h.shape
+    if x.dim() != 2 or len(shape) != 2 or x.shape[0] != shape[0]:
+        return None
+    batch, inputs = x.shape
+    hidden = _hidden_of(cell, weights, 4, inputs)
+    if not (batch and hidden) or shape[1] != hidden or (c is not None and c.shape != shape):
+        return None
+    reason = _reason(cell, "cell", batch, inputs, hidden, 1, x.dtype)
+    if reason:
+        _backends.counts[operation, "torch", reason] += 1
+        found = TORCH_CELLS[cell](x, h if c is None else (h, c), *weights)
+        return (found, None) if c is None else found
+    h_n, c_n = x.new_empty(*shape), None if c is None else x.new_empty(*shape)
+    found = _run(operation, cell, x, h, c, weights, 1, batch, None, h_n, c_n)
+    return None if found is None else found[1:]
+
+
+def layers_stream(operation, cell, x, states, weights, batch_first):
+    """(y, h_n, c_n) after one step through layers, in one direction and without dropout, c_n None unless lstm; or None.
+
+    Args as `recurrent.lstm`'s; states: [h_0], or [h_0, c_0] for lstm, all None for zeros.
+    """
+    if type(x) not in _PLAIN_TYPES or x.dim() != 3 or len(weights) < 2:
+        return None
+    shape = x.shape
+    batch, steps = shape[:2] if batch_first else (shape[1], shape[0])
+    is_zero = not any([s is not None for s in states])
+    if steps != 1 or not _are_usual((x, *weights) if is_zero else (x, *states, *weights)):
+        return None
+    each = 4 if len(weights) > 2 and weights[2].dim() == 1 else 2
+    layers, hidden = len(weights) // each, _hidden_of(cell, weights, each, shape[2])
+    state = (layers, batch, hidden)
+    if not (batch and hidden) or not (is_zero or all([s.shape == state for s in states])):
+        return None
+    is_lstm = cell == "lstm"
+    reason = _reason(cell, "layers", batch, shape[2], hidden, layers, x.dtype)
+    if reason:
+        _backends.counts[operation, "torch", reason] += 1
+        given = [x.new_zeros(state) for _ in states] if is_zero else states
+        found = TORCH_LAYERS[cell](
+            x, given if is_lstm else given[0], weights, each == 4, layers, 0.0, False, False, batch_first
+        )
+        return found if is_lstm else (*found, None)
+    y, h_n = x.new_empty(shape[0], shape[1], hidden), x.new_empty(*state)
+    h_0, c_0, c_n = states[0], states[-1] if is_lstm else None, x.new_empty(*state) if is_lstm else None
+    return _run(operation, cell, x, h_0, c_0, weights, layers, batch, y, h_n, c_n)
