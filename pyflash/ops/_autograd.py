@@ -2,7 +2,71 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import nullcontext
+
 import torch
+
+
+class Function(torch.autograd.Function):
+    """An autograd function whose backward also takes gradients that vmap has batched: torch.func.vmap over
+    torch.autograd.grad, or the older vmap behind `is_grads_batched=True`, torch.autograd.functional's `vectorize=True`
+    and gradcheck. They are computed one after another: a kernel reads memory that is laid out as it knows."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.backward = staticmethod(_one_by_one(cls.backward))
+
+
+def _one_by_one(backward):
+    @functools.wraps(backward)
+    def batchable(ctx, *grads):
+        vmap = None if torch.compiler.is_compiling() else _vmap_of(grads)
+        if vmap is None:
+            return backward(ctx, *grads)
+        unwrap, wrap, below = vmap
+        with below:
+            slices = [unwrap(g) if g is not None else None for g in grads]
+            size = next((len(g) for g in slices if isinstance(g, _Batch)), None)
+            if size is None:
+                return backward(ctx, *grads)
+            found = [backward(ctx, *(g[i] if isinstance(g, _Batch) else g for g in slices)) for i in range(size)]
+            stacked = [None if column[0] is None else torch.stack(column) for column in zip(*found)]
+        return tuple(g if g is None else wrap(g) for g in stacked)
+
+    return batchable
+
+
+class _Batch(tuple):
+    """The gradients that a batched one stands for."""
+
+
+def _vmap_of(grads):
+    """(unwrap: a gradient or the `_Batch` that it stands for; wrap: its reverse on a stack; a context to compute in),
+    or None where nothing is batched."""
+    if torch._C._are_functorch_transforms_active():
+        from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
+
+        vmap = retrieve_current_functorch_interpreter()
+        if not isinstance(vmap, VmapInterpreter):
+            return None
+        level, functorch = vmap.level(), torch._C._functorch
+
+        def unwrap(g):
+            g, dim = functorch._unwrap_batched(g, level)
+            return g if dim is None else _Batch(g.unbind(dim))
+
+        return unwrap, lambda g: functorch._add_batch_dim(g, 0, level), vmap.lower()
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    if not any([g is not None and is_batched(g) for g in grads]):
+        return None
+    level = max(torch._C._vmapmode_increment_nesting() - 1, 1)  # 1: a thread of the engine's own counts from zero
+    torch._C._vmapmode_decrement_nesting()
+
+    def unwrap(g):
+        return _Batch(torch._remove_batch_dim(g, level, 1, 0).unbind()) if is_batched(g) else g
+
+    return unwrap, lambda g: torch._add_batch_dim(g, 0, level), nullcontext()
 
 
 def apply(function: type[torch.autograd.Function], *args):

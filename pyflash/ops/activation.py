@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import activation as auto
-from pyflash.ops._autograd import apply, vjp
+from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import IS_INTEL, Operation, choose, prefers_torch
 from pyflash.ops._checks import is_dense, is_plain
 from pyflash.ops._registry import Op
@@ -54,7 +54,7 @@ _bwd = Op(
 )
 
 
-class _Activation(torch.autograd.Function):
+class _Activation(Function):
     @staticmethod
     def forward(x, activation, backend):
         return _fwd(x, activation, backend)
@@ -69,7 +69,7 @@ class _Activation(torch.autograd.Function):
         return activation_bwd(dy, ctx.saved_tensors[0], ctx.activation, ctx.backend), None, None
 
 
-class _ActivationBwd(torch.autograd.Function):
+class _ActivationBwd(Function):
     @staticmethod
     def forward(dy, saved, activation, backend):
         return _bwd(dy, saved, activation, backend)

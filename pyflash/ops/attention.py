@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pyflash.auto import attention as auto
 from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
-from pyflash.ops._autograd import apply, vjp
+from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose, record, tracing_derivatives
 from pyflash.ops._checks import device_type, expect, is_plain
 from pyflash.ops._registry import Op
@@ -74,7 +74,7 @@ def _expand_mask(attn_mask, q, k):
     return attn_mask.expand(*q.shape[:3], k.shape[2])
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(Function):
     """Takes the mask as it is, 4 dimensions but not broadcast: its gradient has that shape."""
 
     @staticmethod
@@ -113,7 +113,7 @@ class _Attention(torch.autograd.Function):
         return dq, dk, dv, dmask if need_dmask else None, None, None, None, None
 
 
-class _AttentionBwd(torch.autograd.Function):
+class _AttentionBwd(Function):
     """`out` and `lse` are functions of the other inputs: the second derivative computes them again."""
 
     @staticmethod

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pyflash.ops import _attention_reference as reference
-from pyflash.ops._autograd import apply
+from pyflash.ops._autograd import Function, apply
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
 from pyflash.ops._checks import cache_lengths, expect, readable
 from pyflash.ops._registry import Op
@@ -43,7 +43,7 @@ _decode = Op(
 )
 
 
-class _Decode(torch.autograd.Function):
+class _Decode(Function):
     """Says so when somebody asks for the gradient that is not there."""
 
     @staticmethod

@@ -8,7 +8,7 @@ import torch
 
 from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
-from pyflash.ops._autograd import apply, vjp
+from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
 from pyflash.ops._checks import expect, is_plain, readable, sequence_offsets
 from pyflash.ops._registry import Op
@@ -83,7 +83,7 @@ _bwd = Op(
 )
 
 
-class _Varlen(torch.autograd.Function):
+class _Varlen(Function):
     @staticmethod
     def forward(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, scalars, backend):
         return _fwd(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *scalars, backend)
@@ -105,7 +105,7 @@ class _Varlen(torch.autograd.Function):
         return *gradients, None, None, None, None, None, None
 
 
-class _VarlenBwd(torch.autograd.Function):
+class _VarlenBwd(Function):
     """`out` and `lse` are functions of the other inputs: the second derivative computes them again."""
 
     @staticmethod

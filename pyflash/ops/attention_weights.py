@@ -9,7 +9,7 @@ import torch
 from pyflash.auto import attention as auto
 from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
-from pyflash.ops._autograd import apply, vjp
+from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import is_plain
 from pyflash.ops._registry import Op
@@ -63,7 +63,7 @@ _bwd = Op(
 )
 
 
-class _Weights(torch.autograd.Function):
+class _Weights(Function):
     @staticmethod
     def forward(q, k, attn_mask, seed, scalars, backend):
         return _fwd(q, k, _expand_mask(attn_mask, q, k), seed, *scalars, backend)
@@ -84,7 +84,7 @@ class _Weights(torch.autograd.Function):
         return dq, dk, dmask if need_dmask else None, None, None, None
 
 
-class _WeightsBwd(torch.autograd.Function):
+class _WeightsBwd(Function):
     @staticmethod
     def forward(dweights, q, k, weights, lse, attn_mask, seed, scalars, backend):
         dq, dk, dmask = _bwd(dweights, q, k, weights, lse, _expand_mask(attn_mask, q, k), seed, *scalars, backend)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto import dropout as auto
-from pyflash.ops._autograd import apply
+from pyflash.ops._autograd import Function, apply
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import is_dense, is_plain
 from pyflash.ops._philox import LOW, philox_words
@@ -36,7 +36,7 @@ _op = Op(
 )
 
 
-class _Dropout(torch.autograd.Function):
+class _Dropout(Function):
     """Linear in x: the backward is the operation itself, to any order."""
 
     @staticmethod

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto import layer_norm as auto
-from pyflash.ops._autograd import apply, vjp
+from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose, prefers_torch
 from pyflash.ops._checks import is_plain
 from pyflash.ops._registry import Op
@@ -105,7 +105,7 @@ def _unit_stride(rows):
     return rows.contiguous()
 
 
-class _LayerNorm(torch.autograd.Function):
+class _LayerNorm(Function):
     @staticmethod
     def forward(x, residual, weight, bias, eps, backend):
         return _fwd(x, residual, weight, bias, eps, backend)
@@ -143,7 +143,7 @@ class _LayerNorm(torch.autograd.Function):
         )
 
 
-class _LayerNormBwd(torch.autograd.Function):
+class _LayerNormBwd(Function):
     @staticmethod
     def forward(dy, dsummed, x, weight, mean, rstd, eps, need_dx, need_dweight, need_dbias, backend):
         return _bwd(dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, need_dbias, backend)

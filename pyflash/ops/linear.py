@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
 from pyflash.ops import _backends
-from pyflash.ops._autograd import apply
+from pyflash.ops._autograd import Function, apply
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import device_type, expect, is_plain
 from pyflash.ops._registry import Op
@@ -92,7 +92,7 @@ _bwd = Op(  # unneeded gradients are empty
 )
 
 
-class _MatMul(torch.autograd.Function):
+class _MatMul(Function):
     @staticmethod
     def forward(a, b, backend):
         return _matmul(a, b, backend)
@@ -115,7 +115,7 @@ def matmul(a, b, backend):
     return apply(_MatMul, a, b, backend) if torch.is_grad_enabled() else _matmul(a, b, backend)
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(Function):
     @staticmethod
     def forward(x, weight, bias, activation, save_preact, backend):
         return _fwd(x, weight, bias, activation, save_preact, backend)

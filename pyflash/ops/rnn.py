@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from pyflash.ops import _rnn_reference as reference
-from pyflash.ops._autograd import apply, vjp
+from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._registry import Op
 from pyflash.ops._rnn_reference import SAVED_GATES, acc_dtype
 
@@ -102,7 +102,7 @@ def _contiguous(tensor):
     return tensor if tensor is None else tensor.contiguous()
 
 
-class _Rnn(torch.autograd.Function):
+class _Rnn(Function):
     @staticmethod
     def forward(x, h_0, c_0, rows, steps, cell, batch_first, save_cells, save_gates, return_cells, backend, *weights):
         return _fwd(x, h_0, c_0, list(weights), rows, steps, cell, batch_first, save_cells, save_gates, backend)
@@ -134,7 +134,7 @@ class _Rnn(torch.autograd.Function):
         return dx, dh_0, dc_0, *(None,) * 8, *dweights
 
 
-class _RnnBwd(torch.autograd.Function):
+class _RnnBwd(Function):
     @staticmethod
     def forward(
         x, dy, dh_n, dc_n, dcells, h_0, c_0, rows, steps, y, cells, gates, cell, batch_first, needs, backend, *weights
