@@ -149,6 +149,18 @@ def test_torchs_own_module_database(info, training):
         assert_same([ours, replaced], theirs, call.args, call.kwargs, modes=modes, backends=BACKENDS[-1:])
 
 
+@pytest.mark.parametrize("info", [i for i in DATABASE if i.module_error_inputs_func], ids=lambda info: info.name)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_refusals_of_torchs_own_module_database(info, training, backend):
+    """Its exception types, and its words in ours: code that looks for them finds them."""
+    for error in info.module_error_inputs_func(info, "cpu", torch.float32, False, training):
+        constructor, call = error.module_error_input.constructor_input, error.module_error_input.forward_input
+        with use(backend), pytest.raises(error.error_type, match=error.error_regex):
+            module = TWINS[info.module_cls](*constructor.args, **constructor.kwargs)
+            module(*call.args, **call.kwargs)
+
+
 @pytest.mark.skipif(not module_db, reason="torch.testing._internal needs expecttest")
 def test_the_database_covers_our_modules():
     assert {info.module_cls for info in DATABASE} >= {

@@ -69,5 +69,5 @@ def test_samples(info, backend, dtype):
 def test_refusals(info, backend):
     for case in info.error_inputs(torch.device("cpu")):
         sample = case.sample_input
-        with use(backend), pytest.raises(case.error_type):
+        with use(backend), pytest.raises(case.error_type, match=case.error_regex):
             FUNCTIONS[info.name](sample.input, *sample.args, **sample.kwargs)

@@ -110,6 +110,9 @@ REFUSED = [
     call("GRUCell", (2, 3), (1, 2, 4)),
     call("LSTMCell", (2, 3), (2, 4), (1, 4)),
     call("LSTMCell", (2, 3), (2, 4), (2, 4, 1)),
+    call("LSTMCell", (2, 3), (2, 4)),
+    call("LSTMCell", (2, 3), (2, 4), (2, 4), (2, 4)),
+    lambda n: n.LSTMCell(3, 4)(torch.zeros(2, 3), torch.zeros(2, 2, 4)),
     lambda n: n.RNNCell(3, 4, nonlinearity="sine")(torch.zeros(2, 3)),
 ]
 

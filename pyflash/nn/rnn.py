@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import pyflash.functional as F
 from pyflash.nn._twins import leaf, twin, twin_of
+from pyflash.ops.rnn_cell import pair_of_states
 
 
 def _own(module: torch.nn.Module, names) -> list[Tensor]:
@@ -106,7 +107,8 @@ def _rows(module, input, states):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
     for i, state in enumerate(states):
         if state is not None and state.dim() not in (1, 2):
-            raise ValueError(f"{name}: Expected hx[{i}] to be 1D or 2D, got {state.dim()}D instead")
+            which = f"hx[{i}]" if len(states) > 1 else "hidden"
+            raise ValueError(f"{name}: Expected {which} to be 1D or 2D, got {state.dim()}D instead")
     is_batched = input.dim() == 2
     if not is_batched:
         input, states = input.unsqueeze(0), [s if s is None else s.unsqueeze(0) for s in states]
@@ -133,7 +135,7 @@ class LSTMCell(torch.nn.LSTMCell):
     """One step of an LSTM, as torch.nn.LSTMCell."""
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        input, states, is_batched = _rows(self, input, [None, None] if hx is None else list(hx))
+        input, states, is_batched = _rows(self, input, [None, None] if hx is None else list(pair_of_states(hx)))
         h, c = F.lstm_cell(input, states, *_own(self, _CELL_WEIGHTS))
         return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
 

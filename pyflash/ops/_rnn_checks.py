@@ -78,17 +78,18 @@ _cached_form_of = lru_cache(maxsize=256)(_form_of)
 
 def check_input(operation, input, params, form, is_packed):
     """The dimensions of the input and its type beside the weights'."""
-    wanted = (2,) if is_packed else (2, 3)
-    expect(
-        input.dim() in wanted,
-        operation,
-        lambda: f"input has {input.dim()} dimensions, expected {' or '.join(map(str, wanted))}",
-        RuntimeError if is_packed else ValueError,
-    )
+    dims = input.dim()
+    if is_packed:
+        expect(dims == 2, operation, lambda: f"input must have 2 dimensions, got {dims}", RuntimeError)
+    else:
+        expect(dims in (2, 3), operation, lambda: f"Expected input to be 2D or 3D, got {dims}D instead")
     expect(
         input.shape[-1] == form.inputs,
         operation,
-        lambda: f"input has {input.shape[-1]} features, expected {form.inputs}, as weight_ih has columns",
+        lambda: (
+            f"input.size(-1) must be equal to input_size. Expected {form.inputs}, got {input.shape[-1]} in"
+            f" {tuple(input.shape)}"
+        ),
         RuntimeError,
     )
     dtype, device = input.dtype, input.device
@@ -98,8 +99,8 @@ def check_input(operation, input, params, form, is_packed):
                 RuntimeError if is_packed and operation == "lstm" else ValueError
             )  # torch's LSTM asks its kernel there
             raise error(
-                f"pyflash.{operation}: input is {dtype} and a weight {p.dtype}, expected one type; input.to({p.dtype}),"
-                " or convert the model"
+                f"pyflash.{operation}: RNN input dtype ({dtype}) does not match weight dtype ({p.dtype}). Convert input:"
+                f" input.to({p.dtype}), or convert model: model.to({dtype})"
             )
         if p.device != device:
             check_one_device(operation, input, p)
@@ -127,7 +128,8 @@ def check_state(operation, name, state, shape, input, is_batched):
     if tuple(state.shape) != shape:
         if state.dim() != dims:
             raise RuntimeError(
-                f"pyflash.{operation}: {name} has {state.dim()} dimensions, expected {dims}, as many as input"
+                f"pyflash.{operation}: For {'batched 3-D' if is_batched else 'unbatched 2-D'} input,"
+                f" {'hx and cx' if operation == 'lstm' else 'hx'} should also be {dims}-D but got {state.dim()}-D tensor"
             )
         raise RuntimeError(f"pyflash.{operation}: Expected {name} size {shape}, got {list(state.shape)}")
     check_one_type(operation, input, state)

@@ -133,7 +133,7 @@ def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     if approximate == "none":
         return _apply("gelu", input, F.gelu)
     if approximate != "tanh":
-        raise RuntimeError(f"pyflash.gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
+        raise RuntimeError(f"pyflash.gelu: approximate argument must be either none or tanh, got {approximate!r}")
     return _apply("gelu_tanh", input, lambda x: F.gelu(x, approximate="tanh"))
 
 

@@ -22,6 +22,11 @@ OPERATIONS = {
 }
 
 
+def _columns(t):
+    """For a message in torch's words: the columns of a matrix, or the shape of what is none."""
+    return t.shape[1] if t.dim() == 2 else f"shape {tuple(t.shape)}"
+
+
 def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     """Raises what torch raises, and for every shape that a kernel relies on."""
 
@@ -39,13 +44,13 @@ def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     hidden = rows // GATES[cell]
     check(
         x.dim() == 2 and x.shape[1] == inputs,
-        lambda: f"input has inconsistent input_size: got shape {tuple(x.shape)}, expected [batch, {inputs}]",
+        lambda: f"input has inconsistent input_size: got {_columns(x)} expected {inputs}",
     )
     for i, state in enumerate((h,) if c is None else (h, c)):
         check(
             state.dim() == 2 and state.shape[1] == hidden,
             lambda i=i, state=state: (
-                f"hidden{i} has inconsistent hidden_size: got shape {tuple(state.shape)}, expected [batch, {hidden}]"
+                f"hidden{i} has inconsistent hidden_size: got {_columns(state)}, expected {hidden}"
             ),
         )
         check(
@@ -119,6 +124,13 @@ def _cell(operation, cell, *given):
     return found[1].squeeze(0), None if c is None else found[2].squeeze(0)
 
 
+def pair_of_states(hx):
+    if isinstance(hx, Tensor):
+        raise TypeError("pyflash.lstm_cell: hx is a tensor, expected a pair of tensors (h, c)")
+    expect(len(hx) == 2, "lstm_cell", lambda: f"expects two hidden states (h, c), got {len(hx)}", RuntimeError)
+    return hx
+
+
 def lstm_cell(
     input: Tensor,
     hx: tuple[Tensor, Tensor],
@@ -134,11 +146,9 @@ def lstm_cell(
         hx: (h, c), each [B, H].
         w_ih, w_hh, b_ih, b_hh: [4 H, I], [4 H, H], [4 H], [4 H]; gates i, f, g, o.
     Raises:
-        RuntimeError: shapes, types or devices disagree.
+        RuntimeError: shapes, types or devices disagree. TypeError: hx is no pair.
     """
-    if isinstance(hx, Tensor) or len(hx) != 2:
-        raise TypeError("pyflash.lstm_cell: hx is not a pair of tensors (h, c)")
-    return _cell("lstm_cell", "lstm", input, *hx, w_ih, w_hh, b_ih, b_hh)
+    return _cell("lstm_cell", "lstm", input, *pair_of_states(hx), w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_cell(
