@@ -29,7 +29,7 @@ void copy_weights(const Weights& from, To& to) {
 
 typedef std::vector<std::array<int64_t, 2>> Places;  // (address, elements) of each weight, dense
 
-// Packed weights that are kept, and what their weights were when they were packed. A step of a stream brings nothing
+// Packed weights that are kept, and what their weights were when they were packed. A step of a stream brings little
 // but addresses: turning Python's tuples and lists into structs costs as much as a small step.
 struct RnnKept {
   RnnFwd p = {};
@@ -59,19 +59,20 @@ struct RnnKept {
   // The caller has seen that the weights still lie where they lay.
   bool is_current() const { return fingerprint_now((int64_t*)looked_at.data(), true) == fingerprint; }
 
-  // One step of `batch` rows in one direction; false when the weights are not those that were packed.
-  bool step(int64_t batch, Address x, int64_t x_stride, Address h, Address c, Address y, Address h_n, Address c_n,
-            Address workspace, int num_threads) const {
+  // A layer in one direction, x and y dense: their rows are `step` and `row` apart from step to step and from sequence
+  // to sequence. False when the weights are not those that were packed.
+  bool run(int64_t length, int64_t batch, Address x, int64_t step, int64_t row, Address h, Address c, Address y,
+           Address h_n, Address c_n, Address workspace, int num_threads) const {
     if (!is_current()) return false;
     RnnFwd now = p;
-    now.shape.length = 1;
+    now.shape.length = length;
     now.shape.batch = batch;
-    now.rows = {nullptr, nullptr, nullptr, false, x_stride, x_stride, batch, 1};
+    now.rows = {nullptr, nullptr, nullptr, false, step * p.shape.input, row * p.shape.input, step, row};
     now.x = at<void>(x);
     now.h_0 = at<void>(h);
     now.c_0 = at<void>(c);
-    now.y = at<void>(y);  // the sequence of one h, and, maybe in the same place, the last one
-    now.h_n = at<void>(h_n);
+    now.y = at<void>(y);
+    now.h_n = at<void>(h_n);  // maybe where y is
     now.c_n = at<void>(c_n);
     now.workspace = at<void>(workspace);
     launch(&KernelTable::rnn_fwd, now, num_threads);
@@ -100,7 +101,7 @@ void bind_rnn(py::module_& m) {
       .def(py::init<const py::tuple&, Places, int64_t>())
       .def("set_panels", [](RnnKept& kept, Address panels) { kept.p.panels = at<void>(panels); })
       .def("is_current", &RnnKept::is_current)
-      .def("step", &RnnKept::step);
+      .def("run", &RnnKept::run);
   m.def("rnn_fwd",
         [](const py::tuple& of, const py::tuple& of_rows, Address x, Address panels, Address h_0, Address c_0,
            Address y, Address h_n, Address c_n, Address cells, Address gates, Address workspace, int num_threads) {

@@ -112,6 +112,26 @@ struct RnnFwdThread {
     }
   }
 
+  // Asks for what `finish` will write of sequence j in this panel, and for the panel's share of the next step's x:
+  // pieces too short and too far apart for the processor to foresee them.
+  void ask_for(int64_t panel, int64_t j) const {
+    const int64_t unit = panel * Panels::units, count = min_of(Panels::units, s.hidden - unit);
+    auto to_write = [&](const auto* at) {
+      for (int64_t e = 0; e < count; e += lanes) __builtin_prefetch(at + e, 1);
+    };
+    if (!s.has_projection) to_write((S*)p.y + places.y(t, j) * s.output + unit);
+    if (kGates == 4 && p.cells) to_write((T*)p.cells + places.kept(t, j) * s.hidden + unit);
+    if (kGates > 1 && p.gates)
+      for (int i = 0; i < kSlots; i++) to_write((T*)p.gates + (places.kept(t, j) * kSlots + i) * s.hidden + unit);
+    const int64_t t_next = direction ? t - 1 : t + 1;
+    if (memory.ahead > 1 || j >= places.active(t_next)) return;
+    const int64_t share = round_up(ceil_div(s.input, panels.count), kLine<S>), first = panel * share;
+    if (first < s.input)
+      gemm_prefetch_far(
+          (const S*)p.x + places.step(t_next) * p.rows.x_step_stride + places.sequence(j) * p.rows.x_row_stride + first,
+          min_of(share, s.input - first));
+  }
+
   void multiply_x(int64_t panel, int64_t count, T* strip) {
     const T* bias = panels.bias(direction, panel);
     for (int64_t j = 0; j < count; j++) memcpy(strip + j * kStripRow<T>, bias, kStripRow<T> * sizeof(T));
@@ -204,7 +224,10 @@ struct RnnFwdThread {
         for (int64_t panel = begin; panel < end; panel++) {
           T* strip = memory.strips + (is_ahead ? (panel - begin) * capacity + at * kStripRow<T> : 0);
           if (!is_ahead) multiply_x(panel, rows, strip);
-          rnn_product<T, vectors>(h, memory.output_stride, rows, s.output, panels.h(direction, panel), strip, 3);
+          rnn_product<T, vectors>(h, memory.output_stride, rows, s.output, panels.h(direction, panel), strip, 3,
+                                  [&](int64_t i) {
+                                    for (int64_t j = 2 * i; j < min_of(rows, 2 * i + 2); j++) ask_for(panel, j);
+                                  });
           finish(panel, strip);
         }
         if (s.has_projection) project();

@@ -54,7 +54,7 @@ def rules(backend: str, size: Size, dtype) -> str:
     if size.training and size.steps == 1 and not is_onednn:
         return "one step in training: packing the weights outweighs what the kernel gains"
     if not size.training and size.steps == 1 and size.directions == 1:
-        return ""  # ops/rnn_stream.py, which costs less than finding out and calling torch
+        return ""  # ops/rnn_inference.py, which costs less than finding out and calling torch
     if size.steps < FEW_STEPS and not is_onednn:
         columns = size.inputs + size.hidden
         flops = 2 * size.steps * size.batch * GATES.get(size.cell, 1) * size.hidden * columns

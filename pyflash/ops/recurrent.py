@@ -15,7 +15,7 @@ from pyflash.ops._rnn_checks import check_input, check_lengths, check_state, for
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.dropout import dropout as _dropout
 from pyflash.ops.rnn import TRITON, rnn_layer, rnn_step
-from pyflash.ops.rnn_stream import TORCH_LAYERS, layers_stream
+from pyflash.ops.rnn_inference import TORCH_LAYERS, infer_layers
 
 
 def _rules(backend, size, dtype):
@@ -143,7 +143,7 @@ def _recurrent(
     batch_first = batch_first and not is_packed
     states = _states(operation, hx, cell == "lstm")
     if not (is_packed or bidirectional or return_cells or lengths is not None or (dropout and training)):
-        found = layers_stream(operation, cell, input, states, params, batch_first)
+        found = infer_layers(operation, cell, input, states, params, batch_first)
         if found is not None:
             return *found, None
     form = form_of(operation, cell, params, bidirectional)

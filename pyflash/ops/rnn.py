@@ -83,7 +83,7 @@ _step = Op(  # x [B, I], adjacent features; h [B, H] and c contiguous, one direc
     "rnn_step(Tensor x, Tensor h, Tensor? c, Tensor[] weights, str cell, str backend) -> (Tensor h_n, Tensor c_n)",
     outputs=lambda x, h, c, weights, cell: (x.new_empty(h.shape), x.new_empty(0 if c is None else c.shape)),
     reference=_reference_step,
-    cpu="pyflash.ops._native.rnn_step:rnn_step",
+    cpu="pyflash.ops._native.rnn_inference:rnn_step",
 )
 # Gradients of x, h_0, c_0 and each weight, contiguous; empty where not needed. Without gates they are computed again
 # from x, y and cells. dcells is the gradient of cells where those were asked for.

@@ -14,7 +14,7 @@ from pyflash.ops._rnn_reference import GATES
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.recurrent import _rules
 from pyflash.ops.rnn import TRITON, rnn_layer, rnn_step
-from pyflash.ops.rnn_stream import TORCH_CELLS, cell_stream
+from pyflash.ops.rnn_inference import TORCH_CELLS, infer_cell
 
 OPERATIONS = {
     name: Operation(name, dtypes={"cpu": FLOATS, "triton": TRITON}, rules=_rules, sizes="pyflash.auto.rnn.Size")
@@ -95,7 +95,7 @@ def _fits(cell, x, h, c, weights):
 
 def _cell(operation, cell, *given):
     """h and c (None unless lstm) after one step of input [B, I]; given: input, h, c, w_ih, w_hh, b_ih, b_hh."""
-    found = cell_stream(operation, cell, *given)
+    found = infer_cell(operation, cell, *given)
     if found is not None:
         return found
     x, h, c, w_ih, w_hh, b_ih, b_hh = _cast_by_autocast(cell, given)

@@ -1,6 +1,7 @@
-"""One step of a stream on the CPU with gradients off, through a cell or through layers, told by one look at each tensor.
+"""Cells and layers in one direction on the CPU with gradients off, told by one look at each tensor.
 
-A token costs little more than these looks. Whatever is not as usual, errors too, is None here: the caller looks closer.
+A step of a stream costs little more than these looks. Whatever is not as usual, errors too, is None here: the caller
+looks closer.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ TORCH_LAYERS = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn_tanh": _VF.rnn_tanh, "rnn
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
 
 
-@lru_cache(maxsize=256)
-def _reason_for_torch(cell, module, batch, inputs, hidden, layers, dtype, isa):
-    return auto.rules("cpu", auto.Size(cell, module, 1, batch, inputs, hidden, layers, 1, False, False, False), dtype)
+@lru_cache(maxsize=1024)
+def _reason_for_torch(cell, module, steps, batch, inputs, hidden, layers, dtype, isa):
+    size = auto.Size(cell, module, steps, batch, inputs, hidden, layers, 1, False, False, False)
+    return auto.rules("cpu", size, dtype)
 
 
 @lru_cache(maxsize=1)
 def _kernel():
-    from pyflash.ops._native.rnn_step import rnn_stream
+    from pyflash.ops._native.rnn_inference import rnn_infer
 
-    return rnn_stream
+    return rnn_infer
 
 
 def _are_usual(tensors):
@@ -79,15 +81,15 @@ def _hidden_of(cell, weights, each, inputs):
 
 
 def _reason(*size):
-    """Why `auto` prefers torch for this step."""
+    """Why `auto` prefers torch."""
     return _reason_for_torch(*size, isa()) if _backends._state.wish == "auto" else ""
 
 
-def _run(operation, cell, x, h, c, weights, layers, batch, *outputs):
+def _run(operation, cell, x, h, c, weights, layers, order, *outputs):
     """outputs (y, h_n, c_n), filled; None: a tensor has no memory."""
     if Op.paranoid:
         outputs = tuple([t if t is None else poisoned(t) for t in outputs])
-    if not _kernel()(cell, x, h, c, weights, layers, batch, *outputs):
+    if not _kernel()(cell, x, h, c, weights, layers, order, *outputs):
         return None
     if Op.paranoid:
         expect_guards(operation, [t for t in outputs if t is not None])
@@ -95,7 +97,7 @@ def _run(operation, cell, x, h, c, weights, layers, batch, *outputs):
     return outputs
 
 
-def cell_stream(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
+def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     """(h, c) after a cell's step, c None unless lstm; or None."""
     weights = (w_ih, w_hh, b_ih, b_hh)
     if b_ih is None or b_hh is None or not _are_usual((x, h, *weights) if c is None else (x, h, c, *weights)):
@@ -107,35 +109,35 @@ def cell_stream(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     hidden = _hidden_of(cell, weights, 4, inputs)
     if not (batch and hidden) or shape[1] != hidden or (c is not None and c.shape != shape):
         return None
-    reason = _reason(cell, "cell", batch, inputs, hidden, 1, x.dtype)
+    reason = _reason(cell, "cell", 1, batch, inputs, hidden, 1, x.dtype)
     if reason:
         _backends.counts[operation, "torch", reason] += 1
         found = TORCH_CELLS[cell](x, h if c is None else (h, c), *weights)
         return (found, None) if c is None else found
     h_n, c_n = x.new_empty(*shape), None if c is None else x.new_empty(*shape)
-    found = _run(operation, cell, x, h, c, weights, 1, batch, None, h_n, c_n)
+    found = _run(operation, cell, x, h, c, weights, 1, False, None, h_n, c_n)
     return None if found is None else found[1:]
 
 
-def layers_stream(operation, cell, x, states, weights, batch_first):
-    """(y, h_n, c_n) after one step through layers, in one direction and without dropout, c_n None unless lstm; or None.
+def infer_layers(operation, cell, x, states, weights, batch_first):
+    """(y, h_n, c_n) of layers in one direction without dropout, c_n None unless lstm; or None.
 
     Args as `recurrent.lstm`'s; states: [h_0], or [h_0, c_0] for lstm, all None for zeros.
     """
     if type(x) not in _PLAIN_TYPES or x.dim() != 3 or len(weights) < 2:
         return None
+    is_zero = not any([s is not None for s in states])
+    if not _are_usual((x, *weights) if is_zero else (x, *states, *weights)):
+        return None
     shape = x.shape
     batch, steps = shape[:2] if batch_first else (shape[1], shape[0])
-    is_zero = not any([s is not None for s in states])
-    if steps != 1 or not _are_usual((x, *weights) if is_zero else (x, *states, *weights)):
-        return None
     each = 4 if len(weights) > 2 and weights[2].dim() == 1 else 2
     layers, hidden = len(weights) // each, _hidden_of(cell, weights, each, shape[2])
     state = (layers, batch, hidden)
-    if not (batch and hidden) or not (is_zero or all([s.shape == state for s in states])):
+    if not (steps and batch and hidden) or not (is_zero or all([s.shape == state for s in states])):
         return None
     is_lstm = cell == "lstm"
-    reason = _reason(cell, "layers", batch, shape[2], hidden, layers, x.dtype)
+    reason = _reason(cell, "layers", steps, batch, shape[2], hidden, layers, x.dtype)
     if reason:
         _backends.counts[operation, "torch", reason] += 1
         given = [x.new_zeros(state) for _ in states] if is_zero else states
@@ -145,4 +147,4 @@ def layers_stream(operation, cell, x, states, weights, batch_first):
         return found if is_lstm else (*found, None)
     y, h_n = x.new_empty(shape[0], shape[1], hidden), x.new_empty(*state)
     h_0, c_0, c_n = states[0], states[-1] if is_lstm else None, x.new_empty(*state) if is_lstm else None
-    return _run(operation, cell, x, h_0, c_0, weights, layers, batch, y, h_n, c_n)
+    return _run(operation, cell, x, h_0, c_0, weights, layers, batch_first, y, h_n, c_n)

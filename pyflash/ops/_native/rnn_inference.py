@@ -1,4 +1,4 @@
-"""Single steps on CPU tensors, gradients off: what a stream costs a token, so with little Python."""
+"""Cells and layers in one direction on CPU tensors, gradients off: what a stream costs a token, so with little Python."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ RECENT = 256  # layers whose packed weights are found by one look-up
 _recent: dict[tuple, tuple] = {}  # what `_shape` says and where the weights lie -> (their versions, weak `Kept`)
 
 
-@lru_cache(maxsize=256)
-def _shape(cell, batch, inputs, hidden, dtype, threads, isa):
-    """The shape of a step as a `_Problem` has it, and the bytes of its workspace."""
-    shape = (1, batch, inputs, hidden, hidden, 1, CELLS[cell], False, DTYPES[dtype])
-    return shape, _cpu.rnn_sizes(shape, batch, False, threads)[1]
+@lru_cache(maxsize=1024)
+def _shape(cell, steps, batch, inputs, hidden, dtype, threads, isa):
+    """The shape of a layer as a `_Problem` has it, and the bytes of its workspace."""
+    shape = (steps, batch, inputs, hidden, hidden, 1, CELLS[cell], False, DTYPES[dtype])
+    return shape, _cpu.rnn_sizes(shape, steps * batch, False, threads)[1]
 
 
 def _find(cell, shape, weights, threads, isa, is_renewed=False, may_lack_memory=True):
     """The `Kept` of these weights; None where one of them has no memory and may not."""
     places = [w.data_ptr() for w in weights]
-    place = (isa, shape[2], *shape[6:], *places)
+    place = (isa, *shape[2:], *places)  # the same memory may serve layers of other shapes
     recent = None if is_renewed else _recent.get(place)
     if recent is not None and recent[0] == [w._version for w in weights]:
         kept = recent[1]()
@@ -48,38 +48,41 @@ def _find(cell, shape, weights, threads, isa, is_renewed=False, may_lack_memory=
     return kept
 
 
-def rnn_stream(cell, x, h, c, weights, layers, batch, y, h_n, c_n, may_lack_memory=False) -> bool:
-    """One step of x, [batch, inputs] in memory, through layers in one direction; False: a tensor has no memory.
+def rnn_infer(cell, x, h, c, weights, layers, batch_first, y, h_n, c_n, may_lack_memory=False) -> bool:
+    """Layers in one direction; False: a tensor has no memory.
 
-    h, c, h_n, c_n: [layers, batch, hidden], all contiguous; h and c None: zeros. y: [batch, hidden], or None: h_n is it.
+    x, y: [steps, batch, features], or the other way round when `batch_first`. h, c, h_n, c_n: [layers, batch, hidden]; h
+    and c None: zeros. Of one step all may be without steps and layers, and y None: h_n is it. All contiguous.
     may_lack_memory: it may, being empty.
     """
     threads, isa = torch.get_num_threads(), _cpu.isa()
     inputs, hidden, dtype, each = x.shape[-1], h_n.shape[-1], x.dtype, len(weights) // layers
+    batch, steps = (x.shape[0], 1) if y is None else x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
+    step, row = (1, steps) if batch_first else (batch, 1)  # rows from one to the next
     x_at, h_at, c_at = x.data_ptr(), 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr()
     if not (may_lack_memory or (x_at and (h is None or h_at) and (c is None or c_at))):
         return False
     h_n_at, c_n_at = h_n.data_ptr(), 0 if c_n is None else c_n.data_ptr()
+    state = batch * hidden * x.element_size()
+    between = [_workspace(steps * state, f"rnn_between_{i}") for i in range(min(layers - 1, 2))]
     for i in range(layers):
-        shape, size = _shape(cell, batch, inputs, hidden, dtype, threads, isa)
+        shape, size = _shape(cell, steps, batch, inputs, hidden, dtype, threads, isa)
         workspace = _workspace(size, "rnn")
-        y_at = h_n_at if y is None or i < layers - 1 else y.data_ptr()
-        given = batch, x_at, inputs, h_at, c_at, y_at, h_n_at, c_n_at, workspace.data_ptr(), threads
+        y_at = between[i % 2].data_ptr() if i < layers - 1 else h_n_at if y is None else y.data_ptr()
+        given = steps, batch, x_at, step, row, h_at, c_at, y_at, h_n_at, c_n_at, workspace.data_ptr(), threads
         own = weights if layers == 1 else weights[i * each : (i + 1) * each]
         # Held: another thread may drop it from the cache.
         kept = _find(cell, shape, own, threads, isa, False, may_lack_memory)
-        while kept is not None and not kept.native.step(*given):
+        while kept is not None and not kept.native.run(*given):
             kept = _find(cell, shape, own, threads, isa, True, may_lack_memory)
         if kept is None:
             return False
-        if i < layers - 1:
-            state = batch * hidden * x.element_size()
-            x_at, inputs, h_n_at = h_n_at, hidden, h_n_at + state
-            h_at, c_at, c_n_at = h_at and h_at + state, c_at and c_at + state, c_n_at and c_n_at + state
+        x_at, inputs, h_n_at = y_at, hidden, h_n_at + state
+        h_at, c_at, c_n_at = h_at and h_at + state, c_at and c_at + state, c_n_at and c_n_at + state
     return True
 
 
 def rnn_step(x, h, c, weights, cell, h_n, c_n):
     """The operator's, of tensors that the dispatcher has seen."""
     c_n = None if c is None else c_n
-    rnn_stream(cell, x.contiguous(), h, c, weights, 1, x.shape[0], None, h_n, c_n, may_lack_memory=True)
+    rnn_infer(cell, x.contiguous(), h, c, weights, 1, False, None, h_n, c_n, may_lack_memory=True)
