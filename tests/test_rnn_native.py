@@ -125,6 +125,31 @@ def test_a_forked_child_computes(threads):
     assert os.waitpid(child, 0)[1] == 0
 
 
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_large_memory_comes_in_large_pages(monkeypatch):
+    """The limit is lowered here: of a training step the saved gates and cells, the output, the workspace and dx."""
+    from pyflash.ops._native import linear
+
+    layer, x, asked = pyflash.nn.LSTM(16, 32), torch.randn(40, 8, 16, requires_grad=True), []
+
+    def gradients():
+        return torch.autograd.grad(layer(x)[0].square().sum(), [x, *layer.parameters()])
+
+    with use("cpu"):
+        expected = gradients()
+        advise = linear._cpu.prefer_large_pages
+        monkeypatch.setattr(linear, "_KEPT_BYTES", 40 * 8 * 16 * 4)
+        monkeypatch.setattr(linear._cpu, "prefer_large_pages", lambda *place: asked.append(place) or advise(*place))
+        found = gradients()
+    assert all(map(torch.equal, expected, found))
+    assert {40 * 8 * n * 4 for n in (16, 32, 128)} <= {size for _, size in asked}
+    for size in (0, 1, 4095, 4096, 12345):
+        advise(x.data_ptr(), size)  # parts of pages are left out
+    assert all(map(torch.equal, expected, found))
+
+
 # ---- values no other test reaches -----------------------------------------------------------------------------------
 
 
@@ -252,6 +277,19 @@ def test_layers_without_gradients_are_torchs(cell, gates, steps, kind, cache, mo
                 theirs = theirs if x.dim() == 3 else theirs[:, 0]
                 torch.testing.assert_close(ours, theirs.to(ours.dtype), atol=4e-6, rtol=4e-6)
     assert all((one is not None) == is_short for one in taken) and taken
+
+
+def test_weights_without_a_version_where_others_lay(cache):  # noqa: F811
+    x = torch.randn(1, 3, 5)
+    with torch.inference_mode():
+        unversioned = [torch.randn(21, 5), torch.randn(21, 7)]
+    versioned = [torch.from_numpy(t.numpy()) for t in unversioned]
+    for weights in (versioned, unversioned, versioned):
+        with use("cpu"), torch.no_grad():
+            close(
+                PF.gru(x, None, weights),
+                torch._VF.gru(x, torch.zeros(1, 3, 7), weights, False, 1, 0.0, False, False, False),
+            )
 
 
 def test_a_narrower_layer_in_the_same_memory_has_its_own_panels(cache):  # noqa: F811

@@ -3,12 +3,23 @@
 
 #include "bindings.h"
 
+#if __has_include(<sys/mman.h>)
+#include <sys/mman.h>
+#endif
+
 PYBIND11_MODULE(_cpu, m) {
   if (const char* wanted = getenv("PYFLASH_CPU_ISA"))
     if (*wanted && !select_isa(wanted))
       throw py::import_error(
           std::string("PYFLASH_CPU_ISA is '") + wanted +
           "': not an instruction set of this build and processor; python -m pyflash info lists them");
+  // Of memory that nothing was written to yet: 2 MB pages, where the system has them and gives them.
+  m.def("prefer_large_pages", [](Address address, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const Address page = 4096, begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
+    if (end > begin) madvise(at<void>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  });
   m.def("isas", [] {
     py::list rows;  // (name, is it in this build, does this processor have it), worst first
     for (const Isa* isa = isas(); isa->name; isa++)

@@ -96,11 +96,20 @@ _KEPT_BYTES = 32 << 20
 _kept = threading.local()
 
 
+def in_large_pages(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, to which nothing was written yet. The C library asks the system for a large one every time, and its pages
+    of 4 KB come one by one as they are written to, which takes longer than the writing."""
+    size = tensor.nbytes
+    if size >= _KEPT_BYTES:
+        _cpu.prefer_large_pages(tensor.data_ptr(), size)
+    return tensor
+
+
 def _workspace(size: int, purpose: str = "gemm") -> torch.Tensor:
     """Memory for one call of this thread, kept for the next one unless it is large: the C library would give it back to
     the system, and touching new pages costs more than what is written to them."""
     if size > _KEPT_BYTES:
-        return torch.empty(size, dtype=torch.uint8, device="cpu")
+        return in_large_pages(torch.empty(size, dtype=torch.uint8, device="cpu"))
     memory = getattr(_kept, purpose, None)
     if memory is None or memory.numel() < size:
         memory = torch.empty(size, dtype=torch.uint8, device="cpu")

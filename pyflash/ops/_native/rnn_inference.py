@@ -24,12 +24,20 @@ def _shape(cell, steps, batch, inputs, hidden, dtype, threads, isa):
     return shape, _cpu.rnn_sizes(shape, steps * batch, False, threads)[1]
 
 
+def _versions(weights):
+    try:
+        return [w._version for w in weights]
+    except RuntimeError:  # tensors of inference mode have none
+        return None
+
+
 def _find(cell, shape, weights, threads, isa, is_renewed=False, may_lack_memory=True):
     """The `Kept` of these weights; None where one of them has no memory and may not."""
     places = [w.data_ptr() for w in weights]
     place = (isa, *shape[2:], *places)  # the same memory may serve layers of other shapes
+    versions = _versions(weights)
     recent = None if is_renewed else _recent.get(place)
-    if recent is not None and recent[0] == [w._version for w in weights]:
+    if recent is not None and recent[0] == versions:
         kept = recent[1]()
         if kept is not None:
             return kept
@@ -41,10 +49,10 @@ def _find(cell, shape, weights, threads, isa, is_renewed=False, may_lack_memory=
         return _Problem(x, h, weights, None, None, cell, False).panels(False, threads, True)
 
     kept = find_kept(shape, weights, pack, is_renewed)
-    if all(places) and not any([w.is_inference() for w in weights]):  # these have no version
+    if all(places) and versions is not None:
         if len(_recent) >= RECENT:
             _recent.clear()
-        _recent[place] = [w._version for w in weights], weakref.ref(kept)
+        _recent[place] = versions, weakref.ref(kept)
     return kept
 
 
