@@ -172,6 +172,18 @@ def test_auto_takes_the_faster(name, is_intel, elements, dtype, ours):
     assert (auto.rules(name, is_intel, "cpu", elements, dtype) == "") is ours
 
 
+@pytest.mark.parametrize("name", ["gelu", "tanh", "dropout"])
+def test_memory_with_holes_keeps_its_order(name):
+    """A slice of images whose channels are last comes back with channels last."""
+    images = torch.randn(2, 3, 4, 10).to(memory_format=torch.channels_last)[..., ::2]
+    for x in (images, torch.randn(4, 10)[:, ::2].t()):
+        x = x.detach().requires_grad_()
+        with use("cpu"):
+            y = getattr(PF, name)(x)
+        assert y.stride() == torch.relu(x).stride()
+        assert torch.autograd.grad(y.sum(), x)[0].stride() == y.stride()
+
+
 @pytest.mark.parametrize("name", ["relu", "silu"])
 @pytest.mark.parametrize("backend", ["cpu", "auto"])
 def test_in_place_has_torchs_gradient(name, backend):

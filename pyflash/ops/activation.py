@@ -86,7 +86,7 @@ class _ActivationBwd(Function):
 
 def activation_fwd(x, activation, backend):
     """The activation of a tensor by one backend; differentiable. Memory is read as it lies when it has no holes."""
-    return apply(_Activation, x if is_dense(x) else x.contiguous(), activation, backend)
+    return apply(_Activation, x if is_dense(x) else x.clone(), activation, backend)
 
 
 def activation_bwd(dy, saved, activation, backend):

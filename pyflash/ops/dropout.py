@@ -81,6 +81,6 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
     if backend is None:
         return F.dropout(input, p, training, inplace)
     seed = torch.randint(2**63 - 1, (1,), device=input.device)
-    x = input if is_dense(input) else input.contiguous()
+    x = input if is_dense(input) else input.clone()
     y = apply(_Dropout, x, seed, float(p), backend)
     return input.copy_(y) if inplace else y
