@@ -510,8 +510,8 @@ def test_weights(backend, case, kind):
     truth = run(call, inputs, dout, torch.float64, "torch")
     ours = run(call, inputs, dout, None, backend)
     assert_error_within(ours, run(call, inputs, dout, None, "torch"), truth, dout, floor_ulp=8)
+    v = torch.eye(keys).expand(batch, kv_heads, keys, keys)
     with use(backend):
-        v = torch.eye(keys).expand(batch, kv_heads, keys, keys)
         out = PF.attention(q, k, v, mask, **options)
     torch.testing.assert_close(out, ours[0], rtol=1e-5, atol=1e-6)
 
