@@ -164,6 +164,9 @@ AUTO = [  # name, is the processor Intel's, elements, dtype, does `auto` take ou
     ("tanh", True, 1 << 20, torch.float32, False),
     ("tanh", False, 1 << 20, torch.float32, True),
     ("relu", False, 1 << 20, torch.float32, False),
+    ("relu", True, 1 << 23, torch.float32, True),
+    ("relu", True, 1 << 23, torch.bfloat16, False),
+    ("relu", True, 1 << 23, torch.float64, False),
 ]
 
 

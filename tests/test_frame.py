@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -84,6 +85,26 @@ def test_auto_takes_torch_for_small_and_ours_for_large():
     PF.gelu(torch.randn(1 << 20), approximate="tanh")
     assert sum(n for (name, backend, _), n in _backends.counts.items() if backend == "torch") == 1
     assert _backends.counts["gelu_tanh", "cpu", ""] == 1
+
+
+@needs_cpu
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages")
+def test_large_outputs_ask_for_large_pages(monkeypatch):
+    monkeypatch.setattr(Op, "paranoid", False)  # which makes the outputs anew
+
+    def wish_at(address):
+        """The flags of the mapping that an address lies in."""
+        inside = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                inside = int(match[1], 16) <= address < int(match[2], 16)
+            elif inside and line.startswith("VmFlags"):
+                return line.split()
+
+    with pyflash.use_backend("cpu"):
+        large, small = PF.relu(torch.randn(9 << 20)), PF.relu(torch.randn(1 << 20))
+    assert "hg" in wish_at(large.data_ptr() + large.nbytes // 2)
+    assert "hg" not in wish_at(small.data_ptr())
 
 
 def test_environment_chooses_for_the_process():
@@ -243,7 +264,7 @@ def test_importing_leaves_subnormal_numbers_alone():
 
 
 def test_importing_is_light():
-    code = "import torch, time, sys; t = time.perf_counter(); import pyflash; print(time.perf_counter() - t)"
+    code = "import torch, time, sys; t = time.process_time(); import pyflash; print(time.process_time() - t)"
     code += "; assert 'triton' not in sys.modules or 'torch._inductor' in sys.modules; assert not torch.cuda.is_initialized()"
     assert min(float(python(code)) for _ in range(3)) < 0.3  # the aim is 0.1 s on an idle machine
 

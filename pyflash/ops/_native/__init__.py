@@ -6,4 +6,12 @@ outputs the registry has allocated. The tensors stay alive in the caller's frame
 
 import torch
 
+from pyflash import _cpu
+
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/common/dtype.h
+
+
+def in_large_pages(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, dense and not yet written to, in pages of 2 MB where the system gives them; for large ones."""
+    _cpu.prefer_large_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor

@@ -15,7 +15,7 @@ from collections import OrderedDict
 import torch
 
 from pyflash import _cpu
-from pyflash.ops._native import DTYPES
+from pyflash.ops._native import DTYPES, in_large_pages
 from pyflash.ops._native.activation import ACTIVATION_IDS, activation_bwd
 
 FINGERPRINT_SAMPLES = 1024  # places; a weight of no more elements is read whole
@@ -94,15 +94,6 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
 
 _KEPT_BYTES = 32 << 20
 _kept = threading.local()
-
-
-def in_large_pages(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, to which nothing was written yet. The C library asks the system for a large one every time, and its pages
-    of 4 KB come one by one as they are written to, which takes longer than the writing."""
-    size = tensor.nbytes
-    if size >= _KEPT_BYTES:
-        _cpu.prefer_large_pages(tensor.data_ptr(), size)
-    return tensor
 
 
 def _workspace(size: int, purpose: str = "gemm") -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from pyflash import _cpu
 from pyflash.ops._native import DTYPES
-from pyflash.ops._native.linear import _workspace, cache, in_large_pages
+from pyflash.ops._native.linear import _workspace, cache
 from pyflash.ops._rnn_reference import GATES, SAVED_GATES, split
 
 CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}  # csrc/common/rnn.h
@@ -91,8 +91,6 @@ def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, 
     else:
         panels = problem.panels(False, threads)
     workspace = problem.workspace(False, threads)
-    for output in (y, cells, gates):
-        in_large_pages(output)
     _cpu.rnn_fwd(
         problem.shape, problem.layout, x.data_ptr(), panels.data_ptr(), h_0.data_ptr(), _address(c_0),
         y.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), cells.data_ptr() if cells.numel() else 0,
@@ -151,7 +149,7 @@ def rnn_bwd(
     has_gates = gates.numel() > 0
     panels, workspace = problem.panels(True, threads), problem.workspace(True, threads)
     fwd_panels = None if has_gates or not SAVED_GATES[cell] else problem.panels(False, threads)
-    wanted = [in_large_pages(grad) if need else None for grad, need in zip(grads, needs)]
+    wanted = [grad if need else None for grad, need in zip(grads, needs)]
     _cpu.rnn_bwd(
         problem.shape, problem.layout, problem.weights,
         [[_address(w) for w in direction] for direction in split(wanted[3:], h_0.shape[0])],
