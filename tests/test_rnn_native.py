@@ -126,6 +126,24 @@ def test_a_forked_child_computes(threads):
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.parametrize("trained", [("weight_ih",), ("weight_hh",), ("weight_ih", "weight_hh"), ("bias_hh",)], ids=str)
+@pytest.mark.parametrize("inputs", [5, 16, 70])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_some_weights(name, inputs, trained):
+    """Those of w_ih and w_hh are one product, whatever part of it is wanted and wherever x ends beside h."""
+    layer, x = LAYERS[name](inputs, 20, bidirectional=True), torch.randn(6, 3, inputs)
+    for parameter, p in layer.named_parameters():
+        p.requires_grad_(parameter.startswith(trained))
+    ours = pyflash.replace(copy.deepcopy(layer))
+    with use("cpu"):
+        ours(x)[0].square().sum().backward()
+    layer(x)[0].square().sum().backward()
+    for p, q in zip(ours.parameters(), layer.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, atol=2e-5, rtol=2e-5)
+
+
 # ---- memory -------------------------------------------------------------------------------------------------------
 
 

@@ -23,9 +23,11 @@ template <class T>
 struct RnnBwdMemory {
   int64_t row;           // elements of a row of dgates
   T *dgates, *dh, *out;  // [directions, rows, ..]; dh of all steps and the cells' output: with a projection
-  T *x, *h_before;       // [rows, input], [directions, rows, output]: what the gates were made from
-  T *w_ih, *sums;        // for the products
-  int64_t* places;       // [rows]: of the tensors
+  // [directions, rows, xh_row]: what the gates were made from, x and, from column x_width on, h before the step.
+  T* xh;
+  int64_t x_width, xh_row;
+  T *w_ih, *sums;   // for the products
+  int64_t* places;  // [rows]: of the tensors
   char* rest;
   RnnBwdMemory(Carver& from, const RnnShape& s, int64_t rows) {
     const int64_t gates = s.cell == Cell::lstm || s.cell == Cell::gru ? 4 : 1, d = s.directions;
@@ -33,8 +35,9 @@ struct RnnBwdMemory {
     dgates = from.take<T>(d * rows * row);
     dh = from.take<T>(s.has_projection ? d * rows * s.output : 0);
     out = from.take<T>(s.has_projection ? d * rows * s.hidden : 0);
-    x = from.take<T>(rows * s.input);
-    h_before = from.take<T>(d * rows * s.output);
+    x_width = round_up(s.input, kLanes<T>);  // no vector of columns belongs to both
+    xh_row = x_width + s.output;
+    xh = from.take<T>(d * rows * xh_row);
     w_ih = from.take<T>(row * round_up(s.input, kPanel<T>));
     sums = from.take<T>(round_up(row, kStripRow<T>));
     places = from.take<int64_t>(rows);

@@ -3,7 +3,7 @@
 
 namespace {
 
-// x in its arithmetic type and, for each direction, the h that each step began with, as rows of the backward's work.
+// For each direction x in its arithmetic type and the h that each step began with, as rows of the backward's work.
 template <class S>
 void rnn_gather(const RnnBwd& p, const RnnBwdMemory<Acc<S>>& m, int64_t work_rows, int threads) {
   typedef Acc<S> T;
@@ -22,11 +22,12 @@ void rnn_gather(const RnnBwd& p, const RnnBwdMemory<Acc<S>>& m, int64_t work_row
           const int64_t before = d ? t + 1 : t - 1;
           const S* h = b < rnn_active(s, p.rows, before) ? (const S*)p.y + places.y(before, b) * s.output
                                                          : (const S*)p.h_0 + places.state(b) * s.output;
-          copy(h, m.h_before + (d * work_rows + row) * s.output, s.output);
-          if (d > 0) continue;
-          m.places[row] = places.y(t, b) / s.directions;
-          copy((const S*)p.x + places.step(t) * p.rows.x_step_stride + places.sequence(b) * p.rows.x_row_stride,
-               m.x + row * s.input, s.input);
+          T* to = m.xh + (d * work_rows + row) * m.xh_row;
+          copy((const S*)p.x + places.step(t) * p.rows.x_step_stride + places.sequence(b) * p.rows.x_row_stride, to,
+               s.input);
+          for (int64_t i = s.input; i < m.x_width; i++) to[i] = 0;
+          copy(h, to + m.x_width, s.output);
+          if (d == 0) m.places[row] = places.y(t, b) / s.directions;
         }
       }
   });
@@ -46,13 +47,13 @@ void rnn_gates_again(const RnnBwd& p, const RnnBwdMemory<Acc<S>>& m, int64_t wor
   T* strips = (T*)m.rest;
   parallel_tasks(blocks * s.directions, threads, [&](int64_t task, int thread) {
     const int64_t d = task / blocks, row = task % blocks * kGateRows, rows = min_of(kGateRows, work_rows - row);
+    const T* xh = m.xh + (d * work_rows + row) * m.xh_row;
     T* strip = strips + thread * strip_size;
     for (int64_t panel = 0; panel < panels.count; panel++) {
       for (int64_t j = 0; j < rows; j++)
         memcpy(strip + j * kStripRow<T>, panels.bias(d, panel), kStripRow<T> * sizeof(T));
-      rnn_product<T, kGates>(m.x + row * s.input, s.input, rows, s.input, panels.x(d, panel), strip, 2);
-      rnn_product<T, kGates>(m.h_before + (d * work_rows + row) * s.output, s.output, rows, s.output,
-                             panels.h(d, panel), strip, 3);
+      rnn_product<T, kGates>(xh, m.xh_row, rows, s.input, panels.x(d, panel), strip, 2);
+      rnn_product<T, kGates>(xh + m.x_width, m.xh_row, rows, s.output, panels.h(d, panel), strip, 3);
       const int64_t unit = panel * Panels::units;
       for (int64_t j = 0; j < rows; j++) {
         V v[kSlots];
@@ -84,6 +85,22 @@ struct RnnElement {
                                                         int64_t count) const {
     S* at = place(row, column);
     store_n(at, adds ? sum + load_n(at, count) : sum, count);
+  }
+};
+
+// The same for the gradients of w_ih and w_hh side by side, from column `first` of x and h on.
+template <class S>
+struct RnnWeightElement {
+  S *w_ih, *w_hh;
+  int64_t input, output, x_width, first;
+  inline __attribute__((always_inline)) S* place(int64_t row, int64_t column) const {
+    column += first;
+    return column < x_width ? w_ih + row * input + column : w_hh + row * output + column - x_width;
+  }
+  inline __attribute__((always_inline)) void operator()(int64_t row, int64_t column, Vec<Acc<S>> sum,
+                                                        int64_t count) const {
+    const int64_t of_x = column + first < x_width ? input - column - first : count;
+    store_n(place(row, column), sum, min_of(count, of_x));
   }
 };
 
@@ -130,8 +147,9 @@ int64_t rnn_products_bytes(const RnnShape& s, const RnnBwdMemory<T>& m, int64_t 
   const int64_t gates = rnn_gate_count(s.cell), gate_rows = gates * s.hidden;
   auto bytes = [&](const Gemm<T>& g) { return GemmPlan<T>::bytes(GemmPlan<T>::plan(g, threads)); };
   int64_t most = bytes(rnn_dx<T>(s, m, rows, gates));
-  most = max_of(most, bytes(rnn_outer<T>(m.dgates, m.row, gate_rows, m.x, s.input, s.input, rows)));
-  most = max_of(most, bytes(rnn_outer<T>(m.dgates, m.row, gate_rows, m.h_before, s.output, s.output, rows)));
+  const int64_t widths[] = {s.input, s.output, m.xh_row};
+  for (const int64_t columns : widths)
+    most = max_of(most, bytes(rnn_outer<T>(m.dgates, m.row, gate_rows, m.xh, m.xh_row, columns, rows)));
   if (s.has_projection)
     most = max_of(most, bytes(rnn_outer<T>(m.dh, s.output, s.output, m.out, s.hidden, s.hidden, rows)));
   return max_of(most, threads * kGateRows * kStripRow<T> * (int64_t)sizeof(T));
@@ -146,7 +164,7 @@ void rnn_products(const RnnBwd& p, const RnnBwdMemory<Acc<S>>& m, int64_t rows, 
   if (p.dx && p.rows.order) memset(p.dx, 0, s.length * s.batch * s.input * sizeof(S));  // behind the ends
   for (int64_t d = 0; d < s.directions; d++) {
     const T *dgates = m.dgates + d * rows * m.row, *of_x = dgates + kFirstOfX<kGates> * hidden;
-    const T* h_before = m.h_before + d * rows * s.output;
+    const T* xh = m.xh + d * rows * m.xh_row;
     const RnnGradients& grads = p.grads[d];
     if (p.dx) {
       gemm_pack_b((const S*)p.weights[d].w_ih, s.input, (int64_t)1, gate_rows, s.input, m.w_ih, threads);
@@ -154,12 +172,19 @@ void rnn_products(const RnnBwd& p, const RnnBwdMemory<Acc<S>>& m, int64_t rows, 
       g.a = of_x;
       multiply(g, {(S*)p.dx, s.input, 0, 0, m.places, d > 0});
     }
-    if (grads.w_ih)
-      multiply(rnn_outer<T>(of_x, m.row, gate_rows, m.x, s.input, s.input, rows),
-               {(S*)grads.w_ih, s.input, 0, 0, nullptr, false});
-    if (grads.w_hh)
-      multiply(rnn_outer<T>(dgates, m.row, gate_rows, h_before, s.output, s.output, rows),
-               {(S*)grads.w_hh, s.output, kGates == 3 ? 2 * hidden : 0, gate_rows, nullptr, false});
+    if constexpr (kGates == 3) {  // the gates of x and of h are not the same
+      if (grads.w_ih)
+        multiply(rnn_outer<T>(of_x, m.row, gate_rows, xh, m.xh_row, s.input, rows),
+                 {(S*)grads.w_ih, s.input, 0, 0, nullptr, false});
+      if (grads.w_hh)
+        multiply(rnn_outer<T>(dgates, m.row, gate_rows, xh + m.x_width, m.xh_row, s.output, rows),
+                 {(S*)grads.w_hh, s.output, 2 * hidden, gate_rows, nullptr, false});
+    } else if (grads.w_ih || grads.w_hh) {
+      const int64_t first = grads.w_ih ? 0 : m.x_width, end = grads.w_hh ? m.xh_row : s.input;
+      const RnnWeightElement<S> to = {(S*)grads.w_ih, (S*)grads.w_hh, s.input, s.output, m.x_width, first};
+      gemm(rnn_outer<T>(dgates, m.row, gate_rows, xh + first, m.xh_row, end - first, rows), m.rest, gemm_sink<T>(to),
+           threads);
+    }
     if (grads.w_hr)
       multiply(
           rnn_outer<T>(m.dh + d * rows * s.output, s.output, s.output, m.out + d * rows * hidden, hidden, hidden, rows),
