@@ -41,12 +41,12 @@ def _kernel():
 
 def _are_usual(tensors):
     """Plain values of one type on the CPU, and nothing of torch that wants to see more of the call than these."""
-    dtype = tensors[0].dtype
+    dtype, wish = tensors[0].dtype, _backends._state.wish
     if (
-        torch.is_grad_enabled()
-        or (_backends._state.wish != "auto" and _backends._state.wish != "cpu")
-        or torch.compiler.is_compiling()
-        or _backends.is_jit_tracing()
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or (wish != "auto" and wish != "cpu")
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.autograd._profiler_enabled()
@@ -126,18 +126,18 @@ def infer_layers(operation, cell, x, states, weights, batch_first):
     """
     if type(x) not in _PLAIN_TYPES or x.dim() != 3 or len(weights) < 2:
         return None
-    is_zero = not any([s is not None for s in states])
+    is_zero = states[0] is None and states[-1] is None
     if not _are_usual((x, *weights) if is_zero else (x, *states, *weights)):
         return None
-    shape = x.shape
-    batch, steps = shape[:2] if batch_first else (shape[1], shape[0])
+    first, second, inputs = x.shape
+    steps, batch = (second, first) if batch_first else (first, second)
     each = 4 if len(weights) > 2 and weights[2].dim() == 1 else 2
-    layers, hidden = len(weights) // each, _hidden_of(cell, weights, each, shape[2])
+    layers, hidden = len(weights) // each, _hidden_of(cell, weights, each, inputs)
     state = (layers, batch, hidden)
     if not (steps and batch and hidden) or not (is_zero or all([s.shape == state for s in states])):
         return None
     is_lstm = cell == "lstm"
-    reason = _reason(cell, "layers", steps, batch, shape[2], hidden, layers, x.dtype)
+    reason = _reason(cell, "layers", steps, batch, inputs, hidden, layers, x.dtype)
     if reason:
         _backends.counts[operation, "torch", reason] += 1
         given = [x.new_zeros(state) for _ in states] if is_zero else states
@@ -145,6 +145,6 @@ def infer_layers(operation, cell, x, states, weights, batch_first):
             x, given if is_lstm else given[0], weights, each == 4, layers, 0.0, False, False, batch_first
         )
         return found if is_lstm else (*found, None)
-    y, h_n = x.new_empty(shape[0], shape[1], hidden), x.new_empty(*state)
-    h_0, c_0, c_n = states[0], states[-1] if is_lstm else None, x.new_empty(*state) if is_lstm else None
-    return _run(operation, cell, x, h_0, c_0, weights, layers, batch_first, y, h_n, c_n)
+    y, h_n = x.new_empty(first, second, hidden), x.new_empty(layers, batch, hidden)
+    c_0, c_n = (states[1], x.new_empty(layers, batch, hidden)) if is_lstm else (None, None)
+    return _run(operation, cell, x, states[0], c_0, weights, layers, batch_first, y, h_n, c_n)

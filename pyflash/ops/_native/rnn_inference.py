@@ -64,29 +64,38 @@ def rnn_infer(cell, x, h, c, weights, layers, batch_first, y, h_n, c_n, may_lack
     may_lack_memory: it may, being empty.
     """
     threads, isa = torch.get_num_threads(), _cpu.isa()
-    inputs, hidden, dtype, each = x.shape[-1], h_n.shape[-1], x.dtype, len(weights) // layers
-    batch, steps = (x.shape[0], 1) if y is None else x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
+    inputs, hidden, dtype = weights[0].shape[1], weights[1].shape[1], x.dtype
+    if y is None:
+        batch, steps = x.shape[0], 1
+    else:
+        steps, batch, _ = x.shape
+        if batch_first:
+            steps, batch = batch, steps
     step, row = (1, steps) if batch_first else (batch, 1)  # rows from one to the next
     x_at, h_at, c_at = x.data_ptr(), 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr()
     if not (may_lack_memory or (x_at and (h is None or h_at) and (c is None or c_at))):
         return False
     h_n_at, c_n_at = h_n.data_ptr(), 0 if c_n is None else c_n.data_ptr()
-    state = batch * hidden * x.element_size()
-    between = [_workspace(steps * state, f"rnn_between_{i}") for i in range(min(layers - 1, 2))]
+    own, last = weights, layers - 1
+    if last:
+        each, state = len(weights) // layers, batch * hidden * x.element_size()
+        between = [_workspace(steps * state, f"rnn_between_{i}") for i in range(min(last, 2))]
     for i in range(layers):
         shape, size = _shape(cell, steps, batch, inputs, hidden, dtype, threads, isa)
         workspace = _workspace(size, "rnn")
-        y_at = between[i % 2].data_ptr() if i < layers - 1 else h_n_at if y is None else y.data_ptr()
+        if last:
+            own = weights[i * each : (i + 1) * each]
+        y_at = between[i % 2].data_ptr() if i < last else h_n_at if y is None else y.data_ptr()
         given = steps, batch, x_at, step, row, h_at, c_at, y_at, h_n_at, c_n_at, workspace.data_ptr(), threads
-        own = weights if layers == 1 else weights[i * each : (i + 1) * each]
         # Held: another thread may drop it from the cache.
         kept = _find(cell, shape, own, threads, isa, False, may_lack_memory)
         while kept is not None and not kept.native.run(*given):
             kept = _find(cell, shape, own, threads, isa, True, may_lack_memory)
         if kept is None:
             return False
-        x_at, inputs, h_n_at = y_at, hidden, h_n_at + state
-        h_at, c_at, c_n_at = h_at and h_at + state, c_at and c_at + state, c_n_at and c_n_at + state
+        if i < last:
+            x_at, inputs, h_n_at = y_at, hidden, h_n_at + state
+            h_at, c_at, c_n_at = h_at and h_at + state, c_at and c_at + state, c_n_at and c_n_at + state
     return True
 
 
