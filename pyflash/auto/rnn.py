@@ -1,10 +1,10 @@
 """Recurrent layers: what `auto` leaves to torch, and whether a training step stores the gates or computes them again.
 
-Two Zen 4 cores, float32, times torch's speed (benchmarks rnn): T128 H256, B32 and B1: GRU 1.7 and 5.2 forward, 1.7 and
-13 in training; LSTM 1.04 and 1.3, 1.2 and 1.3; RNN 1.8 and 3.9, 1.6 and 10. LSTM in training with 64 rows: H64 0.9, H256
-1.07, H512 1.0, H1024 0.96, with a third of torch's saved bytes. One step with gradients off, H64 and H256: LSTMCell 1.0
-and 1.6, GRUCell 1.1 and 1.6, RNNCell 0.8 and 0.9 (by way of us, torch's own 0.7), nn.LSTM 4 and 8, nn.GRU 1.8 and 2.0,
-nn.RNN 1.4; in training, where the weights are packed for it: cells 0.5 to 1.0
+Two Zen 4 cores, float32, times torch's speed (benchmarks rnn): T128 H256, B32 and B1: GRU 1.7 and 5 forward, 1.7 and 13
+in training; LSTM 1.05 and 1.45, 1.2 and 1.3; RNN 1.8 and 3.9, 1.6 and 10. LSTM in training with 64 rows: H64 0.9, H256
+1.07, H512 1.1, H1024 1.04, with a third of torch's saved bytes. One step with gradients off, H64 and H256: LSTMCell 1.0
+and 1.7, GRUCell 1.1 and 1.7, RNNCell 0.8 and 0.9 (by way of us, torch's own 0.7), nn.LSTM 3.5 and 4 to 9, nn.GRU 1.8 and
+2.1, nn.RNN 1.4; in training, where the weights are packed for it: cells 0.5 to 1.0
 at H64 to H1024 and B1 to B128, nn.GRU 0.5 to 0.9, nn.RNN 0.4 to 0.8, nn.LSTM 1.4; two steps: nn.GRU 1.1 to 1.6. Half
 types and float64 on one busy core: LSTM in bfloat16 0.6 (B16) and 0.9 (B1), in float16 7.0 and 3.9; GRU in bfloat16 1.1
 and 3.5; all cells in float64 1.0 to 1.9.
