@@ -222,10 +222,11 @@ def test_gradients_of_gradients():
     assert torch.autograd.gradgradcheck(lambda x: _Dropout.apply(x, seed, 0.4, "cpu") ** 2, (x,))
 
 
-def test_the_operator_alone_has_no_derivative():
+def test_derivative_of_the_operator_alone():
     x = torch.randn(6, 20, requires_grad=True)
-    with pytest.raises(NotImplementedError, match="no derivative of its own"):
-        torch.ops.pyflash.dropout(x, seed_of(1), 0.5, "cpu").sum().backward()
+    y = torch.ops.pyflash.dropout(x, seed_of(1), 0.5, "cpu")
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx * x, y)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])

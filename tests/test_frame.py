@@ -17,6 +17,7 @@ from helpers import cpu_isas, use
 
 import pyflash
 import pyflash.functional as PF
+import pyflash.nn as nn
 from pyflash.ops import _backends
 from pyflash.ops._registry import Op
 
@@ -207,9 +208,40 @@ def test_the_memory_of_a_conjugate_holds_other_signs():
 
 def test_an_operator_alone_has_no_silent_derivative():
     x = torch.randn(3, requires_grad=True)
-    y = torch.ops.pyflash.activation_fwd(x, "gelu", "torch")
-    with pytest.raises(NotImplementedError, match="pyflash::activation_fwd has no derivative of its own"):
+    y = torch.ops.pyflash.activation_bwd(x, x, "gelu", "torch")
+    with pytest.raises(NotImplementedError, match="pyflash::activation_bwd has no derivative of its own"):
         y.sum().backward()
+
+
+EXPORTED = {
+    "activation": lambda: torch.nn.Sequential(torch.nn.Linear(8, 8), nn.GELU()),
+    "fused": lambda: nn.Sequential(nn.Linear(8, 6), nn.Tanh()),
+    "encoder layer": lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0),
+    "attention with weights": lambda: MultiheadSelfAttention(8, 2),
+    "lstm": lambda: nn.LSTM(8, 6, 2, bidirectional=True, proj_size=3),
+    "gru": lambda: nn.GRU(8, 6),
+}
+
+
+class MultiheadSelfAttention(nn.MultiheadAttention):
+    def forward(self, x):
+        return super().forward(x, x, x)
+
+
+@pytest.mark.parametrize("with_gradients", [True, False], ids=["train", "without gradients"])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_exported_program_can_be_trained(name, with_gradients):
+    """Our functions are not in it, only the operators: they have the derivatives of their references."""
+    module, x = EXPORTED[name]().double(), torch.randn(5, 3, 8, dtype=torch.float64)
+    with use("cpu"), torch.set_grad_enabled(with_gradients):
+        program = torch.export.export(module, (x,))
+    assert any("pyflash" in str(node.target) for node in program.graph.nodes)
+    exported, grads = program.module(), []
+    for each in (exported, module):
+        params = dict(each.named_parameters())
+        outputs = [t for t in torch.utils._pytree.tree_leaves(each(x)) if t is not None]
+        grads.append(torch.autograd.grad(sum(o.sin().sum() for o in outputs), [params[n] for n in sorted(params)]))
+    torch.testing.assert_close(*grads)
 
 
 # ---- threads and processes

@@ -10,8 +10,10 @@ from __future__ import annotations
 from importlib import import_module
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyflash.ops import _backends, _checks
+from pyflash.ops._autograd import vjp
 
 LIBRARY = torch.library.Library("pyflash", "DEF")
 OPS: dict[str, Op] = {}
@@ -25,18 +27,20 @@ LARGE_BYTES = 32 << 20
 
 
 class Op:
-    """Registers `pyflash::<name>` for every device, for fake tensors, and with an autograd formula that raises.
+    """Registers `pyflash::<name>` for every device and for fake tensors. The autograd formula, which only an operator
+    outside of our functions meets (an exported program's, say), differentiates the reference, or raises.
 
     Args:
         schema: as torch.library takes it; the last argument is `str backend`.
         outputs: (*arguments) -> tuple of new tensors; real and fake calls share it.
         reference: (*arguments without backend) -> tuple of tensors, in torch operations.
+        differentiable: the derivative of the reference is the operator's.
         kernels: backend name -> "module:function", imported on first use.
     """
 
     paranoid = False  # tests: outputs arrive filled with NaN and a guard behind them is checked after the call
 
-    def __init__(self, schema: str, *, outputs, reference, **kernels: str):
+    def __init__(self, schema: str, *, outputs, reference, differentiable: bool = False, **kernels: str):
         self.name = schema[: schema.index("(")]
         self.outputs, self.reference, self.kernels = outputs, reference, kernels
         self._found: dict[tuple[str, str], object] = {}  # (wish, device) -> implementation; None: the reference
@@ -45,7 +49,8 @@ class Op:
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(self.name, self._run_dispatched, "CompositeExplicitAutograd")
         torch.library.register_fake(f"pyflash::{self.name}", self._fake, lib=LIBRARY)
-        torch.library.register_autograd(f"pyflash::{self.name}", self._no_formula, lib=LIBRARY)
+        formula = (self._differentiate, _save_inputs) if differentiable else (self._no_formula, None)
+        torch.library.register_autograd(f"pyflash::{self.name}", formula[0], setup_context=formula[1], lib=LIBRARY)
         self._call = getattr(torch.ops.pyflash, self.name).default
         OPS[self.name] = self
 
@@ -64,6 +69,11 @@ class Op:
         raise NotImplementedError(
             f"pyflash::{self.name} has no derivative of its own; call the function in pyflash.functional"
         )
+
+    def _differentiate(self, ctx, *grads):
+        inputs = [other if t is None else t for t, other in zip(ctx.saved_tensors, ctx.others)]
+        found = vjp(lambda *flat: self.reference(*tree_unflatten(flat, ctx.spec)), inputs, grads)
+        return *tree_unflatten(found, ctx.spec), None
 
     def _run_dispatched(self, *args):
         _expect_memory(self.name, args)
@@ -124,6 +134,12 @@ def _prefer_large_pages(outputs):
             from pyflash.ops._native import in_large_pages
 
             in_large_pages(output)
+
+
+def _save_inputs(ctx, inputs, output):
+    flat, ctx.spec = tree_flatten(inputs[:-1])  # without the backend
+    ctx.save_for_backward(*(v if isinstance(v, torch.Tensor) else None for v in flat))
+    ctx.others = [None if isinstance(v, torch.Tensor) else v for v in flat]
 
 
 _PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))

@@ -42,6 +42,7 @@ _fwd = Op(
     "activation_fwd(Tensor x, str activation, str backend) -> Tensor",
     outputs=lambda x, activation: (torch.empty_like(x),),
     reference=lambda x, activation: (ACTIVATIONS[activation].reference(x),),
+    differentiable=True,
     triton="pyflash.kernels.activation:activation_fwd",
     cpu="pyflash.ops._native.activation:activation_fwd",
 )

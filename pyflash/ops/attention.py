@@ -52,6 +52,7 @@ _fwd = Op(
     + ", str backend) -> (Tensor out, Tensor lse)",
     outputs=_fwd_outputs,
     reference=reference.attention_fwd,
+    differentiable=True,
     triton="pyflash.kernels.attention:attention_fwd",
     cpu="pyflash.ops._native.attention:attention_fwd",
 )

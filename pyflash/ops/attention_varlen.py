@@ -68,6 +68,7 @@ _fwd = Op(
     "Tensor? alibi_slopes, Tensor? seed, " + _SCALARS + ", str backend) -> (Tensor out, Tensor lse)",
     outputs=_fwd_outputs,
     reference=reference_fwd,
+    differentiable=True,
     triton="pyflash.kernels.attention:attention_varlen_fwd",
     cpu="pyflash.ops._native.attention_packed:attention_varlen_fwd",
 )

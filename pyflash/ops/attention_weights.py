@@ -50,6 +50,7 @@ _fwd = Op(
     + ", str backend) -> (Tensor weights, Tensor lse)",
     outputs=_fwd_outputs,
     reference=reference.attention_weights_fwd,
+    differentiable=True,
     triton="pyflash.kernels.attention_weights:attention_weights_fwd",
     cpu="pyflash.ops._native.attention:attention_weights_fwd",
 )

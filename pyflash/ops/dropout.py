@@ -31,6 +31,7 @@ _op = Op(
     "dropout(Tensor x, Tensor seed, float p, str backend) -> Tensor",
     outputs=lambda x, seed, p: (torch.empty_like(x),),
     reference=_reference,
+    differentiable=True,
     triton="pyflash.kernels.dropout:dropout",
     cpu="pyflash.ops._native.dropout:dropout",
 )

@@ -84,6 +84,7 @@ _fwd = Op(
     " -> (Tensor y, Tensor summed, Tensor mean, Tensor rstd)",
     outputs=_outputs_fwd,
     reference=_reference_fwd,
+    differentiable=True,
     triton="pyflash.kernels.layer_norm:layer_norm_fwd",
     cpu="pyflash.ops._native.layer_norm:layer_norm_fwd",
 )

@@ -46,6 +46,7 @@ _fwd = Op(
     " -> (Tensor y, Tensor preact)",
     outputs=_fwd_outputs,
     reference=_reference_fwd,
+    differentiable=True,
     triton="pyflash.kernels.linear:linear_fwd",
     cpu="pyflash.ops._native.linear:linear_fwd",
 )
@@ -53,12 +54,14 @@ _cached_fwd = Op(  # gradients are off: the native module may keep the packed we
     "linear_cached_fwd(Tensor x, Tensor weight, Tensor? bias, str activation, str backend) -> Tensor",
     outputs=lambda x, weight, bias, activation: (x.new_empty(x.shape[0], weight.shape[0]),),
     reference=lambda x, weight, bias, activation: (_reference_fwd(x, weight, bias, activation, False)[0],),
+    differentiable=True,
     cpu="pyflash.ops._native.linear:linear_cached_fwd",
 )
 _matmul = Op(
     "matmul(Tensor a, Tensor b, str backend) -> Tensor",
     outputs=lambda a, b: (a.new_empty(a.shape[0], b.shape[1]),),
     reference=lambda a, b: (a @ b,),
+    differentiable=True,
     triton="pyflash.kernels.linear:matmul",
     cpu="pyflash.ops._native.linear:matmul",
 )

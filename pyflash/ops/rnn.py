@@ -60,6 +60,7 @@ _fwd = Op(
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
     outputs=_outputs_fwd,
     reference=reference.rnn_fwd,
+    differentiable=True,
     triton="pyflash.kernels.rnn:rnn_fwd",
     cpu="pyflash.ops._native.rnn:rnn_fwd",
 )
@@ -69,6 +70,7 @@ _cached_fwd = Op(  # gradients are off: the native module may keep the packed we
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
     outputs=lambda *args: _outputs_fwd(*args, False),
     reference=lambda *args: reference.rnn_fwd(*args, False),
+    differentiable=True,
     cpu="pyflash.ops._native.rnn:rnn_cached_fwd",
 )
 
