@@ -138,7 +138,7 @@ def test_refusals_of_our_own():
         module(x, lengths=torch.tensor([1, 6]))
     with pytest.raises(ValueError, match="lengths go from -1"):
         module(x, lengths=torch.tensor([-1, 2]))
-    for lengths in (torch.tensor([1, 2, 3]), torch.tensor([1.0, 2.0]), torch.tensor(2)):
+    for lengths in (torch.tensor([1, 2, 3]), torch.tensor([1.0, 2.0]), torch.tensor([1j, 2]), torch.tensor(2)):
         with pytest.raises(ValueError, match=r"expected integers, \[2\]"):
             module(x, lengths=lengths)
     with pytest.raises(ValueError, match="input of one sequence"):
@@ -354,7 +354,7 @@ def test_lengths_mean_what_packing_means(cell, backend):
     with serving(backend):
         packed, states = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
         expected = pad_packed_sequence(packed)[0]
-        for given in (lengths, lengths.int(), lengths.tolist()):
+        for given in (lengths, lengths.int(), lengths.to(torch.uint16), lengths.tolist()):
             y, own = module(x, lengths=given)
             torch.testing.assert_close((y, own), (expected, states))
         grads = [torch.autograd.grad(o.square().sum(), [x, *module.parameters()]) for o in (y, expected)]

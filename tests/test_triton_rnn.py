@@ -132,6 +132,18 @@ def test_cells(cell):
     torch.testing.assert_close(h, theirs(x, theirs(x)))
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_step_without_gradients(cell):
+    """A stream's: the CPU has an operator of its own for it, Triton has none."""
+    layers, one = getattr(nn, cell)(5, HELD, 2, batch_first=True), getattr(nn, f"{cell}Cell")(5, HELD)
+    x = torch.randn(3, 1, 5)
+    with torch.no_grad():
+        with serving("torch"):
+            expected = layers(x), one(x[:, 0])
+        with serving("triton"):
+            torch.testing.assert_close((layers(x), one(x[:, 0])), expected)
+
+
 def test_large_pre_activations_saturate():
     """An exponential of them would overflow."""
     ours, theirs = nn.LSTM(2, 3), torch.nn.LSTM(2, 3)

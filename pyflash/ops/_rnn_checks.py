@@ -138,13 +138,14 @@ def check_state(operation, name, state, shape, input, is_batched):
 def check_lengths(operation, lengths, batch, steps) -> bool:
     """Shape and type; the values too, where they may be read. True when every sequence is known to be whole."""
     expect(
-        lengths.shape == (batch,) and not lengths.is_floating_point() and lengths.dtype != torch.bool,
+        lengths.shape == (batch,)
+        and not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool),
         operation,
         lambda: f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)}, expected integers, [{batch}]",
     )
     if batch == 0 or not readable(lengths):
         return False
-    least, most = (int(v) for v in lengths.aminmax())
+    least, most = (int(v) for v in lengths.to(torch.int64).aminmax())  # unsigned ones have none
     expect(
         0 <= least and most <= steps,
         operation,

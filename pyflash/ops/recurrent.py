@@ -14,7 +14,7 @@ from pyflash.ops._checks import expect, is_plain
 from pyflash.ops._rnn_checks import check_input, check_lengths, check_state, form_of
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.dropout import dropout as _dropout
-from pyflash.ops.rnn import TRITON, rnn_layer, rnn_step
+from pyflash.ops.rnn import TRITON, has_step, rnn_layer, rnn_step
 from pyflash.ops.rnn_inference import TORCH_LAYERS, infer_layers
 
 
@@ -223,7 +223,10 @@ def _run(
         elif not return_cells and rows is None:
             return *_torch_stack(x, h_0, c_0, params, form, steps, cell, batch_first, dropout, training), None
     elif (
-        size.steps == 1 and not (size.training or size.ragged or return_cells) and _is_stream(form, dropout * training)
+        size.steps == 1
+        and not (size.training or size.ragged or return_cells)
+        and has_step(x, wish)
+        and _is_stream(form, dropout * training)
     ):
         return *_step(x, h_0, c_0, params, form, cell, batch_first, wish), None
     if save_gates is None:

@@ -170,6 +170,11 @@ class _RnnBwd(Function):
         return *d[:7], *(None,) * 9, *d[7:]
 
 
+def has_step(x, backend) -> bool:
+    """Is `rnn_step` there for x? Elsewhere one step is a sequence of one."""
+    return x.is_cpu and backend != "triton"
+
+
 def rnn_step(x, h, c, weights, cell, backend):
     """h and c (None unless lstm) after one step of x [B, I], in one direction without projection; no gradients."""
     if not (x.is_contiguous() and h.is_contiguous() and all([w.is_contiguous() for w in weights])):

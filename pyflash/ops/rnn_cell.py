@@ -13,7 +13,7 @@ from pyflash.ops._rnn_checks import check_one_type
 from pyflash.ops._rnn_reference import GATES
 from pyflash.ops.activation import FLOATS
 from pyflash.ops.recurrent import _rules
-from pyflash.ops.rnn import TRITON, rnn_layer, rnn_step
+from pyflash.ops.rnn import TRITON, has_step, rnn_layer, rnn_step
 from pyflash.ops.rnn_inference import TORCH_CELLS, infer_cell
 
 OPERATIONS = {
@@ -111,7 +111,7 @@ def _cell(operation, cell, *given):
     size = auto.Size(cell, "cell", 1, batch, inputs, hidden, 1, 1, False, False, training)
     refused = "" if all(map(is_plain, tensors)) else "only strided floating-point tensors are served"
     wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused)
-    if wish is not None and not training:
+    if wish is not None and not training and has_step(x, wish):
         return rnn_step(x, h, c, weights, cell, wish)
     if wish is None and not tracing_derivatives(tensors):
         found = TORCH_CELLS[cell](given[0], given[1] if c is None else given[1:3], *given[3:])
