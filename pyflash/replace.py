@@ -48,7 +48,7 @@ _CONTAINERS = (
 )
 _ACTIVATIONS = (torch.nn.ReLU, torch.nn.GELU, torch.nn.SiLU, torch.nn.Tanh, torch.nn.Sigmoid)
 _NOTHING_TO_FUSE = "no Linear with an activation behind it"
-_OUT_PROJ = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
+_OUT_PROJ = nn.linear.NonDynamicallyQuantizableLinear
 
 _left: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()  # model -> name -> why, last replace
 
@@ -115,7 +115,7 @@ def report(model: torch.nn.Module) -> Report:
         if cls in ORIGINALS:
             before, backend, reason = ORIGINALS[cls], _backend(module, model), _bypass(module, parents.get(module))
         else:
-            before, backend, reason = cls, "", left.get(name) or _why_left(module, parents.get(module))
+            before, backend, reason = cls, "", left.get(name) or _why_left(module)
             if not reason or reason == _NOTHING_TO_FUSE:
                 continue
         rows.append(Row(name, _name(before), _name(cls), backend, reason, issubclass(cls, before)))
@@ -209,15 +209,13 @@ def _has_pair(sequential) -> bool:
     return any(ORIGINALS.get(a, a) is torch.nn.Linear and ORIGINALS.get(b, b) in _ACTIVATIONS for a, b in pairs)
 
 
-def _why_left(module, parent) -> str:
+def _why_left(module) -> str:
     """Why a module is torch's or the user's; empty when there is nothing to say about it."""
     cls = class_of(module)
     if cls in TWINS:
         return _obstacle(module) or f"would become {_name(TWINS[cls])}"
     if cls in _CONTAINERS:
         return ""
-    if cls is _OUT_PROJ and isinstance(parent, torch.nn.MultiheadAttention):
-        return "its MultiheadAttention reads the weights"
     base = next((base for base in cls.__mro__ if base in TWINS and base is not cls), None)
     if base is not None and cls not in TWINS:
         return f"a subclass of {_name(base)}; only exact classes are replaced"
@@ -229,6 +227,8 @@ def _why_left(module, parent) -> str:
 
 
 def _bypass(module, parent) -> str:
+    if class_of(module) is _OUT_PROJ and isinstance(parent, torch.nn.MultiheadAttention):
+        return "its MultiheadAttention reads the weights"
     torchs = isinstance(parent, torch.nn.TransformerEncoderLayer) and class_of(parent) not in ORIGINALS
     if torchs and class_of(module) is not nn.Dropout:
         return f"bypassed in eval: the fast path of its {_name(class_of(parent))} never calls it"
@@ -245,7 +245,8 @@ def _backend(module, model) -> str:
     found = {name: _serves(_backends.OPERATIONS[name], device, dtype) for name in names if name in _backends.OPERATIONS}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
-    return ", ".join(f"{name}: {backend}" for name, backend in found.items()) or "its children's"
+    whose = "its parent's" if class_of(module) is _OUT_PROJ else "its children's"
+    return ", ".join(f"{name}: {backend}" for name, backend in found.items()) or whose
 
 
 def _serves(operation: _backends.Operation, device: str, dtype: torch.dtype) -> str:

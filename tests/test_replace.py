@@ -103,6 +103,15 @@ def test_whole_models(name, backend):
     assert pyflash.restore(ours) is ours and classes(ours) == before
 
 
+def test_every_linear_is_an_instance_of_ours():
+    """Loops that initialise what is an nn.Linear see the projections of attention, too."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    torchs = torch.nn.TransformerEncoderLayer(8, 2, 16)
+    ours = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+    assert ours == [name for name, module in torchs.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert "self_attn.out_proj" in ours and isinstance(nn.MultiheadAttention(8, 2).out_proj, nn.Linear)
+
+
 def test_only_exact_classes():
     model = torch.nn.Sequential(Plain(4, 4), torch.nn.LazyLinear(3), torch.nn.Linear(3, 3), torch.nn.LogSigmoid())
     pyflash.replace(model)
@@ -132,7 +141,7 @@ def test_a_forward_on_the_instance_is_left():
         ({"only": torch.nn.LayerNorm}, lambda n, m: type(m) is torch.nn.LayerNorm),
         ({"only": [nn.LayerNorm, torch.nn.Dropout]}, lambda n, m: type(m) in (torch.nn.LayerNorm, torch.nn.Dropout)),
         ({"exclude": "decoder"}, lambda n, m: not n.startswith("decoder")),
-        ({"exclude": (torch.nn.Linear, "*.norm1")}, lambda n, m: type(m) is not torch.nn.Linear and "norm1" not in n),
+        ({"exclude": (torch.nn.Linear, "*.norm1")}, lambda n, m: not isinstance(m, torch.nn.Linear) and "norm1" not in n),
         ({"only": "encoder", "exclude": "encoder.layers.1"}, lambda n, m: "encoder" in n and "layers.1" not in n),
     ],
     ids=option_id,
@@ -176,6 +185,7 @@ def test_report():
     assert "bypassed in eval" in attention.reason
     assert "bypassed" not in rows["0.decoder.layers.0.self_attn"].reason
     assert rows["0.encoder.layers.0.self_attn.out_proj"].reason == "its MultiheadAttention reads the weights"
+    assert rows["0.encoder.layers.0.self_attn.out_proj"].backend == "its parent's"
     assert rows["1"].reason == "no class of ours yet" and rows["3"].reason == "no counterpart in torch.nn"
     assert rows["2"].before == rows["2"].now
     if not _backends.MISSING["cpu"]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.nn._twins import leaf, twin
+from pyflash.nn._twins import adopt, leaf, twin
 from pyflash.ops._backends import record, use_backend
 from pyflash.ops.multi_head_attention import multi_head_attention, torch_is_quicker
 
@@ -65,6 +67,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     The attention is fused with dropout too, and with need_weights; a query that may attend to nothing gives zeros.
     Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
     """
+
+    @functools.wraps(torch.nn.MultiheadAttention.__init__)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        adopt(self.out_proj)
 
     def forward(
         self,

@@ -13,3 +13,8 @@ class Linear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight, self.bias)
+
+
+@twin
+class NonDynamicallyQuantizableLinear(torch.nn.modules.linear.NonDynamicallyQuantizableLinear, Linear):
+    """MultiheadAttention's out_proj, whose weights are read there: a Linear of ours to whoever asks for one."""
