@@ -4,6 +4,7 @@ import torch
 
 from pyflash import _cpu
 from pyflash.ops._native import DTYPES
+from pyflash.ops._native.linear import _workspace
 
 FWD, BWD = 0, 1  # csrc/common/attention.h, AttentionPass
 BOOLEAN, NO_MASK = 4, -1  # MaskType
@@ -43,16 +44,16 @@ def _slopes(alibi_slopes, q):
     return alibi_slopes.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
 
 
-def _workspace(q, k, v, kind, threads):
+def _memory(q, k, v, kind, threads):
     size = _cpu.attention_workspace(q.shape, k.shape[2], 0 if v is None else v.shape[3], DTYPES[q.dtype], kind, threads)
-    return torch.empty(size, dtype=torch.uint8, device="cpu")
+    return _workspace(size, "attention")
 
 
 def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *rest, first_head=0):
     *scalars, out, lse = rest
     slopes = _slopes(alibi_slopes, q)
     threads = torch.get_num_threads()
-    workspace = _workspace(q, k, v, FWD, threads)
+    workspace = _memory(q, k, v, FWD, threads)
     problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
     _cpu.attention_fwd(problem, out.data_ptr(), lse.data_ptr(), out.stride(), workspace.data_ptr(), threads)
 
@@ -61,7 +62,7 @@ def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, 
     *scalars, need_dmask, dq, dk, dv, dmask = rest
     slopes = _slopes(alibi_slopes, q)
     threads = torch.get_num_threads()
-    workspace = _workspace(q, k, v, BWD, threads)
+    workspace = _memory(q, k, v, BWD, threads)
     problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
     tensors = (dout, dlse, out, lse, dq, dk, dv, dmask if need_dmask else None, workspace)
     _cpu.attention_bwd(
@@ -74,7 +75,7 @@ def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, 
 def attention_weights_fwd(q, k, attn_mask, seed, *rest):
     *scalars, weights, lse = rest
     threads = torch.get_num_threads()
-    workspace = _workspace(q, k, None, FWD, threads)
+    workspace = _memory(q, k, None, FWD, threads)
     problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
     _cpu.attention_weights(
         problem, weights.data_ptr(), lse.data_ptr(), weights.stride(), workspace.data_ptr(), threads
@@ -84,7 +85,7 @@ def attention_weights_fwd(q, k, attn_mask, seed, *rest):
 def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *rest):
     *scalars, need_dmask, dq, dk, dmask = rest
     threads = torch.get_num_threads()
-    workspace = _workspace(q, k, None, BWD, threads)
+    workspace = _memory(q, k, None, BWD, threads)
     problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
     tensors = (dweights, None, weights, lse, dq, dk, None, dmask if need_dmask else None, workspace)
     _cpu.attention_bwd(

@@ -4,6 +4,7 @@ import torch
 
 from pyflash import _cpu
 from pyflash.ops._native import DTYPES
+from pyflash.ops._native.linear import _workspace
 
 
 def _address(tensor):
@@ -34,7 +35,7 @@ def layer_norm_bwd(
 ):  # fmt: skip
     weight, workspace = _param(weight, mean), None
     if need_dweight or need_dbias:
-        workspace = torch.empty(_cpu.layer_norm_bwd_workspace(*x.shape), dtype=mean.dtype, device="cpu")
+        workspace = _workspace(_cpu.layer_norm_bwd_workspace(*x.shape) * mean.element_size(), "layer_norm")
     _cpu.layer_norm_bwd(
         dy.data_ptr(), _address(dsummed), x.data_ptr(), _address(weight), mean.data_ptr(), rstd.data_ptr(),
         dx.data_ptr() if need_dx else 0, dweight.data_ptr() if need_dweight else 0,
