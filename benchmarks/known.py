@@ -32,7 +32,7 @@ TWICE = Gap("", "the second derivative computes the backward again, in torch's o
 
 STORIES = {
     "activation": Story(
-        limit="Memory: one read and one write an element; out of cache a copy's time.",
+        limit="Memory: one read and one write an element; out of cache a copy's time, and the pages of a new output.",
         elsewhere="torch's own vectorised loops; a compiler that fuses the activation into its producer beats any of them.",
         gaps=(
             TWICE,
@@ -56,7 +56,7 @@ STORIES = {
             TWICE,
             Gap("tiny", "what remains is Python"),
             Gap("256x1024", "in cache the kernel takes about 40 us; Python and the outputs' allocation are the rest"),
-            Gap("", "the sums over rows for the weight's and bias's gradients"),
+            Gap("", "the sums over rows for the weight's and bias's gradients; where the C library puts the output, in or out of cache"),
         ),
     ),
     "dropout": Story(
@@ -70,7 +70,7 @@ STORIES = {
         " torch's flash kernel calls MKL for its products and reaches half of the peak.",
         gaps=(
             TWICE,
-            Gap("decode", "the cache is read at 40 GB/s, the most that two cores read from this memory: no kernel is 1.6 times faster here"),
+            Gap("decode", "the cache is read at the rate of a copy, the most that two cores get from this memory: torch is at 0.8 of it"),
             Gap("dropout", "torch leaves its flash path for dropout, the more so the longer the sequence; at N=512 its"
                 " explicit products already run at a quarter of the peak, so no kernel can be 12 times faster here"),
             Gap("", "the peak: softmax, rescaling and the packing of each tile take what is missing to it"),
