@@ -70,7 +70,7 @@ STORIES = {
         " torch's flash kernel calls MKL for its products and reaches half of the peak.",
         gaps=(
             TWICE,
-            Gap("decode", "the cache is read at the rate of a copy, the most that two cores get from this memory: torch is at 0.8 of it"),
+            Gap("decode", "the cache is read at 0.8 of the rate of a copy; at all of it 1.6 would just be reached"),
             Gap("dropout", "torch leaves its flash path for dropout, the more so the longer the sequence; at N=512 its"
                 " explicit products already run at a quarter of the peak, so no kernel can be 12 times faster here"),
             Gap("", "the peak: softmax, rescaling and the packing of each tile take what is missing to it"),
