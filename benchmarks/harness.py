@@ -44,7 +44,7 @@ class Effort:
 
 
 FULL = Effort(clean=21, seconds=8.0, patience=12.0)
-QUICK = Effort(clean=11, seconds=0.8, patience=2.0)
+QUICK = Effort(clean=11, seconds=1.2, patience=2.0)
 
 
 # Contenders.
