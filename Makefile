@@ -67,7 +67,7 @@ bench: build
 	$(PY) -m benchmarks run $(OPS) $(ARGS)
 
 inspect: build
-	$(PY) -m benchmarks inspect $(ARGS)
+	$(PY) -m benchmarks inspect $(or $(ARGS),--full)
 
 # No environment is made and nothing is installed: what is missing is left out, and said.
 gpu:

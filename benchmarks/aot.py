@@ -3,9 +3,9 @@
 The launchers themselves are called, on tensors without memory and with a driver that names the architecture, so the
 table shows what a user's call would compile: arguments, specialisation and configuration alike.
 
-    python -m benchmarks inspect [--check] [NAME ...]      (names are substrings; default all)
+    python -m benchmarks inspect [--check] [--full] [NAME ...]      (names are substrings; default SHORT)
 
-writes benchmarks/results/aot.json, or with --check compares the rows it compiles with it.
+writes the rows it compiles into benchmarks/results/aot.json, or with --check compares them with it.
 """
 
 import hashlib
@@ -37,6 +37,30 @@ RECURRENT = (
     ("lstm", "bfloat16", 512),
     ("lstm", "float32", 128),
     ("gru", "float32", 512),
+)
+
+
+# What is compiled without a word: every kernel once for each architecture that the tests promise something of, at most
+# 60 compilations. --full is everything.
+SHORT = (
+    *(
+        f"sm{arch}/{case}"
+        for arch in (80, 90)
+        for case in (
+            "attention/bfloat16/64",
+            "attention/bfloat16/128",
+            "attention/float32/64",
+            "attention_weights/bfloat16/64",
+            "decode/bfloat16/128",
+            "linear/bfloat16/gelu",
+            "recurrent/lstm/bfloat16/128",
+            "row_wise/bfloat16",
+        )
+    ),
+    "sm90/attention/bfloat16/64/bias",
+    "sm100/attention/bfloat16/64",
+    "sm100/decode/bfloat16/128",
+    "sm100/linear/bfloat16/gelu",
 )
 
 
@@ -282,13 +306,16 @@ def compile_cases(names, jobs=2):
 def add_arguments(parser):
     parser.add_argument("names", nargs="*", help="compile only cases with one of these in their name")
     parser.add_argument("--check", action="store_true", help="compare with the committed table; exit 1 if it differs")
+    parser.add_argument("--full", action="store_true", help="compile all cases, which takes several minutes")
     parser.add_argument("--jobs", type=int, default=2)
 
 
 def run(options):
     import triton
 
-    names = [name for name in cases() if not options.names or any(part in name for part in options.names)]
+    names = list(cases()) if options.names or options.full else list(SHORT)
+    if options.names:
+        names = [name for name in names if any(part in name for part in options.names)]
     if not names:
         print(f"benchmarks: no case is called so; there are {', '.join(cases())}", file=sys.stderr)
         return 2
@@ -302,8 +329,11 @@ def run(options):
         for name, row in changed.items():
             print(f"{name}\n  committed {committed['rows'].get(name)}\n  compiled  {row}")
         return int(bool(changed))
-    merged = rows if not options.names else committed["rows"] | rows
-    table = {"triton": triton.__version__, "sources": source_hash(), "rows": dict(sorted(merged.items()))}
+    is_whole = options.full and not options.names
+    merged = rows if is_whole else committed["rows"] | rows
+    # Of a part written anew, the other rows may still be older kernels': the tests then compile what matters again.
+    sources = source_hash() if is_whole else committed.get("sources", "")
+    table = {"triton": triton.__version__, "sources": sources, "rows": dict(sorted(merged.items()))}
     lines = json.dumps(table, indent=1)
     TABLE.write_text(
         re.sub(r"\{\n\s+(\"registers[^}]*?)\n\s+\}", lambda m: "{" + " ".join(m[1].split()) + "}", lines) + "\n"
