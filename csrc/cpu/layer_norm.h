@@ -72,16 +72,18 @@ PF_INLINE Vec<Acc<S>> norm_input(const S* x, const S* residual, int64_t j, Count
   return load_part(x + j, count, fill) + load_part(residual + j, count);
 }
 
-// Sum and sum of squares of the deviations from `shift` over a row.
-template <class S, bool kAdds>
-PF_INLINE void layer_norm_sums(const S* x, const S* residual, int64_t cols, Acc<S> shift, double* sum, double* square) {
+// Sum and sum of squares of the deviations from `shift` over a row; with kKeeps the row goes to `summed`.
+template <class S, bool kAdds, bool kKeeps>
+PF_INLINE void layer_norm_sums(const S* x, const S* residual, S* summed, int64_t cols, Acc<S> shift, double* sum,
+                               double* square) {
   typedef Acc<S> T;
   typedef Vec<T> V;
   *sum = *square = 0;
   for (int64_t j0 = 0; j0 < cols; j0 += kNormChunk) {
     V sums[kNormChains] = {}, squares[kNormChains] = {};
     for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
-      V d = norm_input<S, kAdds>(x, residual, j, count, shift) - shift;
+      V value = norm_input<S, kAdds>(x, residual, j, count, shift), d = value - shift;
+      if (kKeeps) store_part(summed + j, value, count);
       sums[chain] += d;
       squares[chain] = fma(d, d, squares[chain]);
     });
@@ -93,7 +95,8 @@ PF_INLINE void layer_norm_sums(const S* x, const S* residual, int64_t cols, Acc<
 // kStream: outputs go past the caches.
 template <class S, bool kResidual, bool kStream>
 void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
-  constexpr bool kAdds = kResidual && sizeof(S) != 2;  // in every pass: cheaper than storing and reading again
+  constexpr bool kAdds = kResidual && sizeof(S) != 2;
+  constexpr bool kKeeps = kAdds && !kStream;  // the sum is read back; what goes past the caches is added twice instead
   typedef Acc<S> T;
   typedef Vec<T> V;
   const int64_t cols = p.cols, first = min_of(cols, kLanes<T>);
@@ -119,21 +122,22 @@ void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
     // when the guess was off by more than a standard deviation: then once more, from the mean.
     T shift = reduce_add(norm_input<S, kAdds>(x, residual, 0, first, 0)) / (T)first;
     double sum, square;
-    layer_norm_sums<S, kAdds>(x, residual, cols, shift, &sum, &square);
+    layer_norm_sums<S, kAdds, kKeeps>(x, residual, summed, cols, shift, &sum, &square);
     double correction = sum * share, variance = square * share - correction * correction;
     if (!(correction * correction <= variance)) {
       shift = (T)(shift + correction);
-      layer_norm_sums<S, kAdds>(x, residual, cols, shift, &sum, &square);
+      layer_norm_sums<S, kAdds, false>(x, residual, summed, cols, shift, &sum, &square);
       correction = sum * share, variance = square * share - correction * correction;
       if (variance < 0) variance = 0;
     }
     const T rstd = (T)(1 / __builtin_sqrt(variance + p.eps));
+    const S* from = kKeeps ? summed : x;
     const V scale = splat<V>(rstd), offset = splat<V>((T)(-correction * rstd));
     for_columns_down<T>(cols, [&](int64_t j, auto count) {
       __builtin_prefetch(next_x + j);
       if (kResidual) __builtin_prefetch(next_residual + j);
-      V value = norm_input<S, kAdds>(x, residual, j, count, 0);
-      if (kAdds) store_row<kStream>(summed + j, value, count);
+      V value = norm_input < S, kAdds && !kKeeps > (from, residual, j, count, 0);
+      if (kAdds && !kKeeps) store_row<kStream>(summed + j, value, count);
       V normal = fma(value - shift, scale, offset);
       store_row<kStream>(y + j, fma(normal, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0)), count);
     });
@@ -195,7 +199,8 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
     for (int r = 0; r < kRows; r++) g_of[r] = load_part(dy[r] + j, count), x_of[r] = load_part(x[r] + j, count);
     PF_UNROLL
     for (int r = 0; r < kRows; r++) {
-      __builtin_prefetch(dy[r] + next_dy + j), __builtin_prefetch(x[r] + next_x + j);
+      // To the second cache: the first is full, and rows of 4 KB would push each other out of it.
+      __builtin_prefetch(dy[r] + next_dy + j, 0, 2), __builtin_prefetch(x[r] + next_x + j, 0, 2);
       V g = g_of[r], normal = (x_of[r] - mean[r]) * rstd[r];
       if (kParams) {
         dw = fma(g, normal, dw);
