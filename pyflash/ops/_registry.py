@@ -82,9 +82,10 @@ class Op:
     def _run(self, *args):
         *args, wish = args
         place = (wish, _checks.device_type(args[0]))
-        if place not in self._found:
-            self._found[place] = self._kernel(*place)
-        kernel = self._found[place]
+        try:
+            kernel = self._found[place]
+        except KeyError:
+            kernel = self._found[place] = self._kernel(*place)
         if kernel is None:
             with _in_reach_of_autograd(), torch.no_grad():
                 found = self.reference(*args)
@@ -143,6 +144,7 @@ def _save_inputs(ctx, inputs, output):
 
 
 _PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
+_VALUES = frozenset((type(None), bool, int, float, str))  # the rest of a schema's arguments, but for lists
 
 
 def _is_observed(args) -> bool:
@@ -163,10 +165,11 @@ def _is_observed(args) -> bool:
 
 def _has_unusual(args) -> bool:
     for a in args:
-        if type(a) in _PLAIN_TYPES:
+        kind = type(a)
+        if kind in _PLAIN_TYPES:
             if a.is_neg() or (not a.data_ptr() and a.numel()):
                 return True
-        elif isinstance(a, torch.Tensor) or (type(a) is list and _has_unusual(a)):
+        elif kind not in _VALUES and (isinstance(a, torch.Tensor) or (kind is list and _has_unusual(a))):
             return True
     return False
 

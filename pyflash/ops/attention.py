@@ -28,7 +28,9 @@ _SCALARS = "float dropout_p, float scale, float softcap, int window_left, int wi
 
 def _in_order_of(x, size_last):
     """A new [B, H, L, size_last] that lies in memory as [B, L, H, size_last] when x does."""
-    batch, heads, rows, _ = x.shape
+    batch, heads, rows, size = x.shape
+    if size == size_last and x.is_contiguous():
+        return torch.empty_like(x)
     _, of_heads, of_rows, _ = x.stride()
     if of_heads < of_rows and heads > 1:
         return x.new_empty(batch, rows, heads, size_last).transpose(1, 2)
@@ -270,8 +272,9 @@ def _mask_four(operation, attn_mask, leading, rows, keys, dtype):
 def _kv_heads(k, v, leading, enable_gqa):
     """Heads that k and v are given to the kernel with: as few as both have."""
     heads = leading[-1]
-    of_k, of_v = (x.shape[-3] if x.dim() > 2 else 1 for x in (k, v))
-    if of_k == of_v and (enable_gqa or of_k == 1):
+    of_k = k.shape[-3] if k.dim() > 2 else 1
+    of_v = v.shape[-3] if v.dim() > 2 else 1
+    if of_k == of_v and (enable_gqa or of_k in (1, heads)):
         return of_k, of_k
     if enable_gqa:
         return of_k, of_v
