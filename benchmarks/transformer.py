@@ -12,7 +12,7 @@ from benchmarks.operation import Case, Operation
 
 @dataclass(frozen=True)
 class Shape:
-    kind: str  # layer, encoder, attention, sdpa
+    kind: str  # layer, encoder, attention, weights, sdpa
     batch: int
     tokens: int
     width: int
@@ -31,6 +31,8 @@ CASES = (
     Case("layer B8 S512 d768", Shape("layer", 8, 512, 768, 12, 3072), {"forward": None}, model="BERT base"),
     Case("layer B16 S256 d256", Shape("layer", 16, 256, 256, 8, 1024), {"forward": None}, quick=True,
          model="the demo"),
+    Case("attention weights B16 S256 d256", Shape("weights", 16, 256, 256, 8),
+         {"forward": None, "training": None}, quick=True, model="nn.MultiheadAttention as it is by default"),
     Case("step 4 layers, no dropout", Shape("encoder", **DEMO), {"training": 1.8}, optimizer=True,
          model="the demo: B16 S256 d256 h8 ffn1024, causal, AdamW"),
     Case("step 4 layers, dropout 0.1", Shape("encoder", **DEMO, dropout=0.1), {"training": 3.5}, quick=True,
@@ -42,14 +44,15 @@ CASES = (
 
 
 class SelfAttention(nn.Module):
-    """MultiheadAttention as one asks it for outputs only."""
+    """MultiheadAttention of a sequence with itself; the weights, averaged over heads, are None unless needed."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, need_weights: bool):
         super().__init__()
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.need_weights = need_weights
 
     def forward(self, x):
-        return self.attention(x, x, x, need_weights=False)[0]
+        return self.attention(x, x, x, need_weights=self.need_weights)
 
 
 class CausalEncoder(nn.Module):
@@ -65,8 +68,8 @@ class CausalEncoder(nn.Module):
 
 def module(case: Case) -> nn.Module:
     shape = case.shape
-    if shape.kind == "attention":
-        return SelfAttention(shape.width, shape.heads)
+    if shape.kind in ("attention", "weights"):
+        return SelfAttention(shape.width, shape.heads, need_weights=shape.kind == "weights")
     layer = nn.TransformerEncoderLayer(shape.width, shape.heads, shape.hidden, dropout=shape.dropout, batch_first=True)
     return CausalEncoder(layer, shape.layers, shape.tokens) if shape.kind == "encoder" else layer
 
