@@ -160,8 +160,9 @@ struct GemmPlan {
     if (p.blocks > 1) p.blocks = round_up(p.blocks, p.threads);
     p.block_rows = round_up(ceil_div(g.m, max_of(p.blocks, 1)), kTileRows);
     p.blocks = ceil_div(g.m, p.block_rows ? p.block_rows : 1);
-    // Too few blocks of rows for the threads: cut the panels as well.
-    p.groups = p.threads == 1 || p.blocks >= 2 * p.threads ? 1 : ceil_div(4 * p.threads, max_of(p.blocks, 1));
+    // Too few blocks of rows for the threads: cut the panels as well. Each group packs its rows of A anew.
+    const int64_t tasks = (p.packs_a ? 1 : 4) * p.threads;
+    p.groups = p.threads == 1 || p.blocks >= 2 * p.threads ? 1 : ceil_div(tasks, max_of(p.blocks, 1));
     p.group_panels = ceil_div(p.panels, max_of(1, min_of(p.groups, p.panels)));
     p.groups = p.group_panels ? ceil_div(p.panels, p.group_panels) : 0;
 

@@ -116,7 +116,7 @@ PF_INLINE int next_tile_rows(int64_t left);
 // Rows [0, rows) of A, [0, k) into tiles [tile][k][row of tile].
 template <class S>
 void gemm_pack_a(const S* a, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t k, Acc<S>* out) {
-  // Few k at a time: eight rows a power of two apart fall into one set of L1, twelve of which it can hold.
+  // Few k at a time, those after them only in L2: rows a power of two apart fall into one set of L1, which holds eight.
   constexpr int64_t piece = 8;
   for (int64_t k_begin = 0; k_begin < k; k_begin += piece) {
     const int64_t k_end = min_of(k, k_begin + piece);
@@ -127,7 +127,7 @@ void gemm_pack_a(const S* a, int64_t row_stride, int64_t column_stride, int64_t 
       if (row_stride == 1 && tile == kTileRows) {
         for (int64_t kk = k_begin; kk < k_end; kk++) {
           const S* row = from + kk * column_stride;
-          __builtin_prefetch(row + piece * column_stride);
+          __builtin_prefetch(row + piece * column_stride, 0, 2);
           if constexpr (sizeof(S) == sizeof(Acc<S>)) {
             __builtin_memcpy(to + kk * kTileRows, row, kTileRows * sizeof(S));
           } else {

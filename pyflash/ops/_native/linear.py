@@ -115,7 +115,7 @@ def _run(x, weight, packed, bias, activation, y, preact):
     _cpu.linear_fwd(
         x.data_ptr(), *x.stride(), weight.data_ptr(), *weight.stride(), 0 if packed is None else packed.data_ptr(),
         0 if bias is None else bias.data_ptr(), bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
-        y.data_ptr(), 0 if preact is None else preact.data_ptr(), workspace.data_ptr(), m, n, k,
+        y.data_ptr(), *y.stride(), 0 if preact is None else preact.data_ptr(), workspace.data_ptr(), m, n, k,
         ACTIVATION_IDS[activation] if activation else -1, dtype, threads,
     )  # fmt: skip
 
@@ -130,6 +130,10 @@ def linear_cached_fwd(x, weight, bias, activation, y):
 
 
 def matmul(a, b, c):
+    """c = a b, any strides."""
+    # A whose rows are not contiguous is packed six rows at a time, the dearer way: it should be the smaller matrix.
+    if a.stride(1) != 1 and a.shape[0] > b.shape[1]:
+        a, b, c = b.t(), a.t(), c.t()
     _run(a, b.t(), None, None, "", c, None)
 
 
