@@ -1,4 +1,4 @@
-"""pyflash: hand-written Triton, C++ SIMD and CUDA kernels behind drop-in torch.nn modules."""
+"""pyflash: hand-written C++ SIMD and Triton kernels behind drop-in torch.nn modules."""
 
 import torch  # noqa: F401  before the native module, so that both share one OpenMP runtime
 

@@ -216,8 +216,8 @@ def _why_left(module) -> str:
         return _obstacle(module) or f"would become {_name(TWINS[cls])}"
     if cls in _CONTAINERS:
         return ""
-    base = next((base for base in cls.__mro__ if base in TWINS and base is not cls), None)
-    if base is not None and cls not in TWINS:
+    base = next((base for base in cls.__mro__ if base in TWINS), None)
+    if base is not None:
         return f"a subclass of {_name(base)}; only exact classes are replaced"
     if cls.__module__.startswith("pyflash.nn."):
         return "no counterpart in torch.nn"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import stand_in
@@ -61,7 +61,7 @@ def use(backend: str):
     name, _, isa = backend.partition(":")
     if not isa:
         # Not on the device by default: a tensor that our code makes without saying where must not get there by luck.
-        with pyflash.use_backend(name), on_device("cpu") if DEVICE != "cpu" and name == "triton" else _nothing():
+        with pyflash.use_backend(name), on_device("cpu") if DEVICE != "cpu" and name == "triton" else nullcontext():
             yield
         return
     from pyflash import _cpu
@@ -96,7 +96,7 @@ def run(function, inputs, douts=None, dtype=None, backend=None):
         return value.requires_grad_(douts is not None)
 
     leaves = [leaf(v) for v in inputs]
-    context = use(backend) if backend else _nothing()
+    context = use(backend) if backend else nullcontext()
     with context:
         outputs = function(*leaves)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
@@ -106,11 +106,6 @@ def run(function, inputs, douts=None, dtype=None, backend=None):
         wanted = [v for v in leaves if isinstance(v, torch.Tensor) and v.requires_grad]
         grads = torch.autograd.grad(outputs, wanted, [d.to(o.dtype) for d, o in zip(douts, outputs)], allow_unused=True)
     return (*(o.detach() for o in outputs), *grads)
-
-
-@contextmanager
-def _nothing():
-    yield
 
 
 def assert_error_within(ours, torchs, truth, *scales, factor=2.0, floor_ulp=4.0):

@@ -2,6 +2,8 @@
 
 import torch
 
+from pyflash.auto import SMALL
+
 # Measured in benchmarks/results, rows "activation", ours over torch's speed, forward at 64x3072 and 4096x3072.
 # 2026-11-22-cpu-granite-rapids: gelu_tanh 2.7x and 1.0x; silu 0.9x and 1.0x; sigmoid 0.9x and 1.0x; relu 0.7x and 1.0x;
 # gelu 0.6x both; tanh 0.6x and 0.7x. 2026-11-25-cpu-zen4: gelu_tanh 3.3x, tanh 4.7x at 64x3072; the others as before.
@@ -12,7 +14,6 @@ OURS_ON_CPU = ("gelu_tanh",)
 OURS_WHERE_NOT_INTEL = ("tanh",)  # torch's comes from Intel's library, which is slow on other processors
 MIN_ELEMENTS = {"cpu": 65536, "triton": 0}  # below it Python's share of a call outweighs the kernel's
 LARGE_BYTES = 32 << 20
-SMALL = "small input: torch's own call is cheaper"
 
 
 def rules(name: str, is_intel: bool, backend: str, elements: int, dtype) -> str:

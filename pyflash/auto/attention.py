@@ -6,9 +6,10 @@ Forward and backward on two Zen 4 cores, causal, ours and torch's us: B2 H4 N8 D
 
 import torch
 
+from pyflash.auto import SMALL
+
 MIN_SIZE = {"cpu": 1 << 22, "triton": 0}  # benchmarks: attention, rows "tiny" and "small"
 HAS_AMX = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-SMALL = "small input: torch's own call is cheaper"
 
 
 def rules(backend: str, size: tuple[int, bool], dtype) -> str:

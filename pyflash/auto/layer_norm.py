@@ -1,8 +1,9 @@
 """LayerNorm, alone and with the residual sum: below the threshold Python's share of a call outweighs the kernel's."""
 
+from pyflash.auto import SMALL
+
 MIN_ELEMENTS = {"cpu": 524288, "triton": 0}  # provisional; benchmarks: layer_norm, rows "tiny" and "small"
 MIN_ELEMENTS_ADD = {"cpu": 262144, "triton": 0}  # provisional; the sum is a pass over memory more to be saved
-SMALL = "small input: torch's own call is cheaper"
 
 
 def _rules(minimum, backend: str, elements: int) -> str:

@@ -4,9 +4,10 @@ from functools import lru_cache
 
 import torch
 
+from pyflash.auto import SMALL
+
 MIN_FLOPS = {"cpu": 1 << 22, "triton": 0}  # below it Python's share of a call outweighs the kernel's
 MIN_ROWS = {False: 8, True: 128}  # one row reads 0.44x of torch's speed; training packs the weight in every call
-SMALL = "small input: torch's own call is cheaper"
 ISAS = ("avx512", "avx512_bf16")  # elsewhere torch's matrix products are as fast
 TORCH_DTYPES = (torch.bfloat16, torch.float16)  # oneDNN multiplies them in hardware
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import torch
 
+from pyflash.auto import SMALL
 from pyflash.auto.linear import isa
 
 ISAS = ("avx512", "avx512_bf16")  # elsewhere oneDNN's LSTM is as fast
 MIN_FLOPS = 1 << 19  # of a few steps; below it Python outweighs the kernel
 FEW_STEPS = 4  # torch's GRU and RNN pay for every step, and its LSTM, which rearranges its weights, for every call
 MANY_ROWS, NARROW = 64, 64  # oneDNN's backward of a narrow LSTM is nearer to the peak
-SMALL = "small input: torch's own call is cheaper"
 GATES = {"lstm": 4, "gru": 3}
 
 

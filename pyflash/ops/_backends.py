@@ -114,6 +114,7 @@ class Operation:
         name: as in `pyflash.functional`.
         dtypes: backend -> dtypes it serves; a backend that is not named has no kernel.
         rules: for `auto`, from pyflash/auto: (backend, size, dtype) -> reason to prefer torch, or "".
+        sizes: what `rules` takes as the size, in words.
         notes: backend -> which of its calls it does not take, for `explain`.
     """
 

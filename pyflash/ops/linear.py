@@ -21,7 +21,9 @@ from pyflash.ops.activation import FLOATS, activation_bwd
 
 _TRITON = (torch.float32, torch.bfloat16, torch.float16)
 OPERATIONS = {
-    name: Operation(name, dtypes={"cpu": FLOATS, "triton": _TRITON}, rules=auto.rules, sizes="(M, N, K)")
+    name: Operation(
+        name, dtypes={"cpu": FLOATS, "triton": _TRITON}, rules=auto.rules, sizes="(M, N, K, are gradients needed)"
+    )
     for name in ("linear", "linear_act")
 }
 

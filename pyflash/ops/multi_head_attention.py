@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyflash.auto import SMALL
 from pyflash.auto import multi_head_attention as auto
 from pyflash.ops._backends import _state, record, tracing_derivatives
 from pyflash.ops._checks import expect
@@ -47,7 +48,7 @@ def torch_is_quicker(query: Tensor, embed_dim: int, keys: int, need_weights: boo
         return False  # torch's fused kernel has no second derivative and no forward mode on a CPU
     if not auto.prefers_torch(query.device.type, query.numel(), embed_dim, keys):
         return False
-    record(NAME, "torch", "small input: torch's own call is cheaper")
+    record(NAME, "torch", SMALL)
     return True
 
 
