@@ -354,6 +354,10 @@ def attention_bwd(
     diagonal, need_dmask, dq, dk, dv, dmask,
 ):  # fmt: skip
     """Fill dq, dk, dv and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1."""
+    if q.shape[1] == 0:  # nobody reads the keys, and there is no group of heads to divide by
+        for gradient in (dk, dv, dmask):
+            gradient.zero_()
+        return
     scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
     dropout = make_dropout(seed, dropout_p)
     sizes = q.shape[2], k.shape[2]
@@ -390,6 +394,8 @@ def attention_varlen_bwd(
     """attention_bwd over packed sequences; tokens of no sequence get zero gradients."""
     for gradient in (dq, dk, dv):
         gradient.zero_()
+    if q.shape[1] == 0:
+        return
     dlse = None if dlse is None else _unpacked(dlse.t(), cu_seqlens_q)
     q, k, v, out, dout, lse, dq, dk, dv = (
         _unpacked(x, cu_seqlens_q) for x in (q, k, v, out, dout, lse.t(), dq, dk, dv)

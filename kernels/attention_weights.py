@@ -344,6 +344,10 @@ def attention_weights_bwd(
 
     weights is not read: see _attention_weights_bwd_dq.
     """
+    if q.shape[1] == 0:
+        dk.zero_()
+        dmask.zero_()
+        return
     batch, heads, seqlen_q, head_dim = q.shape
     kv_heads, seqlen_k = k.shape[1:3]
     scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, None, q, k)

@@ -33,6 +33,9 @@ CASES = [  # B, H, Hkv, L, S, E, Ev, layout, why it is here
     (0, 2, 2, 5, 6, 8, 8, "bhld", "no batch"),
     (1, 2, 2, 0, 6, 8, 8, "bhld", "no queries"),
     (1, 2, 2, 5, 0, 8, 8, "bhld", "no keys"),
+    (2, 0, 0, 5, 6, 8, 8, "bhld", "no heads"),
+    (2, 0, 0, 40, 6, 8, 8, "bhld", "no heads, more rows than a block"),
+    (2, 0, 2, 5, 6, 8, 8, "bhld", "no query heads a key head: key gradients are zero"),
     (1, 4, 2, 3, 40, 16, 16, "bhld", "six rows a key head: more than a block of double in the smallest vectors"),
 ]
 

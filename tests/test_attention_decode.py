@@ -26,6 +26,7 @@ CASES = [  # lengths, max_len, heads, kv_heads, few, E, Ev, layout, options, why
     ((), 8, 4, 4, 1, 16, 16, "dense", {}, "no batch"),
     ((5, 3), 8, 4, 4, 0, 16, 16, "dense", {}, "no queries"),
     ((0, 0), 0, 4, 4, 2, 16, 16, "dense", {}, "no cache"),
+    ((5, 3), 8, 0, 2, 1, 16, 16, "dense", {}, "no query heads"),
 ]  # fmt: skip
 
 

@@ -43,10 +43,11 @@ CASES = [  # lengths, heads, kv_heads, E, Ev, layout, options, why it is here
                                        "window_size": (9, 40)}, "everything"),
     ("all empty", 2, 2, 8, 8, "dense", {}, "no scores at all"),
     ("no sequence", 2, 2, 8, 8, "dense", {}, "tokens, but no sequence"),
+    ("ragged", 0, 2, 8, 8, "dense", {}, "no query heads"),
 ]  # fmt: skip
 ON_TRITON = {  # few: the interpreter is slow
     "two query heads a key head, E != Ev", "neighbours of equal length; tokens of no sequence", "dropout",
-    "ALiBi of each sequence", "causal from the last token", "no sequence",
+    "ALiBi of each sequence", "causal from the last token", "no sequence", "no query heads",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ WEIGHTS = [  # B, H, Hkv, L, S, E, layout of k, options, why it is here
     (0, 2, 2, 5, 6, 8, "bhld", {}, "no batch"),
     (1, 2, 2, 0, 6, 8, "bhld", {}, "no queries"),
     (1, 2, 1, 5, 0, 8, "bhld", {}, "no keys"),
+    (2, 0, 2, 5, 6, 8, "bhld", {}, "no heads"),
 ]
 WEIGHTS_MASKS = ["none", "bool_full", "bool_rows", "bool_padding", "float_full", "float_rows", "float_padding"]
 

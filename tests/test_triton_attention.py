@@ -91,6 +91,14 @@ CASES = [
     Case("no rows", heads=1, L=0),
     Case("no keys", heads=1, S=0),
     Case("no batch", batch=0, heads=1),
+    Case("no heads", heads=0, kv_heads=0),
+    Case(
+        "no query heads a key head, a gradient for the mask",
+        heads=0,
+        kv_heads=2,
+        mask="float",
+        mask_shape=(1, 1, 37, 35),
+    ),
     Case("widest heads, padded values", heads=1, L=33, S=20, E=256, Ev=200),
     Case("narrow values", heads=1, L=33, S=20, E=96, Ev=3),
     *(
@@ -137,12 +145,12 @@ def keep_mask(batch, heads, L, S, p):
 def formula(q, k, v, mask, slopes, keep, case, diagonal=None):
     """out and lse, in the type of q."""
     p, lse = weights_formula(q, k, mask, slopes, keep, case, diagonal)
-    return p @ v.repeat_interleave(q.shape[1] // k.shape[1], 1), lse
+    return p @ v.repeat_interleave(q.shape[1] // max(k.shape[1], 1), 1), lse
 
 
 def weights_formula(q, k, mask, slopes, keep, case, diagonal=None):
     diagonal = case.diagonal if diagonal is None else diagonal
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    k = k.repeat_interleave(q.shape[1] // max(k.shape[1], 1), 1)
     scores = case.scale * (q @ k.transpose(-1, -2))
     if case.softcap:
         scores = case.softcap * torch.tanh(scores / case.softcap)

@@ -31,7 +31,7 @@ def visible(rows, keys, window_left, window_right, diagonal, device):
 def _grouped(q, kv_heads):
     """[B, H, L, E] -> [B, Hkv, H / Hkv * L, E]: heads that read the same keys, side by side."""
     batch, heads, rows, dim = q.shape
-    return q.reshape(batch, kv_heads, heads // kv_heads * rows, dim)
+    return q.reshape(batch, kv_heads, heads // max(kv_heads, 1) * rows, dim)
 
 
 def scores(q, k, attn_mask, alibi_slopes, scale, softcap, window_left, window_right, diagonal):
