@@ -191,6 +191,10 @@ def test_torchs_rules(backend):
                 PF.dropout(x, p)
         with pytest.raises(RuntimeError):
             PF.dropout(x, float("nan"))
+        with pytest.raises(RuntimeError):
+            PF.dropout(x, float("nan"), training=False)
+        with pytest.raises(TypeError):
+            PF.dropout(x, 0.5, training=None)
         with pytest.raises(TypeError):
             PF.dropout(x, "half")
         with pytest.raises(RuntimeError):

@@ -325,15 +325,39 @@ def test_generated_files_are_what_the_table_gives():
 @pytest.mark.parametrize("backend", ["cpu", "auto"])
 @pytest.mark.parametrize("bad", [None, [1.0, 2.0], 3.0], ids=str)
 def test_what_is_no_tensor_is_a_type_error(backend, bad):
-    w = torch.randn(2, 2)
+    w, g, l, i = torch.randn(2, 2), torch.randn(6, 2), torch.randn(8, 2), torch.tensor([0, 1])
     calls = [
         lambda: PF.linear(bad, w), lambda: PF.linear(w, bad), lambda: PF.linear_act(bad, w), lambda: PF.relu(bad),
         lambda: PF.gelu(bad), lambda: PF.silu(bad), lambda: PF.layer_norm(bad, (2,)), lambda: PF.dropout(bad, 0.5),
         lambda: PF.scaled_dot_product_attention(bad, bad, bad), lambda: PF.scaled_dot_product_attention(w, w, bad),
+        lambda: PF.attention(w, bad, w), lambda: PF.attention_weights(w, bad), lambda: PF.add_layer_norm(w, bad, (2,)),
+        lambda: PF.attention_varlen(w[None], w[None], bad, i, i, 1, 1), lambda: PF.attention_varlen(w, w, w, bad, i, 1, 1),
+        lambda: PF.attention_decode(w, w, w, bad), lambda: PF.gru_cell(bad, w, g, g), lambda: PF.gru_cell(w, bad, g, g),
+        lambda: PF.rnn_cell(w, w, bad, w), lambda: PF.lstm_cell(w, (w, bad), l, l), lambda: PF.lstm_cell(w, bad, l, l),
     ]  # fmt: skip
+    if bad is not None:  # else the default
+        calls += [
+            lambda: PF.linear(w, w, bad), lambda: PF.layer_norm(w, (2,), bad), lambda: PF.add_layer_norm(w, w, (2,), bad),
+            lambda: PF.scaled_dot_product_attention(w, w, w, bad), lambda: PF.attention(w, w, w, alibi_slopes=bad),
+            lambda: PF.gru_cell(w, w, g, g, bad, g[:, 0]),
+        ]  # fmt: skip
     for call in calls:
         with use(backend), pytest.raises(TypeError):
             call()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+def test_too_few_dimensions_are_torchs_error(backend):
+    w, g = torch.randn(2, 2), torch.randn(6, 2)
+    calls = [
+        lambda f: f.scaled_dot_product_attention(w, w, w, enable_gqa=True), lambda f: f.gru_cell(w[0], w[0], g, g),
+        lambda f: f.gru_cell(w, w, g[:, 0], g),
+    ]  # fmt: skip
+    for call, theirs in zip(calls, (torch.nn.functional, torch, torch)):
+        with pytest.raises(IndexError):
+            call(theirs)
+        with use(backend), pytest.raises(IndexError, match=r"pyflash\..*expected (2 dim|at least 3)"):
+            call(PF)
 
 
 def test_meta_tensors_go_through_every_module():

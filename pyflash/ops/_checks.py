@@ -16,6 +16,13 @@ def expect(condition: bool, operation: str, message, error: type[Exception] = Va
         raise error(f"pyflash.{operation}: {message()}")
 
 
+def expect_tensors(operation: str, optional=(), **arguments) -> None:
+    """Raises TypeError, as torch does, where an argument is no tensor; one that is named in `optional` may be None."""
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor) and not (value is None and name in optional):
+            raise TypeError(f"pyflash.{operation}: {name} is a {type(value).__name__}, expected a tensor")
+
+
 def is_plain(tensor) -> bool:
     """A tensor with memory of its own that a kernel may read: no subclass with its own dispatch, strided, not complex.
 

@@ -12,7 +12,7 @@ from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose, record, tracing_derivatives
-from pyflash.ops._checks import device_type, expect, is_plain
+from pyflash.ops._checks import device_type, expect, expect_tensors, is_plain
 from pyflash.ops._registry import Op
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -214,7 +214,12 @@ def _check_sizes(operation, q, k, v, enable_gqa):
         lambda: f"value has {v.shape[-2]} keys, expected {k.shape[-2]} to match key {tuple(k.shape)}",
     )
     if enable_gqa:
-        check(min(q.dim(), k.dim(), v.dim()) >= 3, lambda: "enable_gqa needs a dimension of heads: [..., heads, L, E]")
+        expect(
+            min(q.dim(), k.dim(), v.dim()) >= 3, operation,
+            lambda: f"query, key, value have {q.dim()}, {k.dim()}, {v.dim()} dimensions, expected at least 3 with"
+            " enable_gqa: [..., heads, L, E]",
+            IndexError,
+        )  # fmt: skip
         heads = q.shape[-3]
         check(
             k.shape[-3] > 0 and v.shape[-3] > 0 and heads % k.shape[-3] == 0 and heads % v.shape[-3] == 0,
@@ -336,7 +341,12 @@ def scaled_dot_product_attention(
     Numerics: float32 sums for half types; a row that sees no key gives 0. Deterministic, memory linear in L and S.
         The dropout mask differs from torch's for the same seed.
     """
-    if not (isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor)):
+    if not (
+        isinstance(query, torch.Tensor)
+        and isinstance(key, torch.Tensor)
+        and isinstance(value, torch.Tensor)
+        and (attn_mask is None or isinstance(attn_mask, torch.Tensor))
+    ):
         return F.scaled_dot_product_attention(  # its error, or torch.fx's record of the call
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -348,7 +358,7 @@ def scaled_dot_product_attention(
     if (
         _is_small(query, key, value)
         and not (is_causal and attn_mask is not None)
-        and not (attn_mask is not None and attn_mask.requires_grad)
+        and not (attn_mask is not None and (attn_mask.requires_grad or not attn_mask.is_cpu))
     ):
         try:
             out = F.scaled_dot_product_attention(
@@ -384,6 +394,9 @@ def attention(
         out [..., heads, L, Ev]; with `return_lse` also lse [..., heads, L], float32 (float64 for float64), natural
         logarithm, -inf for a row that sees no key, differentiable.
     """
+    expect_tensors(
+        _operation, ("attn_mask", "alibi_slopes"), q=q, k=k, v=v, attn_mask=attn_mask, alibi_slopes=alibi_slopes
+    )
     (q, k, v), attn_mask = _autocast((q, k, v), attn_mask)
     leading = _check(_operation, q, k, v, attn_mask, dropout_p, enable_gqa)
     if causal_align not in ("top_left", "bottom_right"):

@@ -9,7 +9,7 @@ import torch
 from pyflash.ops import _attention_reference as reference
 from pyflash.ops._autograd import Function, apply
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
-from pyflash.ops._checks import cache_lengths, expect, readable
+from pyflash.ops._checks import cache_lengths, expect, expect_tensors, readable
 from pyflash.ops._registry import Op
 from pyflash.ops.attention import _autocast
 from pyflash.ops.attention_varlen import DTYPES, check_alike, check_integers, refusal, window
@@ -89,6 +89,15 @@ def attention_decode(
     Numerics: as `attention`. On a GPU the keys are split among programs, a split that depends on max_len, not on lengths.
     """
     name = "attention_decode"
+    expect_tensors(
+        name,
+        ("alibi_slopes",),
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        cache_seqlens=cache_seqlens,
+        alibi_slopes=alibi_slopes,
+    )
     (q, k_cache, v_cache), _ = _autocast((q, k_cache, v_cache), None)
     expect(
         q.dim() == k_cache.dim() == v_cache.dim() == 4, name,

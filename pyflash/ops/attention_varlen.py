@@ -10,7 +10,7 @@ from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
-from pyflash.ops._checks import expect, is_plain, readable, sequence_offsets
+from pyflash.ops._checks import expect, expect_tensors, is_plain, readable, sequence_offsets
 from pyflash.ops._registry import Op
 from pyflash.ops.attention import HALVES, _autocast
 
@@ -226,6 +226,16 @@ def attention_varlen(
         mask that `attention` has for the same sequences padded to [batch, heads, ...].
     """
     name = "attention_varlen"
+    expect_tensors(
+        name,
+        ("alibi_slopes",),
+        q=q,
+        k=k,
+        v=v,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        alibi_slopes=alibi_slopes,
+    )
     (q, k, v), _ = _autocast((q, k, v), None)
     expect(
         q.dim() == k.dim() == v.dim() == 3, name,

@@ -11,7 +11,7 @@ from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose
-from pyflash.ops._checks import is_plain
+from pyflash.ops._checks import expect_tensors, is_plain
 from pyflash.ops._registry import Op
 from pyflash.ops.attention import (
     _SCALARS,
@@ -124,6 +124,7 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     Numerics: a row that sees no key is 0. Differentiable in q, k and a floating-point mask, twice.
     """
     name = "attention_weights"
+    expect_tensors(name, ("attn_mask",), q=q, k=k, attn_mask=attn_mask)
     (q, k), attn_mask = _autocast((q, k), attn_mask)
     leading = _check(name, q, k, k, attn_mask, dropout_p, enable_gqa)
     (rows, head_dim), keys = q.shape[-2:], k.shape[-2]

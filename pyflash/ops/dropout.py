@@ -73,9 +73,9 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
     """
     if p < 0.0 or p > 1.0:
         raise ValueError(f"pyflash.dropout: p is {p}, expected a probability in [0, 1]")
-    if (p == 0.0 or not training) and type(input) is torch.Tensor:
+    if (p == 0.0 or (training is False and p == p)) and type(input) is torch.Tensor:
         return input  # as torch does, in 2 us
-    if not isinstance(input, torch.Tensor) or not training or p == 0.0 or p != p or input.numel() == 0:
+    if not isinstance(input, torch.Tensor) or training is not True or p == 0.0 or p != p or input.numel() == 0:
         return F.dropout(input, p, training, inplace)
     refused = "" if is_plain(input) else "only strided floating-point tensors are served"
     backend = None if refused and not torch.is_floating_point(input) else choose(OPERATION, input, refused=refused)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pyflash.auto import layer_norm as auto
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose, prefers_torch
-from pyflash.ops._checks import is_plain
+from pyflash.ops._checks import expect_tensors, is_plain
 from pyflash.ops._registry import Op
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -253,6 +253,7 @@ def layer_norm(
             return F.layer_norm(input, normalized_shape, weight, bias, eps)
         except (RuntimeError, TypeError):
             pass  # the same refusal in our words, or torch's own again
+    expect_tensors("layer_norm", ("weight", "bias"), weight=weight, bias=bias)
     input, weight, bias = _cast_for_autocast(input, weight, bias)
     served = _is_served(input, weight, bias)
     if served:
@@ -283,6 +284,7 @@ def add_layer_norm(
     Returns:
         (layer_norm(x + residual), x + residual)
     """
+    expect_tensors("add_layer_norm", ("weight", "bias"), x=x, residual=residual, weight=weight, bias=bias)
     if prefers_torch(OPERATION_ADD, x):
         try:
             summed = x + residual

@@ -250,7 +250,11 @@ def _is_simple(x, weight, bias):
 
 
 def _linear(operation, input, weight, bias, activation, torch_function):
-    if not (isinstance(input, torch.Tensor) and isinstance(weight, torch.Tensor)):
+    if not (
+        isinstance(input, torch.Tensor)
+        and isinstance(weight, torch.Tensor)
+        and (bias is None or isinstance(bias, torch.Tensor))
+    ):
         return torch_function()  # its error, or torch.fx's record of the call
     if (
         _backends._state.wish == "auto"

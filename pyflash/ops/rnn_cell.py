@@ -8,7 +8,7 @@ from torch import Tensor
 from pyflash.auto import rnn as auto
 from pyflash.ops import _rnn_reference as reference
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
-from pyflash.ops._checks import expect, is_plain
+from pyflash.ops._checks import expect, expect_tensors, is_plain
 from pyflash.ops._rnn_checks import check_one_type
 from pyflash.ops._rnn_reference import GATES
 from pyflash.ops.activation import FLOATS
@@ -39,11 +39,13 @@ def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
             lambda: f"{name} has shape {tuple(tensor.shape)}, expected {shape}",
         )
 
-    check(w_ih.dim() == w_hh.dim() == 2, lambda: "weight_ih and weight_hh have to be matrices")
+    for name, matrix in (("weight_ih", w_ih), ("weight_hh", w_hh), ("input", x)):
+        if matrix.dim() != 2:
+            raise IndexError(f"pyflash.{operation}: {name} has shape {tuple(matrix.shape)}, expected 2 dimensions")
     rows, inputs = w_ih.shape
     hidden = rows // GATES[cell]
     check(
-        x.dim() == 2 and x.shape[1] == inputs,
+        x.shape[1] == inputs,
         lambda: f"input has inconsistent input_size: got {_columns(x)} expected {inputs}",
     )
     for i, state in enumerate((h,) if c is None else (h, c)):
@@ -98,6 +100,9 @@ def _cell(operation, cell, *given):
     found = infer_cell(operation, cell, *given)
     if found is not None:
         return found
+    x, h, c, w_ih, w_hh, b_ih, b_hh = given
+    optional = ("b_ih", "b_hh") if cell == "lstm" else ("b_ih", "b_hh", "c")
+    expect_tensors(operation, optional, input=x, h=h, c=c, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
     x, h, c, w_ih, w_hh, b_ih, b_hh = _cast_by_autocast(cell, given)
     weights = [w_ih, w_hh]
     if b_ih is not None or b_hh is not None:

@@ -41,7 +41,7 @@ def _kernel():
 
 def _are_usual(tensors):
     """Plain values of one type on the CPU, and nothing of torch that wants to see more of the call than these."""
-    dtype, wish = tensors[0].dtype, _backends._state.wish
+    dtype, wish = getattr(tensors[0], "dtype", None), _backends._state.wish
     if (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
