@@ -422,6 +422,12 @@ def test_bad_types():
     for other in (q.double(), q.bfloat16()):
         with use("cpu"), pytest.raises(RuntimeError, match=r"expected torch\.float32 as query"):
             PF.scaled_dot_product_attention(q, other, q)
+    four = q[None, None]
+    for backend in ("auto", "cpu"):  # torch's fused kernel on a CPU believes both
+        with use(backend), pytest.raises(RuntimeError, match="value has 3 keys, expected 4"):
+            PF.scaled_dot_product_attention(four, four, four[:, :, :3])
+        with use(backend), pytest.raises(RuntimeError, match="attn_mask is on meta, query on cpu"):
+            PF.scaled_dot_product_attention(four, four, four, torch.zeros(4, 4, device="meta"))
     with use("cpu"), pytest.raises(ValueError, match="causal_align is 'middle'"):
         PF.attention(q, q, q, causal_align="middle")
     with use("cpu"), pytest.raises(ValueError, match="alibi_slopes has shape"):

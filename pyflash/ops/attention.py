@@ -318,6 +318,8 @@ def _is_small(query, key, value):
         and query.is_cpu
         and query.dim() >= 2
         and key.dim() >= 2
+        and value.dim() >= 2
+        and key.shape[-2] == value.shape[-2]  # torch's kernel reads behind the last value
         and 2 * query.numel() * key.shape[-2] < auto.MIN_SIZE["cpu"]
         and not _needs_gradient(query, key, value)
         and not tracing_derivatives((query, key, value))
