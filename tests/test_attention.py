@@ -112,6 +112,19 @@ def test_masks(backend, kind):
         compare(backend, qkv, dout, make_mask(kind, batch, heads, rows, keys), enable_gqa=heads != kv_heads)
 
 
+@pytest.mark.parametrize("empty", ["L", "S", "E", "Ev", "heads", "batch"])
+def test_empty_dimensions_below_several_of_batch(empty):
+    sizes = {"batch": 3, "heads": 2, "L": 5, "S": 6, "E": 8, "Ev": 4, empty: 0}
+    batch, heads, rows, keys, dim, dim_v = sizes.values()
+    q, k, v = (torch.randn(2, batch, heads, *s) for s in ((rows, dim), (keys, dim), (keys, dim_v)))
+    for mask in (None, torch.rand(batch, 1, rows, keys) > 0.5):
+        compare("cpu", (q, k, v), torch.randn(2, batch, heads, rows, dim_v), mask)
+    slopes = torch.rand(2, batch, heads)
+    with use("cpu"):
+        assert PF.attention(q, k, v, alibi_slopes=slopes).shape == (2, batch, heads, rows, dim_v)
+        assert PF.attention_weights(q, k).shape == (2, batch, heads, rows, keys)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, *HALVES], ids=str)
 @pytest.mark.parametrize("backend", CPU)
 def test_dtypes(backend, dtype):

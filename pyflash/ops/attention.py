@@ -247,7 +247,7 @@ def _four(x, leading, heads):
     if x.dim() == 4 and len(leading) == 2 and x.shape[0] == leading[0] and x.shape[1] == heads:
         return x
     x = x.expand(*leading[:-1], heads, *x.shape[-2:])
-    return x[None] if len(leading) == 1 else x if len(leading) == 2 else x.reshape(-1, heads, *x.shape[-2:])
+    return x[None] if len(leading) == 1 else x if len(leading) == 2 else x.flatten(0, -4)
 
 
 def _mask_four(operation, attn_mask, leading, rows, keys, dtype):
@@ -271,7 +271,7 @@ def _mask_four(operation, attn_mask, leading, rows, keys, dtype):
         return attn_mask
     if all(size == 1 for size in shape[:-3]):
         return attn_mask.reshape(1, *shape[-3:])
-    return attn_mask.expand(*leading[:-1], *shape[-3:]).reshape(-1, *shape[-3:])
+    return attn_mask.expand(*leading[:-1], *shape[-3:]).flatten(0, -4)
 
 
 def _kv_heads(k, v, leading, enable_gqa):
@@ -456,7 +456,7 @@ def attention(
         seed = None
     q4, k4, v4 = _four(q, leading, leading[-1]), _four(k, leading, of_k), _four(v, leading, of_v)
     if alibi_slopes is not None and alibi_slopes.dim() > 2:
-        alibi_slopes = alibi_slopes.reshape(-1, leading[-1])
+        alibi_slopes = alibi_slopes.flatten(0, -2)
     if backend is None:
         if of_k != of_v:
             k4, v4 = (x.repeat_interleave(leading[-1] // x.shape[1], 1) for x in (k4, v4))
