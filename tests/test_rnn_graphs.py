@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from helpers import use
@@ -10,6 +12,7 @@ from property_tests import given, settings, st
 from rnn_helpers import CELLS, CPU, Case, flat, leaf, results, serving, truth_and_torch
 from test_modules import ALLOWED, operations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import pyflash
 import pyflash.nn as nn
@@ -120,6 +123,21 @@ def test_export_with_dynamic_length_and_batch(cell):
     for shape in ((4, 3, 5), (31, 17, 5)):
         x = torch.randn(shape)
         torch.testing.assert_close(program.module()(x), module(x))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_reentrant_checkpoint_drops_what_its_forward_dropped(cell):
+    """Sizes whose training alone `auto` leaves to torch."""
+    module = getattr(nn, cell)(5, 6, 2, dropout=0.5)
+    for shape in ((1, 400, 5), (7, 64, 5)):
+        found = []
+        for recompute in (False, True):
+            x = torch.linspace(-1, 1, math.prod(shape)).view(shape).requires_grad_()
+            torch.manual_seed(3)
+            y = checkpoint(lambda x: module(x)[0], x, use_reentrant=True) if recompute else module(x)[0]
+            y.square().sum().backward()
+            found.append((y.detach(), x.grad))
+        torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("cell", CELLS)

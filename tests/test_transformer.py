@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import backend_params, use
 from module_helpers import BACKENDS, MODES, Same, assert_same, option_id, pair, quiet, results
+from torch.utils.checkpoint import checkpoint
 
 import pyflash
 import pyflash.nn as nn
@@ -500,6 +501,45 @@ def test_exports(case):
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
         torch.testing.assert_close(exported(*args, **kwargs), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_serves_sizes_beyond_every_threshold(strict):
+    """Exported where `auto` leaves everything to torch for its size, called where it leaves nothing."""
+    layer = nn.TransformerEncoderLayer(64, 4, 128, 0.0, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 1), nn.Linear(64, 64), nn.GELU(), nn.LayerNorm(64)).eval()
+    for p in model.parameters():
+        p.requires_grad_(False)
+    sizes = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("steps", min=2, max=4096)}
+    program = torch.export.export(model, (torch.randn(2, 9, 64),), dynamic_shapes=(sizes,), strict=strict)
+    for shape in ((3, 4, 64), (2, 600, 64), (8, 1200, 64)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_a_checkpoint_drops_what_its_forward_dropped(use_reentrant, need_weights):
+    """A reentrant one computes without gradients first: whose dropout it is must not depend on them."""
+
+    for width, steps in ((16, 7), (64, 200)):
+        attend = nn.MultiheadAttention(width, 2, 0.4, batch_first=True)
+
+        def model(x, attend=attend):
+            out, weights = attend(x, x, x, need_weights=need_weights)
+            query = x.unflatten(-1, (2, -1)).transpose(1, 2)
+            more = pyflash.functional.scaled_dot_product_attention(query, query, query, dropout_p=0.3)
+            return out + more.sum() + (0 if weights is None else weights.square().sum())
+
+        found = []
+        for recompute in (False, True):
+            x = torch.linspace(-1, 1, 2 * steps * width).view(2, steps, width).requires_grad_()
+            torch.manual_seed(3)
+            out = checkpoint(model, x, use_reentrant=use_reentrant) if recompute else model(x)
+            out.square().sum().backward()
+            found.append((out.detach(), x.grad))
+        torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -89,8 +89,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 return super().forward(
                     query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
                 )
-        # Without masks torch's result is ours in every mode, also on its fast path.
-        if attn_mask is None and key_padding_mask is None and not is_causal:
+        # Without masks torch's result is ours in every mode, also on its fast path. But for dropout, whose mask must not
+        # depend on whether gradients are recorded (see `attention`), as this choice does where no weights are needed.
+        drops = self.training and self.dropout > 0 and not need_weights
+        if attn_mask is None and key_padding_mask is None and not is_causal and not drops:
             keys = key.shape[0 if not self.batch_first or key.dim() < 3 else 1]
             if torch_is_quicker(query, self.embed_dim, keys, need_weights):
                 return super().forward(query, key, value, None, need_weights, None, average_attn_weights)

@@ -222,7 +222,8 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None =
         reason = refused or operation.unserved(backend, device, x.dtype)
         if reason:
             continue
-        if operation.rules is not None:
+        # An exported program serves sizes that are not known yet: a threshold would refuse those on its other side.
+        if operation.rules is not None and not torch.compiler.is_exporting():
             preferred = operation.rules(backend, x.numel() if size is None else size, x.dtype)
             if preferred:
                 record(operation.name, "torch", preferred)

@@ -316,6 +316,7 @@ def _is_small(query, key, value):
     return (
         _backends._state.wish == "auto"
         and query.is_cpu
+        and not torch.compiler.is_exporting()
         and query.dim() >= 2
         and key.dim() >= 2
         and value.dim() >= 2
@@ -358,7 +359,8 @@ def scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     if (
-        _is_small(query, key, value)
+        not dropout_p
+        and _is_small(query, key, value)
         and not (is_causal and attn_mask is not None)
         and not (attn_mask is not None and (attn_mask.requires_grad or not attn_mask.is_cpu))
     ):
@@ -440,7 +442,9 @@ def attention(
     elif max(head_dim, value_dim) > 256 and (not q.is_cpu or _backends._state.wish == "triton"):
         refused = f"head_dim is {max(head_dim, value_dim)}; triton supports up to 256"
     others = (k, v) if attn_mask is None else (k, v, attn_mask)
-    size = math.prod(leading) * rows * keys * (head_dim + value_dim), _needs_gradient(q, *others)
+    # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
+    training = dropout_p > 0 or _needs_gradient(q, *others)
+    size = math.prod(leading) * rows * keys * (head_dim + value_dim), training
     backend = choose(OPERATION, q, others, size=size, refused=refused)
 
     if backend is None:

@@ -208,7 +208,8 @@ def _run(
     size = auto.Size(
         cell, "layers", x.shape[1 if batch_first else 0] if x.dim() == 3 else len(steps), h_0.shape[1], form.inputs,
         form.hidden, form.layers, form.directions, form.output != form.hidden, steps is not None,
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+        # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
+        (dropout > 0 and training) or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)),
     )  # fmt: skip
     refused = "" if all(map(is_plain, tensors)) else "only strided floating-point tensors are served"
     if size.projected and (not x.is_cpu or _backends._state.wish == "triton"):
