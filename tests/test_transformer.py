@@ -518,6 +518,28 @@ def test_an_exported_program_serves_sizes_beyond_every_threshold(strict):
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_can_be_trained(strict):
+    class Residual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm, self.layers = nn.Linear(8, 8), nn.LayerNorm(8), nn.LSTM(8, 8)
+
+        def forward(self, x):
+            q = self.norm(x + pyflash.functional.gelu(self.linear(x)))
+            y = x + pyflash.functional.attention(q, q, q, window_size=(2, 0))
+            return y + self.layers(y)[0]
+
+    x, model = torch.randn(3, 5, 8), Residual()
+    with use("cpu"):
+        program = torch.export.export(model, (x,), strict=strict).module()
+        program(x).square().sum().backward()
+        model(x).square().sum().backward()
+    theirs = dict(program.named_parameters())
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(theirs[name].grad, p.grad, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_a_checkpoint_drops_what_its_forward_dropped(use_reentrant, need_weights):

@@ -78,7 +78,9 @@ def apply(function: type[torch.autograd.Function], *args):
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    if torch.is_grad_enabled():
+    # An exported program holds operators, which have derivatives of their own; a strict export would put those of a
+    # function under no_grad.
+    if torch.is_grad_enabled() and not (is_compiling and torch.compiler.is_exporting()):
         for a in args:
             if isinstance(a, torch.Tensor) and a.requires_grad:
                 if is_compiling:
