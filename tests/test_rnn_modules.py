@@ -117,6 +117,9 @@ REFUSED = [
 ]
 
 
+ACCEPTED = [] if torch.__version__ >= (2, 10) else [0]  # by an older torch, and so by us
+
+
 @pytest.mark.parametrize("backend", ["auto", "cpu", "torch"])
 def test_refusals_are_torchs(backend):
     def error(call, n):
@@ -128,7 +131,7 @@ def test_refusals_are_torchs(backend):
 
     for i, refused in enumerate(REFUSED):
         ours, theirs = error(refused, nn), error(refused, torch.nn)
-        assert theirs is not None, f"call {i}: torch accepts it"
+        assert theirs is not None or i in ACCEPTED, f"call {i}: torch accepts it"
         assert type(ours) is type(theirs), f"call {i}: {ours!r}, torch: {theirs!r}"
 
 

@@ -57,9 +57,20 @@ def readable(*tensors) -> bool:
     return all((t.is_cpu or (CHECK_VALUES and t.device.type != "meta")) and not _is_traced(t) for t in tensors)
 
 
+def _values(tensor: torch.Tensor) -> list:
+    """tensor.tolist(), under torch.func transforms as well, where torch 2.9 finds no memory behind its own copies."""
+    if torch._C._are_functorch_transforms_active():
+        while torch._C._functorch.is_gradtrackingtensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        if not torch._C._functorch.is_batchedtensor(tensor):
+            with torch._C._DisableFuncTorch():
+                return tensor.tolist()
+    return tensor.tolist()
+
+
 def sequence_offsets(operation: str, name: str, cu_seqlens: torch.Tensor, tokens: int, longest: int) -> list[int]:
     """The values of cu_seqlens, checked: [0, first token of sequence 1, ..., end of the last one]."""
-    offsets = cu_seqlens.tolist()
+    offsets = _values(cu_seqlens)
     expect(offsets[0] == 0, operation, lambda: f"{name} starts at {offsets[0]}, expected 0")
     for start, stop in pairwise(offsets):
         if stop < start:
@@ -76,7 +87,7 @@ def sequence_offsets(operation: str, name: str, cu_seqlens: torch.Tensor, tokens
 
 def cache_lengths(operation: str, cache_seqlens: torch.Tensor, max_len: int) -> list[int]:
     """The values of cache_seqlens, checked."""
-    lengths = cache_seqlens.tolist()
+    lengths = _values(cache_seqlens)
     for i, length in enumerate(lengths):
         if not 0 <= length <= max_len:
             raise ValueError(
