@@ -503,8 +503,11 @@ def test_exports(case):
         torch.testing.assert_close(exported(*args, **kwargs), expected)
 
 
+STRICT = [False, True] if torch.__version__ >= (2, 10) else [False]  # 2.9 does not follow a layer into `_sa_block`
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", STRICT)
 def test_an_exported_program_serves_sizes_beyond_every_threshold(strict):
     """Exported where `auto` leaves everything to torch for its size, called where it leaves nothing."""
     layer = nn.TransformerEncoderLayer(64, 4, 128, 0.0, batch_first=True)
