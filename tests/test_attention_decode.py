@@ -171,6 +171,7 @@ BAD = [  # what is changed of the call below, exception, message
     ({"cache_seqlens": torch.tensor([3, 9, 9])}, ValueError, "cache_seqlens 3 elements, expected q's 2"),
     ({"cache_seqlens": torch.tensor(3)}, ValueError, r"cache_seqlens has shape \(\), expected one dimension"),
     ({"cache_seqlens": torch.tensor([3, 9]).to("meta")}, RuntimeError, "cache_seqlens is on meta"),
+    ({"q": torch.ones(2, 4, 1, 8).int()}, RuntimeError, "q is torch.int32"),
     ({"q": torch.randn(4, 1, 8)}, ValueError, "3, 4, 4 dimensions, expected 4"),
     ({"q": torch.randn(2, 3, 1, 8)}, ValueError, "k_cache has 2 heads, expected a divisor of q's 3"),
     ({"k_cache": torch.randn(1, 2, 9, 8)}, ValueError, "k_cache has a batch of 1"),

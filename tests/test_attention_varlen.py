@@ -306,6 +306,12 @@ BAD = [  # what is changed of the call below, exception, message
     ({"cu_seqlens_q": torch.tensor([0, 7])}, ValueError, "have 2 and 3 elements"),
     ({"cu_seqlens_q": CU[:0], "cu_seqlens_k": CU[:0]}, ValueError, "have 0 and 0 elements"),
     ({"cu_seqlens_k": CU.to("meta")}, RuntimeError, "cu_seqlens_k is on meta, q on cpu"),
+    (
+        dict.fromkeys("kv", torch.ones(7, 2, 8).int()) | {"q": torch.ones(7, 4, 8).int()},
+        RuntimeError,
+        "q is torch.int32",
+    ),
+    ({"q": torch.ones(7, 4, 8).cfloat()}, NotImplementedError, "q is torch.complex64"),
     ({"q": torch.randn(1, 7, 4, 8)}, ValueError, "4, 3, 3 dimensions, expected 3"),
     ({"k": torch.randn(7, 2, 9)}, ValueError, "k has head_dim 9, expected 8"),
     ({"v": torch.randn(6, 2, 8)}, ValueError, r"v has shape \(6, 2, 8\)"),

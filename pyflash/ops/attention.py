@@ -153,13 +153,17 @@ class _AttentionBwd(Function):
 
 
 # ---- shapes --------------------------------------------------------------------------------------------------------
+def check_floating(operation, name, q):
+    if not q.is_floating_point():
+        message = f"pyflash.{operation}: {name} is {q.dtype}, expected float32, float64, bfloat16 or float16"
+        raise NotImplementedError(message) if q.is_complex() else RuntimeError(message)
+
+
 def _check(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
     """Raises what torch raises; returns the sizes before [L, E] that q, k and v broadcast to, the last counts heads."""
     if not 0 <= dropout_p <= 1:
         raise RuntimeError(f"pyflash.{operation}: dropout_p is {dropout_p}, expected a probability between 0 and 1")
-    if not q.is_floating_point():
-        message = f"pyflash.{operation}: query is {q.dtype}, expected float32, float64, bfloat16 or float16"
-        raise NotImplementedError(message) if q.is_complex() else RuntimeError(message)
+    check_floating(operation, "query", q)
     if attn_mask is not None:
         _check_mask(operation, attn_mask, q)
     leading = _usual_leading(q, k, v)

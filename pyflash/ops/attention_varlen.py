@@ -12,7 +12,7 @@ from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
 from pyflash.ops._checks import expect, expect_tensors, is_plain, readable, sequence_offsets
 from pyflash.ops._registry import Op
-from pyflash.ops.attention import HALVES, _autocast
+from pyflash.ops.attention import HALVES, _autocast, check_floating
 
 DTYPES = {"cpu": (torch.float32, torch.float64, *HALVES), "triton": (torch.float32, *HALVES)}
 OPERATION = Operation("attention_varlen", dtypes=DTYPES)  # torch has no function of its own for every device
@@ -146,6 +146,7 @@ def _check_like_q(operation, name, x, q):
 
 def check_alike(operation, q, k, v, names, slopes_shapes, alibi_slopes, softcap):
     """What every function here asks of its floating-point inputs. Shapes end in head_dim; `names` are q's, k's and v's."""
+    check_floating(operation, names[0], q)
     for name, x in zip(names[1:], (k, v)):
         _check_like_q(operation, name, x, q)
     expect(
