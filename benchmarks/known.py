@@ -83,7 +83,7 @@ STORIES = {
         gaps=(
             TWICE,
             Gap("T128 B1 ", "each core reads its half of the recurrent weights once a step (GRU 393 KB, RNN 131 KB) from L2, at"
-                " 100 to 110 of the 118 GB/s that 32 bytes a cycle are; then the cores exchange h, which takes 25 ns where"
+                " 100 to 110 of the 118 GB/s that 32 bytes a cycle are; then the cores exchange h, which takes 55 ns where"
                 " the hypervisor has put both in one part of the processor and 250 where it has not (RNN 0.27 and 0.35 ms)",
                 mode="forward"),
             Gap("packed", "products alone, with neither activations nor copies of x, run at 93% of the peak; they and"
