@@ -72,9 +72,23 @@ def known(what: str, name: str, existing) -> str:
 
 def writable(*paths: Path | None) -> None:
     """Before anything is measured for them."""
-    for path in paths:
-        if path is not None and not path.resolve().parent.is_dir():
+    for path in filter(None, paths):
+        if not path.resolve().parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.resolve().parent}")
+        is_new = not path.exists()
+        try:
+            path.open("a").close()
+            if is_new:
+                path.unlink()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; name a file that can be written") from None
+
+
+def picture(path: Path | None) -> Path | None:
+    if path is not None:
+        known("kind of picture", path.suffix, (".png", ".pdf", ".svg"))
+        writable(path)
+    return path
 
 
 def read(path: Path) -> tuple[list[rows.Row], list[machine.Machine]]:
@@ -121,7 +135,8 @@ def run(options) -> int:
         known("operation", name, OPERATIONS)
     known("device", options.device, ["cpu"] + ["cuda"] * torch.cuda.is_available())
     check_providers(options)
-    writable(options.json, options.png)
+    writable(options.json)
+    picture(options.png)
     filters = {name: getattr(options, name) for name in ("dtype", "mode", "quick", "full", "only")}
     work = select(options.operations, **filters)
     if not work:
@@ -156,22 +171,20 @@ def run(options) -> int:
 
 def compare_files(options) -> int:
     (old, old_machines), (new, new_machines) = read(options.old), read(options.new)
-    if old and new:
-        for difference in compare.differing(old_machines[0], new_machines[0]):
-            print(f"benchmarks: the runs differ in more than pyflash; {difference}", file=sys.stderr)
     found = compare.changes(old, new)
     if not found:
         raise UserError(f"{options.old} and {options.new} have no row in common")
+    for difference in compare.differing(old_machines[0], new_machines[0]):
+        print(f"benchmarks: the runs differ in more than pyflash; {difference}", file=sys.stderr)
     print(compare.text(found, old, new))
     return int(any(change.verdict in ("slower", "broken") for change in found))
 
 
 def plot_file(options) -> int:
-    writable(options.png)
     found, machines = read(options.json)
     if not found:
         raise UserError(f"{options.json}: no rows")
-    return draw(found, machines[0], options.png or options.json.with_suffix(".png"))
+    return draw(found, machines[0], picture(options.png or options.json.with_suffix(".png")))
 
 
 def draw(found: list[rows.Row], here: machine.Machine, path: Path) -> int:
@@ -189,7 +202,13 @@ def report_files(options) -> int:
     paths = options.json or report.committed()
     if not paths:
         raise UserError("no results; `python -m benchmarks run --json FILE` writes some")
-    page = report.page([(path, *read(path)) for path in paths], (options.output or Path("-")).parent)
+    results = [(path, *read(path)) for path in paths]
+    for path, found, _ in results:
+        if not found:
+            raise UserError(f"{path}: no rows")
+        for row in found:
+            known("operation", row.operation, OPERATIONS)
+    page = report.page(results, (options.output or Path("-")).parent)
     if options.output is None:
         print(page, end="")
     else:
@@ -204,6 +223,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads has seen enough; nor is there a place to flush to at exit
+        sys.stdout = None
+        return 141
 
 
 if __name__ == "__main__":

@@ -311,8 +311,14 @@ def add_arguments(parser):
 
 
 def run(options):
-    import triton
-
+    try:
+        import triton
+    except ImportError:
+        print("benchmarks: inspect needs triton, which is not installed", file=sys.stderr)
+        return 2
+    if options.jobs < 1:
+        print(f"benchmarks: --jobs is {options.jobs}, and at least 1 is needed", file=sys.stderr)
+        return 2
     names = list(cases()) if options.names or options.full else list(SHORT)
     if options.names:
         names = [name for name in names if any(part in name for part in options.names)]

@@ -72,12 +72,23 @@ def save(path: Path, rows: list[Row], machine: Machine) -> None:
     unfinished.replace(path)
 
 
+KINDS = {"str": str, "int": int, "float": int | float, "None": type(None), "dict[str, float]": dict}
+
+
+def checked(what: type, values: dict) -> dict:
+    """The values that are fields of this dataclass. Raises TypeError where one is not what its annotation says."""
+    kinds = {field.name: field.type.split(" | ") for field in fields(what)}
+    for name, value in values.items():
+        if not any(isinstance(value, KINDS[kind]) for kind in kinds.get(name, ["None"])) and name in kinds:
+            raise TypeError(f"{name} is {value!r:.40}, not {' or '.join(kinds[name])}")
+    return {name: value for name, value in values.items() if name in kinds}
+
+
 def read(path: Path) -> tuple[list[Row], list[Machine]]:
     """Raises ValueError, in one line, on anything that save() did not write."""
-    known = {field.name for field in fields(Row)}
     try:
         loaded = json.loads(path.read_text())
-        machines = [Machine(**row.pop("machine")) for row in loaded]
-        return [Row(**{key: row[key] for key in row if key in known}) for row in loaded], machines
-    except (OSError, TypeError, KeyError, AttributeError, ValueError) as failure:
+        machines = [Machine(**checked(Machine, row["machine"])) for row in loaded]
+        return [Row(**checked(Row, row)) for row in loaded], machines
+    except (OSError, TypeError, KeyError, AttributeError, ValueError, RecursionError) as failure:
         raise ValueError(f"{path}: not a benchmark result ({failure})") from None

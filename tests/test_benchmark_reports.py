@@ -148,11 +148,49 @@ def test_a_corrupt_file_is_one_line(command, tmp_path, capsys):
     assert "not a benchmark result" in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
+@pytest.mark.parametrize(
+    ("change", "exists"),
+    [
+        ({"ratio": "two"}, "ratio is 'two', not float or None"),
+        ({"operation": None}, "operation is None"),
+        ({"machine": {**vars(HERE), "peak_flops": 3}}, "peak_flops is 3"),
+        ({"machine": "a machine"}, "not a benchmark result"),
+        ({"operation": "convolution"}, "there are activation, linear"),
+    ],
+)
+def test_a_file_of_another_shape_is_one_line(change, exists, tmp_path, capsys):
+    path = Path(write(tmp_path / "rows.json", ratio=2.0))
+    path.write_text(json.dumps([row | change for row in json.loads(path.read_text())]))
+    assert main(["report", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert exists in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize("command", [["compare", "{}", "{}"], ["plot", "{}"], ["report", "{}"]])
+def test_no_rows_are_one_line(command, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    path.write_text("[]")
+    assert main([part.format(path) for part in command]) == 2
+    captured = capsys.readouterr()
+    assert "no row" in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_results_that_cannot_be_written_are_one_line(tmp_path, capsys):
+    path = write(tmp_path / "rows.json", ratio=2.0)
+    for command in (["plot", path, "--png", "bars.bmp"], ["report", path, "--output", str(tmp_path)]):
+        assert main(command) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("benchmarks: ") and captured.err.count("\n") == 1 and not captured.out
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "rows.json"]
+
+
 def test_nothing_in_common(tmp_path, capsys):
     old = write(tmp_path / "old.json", ratio=2.0)
-    rows.save(tmp_path / "other.json", [Row("dropout", "1M", "forward", "float32", "pyflash", ratio=2.0)], HERE)
+    elsewhere = dataclasses.replace(HERE, torch="3")
+    rows.save(tmp_path / "other.json", [Row("dropout", "1M", "forward", "float32", "pyflash", ratio=2.0)], elsewhere)
     assert main(["compare", old, str(tmp_path / "other.json")]) == 2
-    assert "no row in common" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no row in common" in error and error.count("\n") == 1
 
 
 def test_plot(tmp_path):
