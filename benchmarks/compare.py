@@ -18,7 +18,7 @@ from benchmarks.rows import Row
 from benchmarks.table import seconds
 
 STATE = 1.25  # times: peaks of one machine further apart say that something else ran on it, or on its host
-MARGIN = 0.06  # memory lies elsewhere in another process: worth a few percent, of which a run that moves it sees a part
+MARGIN = 0.08  # memory lies elsewhere in another process: worth a few percent, of which a run that moves it sees a part
 
 
 def direction(change: float, old_half: float, new_half: float, margin: float = MARGIN) -> int:
