@@ -1,16 +1,67 @@
-"""One bar per row of ours: how many times torch's speed, with the ratio asked for as a mark."""
+"""One bar per row of ours: how many times torch's speed, with the ratio asked for as a mark. A panel per operation."""
 
 from __future__ import annotations
 
+import math
+from itertools import groupby
 from pathlib import Path
 
 from benchmarks.rows import Row
 
 FASTER, SLOWER, TORCHS, ASKED = "#2b6cb0", "#c05621", "#a0aec0", "#1a202c"
+WIDTH, BAR, HEADING = 8.0, 0.22, 0.5  # inches: of a column of panels, of a bar, around a panel
+ONE_COLUMN, LONGEST = 30, 32  # bars: of a picture with one column, of a panel
 
 
 def colour(row: Row) -> str:
     return TORCHS if row.served == "torch" else FASTER if row.ratio >= 1 else SLOWER
+
+
+def draw(axes, name: str, bars: list[Row], low: float, high: float) -> None:
+    """One operation, its first row on top."""
+    axes.barh(
+        range(len(bars)), [row.ratio - 1 for row in bars], left=1, color=[colour(row) for row in bars], height=0.7
+    )
+    for place, row in enumerate(bars):
+        offset, side = (3, "left") if row.ratio >= 1 else (-3, "right")
+        label = f"{row.ratio:.2f}x"
+        axes.annotate(
+            label, (row.ratio, place), (offset, 0), textcoords="offset points", ha=side, va="center", fontsize=7
+        )
+        if row.floor is not None:
+            axes.plot([row.floor] * 2, [place - 0.4, place + 0.4], color=ASKED, linewidth=1.5)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(low / 1.35, high * 1.35)
+    ticks = [2.0**power for power in range(-6, 8) if low / 1.35 <= 2.0**power <= high * 1.35]
+    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=7)
+    labels = [f"{row.case}, {row.mode}" + ("" if row.dtype == "float32" else f", {row.dtype}") for row in bars]
+    axes.set_yticks(range(len(bars)), labels, fontsize=7)
+    axes.set_ylim(len(bars) - 0.3, -0.7)
+    axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def cut(rows: list[Row]) -> list[list[Row]]:
+    """A panel for each operation, several where it has many rows."""
+    panels = []
+    for _, same in groupby(rows, key=lambda row: row.operation):
+        same = list(same)
+        pieces = math.ceil(len(same) / LONGEST)
+        each = math.ceil(len(same) / pieces)
+        panels += [same[i : i + each] for i in range(0, len(same), each)]
+    return panels
+
+
+def columns(panels: list[list[Row]]) -> list[list[list[Row]]]:
+    """The panels in their order, as one column or as two of about the same height."""
+    total, left = sum(map(len, panels)), 0
+    if total <= ONE_COLUMN or len(panels) == 1:
+        return [panels]
+    for count, panel in enumerate(panels, 1):
+        left += len(panel)
+        if 2 * left >= total or count == len(panels) - 1:
+            return [panels[:count], panels[count:]]
 
 
 def plot(rows: list[Row], path: Path, title: str) -> bool:
@@ -22,37 +73,23 @@ def plot(rows: list[Row], path: Path, title: str) -> bool:
 
     providers = [row.provider for row in rows if row.ratio is not None and row.provider != "torch"]
     shown = "pyflash" if "pyflash" in providers else providers[0] if providers else None
-    bars = [row for row in rows if row.provider == shown and row.ratio is not None][::-1]
+    bars = [row for row in rows if row.provider == shown and row.ratio is not None]
     if not bars:
         return False
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.26 * len(bars)), layout="constrained")
-    ratios = [row.ratio for row in bars]
-    lengths = [ratio - 1 for ratio in ratios]  # to either side of 1
-    axes.barh(range(len(bars)), lengths, left=1, color=[colour(row) for row in bars], height=0.7)
-    for place, row in enumerate(bars):
-        offset, side = (3, "left") if row.ratio >= 1 else (-3, "right")
-        label = f"{row.ratio:.2f}x"
-        axes.annotate(
-            label, (row.ratio, place), (offset, 0), textcoords="offset points", ha=side, va="center", fontsize=7
-        )
-        if row.floor is not None:
-            axes.plot([row.floor] * 2, [place - 0.4, place + 0.4], color=ASKED, linewidth=1.5)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log", base=2)
-    low, high = min(0.5, *ratios), max(2.0, *ratios, *(row.floor or 0 for row in bars))
-    axes.set_xlim(low / 1.35, high * 1.35)
-    ticks = [2.0**power for power in range(-6, 8) if low / 1.35 <= 2.0**power <= high * 1.35]
-    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-    labels = [
-        f"{row.operation}: {row.case}, {row.mode}" + ("" if row.dtype == "float32" else f", {row.dtype}")
-        for row in bars
-    ]
-    axes.set_yticks(range(len(bars)), labels, fontsize=7)
-    axes.set_ylim(-0.7, len(bars) - 0.3)
-    axes.tick_params(top=True, labeltop=True)  # a long picture is read from its top
-    axes.set_xlabel(f"{shown}: times the speed of torch in the same run; grey: torch computes; dark marks: asked for")
-    axes.set_title(title, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=160)
+    low, high = min(0.5, *(row.ratio for row in bars)), max(2.0, *(max(row.ratio, row.floor or 0) for row in bars))
+    sides = columns(cut(bars))
+    height = max(sum(len(panel) * BAR + HEADING for panel in side) for side in sides)
+    figure = plt.figure(figsize=(WIDTH * len(sides), height + 0.8), layout="constrained")
+    for side, part in zip(sides, figure.subfigures(1, len(sides), squeeze=False)[0]):
+        heights = [len(panel) * BAR + HEADING for panel in side]
+        rest = height - sum(heights)
+        grid = part.add_gridspec(len(side) + (rest > 0), 1, height_ratios=heights + [rest] * (rest > 0))
+        for i, panel in enumerate(side):
+            draw(part.add_subplot(grid[i]), panel[0].operation, panel, low, high)
+    figure.suptitle(
+        f"{title}\n{shown}: times the speed of torch in the same run; grey: torch computes; dark marks: asked for",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=120)
     plt.close(figure)
     return True

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from helpers import backend_params, use
-from test_linear import MUTATIONS, cache  # noqa: F401  a fixture
+from test_linear_cache import MUTATIONS, cache  # noqa: F401  a fixture
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
