@@ -39,7 +39,7 @@ endif
 
 $(VENV)/.built: $(VENV)/.ready $(NATIVE)
 	PYFLASH_BUILD_ISA=$(ISA) $(PY) setup.py -q build_ext --inplace
-	@touch $@
+	@$(if $(ISA),rm -f,touch) $@  # a build of one instruction set is none for the next target
 
 build: $(VENV)/.built
 

@@ -21,9 +21,8 @@ struct LinearFwd {
   const void* packed;  // of LinearPack by the same instruction set, or null
   const void* bias;    // [M, N] with row stride 0 for [N], dtype, columns contiguous; or null
   int64_t bias_row_stride;
-  void* y;  // [M, N], dtype
-  int64_t y_row_stride, y_column_stride;
-  void* preact;     // [M, N], dtype, contiguous: x weight^T + bias before the activation; or null
+  void* y;          // [M, N], dtype, contiguous
+  void* preact;     // like y: x weight^T + bias before the activation; or null
   void* workspace;  // LinearSizes::workspace_bytes, 64-byte aligned
   int64_t m, n, k;
   int32_t activation;  // row of the table, -1: none

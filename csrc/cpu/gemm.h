@@ -135,6 +135,46 @@ struct Gemm {
   int64_t m, n, k;
 };
 
+// Is the transpose computed? A whose rows are not contiguous is packed six rows at a time, which is dearer than packing
+// B: it should be the smaller matrix.
+template <class S>
+PF_INLINE bool gemm_is_turned(const Gemm<S>& g) {
+  return !g.packed && g.a_column_stride != 1 && g.k > 1 && g.m > g.n;
+}
+template <class S>
+PF_INLINE Gemm<S> gemm_turned(const Gemm<S>& g) {
+  return {g.b, g.b_column_stride, g.b_row_stride, g.a, g.a_column_stride, g.a_row_stride, nullptr, g.n, g.m, g.k};
+}
+
+// Hands the sums of a transposed product on as those of the product.
+template <class T>
+struct GemmTurnedSink {
+  GemmSink<T> to;
+
+  GemmSink<T> sink() const {
+    return {[](const void* self, int64_t row, int64_t column, int64_t rows, int64_t columns, const T* tile) {
+              const GemmSink<T>& to = ((const GemmTurnedSink*)self)->to;
+              constexpr int lanes = kLanes<T>;
+              T turned[kPanel<T> * kPanel<T>] __attribute__((aligned(64)));
+              for (int64_t r = 0; r < rows; r += lanes) {
+                for (int64_t c = 0; c < columns; c += lanes) {
+                  Vec<T> square[lanes];
+                  for (int i = 0; i < lanes; i++)
+                    square[i] = r + i < rows ? load(tile + (r + i) * kPanel<T> + c) : Vec<T>{};
+                  gemm_transpose(square);
+                  for (int i = 0; i < lanes; i++) store(turned + (c + i) * kPanel<T>, square[i]);
+                }
+                to.write(to.self, column, row + r, columns, min_of(lanes, rows - r), turned);
+              }
+            },
+            [](const void* self, int64_t row, int64_t column, int64_t rows, int64_t columns) {
+              const GemmSink<T>& to = ((const GemmTurnedSink*)self)->to;
+              to.prefetch(to.self, column, row, columns, rows);
+            },
+            this};
+  }
+};
+
 // How a product is cut; the same for asking how much workspace it takes and for running it.
 template <class S>
 struct GemmPlan {
@@ -146,7 +186,8 @@ struct GemmPlan {
   int64_t panels, block_k, blocks_k, block_rows, blocks, groups, group_panels;
   int64_t b_bytes, sums_bytes, thread_bytes;  // parts of the workspace, multiples of 64
 
-  PF_INLINE GemmPlan plan(const Gemm<S>& g, int num_threads) {
+  PF_INLINE GemmPlan plan(const Gemm<S>& given, int num_threads) {
+    const Gemm<S> g = gemm_is_turned(given) ? gemm_turned(given) : given;
     GemmPlan p;
     p.packs_a = sizeof(S) != sizeof(T) || (g.a_column_stride != 1 && g.k > 1);
     p.panels = ceil_div(g.n, kPanel<T>);
@@ -255,8 +296,12 @@ void gemm_task(const Gemm<S>& g, const GemmPlan<S>& p, const Acc<S>* b, int64_t 
 
 // `workspace`: GemmPlan::bytes of 64-byte aligned memory, planned with the same number of threads.
 template <class S>
-void gemm(const Gemm<S>& g, void* workspace, GemmSink<Acc<S>> sink, int num_threads) {
+void gemm(const Gemm<S>& given, void* workspace, GemmSink<Acc<S>> given_sink, int num_threads) {
   typedef Acc<S> T;
+  const bool is_turned = gemm_is_turned(given);
+  const GemmTurnedSink<T> turned_sink = {given_sink};
+  const Gemm<S> g = is_turned ? gemm_turned(given) : given;
+  const GemmSink<T> sink = is_turned ? turned_sink.sink() : given_sink;
   const GemmPlan<S> p = GemmPlan<S>::plan(g, num_threads);
   char* memory = (char*)workspace;
   T* own_b = (T*)memory;

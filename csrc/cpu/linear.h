@@ -33,22 +33,17 @@ template <class S, class Act>
 struct LinearElement {
   const S* bias;
   int64_t bias_row_stride;
-  S* y;
-  int64_t y_row_stride, y_column_stride;
-  S* preact;
+  S *y, *preact;
   int64_t n;
   inline __attribute__((always_inline)) const S* place(int64_t row, int64_t column) const {
-    return y + row * y_row_stride + column * y_column_stride;
+    return y + row * n + column;
   }
   inline __attribute__((always_inline)) void operator()(int64_t row, int64_t column, Vec<Acc<S>> z,
                                                         int64_t count) const {
     if (bias) z += load_n(bias + row * bias_row_stride + column, count);
-    if (preact) store_n(preact + row * n + column, z, count);
-    S* to = y + row * y_row_stride + column * y_column_stride;
-    if (y_column_stride == 1) return store_n(to, Act::forward(z), count);
-    S values[kLanes<Acc<S>>];
-    store(values, Act::forward(z));
-    for (int64_t i = 0; i < count; i++) to[i * y_column_stride] = values[i];
+    const int64_t at = row * n + column;
+    if (preact) store_n(preact + at, z, count);
+    store_n(y + at, Act::forward(z), count);
   }
 };
 
@@ -64,8 +59,7 @@ void linear_fwd(const LinearFwd& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
     for_optional_activation(p.activation, [&](auto act) {
-      LinearElement<S, decltype(act)> element{(const S*)p.bias,  p.bias_row_stride, (S*)p.y, p.y_row_stride,
-                                              p.y_column_stride, (S*)p.preact,      p.n};
+      LinearElement<S, decltype(act)> element{(const S*)p.bias, p.bias_row_stride, (S*)p.y, (S*)p.preact, p.n};
       gemm(linear_gemm<S>(p), p.workspace, gemm_sink<Acc<S>>(element), num_threads);
     });
   });

@@ -99,8 +99,13 @@ struct RnnWeightElement {
   }
   inline __attribute__((always_inline)) void operator()(int64_t row, int64_t column, Vec<Acc<S>> sum,
                                                         int64_t count) const {
-    const int64_t of_x = column + first < x_width ? input - column - first : count;
-    store_n(place(row, column), sum, min_of(count, of_x));
+    const int64_t at = column + first;
+    if (at >= x_width) return store_n(place(row, column), sum, count);
+    if (at < input) store_n(place(row, column), sum, min_of(count, input - at));
+    if (at + count <= x_width) return;
+    Acc<S> values[kLanes<Acc<S>>];  // a transposed product's columns, which lie across the border
+    store(values, sum);
+    for (int64_t i = x_width - at; i < count; i++) put(place(row, column + i), values[i]);
   }
 };
 

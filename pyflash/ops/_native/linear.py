@@ -87,7 +87,7 @@ def fingerprint(weight: torch.Tensor) -> int:
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
     (n, k), dtype, threads = weight.shape, DTYPES[weight.dtype], torch.get_num_threads()
-    packed = torch.empty(_cpu.linear_sizes(0, n, k, 1, False, dtype, threads)[0], dtype=torch.uint8, device="cpu")
+    packed = torch.empty(_cpu.linear_sizes(0, n, k, 1, 1, False, dtype, threads)[0], dtype=torch.uint8, device="cpu")
     _cpu.linear_pack(weight.data_ptr(), *weight.stride(), packed.data_ptr(), n, k, dtype, threads)
     return packed
 
@@ -110,12 +110,12 @@ def _workspace(size: int, purpose: str = "gemm") -> torch.Tensor:
 
 def _run(x, weight, packed, bias, activation, y, preact):
     (m, k), n, dtype, threads = x.shape, weight.shape[0], DTYPES[x.dtype], torch.get_num_threads()
-    _, size = _cpu.linear_sizes(m, n, k, x.stride(1), packed is not None, dtype, threads)
+    _, size = _cpu.linear_sizes(m, n, k, x.stride(1), weight.stride(1), packed is not None, dtype, threads)
     workspace = _workspace(size)
     _cpu.linear_fwd(
         x.data_ptr(), *x.stride(), weight.data_ptr(), *weight.stride(), 0 if packed is None else packed.data_ptr(),
         0 if bias is None else bias.data_ptr(), bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
-        y.data_ptr(), *y.stride(), 0 if preact is None else preact.data_ptr(), workspace.data_ptr(), m, n, k,
+        y.data_ptr(), 0 if preact is None else preact.data_ptr(), workspace.data_ptr(), m, n, k,
         ACTIVATION_IDS[activation] if activation else -1, dtype, threads,
     )  # fmt: skip
 
@@ -130,10 +130,6 @@ def linear_cached_fwd(x, weight, bias, activation, y):
 
 
 def matmul(a, b, c):
-    """c = a b, any strides."""
-    # A whose rows are not contiguous is packed six rows at a time, the dearer way: it should be the smaller matrix.
-    if a.stride(1) != 1 and a.shape[0] > b.shape[1]:
-        a, b, c = b.t(), a.t(), c.t()
     _run(a, b.t(), None, None, "", c, None)
 
 
