@@ -78,10 +78,11 @@ KINDS = {"str": str, "int": int, "float": int | float, "None": type(None), "dict
 def checked(what: type, values: dict) -> dict:
     """The values that are fields of this dataclass. Raises TypeError where one is not what its annotation says."""
     kinds = {field.name: field.type.split(" | ") for field in fields(what)}
+    values = {name: value for name, value in values.items() if name in kinds}
     for name, value in values.items():
-        if not any(isinstance(value, KINDS[kind]) for kind in kinds.get(name, ["None"])) and name in kinds:
+        if not any(isinstance(value, KINDS[kind]) for kind in kinds[name]):
             raise TypeError(f"{name} is {value!r:.40}, not {' or '.join(kinds[name])}")
-    return {name: value for name, value in values.items() if name in kinds}
+    return values
 
 
 def read(path: Path) -> tuple[list[Row], list[Machine]]:

@@ -140,12 +140,13 @@ def test_compare_says_what_else_differs(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", [["compare", "{}", "{}"], ["plot", "{}"], ["report", "{}"]])
-def test_a_corrupt_file_is_one_line(command, tmp_path, capsys):
+@pytest.mark.parametrize(("text", "says"), [("[{", "not a benchmark result"), ("[]", "no row")])
+def test_a_corrupt_or_empty_file_is_one_line(command, text, says, tmp_path, capsys):
     path = tmp_path / "rows.json"
-    path.write_text("[{")
+    path.write_text(text)
     assert main([part.format(path) for part in command]) == 2
     captured = capsys.readouterr()
-    assert "not a benchmark result" in captured.err and captured.err.count("\n") == 1 and not captured.out
+    assert says in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
 @pytest.mark.parametrize(
@@ -164,15 +165,6 @@ def test_a_file_of_another_shape_is_one_line(change, exists, tmp_path, capsys):
     assert main(["report", str(path)]) == 2
     captured = capsys.readouterr()
     assert exists in captured.err and captured.err.count("\n") == 1 and not captured.out
-
-
-@pytest.mark.parametrize("command", [["compare", "{}", "{}"], ["plot", "{}"], ["report", "{}"]])
-def test_no_rows_are_one_line(command, tmp_path, capsys):
-    path = tmp_path / "rows.json"
-    path.write_text("[]")
-    assert main([part.format(path) for part in command]) == 2
-    captured = capsys.readouterr()
-    assert "no row" in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
 def test_results_that_cannot_be_written_are_one_line(tmp_path, capsys):

@@ -96,7 +96,8 @@ PF_INLINE void layer_norm_sums(const S* x, const S* residual, S* summed, int64_t
 template <class S, bool kResidual, bool kStream>
 void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
   constexpr bool kAdds = kResidual && sizeof(S) != 2;
-  constexpr bool kKeeps = kAdds && !kStream;  // the sum is read back; what goes past the caches is added twice instead
+  // The sum is kept and read back; what goes past the caches is added again instead.
+  constexpr bool kKeeps = kAdds && !kStream, kAddsAgain = kAdds && kStream;
   typedef Acc<S> T;
   typedef Vec<T> V;
   const int64_t cols = p.cols, first = min_of(cols, kLanes<T>);
@@ -136,8 +137,8 @@ void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
     for_columns_down<T>(cols, [&](int64_t j, auto count) {
       __builtin_prefetch(next_x + j);
       if (kResidual) __builtin_prefetch(next_residual + j);
-      V value = norm_input < S, kAdds && !kKeeps > (from, residual, j, count, 0);
-      if (kAdds && !kKeeps) store_row<kStream>(summed + j, value, count);
+      V value = norm_input<S, kAddsAgain>(from, residual, j, count, 0);
+      if (kAddsAgain) store_row<kStream>(summed + j, value, count);
       V normal = fma(value - shift, scale, offset);
       store_row<kStream>(y + j, fma(normal, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0)), count);
     });

@@ -89,15 +89,8 @@ def attention_decode(
     Numerics: as `attention`. On a GPU the keys are split among programs, a split that depends on max_len, not on lengths.
     """
     name = "attention_decode"
-    expect_tensors(
-        name,
-        ("alibi_slopes",),
-        q=q,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        cache_seqlens=cache_seqlens,
-        alibi_slopes=alibi_slopes,
-    )
+    caches = {"k_cache": k_cache, "v_cache": v_cache, "cache_seqlens": cache_seqlens}
+    expect_tensors(name, ("alibi_slopes",), q=q, **caches, alibi_slopes=alibi_slopes)
     (q, k_cache, v_cache), _ = _autocast((q, k_cache, v_cache), None)
     expect(
         q.dim() == k_cache.dim() == v_cache.dim() == 4, name,

@@ -227,16 +227,8 @@ def attention_varlen(
         mask that `attention` has for the same sequences padded to [batch, heads, ...].
     """
     name = "attention_varlen"
-    expect_tensors(
-        name,
-        ("alibi_slopes",),
-        q=q,
-        k=k,
-        v=v,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        alibi_slopes=alibi_slopes,
-    )
+    lengths = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    expect_tensors(name, ("alibi_slopes",), q=q, k=k, v=v, **lengths, alibi_slopes=alibi_slopes)
     (q, k, v), _ = _autocast((q, k, v), None)
     expect(
         q.dim() == k.dim() == v.dim() == 3, name,
