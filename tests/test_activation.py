@@ -8,6 +8,7 @@ from helpers import FLOAT_DTYPES, assert_error_within, backend_params, on_its_de
 import pyflash.functional as PF
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import activation as auto
+from pyflash.auto.tables import Place
 from pyflash.ops.activation import activation_fwd
 
 CASES = [  # shape, layout, why it is here
@@ -156,7 +157,7 @@ def test_dense_memory_is_not_copied():
     assert activation_fwd(x, "relu", "cpu").stride() == x.stride()
 
 
-AUTO = [  # name, is the processor Intel's, elements, dtype, does `auto` take ours
+AUTO = [  # where no table speaks: name, is the processor Intel's, elements, dtype, does `auto` take ours
     ("gelu_tanh", True, 1 << 20, torch.float32, True),
     ("gelu_tanh", False, 1 << 20, torch.bfloat16, True),
     ("gelu_tanh", False, 1 << 20, torch.float64, False),
@@ -172,7 +173,8 @@ AUTO = [  # name, is the processor Intel's, elements, dtype, does `auto` take ou
 
 @pytest.mark.parametrize(("name", "is_intel", "elements", "dtype", "ours"), AUTO)
 def test_auto_takes_the_faster(name, is_intel, elements, dtype, ours):
-    assert (auto.rules(name, is_intel, "cpu", elements, dtype) == "") is ours
+    where = Place("other" if is_intel else "zen4", "avx512", "several")
+    assert (auto.decide(name, where, (elements, False), dtype) == "") is ours
 
 
 @pytest.mark.parametrize("name", ["gelu", "tanh", "dropout"])

@@ -16,6 +16,7 @@ import pyflash
 import pyflash.functional as PF
 import pyflash.nn
 from pyflash.auto import rnn as auto
+from pyflash.auto.tables import Place
 from pyflash.ops import _registry, recurrent, rnn_inference
 from pyflash.ops._registry import Op
 
@@ -416,8 +417,7 @@ PREFERRED = [  # cell, module, steps, batch, hidden, training, by ours, why it i
 
 
 @pytest.mark.parametrize("case", PREFERRED, ids=lambda case: case[-1])
-def test_auto_takes_the_faster(case, monkeypatch):
+def test_auto_takes_the_faster(case):
     cell, module, steps, batch, hidden, training, is_ours, _ = case
-    monkeypatch.setattr(auto, "isa", lambda: "avx512")
     size = auto.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
-    assert (auto.rules("cpu", size, torch.float32) == "") == is_ours
+    assert (auto.decide(Place("zen4", "avx512", "several"), size, torch.float32) == "") == is_ours

@@ -28,12 +28,10 @@ PYBIND11_MODULE(_cpu, m) {
   });
   m.def("isa", [] { return kernels().isa; });
   m.def("select_isa", [](const std::string& name) { return select_isa(name.c_str()); });
-  m.def("is_intel", [] {
-#if defined(__x86_64__)
-    return (bool)__builtin_cpu_is("intel");
-#else
-    return false;
-#endif
+  m.def("best_isa", [](bool is_intel) { return best_table(is_intel)->isa; });
+  m.def("processor", [] {  // (maker, family, model)
+    const Processor here = processor();
+    return py::make_tuple(here.is_intel ? "intel" : here.is_amd ? "amd" : "other", here.family, here.model);
   });
   m.def("fma_peak", [](int64_t iterations, int dtype, int num_threads) {
     double flops = 0;

@@ -2,6 +2,9 @@
 #include "dispatch.h"
 
 #include <pthread.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,16 +45,24 @@ namespace {
 std::atomic<const KernelTable*> selected{nullptr};
 std::atomic<bool> is_forked_child{false};
 
-const KernelTable* best() {
-  const KernelTable* table = nullptr;
-  for (const Isa* isa = isas(); isa->name; isa++)
-    if (isa->table && isa->supported) table = isa->table;
-  return table;
-}
-
 const int atfork = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
 
 }  // namespace
+
+Processor processor() {
+  Processor found;
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  found.is_intel = __builtin_cpu_is("intel");
+  found.is_amd = __builtin_cpu_is("amd");
+  if (__get_cpuid(1, &a, &b, &c, &d)) {
+    const int family = a >> 8 & 15, model = a >> 4 & 15;
+    found.family = family == 15 ? family + (a >> 20 & 255) : family;
+    found.model = family == 15 || family == 6 ? model + (a >> 16 & 15) * 16 : model;
+  }
+#endif
+  return found;
+}
 
 const Isa* isas() {
 #if defined(__x86_64__)
@@ -71,6 +82,16 @@ const Isa* isas() {
   return all;
 }
 
+const KernelTable* best_table(bool is_intel) {
+  const KernelTable *table = nullptr, *avx512 = nullptr;
+  for (const Isa* isa = isas(); isa->name; isa++) {
+    if (!isa->table || !isa->supported) continue;
+    table = isa->table;
+    if (!strcmp(isa->name, "avx512")) avx512 = table;
+  }
+  return is_intel && avx512 ? avx512 : table;
+}
+
 bool select_isa(const char* name) {
   for (const Isa* isa = isas(); isa->name; isa++)
     if (!strcmp(isa->name, name) && isa->table && isa->supported) {
@@ -82,7 +103,7 @@ bool select_isa(const char* name) {
 
 const KernelTable& kernels() {
   const KernelTable* table = selected;
-  if (!table) selected = table = best();
+  if (!table) selected = table = best_table(processor().is_intel);
   return *table;
 }
 

@@ -1,25 +1,63 @@
-"""Attention: what `auto` leaves to torch. Size is scores times (head_dim + value_dim): half the multiplications; and
-whether gradients are needed, or dropout. Then it is ours whatever the size: torch's fused kernel has no second derivative
-on a CPU.
+"""Attention: what `auto` leaves to torch.
+
+On a CPU a call that records gradients is ours whatever its size: torch's fused kernel has no second derivative there.
 Forward and backward on two Zen 4 cores, causal, ours and torch's us: B2 H4 N8 D8 122, 67; N32 D16 135, 140; B1 H8 N64 D32
-215, 289.
+215, 289. On a GPU it has none either, and is twice as fast: there such calls are torch's, and `use_backend("triton")`
+gives second derivatives.
 """
+
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
-from pyflash.auto import SMALL
+from pyflash.auto import MEASURED, SMALL, tables
 
-MIN_SIZE = {"cpu": 1 << 22, "triton": 0}  # benchmarks: attention, rows "tiny" and "small"
-HAS_AMX = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+MIN_SIZE = 1 << 22  # of scores times (head_dim + value_dim): half the multiplications. Set on Zen 4
+FUSED = ("plain", "causal", "mask")  # the kinds that torch has a kernel for on a CPU; on a GPU dropout, too
+HALVES = (torch.bfloat16, torch.float16)
 
 
-def rules(backend: str, size: tuple[int, bool], dtype) -> str:
-    amount, training = size
-    if amount < MIN_SIZE[backend] and not training:
+class Size(NamedTuple):
+    """kind: of FUSED; "dropout"; "weights", where they are the result; or "extended": what torch only has in many
+    operations (softcap, windows, ALiBi, the softmax's logarithm, a mask beside is_causal, a mask that needs a gradient).
+    """
+
+    kind: str
+    heads: int  # of all batches
+    queries: int
+    keys: int
+    dim: int  # head_dim + value_dim
+    training: bool
+
+
+def decide(where: tables.Place, size: Size, dtype) -> str:
+    kind, *sizes, training = size
+    if kind == "extended" or (kind == "dropout" and not where.is_gpu):
+        return ""  # torch's is several times slower at every size: 2 to 65 times on two Emerald Rapids cores
+    # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
+    mode = "any" if kind == "dropout" else "training" if training else "inference"
+    ours = tables.ours(where, "attention", kind, dtype, mode, sizes)
+    if where.is_gpu:  # on an H200, times torch's speed: forward 0.64 to 0.74, backward 0.5, dropout 0.6 and 0.2
+        if kind == "weights" and ours is None:
+            return "" if dtype in HALVES and not training else "torch's own is faster"  # 1.19 forward, 0.82 backward
+        return "" if ours else "torch's fused kernel is faster on a GPU"
+    if kind in FUSED and dtype == torch.bfloat16 and where.family == "amx":
+        if not ours or training:  # measured 302 GFLOP/s a core, where our float32 reaches 110
+            return "bfloat16: torch uses this processor's matrix unit"
+    if training and kind in FUSED:
+        return ""
+    if ours is not None:
+        return "" if ours else MEASURED
+    heads, queries, keys, dim = sizes
+    if heads * queries * keys * dim < MIN_SIZE:
         return SMALL
-    if backend == "cpu" and dtype == torch.float64 and not training:
+    if dtype == torch.float64:
         return "float64: torch's matrix products are faster"
-    # Measured 302 GFLOP/s a core, where our float32 reaches 110: the dot product at most doubles that.
-    if backend == "cpu" and dtype == torch.bfloat16 and HAS_AMX:
-        return "bfloat16: torch uses this processor's matrix unit"
+    if kind in ("plain", "causal") and where.family not in tables.MEASURED_BY_HAND:
+        return "torch has a fused kernel, and no table of this processor says that ours is faster"
     return ""
+
+
+rules = tables.remembered(decide)

@@ -14,10 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from pyflash.auto import SMALL
-from pyflash.auto.linear import isa
+from pyflash.auto import MEASURED, NO_TABLE, SMALL, tables
 
-ISAS = ("avx512", "avx512_bf16")  # elsewhere oneDNN's LSTM is as fast
 MIN_FLOPS = 1 << 19  # of a few steps; below it Python outweighs the kernel
 FEW_STEPS = 4  # torch's GRU and RNN pay for every step, and its LSTM, which rearranges its weights, for every call
 MANY_ROWS, NARROW = 64, 64  # oneDNN's backward of a narrow LSTM is nearer to the peak
@@ -40,27 +38,51 @@ class Size(NamedTuple):
     training: bool  # gradients are recorded
 
 
-def rules(backend: str, size: Size, dtype) -> str:
+def decide(where: tables.Place, size: Size, dtype) -> str:
     """Why torch is to be preferred; empty where a kernel of ours is."""
-    if backend != "cpu":
-        return ""
     is_onednn = size.cell == "lstm" and size.module == "layers" and not size.projected and not size.ragged
-    if is_onednn and dtype == torch.bfloat16 and isa() == "avx512_bf16":
+    kind = f"{size.cell.removesuffix('_tanh').removesuffix('_relu')} {size.module}"
+    mode = "training" if size.training else "inference"
+    ours = None
+    if not (size.projected or size.ragged):  # torch's is slow there: its kernel takes neither
+        # A stack of layers, or of directions, is so many calls of one, to us and to torch.
+        ours = tables.ours(where, "rnn", kind, dtype, mode, (size.steps, size.batch, size.hidden))
+    if where.is_gpu:
+        return _rules_gpu(ours, size, dtype)
+    is_step = not size.training and size.steps == 1 and size.directions == 1
+    if is_step and not (is_onednn and dtype == torch.bfloat16):
+        return ""  # ops/rnn_inference.py, which costs less than finding out and calling torch
+    if ours is not None:
+        return "" if ours else MEASURED
+    if is_onednn and dtype == torch.bfloat16 and (where.isa == "avx512_bf16" or where.family == "amx"):
         return "torch's oneDNN multiplies bfloat16 in hardware"
-    if is_onednn and dtype == torch.float32 and isa() not in ISAS:
-        return "torch's oneDNN is as fast on this instruction set"
+    if is_onednn and where.family not in tables.MEASURED_BY_HAND:
+        return NO_TABLE
     if is_onednn and size.training and size.batch >= MANY_ROWS and size.hidden <= NARROW:
         return "narrow LSTM with many rows: torch's oneDNN is faster in training"
     if size.training and size.steps == 1 and not is_onednn:
         return "one step in training: packing the weights outweighs what the kernel gains"
-    if not size.training and size.steps == 1 and size.directions == 1:
-        return ""  # ops/rnn_inference.py, which costs less than finding out and calling torch
     if size.steps < FEW_STEPS and not is_onednn:
         columns = size.inputs + size.hidden
         flops = 2 * size.steps * size.batch * GATES.get(size.cell, 1) * size.hidden * columns
         if flops * size.layers * size.directions < MIN_FLOPS:
             return SMALL
     return ""
+
+
+ON_CHIP = 128  # hidden units whose weights a program of ours keeps on the chip for all steps
+
+
+def _rules_gpu(ours: bool | None, size: Size, dtype) -> str:
+    """On an H200, T64 B64, times cuDNN's speed: bfloat16 H64 and H128 1.4 to 2.2; float32 0.07 to 0.24; H256 and H512,
+    where every step is a launch, 0.05 to 0.3."""
+    if ours is None:
+        ours = size.module == "layers" and size.steps > 1 and dtype != torch.float32 and size.hidden <= ON_CHIP
+        ours = ours or size.projected
+    return "" if ours else "torch's cuDNN is faster"
+
+
+rules = tables.remembered(decide)
 
 
 def saves_gates(cell: str, dtype) -> bool:

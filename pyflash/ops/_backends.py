@@ -15,6 +15,7 @@ from importlib.util import find_spec
 import torch
 from torch.autograd import forward_ad
 
+from pyflash.auto.tables import place
 from pyflash.ops._checks import device_type
 
 ORDER = ("cuda", "triton", "cpu")  # what `auto` tries on a tensor's device, best first; then torch
@@ -95,17 +96,6 @@ def _why_missing(backend: str) -> str:
 MISSING = {name: _why_missing(name) for name in ORDER}
 
 
-def _is_intel() -> bool:
-    if MISSING["cpu"]:
-        return False
-    from pyflash import _cpu
-
-    return _cpu.is_intel()
-
-
-IS_INTEL = _is_intel()  # the maker of this processor decides how fast the libraries are that torch calls
-
-
 @dataclass(frozen=True)
 class Operation:
     """What a public operation can be given, as `choose` and `explain` read it.
@@ -173,17 +163,59 @@ def fall_back(operation: str, reason: str) -> None:
         warnings.warn(f"pyflash.{operation} runs through PyTorch: {reason}", FallbackWarning, stacklevel=4)
 
 
-def prefers_torch(operation: Operation, x: torch.Tensor, size=None) -> bool:
-    """Does `auto` leave a call of this size on the CPU to torch? Then it is counted here.
+UNASKED: dict = {}  # of a call that no rule was asked about
 
-    Asked before anything is checked: the checks cost as much as torch's whole call, which has its own.
+
+class Refused(dict):
+    """What `auto` said of calls that were alike in what is cheap to read: shapes, dtype, is_cpu. A look into it is all that
+    a call of torch's costs.
+
+    A value is what is counted for a call of torch's; None where the call is ours; or where it depends, a dictionary of
+    these by (are gradients needed, is there one thread). Only for exact tensors, eagerly, where the wish is "auto".
     """
-    if _state.wish != "auto" or not x.is_cpu or torch.compiler.is_compiling() or MISSING["cpu"]:
-        return False
-    reason = operation.rules("cpu", x.numel() if size is None else size, x.dtype)
-    if reason:
-        counts[operation.name, "torch", reason] += 1
-    return bool(reason)
+
+    LIMIT = 4096  # sizes of a process; sequences have many lengths
+
+    def __init__(self, operation: Operation, size_of):
+        """size_of: (are gradients needed, *tensors) -> what the rule takes as the size; None where they do not fit."""
+        self.operation, self.size_of = operation, size_of
+        _all_refused.append(self)
+
+    def look(self, key, *tensors) -> tuple[str, str, str] | None:
+        """What is counted, or None, of a call whose key has no value or a dictionary."""
+        found = self.get(key)
+        if found is None:
+            if len(self) >= self.LIMIT:
+                self.clear()
+            found = self[key] = self._ask(*tensors)
+        if type(found) is not dict:
+            return found
+        training = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
+        return found[training, torch.get_num_threads() == 1]
+
+    def _ask(self, *tensors):
+        x = tensors[0]
+        backend = "cpu" if x.is_cpu else "triton" if x.is_cuda else ""
+        if not backend or self.size_of(False, *tensors) is None:
+            return None
+        if self.operation.unserved(backend, device_type(x), x.dtype):
+            return None
+        here, found = place(backend), {}
+        for training in (False, True):
+            for threads in ("one", "several"):
+                where = here if here.is_gpu else here._replace(threads=threads)
+                reason = self.operation.rules.decide(where, self.size_of(training, *tensors), x.dtype)
+                found[training, threads == "one"] = (self.operation.name, "torch", reason) if reason else None
+        return found if len(set(found.values())) > 1 else found[False, True]
+
+
+_all_refused: list[Refused] = []
+
+
+def forget_refused() -> None:
+    """After a change of what the rules read: the instruction set, a table."""
+    for refused in _all_refused:
+        refused.clear()
 
 
 def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None = None, refused: str = "") -> str | None:

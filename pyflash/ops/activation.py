@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import activation as auto
 from pyflash.ops._autograd import Function, apply, vjp
-from pyflash.ops._backends import IS_INTEL, Operation, choose, prefers_torch
+from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts
 from pyflash.ops._checks import is_dense, is_plain
 from pyflash.ops._registry import Op
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPERATION = {
-    name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=partial(auto.rules, name, IS_INTEL))
+    name: Operation(
+        name,
+        dtypes={"cpu": FLOATS, "triton": FLOATS},
+        rules=auto.rules_of(name),
+        sizes="(elements, are gradients needed)",
+    )
     for name in ACTIVATIONS
 }
 
@@ -97,14 +102,39 @@ def activation_bwd(dy, saved, activation, backend):
     return apply(_ActivationBwd, dy, saved, activation, backend)
 
 
+def _size_of(training, input):
+    return (input.numel(), training) if is_plain(input) else None
+
+
+_REFUSED = {name: Refused(operation, _size_of) for name, operation in OPERATION.items()}
+_RELU, _GELU, _GELU_TANH, _SILU, _TANH, _SIGMOID = map(
+    _REFUSED.get, ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+)
+
+
+def _is_refused(refused: Refused, input) -> bool:
+    """Does `auto` leave the call to torch? Then it is counted."""
+    if is_dynamo_compiling() or _state.wish != "auto" or type(input) is not Tensor:
+        return False
+    key = input.numel(), input.dtype, input.is_cpu
+    counted = refused.get(key, UNASKED)
+    if type(counted) is dict:
+        counted = refused.look(key, input)
+    if counted is None:
+        return False
+    counts[counted] += 1
+    return True
+
+
 def _apply(name: str, input, torch_function, inplace: bool = False):
     operation = OPERATION[name]
-    if not isinstance(input, torch.Tensor) or prefers_torch(operation, input):
+    if not isinstance(input, torch.Tensor):
         return torch_function(input)
     refused = "" if is_plain(input) else "only strided floating-point tensors are served"
     if refused and not torch.is_floating_point(input):
         return torch_function(input)  # integers and complex numbers: torch's rules of promotion, or its error
-    backend = choose(operation, input, refused=refused)
+    size = None if refused else (input.numel(), torch.is_grad_enabled() and input.requires_grad)
+    backend = choose(operation, input, size=size, refused=refused)
     if backend is None:
         return torch_function(input)
     if not inplace:
@@ -120,6 +150,8 @@ def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
         input: any shape, float32, float64, bfloat16 or float16; other types go to torch.
         inplace: write the result into `input`.
     """
+    if _is_refused(_RELU, input):
+        return F.relu(input, inplace)
     return _apply("relu", input, lambda x: F.relu(x, inplace), inplace)
 
 
@@ -132,22 +164,32 @@ def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     Numerics: within a few ulp in the left tail too, where 1 + erf(x) cancels.
     """
     if approximate == "none":
+        if _is_refused(_GELU, input):
+            return F.gelu(input)
         return _apply("gelu", input, F.gelu)
     if approximate != "tanh":
         raise RuntimeError(f"pyflash.gelu: approximate argument must be either none or tanh, got {approximate!r}")
+    if _is_refused(_GELU_TANH, input):
+        return F.gelu(input, approximate="tanh")
     return _apply("gelu_tanh", input, lambda x: F.gelu(x, approximate="tanh"))
 
 
 def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     """x sigmoid(x), as torch.nn.functional.silu. Elfwing et al. 2017, arXiv:1702.03118."""
+    if _is_refused(_SILU, input):
+        return F.silu(input, inplace)
     return _apply("silu", input, lambda x: F.silu(x, inplace), inplace)
 
 
 def tanh(input: torch.Tensor) -> torch.Tensor:
     """tanh(x), as torch.tanh."""
+    if _is_refused(_TANH, input):
+        return torch.tanh(input)
     return _apply("tanh", input, torch.tanh)
 
 
 def sigmoid(input: torch.Tensor) -> torch.Tensor:
     """1 / (1 + exp(-x)), as torch.sigmoid."""
+    if _is_refused(_SIGMOID, input):
+        return torch.sigmoid(input)
     return _apply("sigmoid", input, torch.sigmoid)

@@ -6,12 +6,14 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from pyflash.auto import attention as auto
 from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
-from pyflash.ops._backends import Operation, choose, record, tracing_derivatives
+from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts, tracing_derivatives
 from pyflash.ops._checks import device_type, expect, expect_tensors, is_plain
 from pyflash.ops._registry import Op
 
@@ -20,7 +22,7 @@ OPERATION = Operation(
     "attention",
     dtypes={"cpu": (torch.float32, torch.float64, *HALVES), "triton": (torch.float32, *HALVES)},
     rules=auto.rules,
-    sizes="(scores times (head_dim + value_dim), are gradients needed)",
+    sizes="pyflash.auto.attention.Size",
 )
 
 _SCALARS = "float dropout_p, float scale, float softcap, int window_left, int window_right, int diagonal"
@@ -315,20 +317,18 @@ def _needs_gradient(*tensors):
     return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
 
 
-def _is_small(query, key, value):
-    """`auto` gives this call to torch for its size: known before anything is checked, which costs as much as the call."""
-    return (
-        _backends._state.wish == "auto"
-        and query.is_cpu
-        and not torch.compiler.is_exporting()
-        and query.dim() >= 2
-        and key.dim() >= 2
-        and value.dim() >= 2
-        and key.shape[-2] == value.shape[-2]  # torch's kernel reads behind the last value
-        and 2 * query.numel() * key.shape[-2] < auto.MIN_SIZE["cpu"]
-        and not _needs_gradient(query, key, value)
-        and not tracing_derivatives((query, key, value))
-    )
+def _size_of(kind):
+    def size_of(training, query, key, value, *_):
+        if min(query.dim(), key.dim(), value.dim()) < 2 or key.shape[-2] != value.shape[-2]:
+            return None  # torch's kernel reads behind the last value
+        queries, dim = query.shape[-2:]
+        sizes = math.prod(query.shape[:-2]), queries, key.shape[-2], dim + value.shape[-1]
+        return auto.Size(kind, *sizes, training)
+
+    return size_of
+
+
+_REFUSED = {kind: Refused(OPERATION, _size_of(kind)) for kind in auto.FUSED}  # without dropout
 
 
 # ---- public ---------------------------------------------------------------------------------------------------------
@@ -363,20 +363,27 @@ def scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     if (
-        not dropout_p
-        and _is_small(query, key, value)
-        and not (is_causal and attn_mask is not None)
-        and not (attn_mask is not None and (attn_mask.requires_grad or not attn_mask.is_cpu))
+        not is_dynamo_compiling()
+        and _state.wish == "auto"
+        and type(query) is Tensor
+        and not dropout_p
+        and (attn_mask is None or not (is_causal or attn_mask.requires_grad or attn_mask.is_cpu is not query.is_cpu))
     ):
-        try:
-            out = F.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-        except (RuntimeError, IndexError):
-            pass  # said below in our words
-        else:
-            record("attention", "torch", auto.SMALL)
-            return out
+        refused = _REFUSED["mask" if attn_mask is not None else "causal" if is_causal else "plain"]
+        shapes = query.shape, key.shape, value.shape, query.dtype, query.is_cpu
+        counted = refused.get(shapes, UNASKED)
+        if type(counted) is dict:
+            counted = refused.look(shapes, query, key, value)
+        if counted is not None and not tracing_derivatives((query, key, value)):
+            try:
+                out = F.scaled_dot_product_attention(
+                    query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+                )
+            except (RuntimeError, IndexError):
+                pass  # said below in our words
+            else:
+                counts[counted] += 1
+                return out
     return attention(
         query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
         _operation="scaled_dot_product_attention",
@@ -446,15 +453,19 @@ def attention(
     elif max(head_dim, value_dim) > 256 and (not q.is_cpu or _backends._state.wish == "triton"):
         refused = f"head_dim is {max(head_dim, value_dim)}; triton supports up to 256"
     others = (k, v) if attn_mask is None else (k, v, attn_mask)
-    # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
-    training = dropout_p > 0 or _needs_gradient(q, *others)
-    size = math.prod(leading) * rows * keys * (head_dim + value_dim), training
+    is_extended = (
+        return_lse or softcap or alibi_slopes is not None or tuple(window_size) != (-1, -1) or seed is not None
+    )
+    means_both = is_causal and (attn_mask is not None or diagonal)
+    if is_extended or means_both or (attn_mask is not None and _needs_gradient(attn_mask)):
+        kind = "extended"
+    else:
+        kind = "dropout" if dropout_p > 0 else "mask" if attn_mask is not None else "causal" if is_causal else "plain"
+    size = auto.Size(kind, math.prod(leading), rows, keys, head_dim + value_dim, _needs_gradient(q, *others))
     backend = choose(OPERATION, q, others, size=size, refused=refused)
 
     if backend is None:
-        is_extended = return_lse or softcap or alibi_slopes is not None or tuple(window_size) != (-1, -1)
-        means_both = is_causal and (attn_mask is not None or diagonal)
-        if not (is_extended or means_both or seed is not None or tracing_derivatives((q, *others))):
+        if not (is_extended or means_both or tracing_derivatives((q, *others))):
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )

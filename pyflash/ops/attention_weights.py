@@ -30,7 +30,7 @@ OPERATION = Operation(
     "attention_weights",
     dtypes={"cpu": (torch.float32, torch.float64, *HALVES), "triton": (torch.float32, *HALVES)},
     rules=auto.rules,
-    sizes="(scores times head_dim, are gradients needed)",
+    sizes="pyflash.auto.attention.Size",
 )
 
 
@@ -137,8 +137,11 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
         refused = "only strided tensors are served"
     elif head_dim > 256 and (not q.is_cpu or _backends._state.wish == "triton"):
         refused = f"head_dim is {head_dim}; triton supports up to 256"
-    size = math.prod(leading) * rows * keys * head_dim, False  # the reference has every derivative
-    backend = choose(OPERATION, q, [t for t in (k, attn_mask) if t is not None], size=size, refused=refused)
+    others = [t for t in (k, attn_mask) if t is not None]
+    # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
+    training = not dropout_p and torch.is_grad_enabled() and any([t.requires_grad for t in (q, *others)])
+    size = auto.Size("weights", math.prod(leading), rows, keys, head_dim, training)
+    backend = choose(OPERATION, q, others, size=size, refused=refused)
     if dropout_p == 0:
         seed = None
     elif seed is None:

@@ -6,17 +6,21 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn.functional import layer_norm as torch_layer_norm
 
 from pyflash.auto import layer_norm as auto
 from pyflash.ops._autograd import Function, apply, vjp
-from pyflash.ops._backends import Operation, choose, prefers_torch
+from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts
 from pyflash.ops._checks import expect_tensors, is_plain
 from pyflash.ops._registry import Op
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
-OPERATION = Operation("layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules)
-OPERATION_ADD = Operation("add_layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules_add)
+SIZES = "(rows, columns, are gradients needed)"
+OPERATION = Operation("layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules, sizes=SIZES)
+OPERATION_ADD = Operation("add_layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules_add, sizes=SIZES)
 
 
 def _acc(dtype):
@@ -227,6 +231,21 @@ def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
     return y.view_as(given), None if residual is None else summed.view_as(given)
 
 
+def _size_of(training, input, *_):
+    """By the last dimension, which is nearly always the only one that is normalised."""
+    if input.dim() == 0 or not is_plain(input):
+        return None
+    columns = input.shape[-1]
+    return input.numel() // max(columns, 1), columns, training
+
+
+_refused, _refused_add = Refused(OPERATION, _size_of), Refused(OPERATION_ADD, _size_of)
+
+
+def _size(*tensors):
+    return _size_of(torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors]), *tensors)
+
+
 def layer_norm(
     input: torch.Tensor,
     normalized_shape: list[int],
@@ -246,13 +265,24 @@ def layer_norm(
     Numerics: statistics in float32 (float64 for float64) from deviations, so a large mean costs no digits;
         deterministic, whatever the number of threads.
     """
+    if not is_dynamo_compiling() and _state.wish == "auto" and type(input) is Tensor:
+        try:
+            key = input.shape, input.dtype, input.is_cpu
+        except RuntimeError:  # a NestedTensor has none
+            key = None
+        counted = _refused.get(key, UNASKED) if key else None
+        if type(counted) is dict:
+            counted = _refused.look(key, input, weight, bias)
+        if counted is not None:
+            try:
+                out = torch_layer_norm(input, normalized_shape, weight, bias, eps)
+            except (RuntimeError, TypeError):
+                pass  # the same refusal in our words, or torch's own again
+            else:
+                counts[counted] += 1
+                return out
     if not isinstance(input, torch.Tensor):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)  # its error, or torch.fx's record of the call
-    if prefers_torch(OPERATION, input):
-        try:
-            return F.layer_norm(input, normalized_shape, weight, bias, eps)
-        except (RuntimeError, TypeError):
-            pass  # the same refusal in our words, or torch's own again
     expect_tensors("layer_norm", ("weight", "bias"), weight=weight, bias=bias)
     input, weight, bias = _cast_for_autocast(input, weight, bias)
     served = _is_served(input, weight, bias)
@@ -263,7 +293,7 @@ def layer_norm(
     elif not torch.is_floating_point(input):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)  # torch's error
     refused = "" if served else "only strided floating-point tensors are served"
-    backend = choose(OPERATION, input, (weight, bias), refused=refused)
+    backend = choose(OPERATION, input, (weight, bias), size=_size(input, weight, bias), refused=refused)
     if backend is None:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return _apply(input, None, normalized_shape, weight, bias, eps, backend)[0]
@@ -285,12 +315,23 @@ def add_layer_norm(
         (layer_norm(x + residual), x + residual)
     """
     expect_tensors("add_layer_norm", ("weight", "bias"), x=x, residual=residual, weight=weight, bias=bias)
-    if prefers_torch(OPERATION_ADD, x):
+    if not is_dynamo_compiling() and _state.wish == "auto" and type(x) is Tensor:
         try:
-            summed = x + residual
-            return F.layer_norm(summed, normalized_shape, weight, bias, eps), summed
-        except (RuntimeError, TypeError):
-            pass  # as in `layer_norm`
+            key = x.shape, x.dtype, x.is_cpu
+        except RuntimeError:
+            key = None
+        counted = _refused_add.get(key, UNASKED) if key else None
+        if type(counted) is dict:
+            counted = _refused_add.look(key, x, residual, weight, bias)
+        if counted is not None:
+            try:
+                summed = x + residual
+                out = torch_layer_norm(summed, normalized_shape, weight, bias, eps)
+            except (RuntimeError, TypeError):
+                pass  # as in `layer_norm`
+            else:
+                counts[counted] += 1
+                return out, summed
     x, residual, weight, bias = _cast_for_autocast(x, residual, weight, bias)
     served = _is_served(x, residual, weight, bias)
     if served:
@@ -307,7 +348,7 @@ def add_layer_norm(
         if problem:
             raise RuntimeError(f"pyflash.add_layer_norm: {problem}")
     refused = "" if served else "only strided floating-point tensors are served"
-    backend = choose(OPERATION_ADD, x, (residual, weight, bias), refused=refused)
+    backend = choose(OPERATION_ADD, x, (residual, weight, bias), _size(x, residual, weight, bias), refused)
     if backend is None:
         summed = x + residual
         return F.layer_norm(summed, normalized_shape, weight, bias, eps), summed

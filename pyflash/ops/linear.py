@@ -9,12 +9,16 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
+from torch.nn.functional import linear as torch_linear
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
 from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply
-from pyflash.ops._backends import Operation, choose
+from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts
 from pyflash.ops._checks import device_type, expect, is_plain
 from pyflash.ops._registry import Op
 from pyflash.ops.activation import FLOATS, activation_bwd
@@ -22,9 +26,9 @@ from pyflash.ops.activation import FLOATS, activation_bwd
 _TRITON = (torch.float32, torch.bfloat16, torch.float16)
 OPERATIONS = {
     name: Operation(
-        name, dtypes={"cpu": FLOATS, "triton": _TRITON}, rules=auto.rules, sizes="(M, N, K, are gradients needed)"
+        name, dtypes={"cpu": FLOATS, "triton": _TRITON}, rules=rules, sizes="(M, N, K, are gradients needed)"
     )
-    for name in ("linear", "linear_act")
+    for name, rules in (("linear", auto.rules), ("linear_act", auto.rules_act))
 }
 
 
@@ -249,6 +253,15 @@ def _is_simple(x, weight, bias):
     )
 
 
+def _size_of(training, input, weight, *_):
+    if weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != weight.shape[1] or input.device != weight.device:
+        return None
+    return math.prod(input.shape[:-1]), *weight.shape, training
+
+
+_refused = Refused(OPERATIONS["linear"], _size_of)
+
+
 def _linear(operation, input, weight, bias, activation, torch_function):
     if not (
         isinstance(input, torch.Tensor)
@@ -256,20 +269,6 @@ def _linear(operation, input, weight, bias, activation, torch_function):
         and (bias is None or isinstance(bias, torch.Tensor))
     ):
         return torch_function()  # its error, or torch.fx's record of the call
-    if (
-        _backends._state.wish == "auto"
-        and input.is_cpu
-        and weight.is_cpu
-        and not torch.compiler.is_compiling()
-        and weight.dim() > 0
-        and 2 * input.numel() * weight.shape[0] < auto.MIN_FLOPS["cpu"]
-    ):
-        _backends.record(operation, "torch", auto.SMALL)
-        try:
-            return torch_function()
-        except RuntimeError:
-            _check(operation, *_cast_by_autocast((input, weight, bias)))  # the same refusal in our words
-            raise
     given = (input, weight) if bias is None else (input, weight, bias)
     refused = "" if all(map(is_plain, given)) else "only strided floating-point tensors are served"
     if refused and not all(t.is_floating_point() for t in given):
@@ -320,6 +319,27 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     Numerics: accumulates in float32 (float64 for float64), in chunks of 128; the same result for any number of threads.
         With gradients off the weight's packed form is kept: see `pyflash.clear_cache`.
     """
+    kind = type(weight)
+    if (
+        not is_dynamo_compiling()
+        and _state.wish == "auto"
+        and type(input) is Tensor
+        and (kind is Parameter or kind is Tensor)
+    ):
+        try:
+            key = input.shape, weight.shape, input.dtype, input.is_cpu, weight.is_cpu
+        except RuntimeError:  # a NestedTensor has none
+            key = None
+        counted = _refused.get(key, UNASKED) if key else None
+        if type(counted) is dict:
+            counted = _refused.look(key, input, weight, bias)
+        if counted is not None:
+            counts[counted] += 1
+            try:
+                return torch_linear(input, weight, bias)
+            except RuntimeError:
+                _check("linear", *_cast_by_autocast((input, weight, bias)))  # the same refusal in our words
+                raise
     return _linear("linear", input, weight, bias, "", lambda: F.linear(input, weight, bias))
 
 

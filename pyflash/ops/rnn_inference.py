@@ -13,7 +13,7 @@ from torch import _VF, Tensor
 from torch.autograd import forward_ad
 
 from pyflash.auto import rnn as auto
-from pyflash.auto.linear import isa
+from pyflash.auto.tables import place
 from pyflash.ops import _backends
 from pyflash.ops._registry import Op, expect_guards, poisoned
 from pyflash.ops._rnn_reference import GATES
@@ -27,9 +27,9 @@ _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
 
 
 @lru_cache(maxsize=1024)
-def _reason_for_torch(cell, module, steps, batch, inputs, hidden, layers, dtype, isa):
+def _reason_for_torch(cell, module, steps, batch, inputs, hidden, layers, dtype, where):
     size = auto.Size(cell, module, steps, batch, inputs, hidden, layers, 1, False, False, False)
-    return auto.rules("cpu", size, dtype)
+    return auto.decide(where, size, dtype)
 
 
 @lru_cache(maxsize=1)
@@ -82,7 +82,7 @@ def _hidden_of(cell, weights, each, inputs):
 
 def _reason(*size):
     """Why `auto` prefers torch."""
-    return _reason_for_torch(*size, isa()) if _backends._state.wish == "auto" else ""
+    return _reason_for_torch(*size, place("cpu")) if _backends._state.wish == "auto" else ""
 
 
 def _run(operation, cell, x, h, c, weights, layers, order, *outputs):

@@ -1,0 +1,191 @@
+"""What was measured, one table for each family of processors (tables/<family>.json, written by `python -m benchmarks
+auto`), and the question that every rule asks of it.
+
+A table is a list of points: for an operation, its kind, dtype, mode and number of threads (one or several) the sizes that
+were tried, torch's time over ours, and the low end of that ratio's 95% interval. A call is ours where the measured points
+around its sizes all have a low end of 1 or more: a tie goes to torch. Beyond the grid the nearest points decide.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from math import log
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+FOLDER = Path(__file__).parent / "tables"
+AMX_MODELS = (0x8F, 0xCF, 0xAD, 0xAE)  # Sapphire, Emerald and Granite Rapids: the same cores to a kernel, and AMX
+ZEN_4_MODELS = (*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0))
+FAMILIES = ("zen4", "zen5", "amx", "avx2", "other")  # of CPUs; a GPU's is sm and its compute capability
+MEASURED_BY_HAND = ("zen4", "zen5")  # of whose first the thresholds of the rules are, where a table says nothing
+AVX512 = ("avx512", "avx512_bf16")
+
+
+def family_of(maker: str, family: int, model: int, isa: str) -> str:
+    """Of a CPU with CPUID's numbers, in the instruction set that our kernels take."""
+    if isa == "avx2":
+        return "avx2"
+    if isa in AVX512:
+        if maker == "amd" and family == 26:
+            return "zen5"
+        if maker == "amd" and family == 25 and model in ZEN_4_MODELS:
+            return "zen4"
+        if maker == "intel" and family == 6 and model in AMX_MODELS:
+            return "amx"
+    return "other"
+
+
+class Place(NamedTuple):
+    """Where a call runs."""
+
+    family: str
+    isa: str = ""  # of the native module; empty on a GPU
+    threads: str = ""  # "one" or "several"; empty on a GPU
+
+    @property
+    def is_gpu(self) -> bool:
+        return not self.threads
+
+
+@lru_cache(maxsize=1)
+def _native():  # an import that is done already still takes 0.3 us
+    from pyflash import _cpu
+
+    return _cpu
+
+
+@lru_cache(maxsize=8)
+def _cpu_family(isa: str) -> str:
+    return family_of(*_native().processor(), isa)
+
+
+@lru_cache(maxsize=1)
+def _gpu_family() -> str:
+    if not torch.cuda.is_available():
+        return "other"
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm{major}{minor}"
+
+
+def family(backend: str) -> str:
+    return _cpu_family(isa()) if backend == "cpu" else _gpu_family()
+
+
+def isa() -> str:
+    return _native().isa()
+
+
+def threads() -> str:
+    return "one" if torch.get_num_threads() == 1 else "several"
+
+
+def place(backend: str) -> Place:
+    return Place(family(backend), isa(), threads()) if backend == "cpu" else Place(family(backend))
+
+
+class Question(NamedTuple):
+    """What is asked for some sizes. Modes: "inference", "training" (a forward and a backward), or "any" where the answer
+    must not depend on it."""
+
+    operation: str
+    kind: str
+    dtype: torch.dtype
+    mode: str
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The points of one question."""
+
+    axes: tuple[tuple[int, ...], ...]
+    lows: dict[tuple[int, ...], float]  # sizes -> low end of the ratio
+
+
+def grouped(rows: list[dict]) -> dict[tuple, Group]:
+    """By (question, threads). A row is a dictionary with "operation", "kind", "dtype", "mode", "threads", "sizes", "low"."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        question = Question(row["operation"], row["kind"], getattr(torch, row["dtype"]), row["mode"])
+        found.setdefault((question, row["threads"]), {})[tuple(row["sizes"])] = row["low"]
+    return {
+        key: Group(tuple(tuple(sorted(set(axis))) for axis in zip(*lows, strict=True)), lows)
+        for key, lows in found.items()
+    }
+
+
+@lru_cache(maxsize=8)
+def table(family: str) -> dict[tuple, Group]:
+    path = FOLDER / f"{family}.json"
+    return grouped(json.loads(path.read_text())["rows"]) if path.exists() else {}
+
+
+def neighbours(axis: tuple[int, ...], size: int) -> tuple[int, int]:
+    """The nearest sizes tried at or below, and at or above."""
+    at = bisect_left(axis, size)
+    if at < len(axis) and axis[at] == size:
+        return size, size
+    return axis[max(at - 1, 0)], axis[min(at, len(axis) - 1)]
+
+
+@lru_cache(maxsize=8192)
+def lowest_around(group: Group, spans: tuple[tuple[int, int], ...]) -> float:
+    """The worst of the measured points around all sizes of `spans`, or the nearest one."""
+    cell = [(neighbours(axis, low)[0], neighbours(axis, high)[1]) for axis, (low, high) in zip(group.axes, spans)]
+    corners = [low for sizes, low in group.lows.items() if all(a <= n <= b for n, (a, b) in zip(sizes, cell))]
+    if corners:
+        return min(corners)
+    middle = [(log(max(low, 1)) + log(max(high, 1))) / 2 for low, high in cell]
+    nearest = min(group.lows, key=lambda sizes: sum((log(max(n, 1)) - m) ** 2 for n, m in zip(sizes, middle)))
+    return group.lows[nearest]
+
+
+def is_measured_ours(family, threads, operation, kind, dtype, mode, *ends) -> bool | None:
+    group = table(family).get((Question(operation, kind, dtype, mode), threads))
+    return None if group is None else lowest_around(group, tuple(zip(ends[::2], ends[1::2]))) >= 1.0
+
+
+# torch.compiler.assume_constant_result of these, which would import torch._dynamo here.
+for _function in (family, isa, threads, is_measured_ours):
+    _function._dynamo_marked_constant = True
+
+LADDER = (0, *sorted({n << power for n in (1, 3) for power in range(40)}))  # 1, 2, 3, 4, 6, 8, 12, 16, ...
+
+
+def span(size: int) -> tuple[int, int]:
+    """The rungs below and above a size. By comparisons alone: a compiled graph serves all sizes between two rungs."""
+    low, high = 0, len(LADDER) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if LADDER[middle] < size:
+            low = middle + 1
+        else:
+            high = middle
+    return (LADDER[low] if LADDER[low] == size else LADDER[max(low - 1, 0)]), LADDER[low]
+
+
+def ours(where: Place, operation: str, kind: str, dtype: torch.dtype, mode: str, sizes) -> bool | None:
+    """Is the call ours? None where the table of this family has nothing to say."""
+    ends = [end for size in sizes for end in span(size)]
+    return is_measured_ours(where.family, where.threads, operation, kind, dtype, mode, *ends)
+
+
+def remembered(decide):
+    """A rule (place, size, dtype) -> reason as `choose` asks for it: by backend; what was decided once is looked up."""
+    decided = lru_cache(maxsize=4096)(decide)
+
+    @wraps(decide)
+    def rules(backend: str, size, dtype) -> str:
+        if torch.compiler.is_compiling():
+            return decide(place(backend), size, dtype)
+        try:
+            return decided(place(backend), size, dtype)
+        except TypeError:  # symbolic sizes are not to be remembered
+            return decide(place(backend), size, dtype)
+
+    rules.decide, rules.forget = decide, decided.cache_clear
+    return rules

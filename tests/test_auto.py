@@ -1,0 +1,198 @@
+"""What `auto` leaves to torch: rules and tables as pure functions, and what is kept of their answers."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+import pyflash.functional as PF
+from pyflash.auto import activation, attention, dropout, layer_norm, linear, rnn, tables
+from pyflash.auto.tables import Place
+from pyflash.ops import _backends
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+PLACES = [
+    Place(family, isa, threads)
+    for family in tables.FAMILIES
+    for isa in ("generic", "avx2", *tables.AVX512)
+    for threads in ("one", "several")
+] + [Place("sm80"), Place("sm90"), Place("other")]
+ATTENTION_KINDS = (*attention.FUSED, "dropout", "weights", "extended")
+SIZES = {
+    linear.rules: [(*sizes, t) for sizes in itertools.product((0, 1, 7, 1 << 40), repeat=3) for t in (False, True)],
+    activation.rules_of("tanh"): [(0, False), (1, True), (1 << 40, False)],
+    dropout.rules: [0, 1, 1 << 40],
+    layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
+    attention.rules: [
+        attention.Size(kind, heads, n, n, 64, training)
+        for kind in ATTENTION_KINDS for heads, n in ((0, 0), (1, 1), (64, 1 << 14)) for training in (False, True)
+    ],
+    rnn.rules: [
+        rnn.Size(cell, module, steps, 4, 8, 1 << 12, 1, 1, False, False, training)
+        for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu") for module in ("layers", "cell") for steps in (0, 1, 99)
+        for training in (False, True)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rules", SIZES)
+def test_every_rule_answers_everywhere(rules):
+    for where, dtype, size in itertools.product(PLACES, DTYPES, SIZES[rules]):
+        found = rules.decide(where, size, dtype)
+        assert isinstance(found, str)
+        assert found == rules.decide(where, size, dtype)
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """A table of one question, in place of this machine's."""
+
+    def plant(operation, kind, dtype, mode, points):
+        row = {"operation": operation, "kind": kind, "dtype": dtype, "mode": mode}
+        rows = [
+            {**row, "threads": threads, "sizes": list(sizes), "low": low}
+            for sizes, low in points.items() for threads in ("one", "several")
+        ]  # fmt: skip
+        groups = tables.grouped(rows)
+        monkeypatch.setattr(tables, "table", lambda family: groups)
+        forget()
+
+    def forget():
+        _backends.forget_refused()
+        for operation in _backends.OPERATIONS.values():
+            getattr(operation.rules, "forget", lambda: None)()
+
+    yield plant
+    monkeypatch.undo()
+    forget()
+
+
+def asked(*sizes, operation="linear"):
+    return tables.ours(Place("zen5", "avx512", "several"), operation, "", torch.float32, "inference", sizes)
+
+
+def test_a_planted_table_decides_as_written(plant):
+    plant("linear", "", "float32", "inference", {(8, 64): 0.5, (64, 64): 1.5, (8, 512): 2.0, (64, 512): 1.0})
+    assert asked(64, 64) and asked(8, 512) and asked(64, 512)
+    assert not asked(8, 64)
+    assert not asked(32, 64)  # between the two
+    assert not asked(32, 256)  # one of four
+    assert asked(32, 512) and asked(64, 100)
+    assert asked(1000, 10**9) and asked(10**9, 1) and not asked(0, 0)  # beyond the edge: the nearest
+    assert asked(8, 64, operation="layer_norm") is None
+
+
+def test_a_point_that_is_missing_from_the_grid_is_the_nearest_one(plant):
+    plant("linear", "", "float32", "inference", {(8, 64): 0.5, (512, 4096): 2.0})
+    assert asked(512, 2048) and not asked(8, 65) and not asked(300, 300)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 767, 768, 769, 1 << 50])
+def test_the_rungs_enclose_a_size(size):
+    low, high = tables.span(size)
+    assert low <= size <= high or high == tables.LADDER[-1] < size
+    assert low == high or tables.LADDER.index(high) == tables.LADDER.index(low) + 1
+
+
+PROCESSORS = {
+    ("amd", 25, 0x11, "avx512"): "zen4",
+    ("amd", 25, 0x61, "avx512_bf16"): "zen4",
+    ("amd", 25, 0x21, "avx2"): "avx2",
+    ("amd", 26, 2, "avx512_bf16"): "zen5",
+    ("amd", 26, 2, "avx2"): "avx2",
+    ("amd", 26, 2, "generic"): "other",
+    ("intel", 6, 0x8F, "avx512"): "amx",
+    ("intel", 6, 0xCF, "avx512_bf16"): "amx",
+    ("intel", 6, 0x55, "avx512"): "other",
+}
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_the_family_of_a_processor(processor):
+    assert tables.family_of(*processor) == PROCESSORS[processor]
+
+
+@pytest.mark.skipif(bool(_backends.MISSING["cpu"]), reason=_backends.MISSING["cpu"])
+def test_intel_takes_the_instruction_set_that_is_faster_there():
+    """VDPBF16PS runs at half the rate of multiply-add on Intel."""
+    from pyflash import _cpu
+
+    usable = [name for name, built, supported in _cpu.isas() if built and supported]
+    assert _cpu.best_isa(False) == usable[-1]
+    assert _cpu.best_isa(True) == ("avx512" if "avx512" in usable else usable[-1])
+    maker, family, model = _cpu.processor()
+    assert maker in ("amd", "intel", "other") and family >= 0 and model >= 0
+
+
+@pytest.mark.parametrize("path", sorted(tables.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_tables_are_whole(path):
+    written = json.loads(path.read_text())
+    assert path.stem == written["family"]
+    assert written["machine"]
+    assert tables.grouped(written["rows"])
+    assert all(row["ratio"] > 0 and row["low"] <= row["ratio"] for row in written["rows"])
+
+
+AMX = Place("amx", "avx512", "several")
+
+
+@pytest.mark.parametrize("kind", ["dropout", "extended"])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_torch_has_no_fused_attention_for_is_ours_beside_a_matrix_unit(kind, training):
+    assert attention.decide(AMX, attention.Size(kind, 16, 1024, 1024, 128, training), torch.bfloat16) == ""
+
+
+@pytest.mark.parametrize("kind", attention.FUSED)
+def test_bfloat16_attention_is_torchs_beside_a_matrix_unit(kind):
+    assert attention.decide(AMX, attention.Size(kind, 16, 1024, 1024, 128, False), torch.bfloat16)
+
+
+def test_dropout_does_not_depend_on_gradients():
+    for where, kind, n in itertools.product(PLACES, ("dropout",), (1, 64, 4096)):
+        one, other = (
+            attention.decide(where, attention.Size(kind, 8, n, n, 64, training), torch.float32)
+            for training in (False, True)
+        )
+        assert one == other
+
+
+def test_refused_calls_are_counted(plant):
+    plant("linear", "", "float32", "inference", {(4, 4, 4): 0.5})
+    x, w, b = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+    before = _backends.counts.copy()
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(PF.linear(x, w, b), torch.nn.functional.linear(x, w, b))
+    added = _backends.counts - before
+    assert sum(n for (name, backend, _), n in added.items() if (name, backend) == ("linear", "torch")) == 3
+    with _backends.use_backend("torch"):
+        PF.linear(x, w, b)
+    assert (_backends.counts - before)["linear", "torch", "asked for"] == 1
+
+
+@pytest.mark.skipif(bool(_backends.MISSING["cpu"]), reason=_backends.MISSING["cpu"])
+def test_what_was_kept_of_one_call_is_not_taken_for_another(plant):
+    """Gradients, another dtype, another backend."""
+    plant("linear", "", "float32", "inference", {(4, 4, 4): 0.5})
+    tables.table("any").update(
+        tables.grouped(
+            [
+                {"operation": "linear", "kind": "", "dtype": "float32", "mode": "training", "threads": threads,
+                 "sizes": [4, 4, 4], "low": 2.0}
+                for threads in ("one", "several")
+            ]
+        )
+    )  # fmt: skip
+    x, w = torch.randn(3, 4), torch.randn(5, 4)
+
+    def served(**options):
+        before = _backends.counts.copy()
+        PF.linear(x, w.detach().requires_grad_(options.get("training", False)))
+        return {backend for _, backend, _ in _backends.counts - before}
+
+    assert served() == {"torch"}
+    assert served(training=True) == {"cpu"}
+    assert served() == {"torch"}
+    with _backends.use_backend("cpu"):
+        assert served() == {"cpu"}
