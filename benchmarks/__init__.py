@@ -12,4 +12,4 @@ import sys
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_PROC_BIND", "true")
 
-OPERATIONS = ("activation", "linear", "layer_norm", "dropout", "attention", "rnn", "char_lm", "transformer")
+OPERATIONS = ("activation", "linear", "layer_norm", "dropout", "attention", "rnn", "char_lm", "transformer", "models")

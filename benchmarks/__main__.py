@@ -1,4 +1,4 @@
-"""python -m benchmarks list | run | compare | plot | report | inspect: parse, call, print."""
+"""python -m benchmarks list | run | auto | compare | plot | report | inspect: parse, call, print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import OPERATIONS, aot, compare, harness, machine, plot, report, rows, table
+from benchmarks import OPERATIONS, aot, auto, compare, harness, machine, plot, report, rows, table
 from benchmarks.operation import DTYPES, MODES, PROVIDERS, Operation, Provider, load, select
 from pyflash.cli._progress import Progress
 
@@ -42,6 +42,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="FILE", help="rows, written after every case")
     command.add_argument("--png", type=Path, metavar="FILE", help="bars of the ratios to torch")
     command.set_defaults(act=run)
+
+    command = commands.add_parser("auto", help="what `auto` prefers on this machine's family: writes its table")
+    command.add_argument(
+        "--operations", nargs="+", metavar="OPERATION", help=f"any of {', '.join(auto.OPERATIONS)}; default all"
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument("--seconds", type=float, help="stop after so many; a second run goes on")
+    command.add_argument("--threads", choices=("one", "several"), help="on a CPU: only this number; default both")
+    command.add_argument("--output", type=Path, metavar="FILE", help="default: pyflash/auto/tables/<family>.json")
+    command.set_defaults(act=write_table)
 
     command = commands.add_parser("compare", help="two runs; exit status 1 where a row became slower or wrong")
     command.add_argument("old", type=Path)
@@ -101,14 +111,19 @@ def read(path: Path) -> tuple[list[rows.Row], list[machine.Machine]]:
 def chosen_providers(operation: Operation, options) -> list[Provider]:
     """Torch first. Every provider of the device but torch.compile and the peers, unless some were named."""
     peers = [peer for peer in operation.peers if options.device in peer.devices]
-    here = [provider for provider in PROVIDERS.values() if options.device in provider.devices]
+    everyone = operation.providers or PROVIDERS.values()
+    here = [provider for provider in everyone if options.device in provider.devices]
     if options.provider:
         return [one for one in here + peers if one.name in (*options.provider, "torch")]
     return [one for one in here if not one.compiled or options.compile] + (peers if options.peers else [])
 
 
+def all_of(operation: Operation) -> tuple[Provider, ...]:
+    return operation.providers + operation.peers
+
+
 def check_providers(options) -> None:
-    everyone = list(PROVIDERS.values()) + [peer for name in OPERATIONS for peer in load(name).peers]
+    everyone = list(PROVIDERS.values()) + [peer for name in OPERATIONS for peer in all_of(load(name))]
     here = list(dict.fromkeys(provider.name for provider in everyone if options.device in provider.devices))
     for name in options.provider or ():
         known("provider", name, here)
@@ -167,6 +182,19 @@ def run(options) -> int:
     if options.png and found:
         draw(found, here, options.png)
     return 130 if interrupted else 1 if any(row.status in ("wrong", "error") for row in found) else 0
+
+
+def write_table(options) -> int:
+    operations = [known("operation", name, auto.OPERATIONS) for name in options.operations or auto.OPERATIONS]
+    known("device", options.device, ["cpu"] + ["cuda"] * torch.cuda.is_available())
+    writable(options.output)
+    try:
+        return auto.walk(options.device, operations, options.seconds, options.output, options.threads)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was found is kept", file=sys.stderr)
+        return 130
 
 
 def compare_files(options) -> int:

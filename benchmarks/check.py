@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ def bind(function: Callable, inputs: tuple[torch.Tensor, ...], mode: str, device
     bound.leaves = [tensor for tensor in bound.inputs if tensor.requires_grad]
     if isinstance(function, torch.nn.Module):
         function.to(device, dtype).train(differentiable)
-        bound.leaves += list(function.parameters()) if differentiable else []
+        bound.leaves += [p for p in function.parameters() if p.requires_grad] if differentiable else []
     return bound
 
 
@@ -159,13 +159,16 @@ class Reference:
     def bind(self, function: Callable, dtype: torch.dtype | None = None) -> Bound:
         return bind(function, self.inputs, self.mode, self.device, dtype or self.dtype)
 
+    def evaluate(self, bound: Bound) -> Result:
+        return evaluate(replace(bound, mode="forward") if self.operation.outputs_only else bound)
+
     def truth(self, bound: Bound) -> Result:
         if self.operation.truth is not None:  # depends on the random choices of that provider
             return evaluate(self.bind(self.operation.truth(self.case, bound), torch.float64))
         if self._truth is None:
             exact = self.bind(self.rounded(self.build(self.operation.torch)), torch.float64)
             with comparable(exact.function, self.mode):
-                self._truth = evaluate(exact)
+                self._truth = self.evaluate(exact)
         return self._truth
 
     def rounded(self, function: Callable) -> Callable:
@@ -175,7 +178,7 @@ class Reference:
     def errors(self, bound: Bound) -> list[tuple[float, float]]:
         """Per output and gradient: the largest absolute error, and the largest term it is measured against."""
         with comparable(bound.function, self.mode) as random:
-            results, truths = evaluate(bound), self.truth(bound)
+            results, truths = self.evaluate(bound), self.truth(bound)
         if random and self.mode != "forward":
             expect_alive(bound)
         if len(results.tensors) != len(truths.tensors):

@@ -173,7 +173,7 @@ def fill_times(row: Row, samples: list[Sample]) -> None:
 
 
 def fill_rates(row: Row, operation: Operation, case: Case, machine: Machine) -> None:
-    if row.mode == "double-backward":
+    if row.mode == "double-backward" or operation.outputs_only:  # nobody has counted a whole model's
         return
     flops, bytes_ = operation.flops(case, row.mode), operation.bytes(case, row.mode)
     row.flops_per_s, row.bytes_per_s = flops / row.median, bytes_ / row.median

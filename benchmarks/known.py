@@ -111,4 +111,10 @@ STORIES = {
             Gap("", "the share of Linear, where torch is near the peak as well (Amdahl)"),
         ),
     ),
+    "models": Story(
+        limit="The FLOPs of their products; in inference at batch 1, everything between them.",
+        elsewhere="Hugging Face's modules call torch.nn's Linear, LayerNorm and scaled_dot_product_attention; what else they"
+        " compute is the same code on both sides.",
+        gaps=(Gap("", "what `auto` gives to torch is torch's speed; the rest is code that replace does not reach"),),
+    ),
 }  # fmt: skip

@@ -65,6 +65,8 @@ class Operation:
         flops, bytes: (case, mode) -> the least work one call has to do.
         truth: for random operations, (case, bound) -> the float64 function that made the same random choices.
         peers: who else does this operation (peers.py); timed when asked for.
+        providers: in place of PROVIDERS, torch first.
+        outputs_only: what is compared in every mode: through a whole model gradients amplify each provider's rounding.
     """
 
     name: str
@@ -76,6 +78,8 @@ class Operation:
     bytes: Callable[[Case, str], float]
     truth: Callable | None = None
     peers: tuple[Provider, ...] = ()
+    providers: tuple[Provider, ...] = ()
+    outputs_only: bool = False
 
 
 @dataclass(frozen=True)

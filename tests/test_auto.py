@@ -196,3 +196,94 @@ def test_what_was_kept_of_one_call_is_not_taken_for_another(plant):
     assert served() == {"torch"}
     with _backends.use_backend("cpu"):
         assert served() == {"cpu"}
+
+
+# ---- the command that writes tables -------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(tmp_path):
+    from benchmarks import auto
+
+    rows = [
+        {"operation": "linear", "kind": "", "dtype": "float32", "mode": "inference", "threads": "one",
+         "sizes": [8, 64, 64], "ratio": 1.5, "low": 1.25, "torch_us": 3.0, "ours_us": 2.0},
+        {"operation": "activation", "kind": "gelu", "dtype": "bfloat16", "mode": "training", "threads": "several",
+         "sizes": [1024], "ratio": 0.5, "low": 0.5, "torch_us": 1.0, "ours_us": 2.0},
+    ]  # fmt: skip
+    auto.save(tmp_path / "zen5.json", "zen5", {"cpu": "some"}, rows)
+    found = auto.read(tmp_path / "zen5.json", "zen5")
+    assert sorted(found, key=str) == sorted(rows, key=str)
+    question = tables.Question("linear", "", torch.float32, "inference")
+    assert tables.grouped(found)[question, "one"].lows == {(8, 64, 64): 1.25}
+    with pytest.raises(ValueError, match="zen5"):
+        auto.read(tmp_path / "zen5.json", "amx")
+    (tmp_path / "zen5.json").write_text("[]")
+    with pytest.raises(ValueError, match="not a table"):
+        auto.read(tmp_path / "zen5.json", "zen5")
+
+
+RULES = {"linear": linear.rules, "linear_act": linear.rules_act, "layer_norm": layer_norm.rules,
+         "add_layer_norm": layer_norm.rules_add, "dropout": dropout.rules, "attention": attention.rules,
+         "rnn": rnn.rules}  # fmt: skip
+
+
+def size_of(point):
+    """What the operation hands to its rule for a call of this point."""
+    training = point.mode == "training"
+    if point.operation in ("linear", "linear_act"):
+        rows, inner, columns = point.sizes
+        return rows, columns, inner, training
+    if point.operation == "dropout":
+        return point.sizes[0]
+    if point.operation == "attention":
+        return attention.Size(point.kind, *point.sizes, training)
+    if point.operation == "rnn":
+        cell, module = point.kind.split()
+        cell = "rnn_tanh" if cell == "rnn" else cell
+        steps, batch, hidden = point.sizes
+        return rnn.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
+    return *point.sizes, training
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_point_of_the_walk_is_one_that_a_rule_asks_for(device, plant):
+    """By the same names, with sizes in the same order: else a table would be written that nobody reads."""
+    from benchmarks import auto
+
+    threads = ["one", "several"] if device == "cpu" else [""]
+    points = auto.points(device, auto.OPERATIONS, threads)
+    assert len({point.key for point in points}) == len(points) > 100
+    assert {point.operation for point in points} == set(auto.OPERATIONS)
+    for low in (0.5, 2.0):
+        rows = [
+            {**vars(point), "sizes": list(point.sizes), "low": low if point.threads != "one" else 0.9 + low / 10}
+            for point in points
+        ]
+        groups = tables.grouped(rows)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tables, "table", lambda family, groups=groups: groups)
+            tables.lowest_around.cache_clear()
+            for point in points[:: 5 if device == "cpu" else 1]:
+                where = Place("zen5", "avx512", point.threads) if device == "cpu" else Place("sm90")
+                rule = activation.rules_of(point.kind) if point.operation == "activation" else RULES[point.operation]
+                reason = rule.decide(where, size_of(point), getattr(torch, point.dtype))
+                assert (reason == "") == (low == 2.0), (point, reason)
+
+
+def test_every_point_of_the_walk_is_a_case_of_the_suite():
+    from benchmarks import auto
+    from benchmarks.check import Reference
+
+    for device, threads in (("cpu", ["one"]), ("cuda", [""])):
+        smallest = {}
+        for point in auto.points(device, auto.OPERATIONS, threads):
+            key = point.operation, point.kind
+            if key not in smallest or point.sizes < smallest[key].sizes:
+                smallest[key] = point
+        if device == "cuda":
+            assert smallest.keys() - {("attention", "dropout")}
+            continue
+        for point in smallest.values():
+            operation, case = auto.declared(point)
+            reference = Reference(operation, case, auto.MODES[point.mode], "cpu")
+            reference.check(reference.bind(reference.build(operation.pyflash)))

@@ -41,6 +41,8 @@ def test_the_source_distribution_holds_what_a_build_reads(source, tmp_path):
         held = {name.partition("/")[2] for name in files.getnames()}
     read = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
     assert read and not read - held
+    tables = {str(path.relative_to(ROOT)) for path in (ROOT / "pyflash/auto/tables").glob("*.json")}
+    assert not tables - held
 
 
 @pytest.mark.slow
@@ -57,3 +59,5 @@ def test_a_wheel_without_a_compiler_is_pure_python(source, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "pyflash/kernels/activations.py" in names
     assert not any(name.endswith(".so") for name in names)
+    tables = {f"pyflash/auto/tables/{path.name}" for path in (ROOT / "pyflash/auto/tables").glob("*.json")}
+    assert not tables - set(names)

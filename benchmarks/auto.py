@@ -1,0 +1,338 @@
+"""`python -m benchmarks auto`: the table of this machine's family for `auto` (pyflash/auto/tables.py).
+
+Walks a grid of sizes, torch against our backend asked for by name, both through their public functions: checked first,
+then timed in turns by the harness, with tensors that move. Points come in an order that covers every question early; they
+are written as they are found, and a second run measures what is missing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import activation, attention, dropout, harness, layer_norm, linear, machine, rnn
+from benchmarks.check import Reference, Wrong
+from benchmarks.operation import PROVIDERS, Case, Operation
+from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
+from pyflash import functional
+from pyflash.activations import ACTIVATIONS
+from pyflash.auto import tables
+from pyflash.cli import explain
+from pyflash.cli._progress import Progress
+
+EFFORT = {
+    "cpu": harness.Effort(clean=15, seconds=0.3, patience=0.6, rounds=40),
+    "cuda": harness.Effort(clean=9, seconds=0.2, rounds=9),
+}
+SAMPLE_SECONDS = 5e-4  # shorter than the suite's: there are thousands of points
+MOST_FLOPS = {"cpu": 5e9, "cuda": 2e13}  # of a point: beyond it the nearest decides
+MODES = {"inference": "forward", "training": "training", "any": "forward"}
+
+
+@dataclass(frozen=True)
+class Point:
+    operation: str
+    kind: str
+    dtype: str
+    mode: str
+    sizes: tuple[int, ...]
+    threads: str = ""
+
+    @property
+    def key(self) -> tuple:
+        return self.operation, self.kind, self.dtype, self.mode, self.sizes, self.threads
+
+
+# ---- how a point becomes a case of the suite ----------------------------------------------------------------------
+
+
+def masked_inputs(case: Case):
+    q, k, v = attention.inputs(case)
+    return q, k, v, torch.rand(q.shape[-2], k.shape[-2]).lt(0.9) | torch.eye(q.shape[-2], k.shape[-2]).bool()
+
+
+def weights_inputs(case: Case):
+    return attention.inputs(case)[:2]
+
+
+SPECIAL_ATTENTION = {
+    "mask": replace(
+        attention.OPERATION,
+        inputs=masked_inputs,
+        torch=lambda case: lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask),
+        pyflash=lambda case: lambda q, k, v, mask: functional.scaled_dot_product_attention(q, k, v, mask),
+        truth=None,
+    ),
+    "weights": replace(
+        attention.OPERATION,
+        inputs=weights_inputs,
+        torch=lambda case: lambda q, k: torch.softmax(q @ k.mT * case.shape.dim**-0.5, -1),
+        pyflash=lambda case: functional.attention_weights,
+        truth=None,
+    ),
+}
+CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
+
+
+def declared(point: Point) -> tuple[Operation, Case]:
+    def case(shape) -> Case:
+        return Case(str(point.sizes), shape, {MODES[point.mode]: None}, dtype=point.dtype)
+
+    kind, sizes = point.kind, point.sizes
+    if point.operation in ("linear", "linear_act"):
+        return linear.OPERATION, case(linear.Shape(*sizes, point.operation))
+    if point.operation == "activation":
+        return activation.OPERATION, case(activation.Shape(kind, 1, *sizes))
+    if point.operation in ("layer_norm", "add_layer_norm"):
+        return layer_norm.OPERATION, case(layer_norm.Shape(*sizes, point.operation == "add_layer_norm"))
+    if point.operation == "dropout":
+        return dropout.OPERATION, case(dropout.Shape(*sizes))
+    if point.operation == "rnn":
+        cell, module = kind.split()
+        steps, batch, hidden = sizes
+        return rnn.OPERATION, case(rnn.Shape(CELLS[cell], steps, batch, hidden, step=module == "cell"))
+    heads, queries, keys, dim = sizes
+    shape = attention.Shape(
+        1, heads, queries, dim if kind == "weights" else dim // 2, keys, kind == "causal", 0.1 * (kind == "dropout")
+    )
+    return SPECIAL_ATTENTION.get(kind, attention.OPERATION), case(shape)
+
+
+# ---- the grid -----------------------------------------------------------------------------------------------------
+
+HALVES = ("bfloat16", "float16")
+OPERATIONS = ("linear", "linear_act", "attention", "layer_norm", "add_layer_norm", "activation", "dropout", "rnn")
+
+
+def grid(operations, kinds, dtypes, modes, *axes) -> Iterator[Point]:
+    for operation, kind, dtype, mode, sizes in product(operations, kinds, dtypes, modes, product(*axes)):
+        yield Point(operation, kind, dtype, mode, sizes)
+
+
+def squares(*lengths) -> list[tuple[int, int]]:
+    return [(n, n) for n in lengths]
+
+
+def attentions(kinds, dtypes, modes, heads, shapes) -> Iterator[Point]:
+    for kind, dtype, mode, h, (queries, keys) in product(kinds, dtypes, modes, heads, shapes):
+        yield Point("attention", kind, dtype, mode, (h, queries, keys, 64 if kind == "weights" else 128))
+
+
+BOTH = ("inference", "training")
+LAYERS = ("lstm layers", "gru layers", "rnn layers")
+
+
+def cpu_grid() -> Iterator[Point]:
+    """On a CPU attention that records gradients is ours, and so is what torch has no fused kernel for."""
+    products, norms = ("linear", "linear_act"), ("layer_norm", "add_layer_norm")
+    features = (32, 256, 1024, 3072)
+    yield from grid(["linear"], [""], ["float32"], BOTH, (1, 8, 32, 128, 512, 2048), features, features)
+    yield from grid(["linear_act"], [""], ["float32"], BOTH, (1, 32, 512), features, features)
+    yield from grid(products, [""], ["float64", *HALVES], BOTH, (1, 32, 512), (256, 1024), (256, 1024))
+    kinds = ("plain", "causal", "mask", "weights")
+    shapes = [*squares(8, 32, 128, 512, 1024), (1, 64), (1, 1024)]
+    yield from attentions(kinds, ["float32", "bfloat16"], ["inference"], (1, 16), shapes)
+    yield from attentions(kinds, ["float64", "float16"], ["inference"], (1, 16), squares(32, 512))
+    yield from grid(norms, [""], ["float32", "bfloat16"], BOTH, (1, 16, 128, 1024, 4096), (128, 1024, 4096))
+    yield from grid(norms, [""], ["float64", "float16"], BOTH, (16, 1024), (256, 1024))
+    elements = [1 << power for power in (10, 14, 17, 20, 23)]
+    yield from grid(["activation"], ACTIVATIONS, ["float32", "bfloat16"], BOTH, elements)
+    yield from grid(["activation"], ACTIVATIONS, ["float64", "float16"], BOTH, (1 << 12, 1 << 20))
+    yield from grid(
+        ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
+    )
+    yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (2, 16, 128), (1, 8, 64), (32, 128, 512))
+    yield from grid(["rnn"], LAYERS, ["float64", *HALVES], BOTH, (4, 64), (1, 32), (64, 256))
+    cells = ("lstm cell", "gru cell", "rnn cell")
+    yield from grid(["rnn"], (*LAYERS, *cells), ["float32"], ["training"], (1,), (1, 64), (64, 512))
+
+
+def gpu_grid() -> Iterator[Point]:
+    """What a few minutes allow: two ends of each axis, and few kernels to compile."""
+    products, norms, dtypes = ("linear", "linear_act"), ("layer_norm", "add_layer_norm"), ("bfloat16", "float32")
+    yield from grid(["linear"], [""], dtypes, BOTH, (64, 8192), (1024, 4096), (1024, 4096))
+    yield from grid(products[1:], [""], ["bfloat16"], BOTH, (64, 8192), (1024, 4096), (4096,))
+    yield from attentions(("plain", "causal", "mask"), dtypes, BOTH, (32,), squares(512, 4096))
+    yield from attentions(["dropout"], ["bfloat16"], ["any"], (32,), squares(512, 2048))
+    yield from attentions(["weights"], dtypes, ["inference"], (32,), squares(512, 2048))
+    yield from grid(norms, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
+    yield from grid(["activation"], ACTIVATIONS, dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["dropout"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
+    yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
+    yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
+
+
+def is_small_enough(point: Point, device: str) -> bool:
+    operation, case = declared(point)
+    return operation.flops(case, MODES[point.mode]) <= MOST_FLOPS[device]
+
+
+def points(device: str, operations, threads: list[str]) -> list[Point]:
+    """The common dtypes first; within them every question early."""
+    found = [
+        replace(point, threads=count)
+        for point in (cpu_grid() if device == "cpu" else gpu_grid())
+        for count in threads
+        if point.operation in operations and is_small_enough(point, device)
+    ]
+    random.Random(0).shuffle(found)
+    return sorted(found, key=lambda point: point.dtype in ("float64", "float16"))
+
+
+# ---- one point ----------------------------------------------------------------------------------------------------
+
+
+class Noisy(Exception):
+    """Too few samples that nothing disturbed."""
+
+
+def prepared(provider, reference: Reference) -> harness.Contender:
+    """As the harness prepares one, without what a row of the suite says beside its times."""
+    mode, case = reference.mode, reference.case
+    with provider.scope():
+        bound = reference.bind(reference.build(lambda case: provider.build(reference.operation, case)))
+        errors = reference.check(bound)
+        sampler = SAMPLERS[reference.device]
+        with torch.set_grad_enabled(mode != "forward"):
+            contender = harness.Contender(provider, harness.timed_call(bound, mode, case), mode, errors)
+            contender.call()
+            contender.seconds = min(sampler(contender.call, 1).seconds for _ in range(2))
+    contender.repeats = max(1, int(SAMPLE_SECONDS / contender.seconds))
+
+    def move():
+        bound.move()
+        return harness.timed_call(bound, mode, case)
+
+    contender.move = move if reference.device == "cpu" else None
+    return contender
+
+
+def measured(point: Point, device: str) -> dict:
+    """A row of the table. Raises Noisy, and NotImplementedError where we have no kernel."""
+    operation, case = declared(point)
+    row = {
+        "operation": point.operation, "kind": point.kind, "dtype": point.dtype, "mode": point.mode,
+        "threads": point.threads, "sizes": list(point.sizes),
+    }  # fmt: skip
+    torchs, ours = PROVIDERS["torch"], PROVIDERS["pyflash:cpu" if device == "cpu" else "pyflash:triton"]
+    reference = Reference(operation, case, MODES[point.mode], device)
+    try:
+        contenders = [prepared(provider, reference) for provider in (torchs, ours)]
+    except Wrong as failure:
+        return row | {"ratio": 0.0, "low": 0.0, "note": f"wrong: {failure}"}
+    samples = harness.measure(contenders, SAMPLERS[device], EFFORT[device])
+    ratios = paired_ratios(samples["torch"], samples[ours.name])
+    if len(ratios) < harness.MIN_CLEAN:
+        raise Noisy
+    low, _ = median_interval(ratios)
+    times = {
+        name: median(sample.seconds for sample in samples[provider.name] if sample.clean)
+        for name, provider in (("torch_us", torchs), ("ours_us", ours))
+    }
+    return row | {
+        "ratio": float(f"{median(ratios):.3g}"), "low": float(f"{min(low, median(ratios)):.3g}"),
+        **{name: float(f"{seconds * 1e6:.3g}") for name, seconds in times.items()},
+    }  # fmt: skip
+
+
+# ---- the table ----------------------------------------------------------------------------------------------------
+
+
+def here(device: str) -> dict:
+    facts = explain.info()
+    return {
+        "device": device if device == "cpu" else facts["cuda device"],
+        "cpu": facts["cpu"],
+        "isa": facts.get("instruction set", ""),
+        "threads": facts["threads"],
+        "torch": facts["torch"],
+        "triton": str(facts.get("triton") or "") if device != "cpu" else "",
+        "commit": machine.commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def save(path: Path, family: str, machine: dict, rows: list[dict]) -> None:
+    """One row a line, in an order of its own: two walks differ in what was found and in nothing else."""
+    rows = sorted(
+        rows, key=lambda row: tuple(str(value) if isinstance(value, str) else value for value in row_key(row))
+    )
+    head = f'{{"family": {json.dumps(family)},\n"machine": {json.dumps(machine)},\n"rows": [\n'
+    text = head + ",\n".join(json.dumps(row) for row in rows) + "\n]}\n"
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def row_key(row: dict) -> tuple:
+    return row["operation"], row["kind"], row["dtype"], row["mode"], tuple(row["sizes"]), row["threads"]
+
+
+def read(path: Path, family: str) -> list[dict]:
+    """The rows of a walk that goes on. Raises ValueError where the file is none of this family."""
+    if not path.exists():
+        return []
+    try:
+        written = json.loads(path.read_text())
+        of_family, rows = written["family"], written["rows"]
+        tables.grouped(rows)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as failure:
+        raise ValueError(f"{path}: not a table of `auto` ({failure!r})") from None
+    if of_family != family:
+        raise ValueError(f"{path}: is of the family {of_family}, this machine is of {family}; name another --output")
+    return rows
+
+
+def walk(device: str, operations, seconds: float | None, output: Path | None, threads: str | None) -> int:
+    family = tables.family("cpu" if device == "cpu" else "triton")
+    path = output or tables.FOLDER / f"{family}.json"
+    path.parent.mkdir(exist_ok=True)
+    rows = read(path, family)
+    everyone = torch.get_num_threads()
+    classes = [""] if device != "cpu" else ["one"] if everyone == 1 else ["several", "one"]
+    work = points(device, operations, [threads] if threads in classes else classes)
+    done = {row_key(row) for row in rows}
+    work = [point for point in work if point.key not in done]
+    machine.settle_allocator()
+    start, saved, noisy, missing = time.monotonic(), time.monotonic(), 0, 0
+    where = here(device)
+    print(f"{family}: {len(work)} points to measure, {len(done)} are in {path}", flush=True)
+    try:
+        with Progress("auto", len(work)) as progress:
+            for point in work:
+                if seconds is not None and time.monotonic() - start > seconds:
+                    break
+                torch.set_num_threads(1 if point.threads == "one" else everyone)
+                progress.note(
+                    f"{point.operation} {point.kind} {point.dtype} {point.mode} {point.sizes} {point.threads}"
+                )
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        rows.append(measured(point, device))
+                except Noisy:
+                    noisy += 1
+                except Exception as failure:  # no kernel of ours, or no memory: `auto` has a rule for what is not there
+                    missing += 1
+                    progress.print(f"  {point.key}: {type(failure).__name__}: {str(failure)[:160]}")
+                if time.monotonic() - saved > 10:
+                    save(path, family, where, rows)
+                    saved = time.monotonic()
+                progress.advance()
+    finally:
+        torch.set_num_threads(everyone)
+        save(path, family, where, rows)
+    left = len(work) + len(done) - len(rows)
+    print(f"{path}: {len(rows)} rows; {left} not measured, of them {noisy} too noisy and {missing} not served")
+    return 0
