@@ -89,10 +89,34 @@ def test_a_point_that_is_missing_from_the_grid_is_the_nearest_one(plant):
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 767, 768, 769, 1 << 50])
-def test_the_rungs_enclose_a_size(size):
-    low, high = tables.span(size)
-    assert low <= size <= high or high == tables.LADDER[-1] < size
-    assert low == high or tables.LADDER.index(high) == tables.LADDER.index(low) + 1
+@pytest.mark.parametrize("ladder", [tables.LADDER, tables.FEW_RUNGS], ids=["many", "few"])
+def test_the_rungs_enclose_a_size(size, ladder):
+    low, high = tables.span(size, ladder)
+    assert low <= size <= high or high == ladder[-1] < size
+    assert low == high or ladder.index(high) == ladder.index(low) + 1
+
+
+@pytest.mark.skipif(bool(_backends.MISSING["cpu"]), reason=_backends.MISSING["cpu"])
+def test_a_compiled_graph_serves_many_lengths(plant):
+    """torch.compile makes a graph for each side of every comparison with a size that moves, and eight at most."""
+    plant("linear", "", "float32", "inference", {(n, 8, 8): n / 64 for n in (1, 8, 32, 128, 512, 2048)})
+    w, graphs = torch.randn(8, 8), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: PF.linear(x, w), backend=backend, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for n in (20, 22, 24, 30, 40, 50, 63):
+            compiled(torch.randn(n, 8))
+        assert len(graphs) == 1
+        for n in range(65, 4096, 97):
+            x = torch.randn(n, 8)
+            torch.testing.assert_close(compiled(x), x @ w.t())
+    assert len(graphs) <= 5
+    torch._dynamo.reset()
 
 
 PROCESSORS = {

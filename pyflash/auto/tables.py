@@ -153,24 +153,36 @@ def is_measured_ours(family, threads, operation, kind, dtype, mode, *ends) -> bo
 for _function in (family, isa, threads, is_measured_ours):
     _function._dynamo_marked_constant = True
 
+# What a size is compared with where a graph is compiled, which then serves all sizes between two rungs. The sizes that move
+# from call to call (rows, tokens) have few rungs: each is a graph of its own, and torch.compile gives up after eight.
 LADDER = (0, *sorted({n << power for n in (1, 3) for power in range(40)}))  # 1, 2, 3, 4, 6, 8, 12, 16, ...
+FEW_RUNGS = (0, *(4**power for power in range(20)))
+MOVING = {"attention": 3}  # how many of the first sizes do; of other operations one
 
 
-def span(size: int) -> tuple[int, int]:
-    """The rungs below and above a size. By comparisons alone: a compiled graph serves all sizes between two rungs."""
-    low, high = 0, len(LADDER) - 1
+def span(size: int, ladder=LADDER) -> tuple[int, int]:
+    """The rungs around a size, or of many rungs the one that it is; of few by comparisons alone, because an equation would
+    make a graph for one size."""
+    low, high = 0, len(ladder) - 1
     while low < high:
         middle = (low + high) // 2
-        if LADDER[middle] < size:
+        if ladder[middle] < size:
             low = middle + 1
         else:
             high = middle
-    return (LADDER[low] if LADDER[low] == size else LADDER[max(low - 1, 0)]), LADDER[low]
+    if ladder is LADDER and ladder[low] == size:
+        return ladder[low], ladder[low]
+    return ladder[max(low - 1, 0)], ladder[low]
 
 
 def ours(where: Place, operation: str, kind: str, dtype: torch.dtype, mode: str, sizes) -> bool | None:
     """Is the call ours? None where the table of this family has nothing to say."""
-    ends = [end for size in sizes for end in span(size)]
+    if torch.compiler.is_compiling():
+        moving = MOVING.get(operation, 1)
+        spans = [span(size, FEW_RUNGS if i < moving else LADDER) for i, size in enumerate(sizes)]
+    else:
+        spans = [(size, size) for size in sizes]
+    ends = [end for around in spans for end in around]
     return is_measured_ours(where.family, where.threads, operation, kind, dtype, mode, *ends)
 
 
