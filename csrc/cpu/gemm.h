@@ -1,11 +1,10 @@
 // Packed-panel matrix products: C[M, N] = epilogue(A[M, K] B[K, N]), any strides of A and B.
 //
-// B is packed into panels of kPanel columns, [panel][k][kPanel], once per call (or once per weight:
-// ops/_native/linear.py keeps it). A is read in place where it is contiguous along K, because a broadcast does not care
-// where its row begins; otherwise blocks of it are packed, [tile][k][row of tile]. A tile of C, kTileRows x kPanel,
-// stays in registers for one chunk of K; the sums of the chunks meet in a strip (rows of the block x one panel). Every
-// element is summed in the same order whatever the number of threads and whatever tile it falls into, so results do not
-// depend on the split.
+// B is packed into panels of kPanel columns, [panel][k][kPanel], once per call. A is read in place where it is
+// contiguous along K, because a broadcast does not care where its row begins; otherwise blocks of it are packed,
+// [tile][k][row of tile]. A tile of C, kTileRows x kPanel, stays in registers for one chunk of K; the sums of the
+// chunks meet in a strip (rows of the block x one panel). Every element is summed in the same order whatever the number
+// of threads and whatever tile it falls into, so results do not depend on the split.
 //
 //   for block of K (all of it when A is in place)          pack B                                     shared
 //     for block of rows, group of panels (a task)          pack A                                     in L2
@@ -197,6 +196,8 @@ struct GemmPlan {
 
     int64_t fits = kBlockBytes / (max_of(p.block_k, 1) * (int64_t)sizeof(T)) / kTileRows * kTileRows;
     int64_t rows = min_of(kMaxBlockRows, max_of(kMinBlockRows, fits));
+    // Better A from L3, once a panel, than a second block of rows, for which all of B is written to memory and read.
+    if (!g.packed && g.m <= kMaxBlockRows) rows = kMaxBlockRows;
     p.blocks = ceil_div(g.m, rows);
     if (p.blocks > 1) p.blocks = round_up(p.blocks, p.threads);
     p.block_rows = round_up(ceil_div(g.m, max_of(p.blocks, 1)), kTileRows);
