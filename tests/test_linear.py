@@ -375,7 +375,7 @@ def test_a_forked_child_does_not_hang():
     torch.set_num_threads(max(2, before))
     x, weight, other = torch.randn(600, 300), torch.randn(700, 300), torch.randn(500, 300)
     with use("cpu"), torch.no_grad():
-        PF.linear(x, weight)  # the pool is warm, the packed weight is kept
+        PF.linear(x, weight)  # the pool is warm
         child = os.fork()
         if child == 0:
             Op.paranoid = False  # its fills are torch's, which would hang

@@ -1,4 +1,5 @@
 #include <array>
+#include <atomic>
 
 #include <pybind11/stl.h>
 
@@ -27,43 +28,50 @@ void copy_weights(const Weights& from, To& to) {
              at<void>(from[d][4])};
 }
 
-typedef std::vector<std::array<int64_t, 2>> Places;  // (address, elements) of each weight, dense
+typedef std::vector<std::array<int64_t, 3>> Places;  // (address, rows, columns) of each weight, dense
 
 // Packed weights that are kept, and what their weights were when they were packed. A step of a stream brings little
 // but addresses: turning Python's tuples and lists into structs costs as much as a small step.
 struct RnnKept {
   RnnFwd p = {};
   Places weights;
-  int64_t samples;
-  std::vector<int64_t> looked_at;  // `samples` of each weight
-  uint64_t fingerprint;
+  int64_t whole_rows;  // from so many sequences times steps on, a call compares every element, else those of one phase
+  std::array<uint64_t, kPhases> phases;
+  uint64_t whole;
+  mutable std::atomic<uint32_t> calls{0};
 
   // Before they are packed: what changes from here on is seen.
-  RnnKept(const py::tuple& of, Places of_weights, int64_t count)
-      : weights(std::move(of_weights)), samples(count), looked_at(weights.size() * count) {
+  RnnKept(const py::tuple& of, Places of_weights, int64_t from_rows, int num_threads)
+      : weights(std::move(of_weights)), whole_rows(from_rows) {
     p.shape = shape(of);
-    fingerprint = fingerprint_now(looked_at.data(), false);
+    for (int64_t i = 0; i < kPhases; i++) phases[i] = fingerprint_now(i, num_threads);
+    whole = fingerprint_now(-1, num_threads);
   }
   // One hash of all weights' values.
-  uint64_t fingerprint_now(int64_t* places, bool is_found) const {
+  uint64_t fingerprint_now(int64_t phase, int num_threads) const {
+    const int64_t bytes = p.shape.dtype == Dtype::f64 ? 8 : p.shape.dtype == Dtype::f32 ? 4 : 2;
     uint64_t all = 0;
-    for (const auto& weight : weights) {
+    for (const auto& [address, rows, columns] : weights) {
       uint64_t hash = 0;
-      kernels().fingerprint(
-          {at<void>(weight[0]), 1, weight[1], weight[1], 1, samples, p.shape.dtype, &hash, places, is_found}, 1);
+      kernels().fingerprint({at<void>(address), rows, columns * bytes, phase, &hash}, allowed_threads(num_threads));
       all = (all ^ hash) * 0x9e3779b97f4a7c15ull;
-      places += samples;
     }
     return all;
   }
-  // The caller has seen that the weights still lie where they lay.
-  bool is_current() const { return fingerprint_now((int64_t*)looked_at.data(), true) == fingerprint; }
+  // Are the weights, which the caller has seen where they lay, those that were packed, as far as a call of this many
+  // sequences times steps looks?
+  bool is_current(int64_t rows, int num_threads) const {
+    if (rows >= whole_rows) return fingerprint_now(-1, num_threads) == whole;
+    const int64_t phase = calls++ % kPhases;
+    return fingerprint_now(phase, num_threads) == phases[phase];
+  }
 
   // A layer in one direction, x and y dense: their rows are `step` and `row` apart from step to step and from sequence
   // to sequence. False when the weights are not those that were packed.
   bool run(int64_t length, int64_t batch, Address x, int64_t step, int64_t row, Address h, Address c, Address y,
            Address h_n, Address c_n, Address workspace, int num_threads) const {
-    if (!is_current()) return false;
+    py::gil_scoped_release release;
+    if (!is_current(length * batch, num_threads)) return false;
     RnnFwd now = p;
     now.shape.length = length;
     now.shape.batch = batch;
@@ -75,7 +83,7 @@ struct RnnKept {
     now.h_n = at<void>(h_n);  // maybe where y is
     now.c_n = at<void>(c_n);
     now.workspace = at<void>(workspace);
-    launch(&KernelTable::rnn_fwd, now, num_threads);
+    kernels().rnn_fwd(now, allowed_threads(num_threads));
     return true;
   }
 };
@@ -98,9 +106,9 @@ void bind_rnn(py::module_& m) {
     launch(&KernelTable::rnn_pack, p, num_threads);
   });
   py::class_<RnnKept>(m, "RnnKept")
-      .def(py::init<const py::tuple&, Places, int64_t>())
+      .def(py::init<const py::tuple&, Places, int64_t, int>())
       .def("set_panels", [](RnnKept& kept, Address panels) { kept.p.panels = at<void>(panels); })
-      .def("is_current", &RnnKept::is_current)
+      .def("is_current", &RnnKept::is_current, py::call_guard<py::gil_scoped_release>())
       .def("run", &RnnKept::run);
   m.def("rnn_fwd",
         [](const py::tuple& of, const py::tuple& of_rows, Address x, Address panels, Address h_0, Address c_0,

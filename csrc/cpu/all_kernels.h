@@ -32,6 +32,7 @@ namespace PF_ISA {
 #include "layer_norm.h"
 #include "dropout.h"
 #include "attention.h"
+#include "fingerprint.h"
 #include "rnn.h"
 
 extern const KernelTable table;

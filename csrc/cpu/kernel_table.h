@@ -3,6 +3,7 @@
 #include "../common/activation.h"
 #include "../common/attention.h"
 #include "../common/dropout.h"
+#include "../common/fingerprint.h"
 #include "../common/layer_norm.h"
 #include "../common/linear.h"
 #include "../common/peak.h"

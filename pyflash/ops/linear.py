@@ -20,6 +20,7 @@ from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply
 from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts
 from pyflash.ops._checks import device_type, expect, is_plain
+from pyflash.ops._packed_weights import packed_weights
 from pyflash.ops._registry import Op
 from pyflash.ops.activation import FLOATS, activation_bwd
 
@@ -56,7 +57,7 @@ _fwd = Op(
     triton="pyflash.kernels.linear:linear_fwd",
     cpu="pyflash.ops._native.linear:linear_fwd",
 )
-_cached_fwd = Op(  # gradients are off: the native module may keep the packed weight; looked up when it runs
+_cached_fwd = Op(  # gradients are off: one output; exported programs know it by this name
     "linear_cached_fwd(Tensor x, Tensor weight, Tensor? bias, str activation, str backend) -> Tensor",
     outputs=lambda x, weight, bias, activation: (x.new_empty(x.shape[0], weight.shape[0]),),
     reference=lambda x, weight, bias, activation: (_reference_fwd(x, weight, bias, activation, False)[0],),
@@ -317,7 +318,6 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     Raises:
         RuntimeError: shapes, types or devices disagree, as in torch.
     Numerics: accumulates in float32 (float64 for float64), in chunks of 128; the same result for any number of threads.
-        With gradients off the weight's packed form is kept: see `pyflash.clear_cache`.
     """
     kind = type(weight)
     if (
@@ -366,8 +366,5 @@ def linear_act(
 
 
 def clear_cache() -> None:
-    """Forgets every packed weight. Results never depend on it; memory does."""
-    if not _backends.MISSING["cpu"]:
-        from pyflash.ops._native.linear import cache
-
-        cache.clear()
+    """Forgets the packed weights of every recurrent layer: their memory is free, and there is room for others."""
+    packed_weights.clear()

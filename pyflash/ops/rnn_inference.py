@@ -23,6 +23,8 @@ TORCH_CELLS = {
     "lstm": _VF.lstm_cell, "gru": _VF.gru_cell, "rnn_tanh": _VF.rnn_tanh_cell, "rnn_relu": _VF.rnn_relu_cell,
 }  # fmt: skip
 TORCH_LAYERS = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}
+NO_MEMORY = "a tensor has no memory"
+NOT_KEPT = "its packed weights are not kept: no room under PYFLASH_CACHE_BYTES, or weights of inference mode"
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
 
 
@@ -85,16 +87,17 @@ def _reason(*size):
     return _reason_for_torch(*size, place("cpu")) if _backends._state.wish == "auto" else ""
 
 
-def _run(operation, cell, x, h, c, weights, layers, order, *outputs):
-    """outputs (y, h_n, c_n), filled; None: a tensor has no memory."""
+def _run(operation, cell, x, h, c, weights, layers, order, outputs, may_pack):
+    """outputs (y, h_n, c_n) filled, or None and why: NO_MEMORY, or NOT_KEPT unless `may_pack`."""
     if Op.paranoid:
         outputs = tuple([t if t is None else poisoned(t) for t in outputs])
-    if not _kernel()(cell, x, h, c, weights, layers, order, *outputs):
-        return None
+    why_not = _kernel()(cell, x, h, c, weights, layers, order, *outputs, may_pack=may_pack)
+    if why_not:
+        return None, why_not
     if Op.paranoid:
         expect_guards(operation, [t for t in outputs if t is not None])
     _backends.counts[operation, "cpu", ""] += 1
-    return outputs
+    return outputs, ""
 
 
 def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
@@ -110,13 +113,14 @@ def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     if not (batch and hidden) or shape[1] != hidden or (c is not None and c.shape != shape):
         return None
     reason = _reason(cell, "cell", 1, batch, inputs, hidden, 1, x.dtype)
-    if reason:
-        _backends.counts[operation, "torch", reason] += 1
-        found = TORCH_CELLS[cell](x, h if c is None else (h, c), *weights)
-        return (found, None) if c is None else found
-    h_n, c_n = x.new_empty(*shape), None if c is None else x.new_empty(*shape)
-    found = _run(operation, cell, x, h, c, weights, 1, False, None, h_n, c_n)
-    return None if found is None else found[1:]
+    if not reason:
+        outputs = None, x.new_empty(*shape), None if c is None else x.new_empty(*shape)
+        found, reason = _run(operation, cell, x, h, c, weights, 1, False, outputs, _backends._state.wish != "auto")
+        if reason is not NOT_KEPT:
+            return found and found[1:]
+    _backends.counts[operation, "torch", reason] += 1
+    found = TORCH_CELLS[cell](x, h if c is None else (h, c), *weights)
+    return (found, None) if c is None else found
 
 
 def infer_layers(operation, cell, x, states, weights, batch_first):
@@ -138,13 +142,17 @@ def infer_layers(operation, cell, x, states, weights, batch_first):
         return None
     is_lstm = cell == "lstm"
     reason = _reason(cell, "layers", steps, batch, inputs, hidden, layers, x.dtype)
-    if reason:
-        _backends.counts[operation, "torch", reason] += 1
-        given = [x.new_zeros(state) for _ in states] if is_zero else states
-        found = TORCH_LAYERS[cell](
-            x, given if is_lstm else given[0], weights, each == 4, layers, 0.0, False, False, batch_first
-        )
-        return found if is_lstm else (*found, None)
-    y, h_n = x.new_empty(first, second, hidden), x.new_empty(layers, batch, hidden)
-    c_0, c_n = (states[1], x.new_empty(layers, batch, hidden)) if is_lstm else (None, None)
-    return _run(operation, cell, x, states[0], c_0, weights, layers, batch_first, y, h_n, c_n)
+    if not reason:
+        y, h_n = x.new_empty(first, second, hidden), x.new_empty(layers, batch, hidden)
+        c_0, c_n = (states[1], x.new_empty(layers, batch, hidden)) if is_lstm else (None, None)
+        may_pack = steps > 1 or _backends._state.wish != "auto"
+        outputs = y, h_n, c_n
+        found, reason = _run(operation, cell, x, states[0], c_0, weights, layers, batch_first, outputs, may_pack)
+        if reason is not NOT_KEPT:
+            return found
+    _backends.counts[operation, "torch", reason] += 1
+    given = [x.new_zeros(state) for _ in states] if is_zero else states
+    found = TORCH_LAYERS[cell](
+        x, given if is_lstm else given[0], weights, each == 4, layers, 0.0, False, False, batch_first
+    )
+    return found if is_lstm else (*found, None)

@@ -10,7 +10,9 @@ import torch
 from pyflash import _cpu
 from pyflash.ops._native import DTYPES
 from pyflash.ops._native.linear import _workspace
-from pyflash.ops._native.rnn import CELLS, _Problem, find_kept
+from pyflash.ops._native.rnn import CELLS, Kept, _Problem, find_kept
+from pyflash.ops._packed_weights import packed_weights
+from pyflash.ops.rnn_inference import NO_MEMORY, NOT_KEPT
 
 RECENT = 256  # layers whose packed weights are found by one look-up
 
@@ -31,8 +33,18 @@ def _versions(weights):
         return None
 
 
+def _pack(cell, shape, weights, threads, is_kept):
+    x, h = weights[0].new_empty(1, 1, shape[2]), weights[0].new_empty(1, 1, shape[3])
+    return _Problem(x, h, weights, None, None, cell, False).panels(False, threads, is_kept)
+
+
+def _packed_now(cell, shape, weights, threads):
+    """A `Kept` for one call."""
+    return Kept(shape, weights, lambda: _pack(cell, shape, weights, threads, False), threads, False)
+
+
 def _find(cell, shape, weights, threads, isa, is_renewed=False, may_lack_memory=True):
-    """The `Kept` of these weights; None where one of them has no memory and may not."""
+    """The `Kept` of these weights; None where they are not kept; NO_MEMORY where one of them has none and may not."""
     places = [w.data_ptr() for w in weights]
     place = (isa, *shape[2:], *places)  # the same memory may serve layers of other shapes
     versions = _versions(weights)
@@ -40,28 +52,25 @@ def _find(cell, shape, weights, threads, isa, is_renewed=False, may_lack_memory=
     if recent is not None and recent[0] == versions:
         kept = recent[1]()
         if kept is not None:
+            kept.used = packed_weights.refusals
             return kept
     if not (may_lack_memory or all(places)):
-        return None
-
-    def pack():
-        x, h = weights[0].new_empty(1, 1, shape[2]), weights[0].new_empty(1, 1, shape[3])
-        return _Problem(x, h, weights, None, None, cell, False).panels(False, threads, True)
-
-    kept = find_kept(shape, weights, pack, is_renewed)
-    if all(places) and versions is not None:
+        return NO_MEMORY
+    kept = find_kept(shape, weights, lambda: _pack(cell, shape, weights, threads, True), threads, is_renewed)
+    if kept is not None and all(places):
         if len(_recent) >= RECENT:
             _recent.clear()
         _recent[place] = versions, weakref.ref(kept)
     return kept
 
 
-def rnn_infer(cell, x, h, c, weights, layers, batch_first, y, h_n, c_n, may_lack_memory=False) -> bool:
-    """Layers in one direction; False: a tensor has no memory.
+def rnn_infer(cell, x, h, c, weights, layers, batch_first, y, h_n, c_n, may_lack_memory=False, may_pack=True) -> str:
+    """Layers in one direction; why not, where nothing was computed: NO_MEMORY or NOT_KEPT.
 
     x, y: [steps, batch, features], or the other way round when `batch_first`. h, c, h_n, c_n: [layers, batch, hidden]; h
     and c None: zeros. Of one step all may be without steps and layers, and y None: h_n is it. All contiguous.
-    may_lack_memory: it may, being empty.
+    may_lack_memory: a tensor may, being empty.
+    may_pack: weights that are not kept are packed for this call.
     """
     threads, isa = torch.get_num_threads(), _cpu.isa()
     inputs, hidden, dtype = weights[0].shape[1], weights[1].shape[1], x.dtype
@@ -74,29 +83,34 @@ def rnn_infer(cell, x, h, c, weights, layers, batch_first, y, h_n, c_n, may_lack
     step, row = (1, steps) if batch_first else (batch, 1)  # rows from one to the next
     x_at, h_at, c_at = x.data_ptr(), 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr()
     if not (may_lack_memory or (x_at and (h is None or h_at) and (c is None or c_at))):
-        return False
+        return NO_MEMORY
     h_n_at, c_n_at = h_n.data_ptr(), 0 if c_n is None else c_n.data_ptr()
-    own, last = weights, layers - 1
-    if last:
-        each, state = len(weights) // layers, batch * hidden * x.element_size()
-        between = [_workspace(steps * state, f"rnn_between_{i}") for i in range(min(last, 2))]
+    last = layers - 1
+    each, state = len(weights) // layers, batch * hidden * x.element_size()
+    found = []  # held: another thread may drop it from the cache
     for i in range(layers):
-        shape, size = _shape(cell, steps, batch, inputs, hidden, dtype, threads, isa)
+        shape, size = _shape(cell, steps, batch, hidden if i else inputs, hidden, dtype, threads, isa)
+        own = weights[i * each : (i + 1) * each] if last else weights
+        kept = _find(cell, shape, own, threads, isa, False, may_lack_memory)
+        if kept is NO_MEMORY:
+            return NO_MEMORY
+        found.append((shape, size, own, kept))
+    if not may_pack and any([kept is None for *_, kept in found]):
+        return NOT_KEPT
+    if last:
+        between = [_workspace(steps * state, f"rnn_between_{i}") for i in range(min(last, 2))]
+    for i, (shape, size, own, kept) in enumerate(found):
         workspace = _workspace(size, "rnn")
-        if last:
-            own = weights[i * each : (i + 1) * each]
         y_at = between[i % 2].data_ptr() if i < last else h_n_at if y is None else y.data_ptr()
         given = steps, batch, x_at, step, row, h_at, c_at, y_at, h_n_at, c_n_at, workspace.data_ptr(), threads
-        # Held: another thread may drop it from the cache.
-        kept = _find(cell, shape, own, threads, isa, False, may_lack_memory)
         while kept is not None and not kept.native.run(*given):
-            kept = _find(cell, shape, own, threads, isa, True, may_lack_memory)
+            kept = _find(cell, shape, own, threads, isa, True)
         if kept is None:
-            return False
+            _packed_now(cell, shape, own, threads).native.run(*given)
         if i < last:
-            x_at, inputs, h_n_at = y_at, hidden, h_n_at + state
+            x_at, h_n_at = y_at, h_n_at + state
             h_at, c_at, c_n_at = h_at and h_at + state, c_at and c_at + state, c_n_at and c_n_at + state
-    return True
+    return ""
 
 
 def rnn_step(x, h, c, weights, cell, h_n, c_n):
