@@ -212,6 +212,18 @@ def test_runs_of_a_row_and_of_a_column_are_seen_at_once():
     assert native.is_current(1, 1)
 
 
+def test_one_element_of_a_small_weight_is_seen_at_once():
+    w = torch.randn(256, 64)
+    native = kept(w)
+    for _ in range(200):
+        r, c = int(torch.randint(256, ())), int(torch.randint(64, ()))
+        before = w[r, c].item()
+        w[r, c] += 1
+        assert not native.is_current(1, 1), (r, c)
+        w[r, c] = before
+    assert native.is_current(1, 1)
+
+
 def test_one_element_is_seen_within_64_calls():
     w = torch.randn(1024, 2048)
     native = kept(w)

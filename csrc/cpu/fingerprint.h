@@ -3,6 +3,7 @@
 namespace {
 
 constexpr int64_t kLineBytes = 64;
+constexpr int64_t kSmallBytes = 64 << 10;  // all of it is read in the time of a sample
 constexpr int64_t kHashRows = 64;          // that a thread reads in one go
 constexpr int64_t kHashAhead = 32;         // rows: prefetchers do not follow one line of each
 constexpr int kHashStreams = 4;            // rows side by side hide the latency of the multiplication
@@ -68,7 +69,8 @@ uint64_t hash_rows(const Fingerprint& p, int64_t begin, int64_t end, int log_ste
 
 void fingerprint(const Fingerprint& p, int num_threads) {
   int log_step = 0;  // no row and no column is left out
-  while (p.phase >= 0 && 2 << log_step <= min_of(kPhases, min_of(p.rows, p.row_bytes / kLineBytes))) log_step++;
+  const bool is_whole = p.phase < 0 || p.rows * p.row_bytes <= kSmallBytes;
+  while (!is_whole && 2 << log_step <= min_of(kPhases, min_of(p.rows, p.row_bytes / kLineBytes))) log_step++;
   const int64_t block_bytes = (kHashRows * p.row_bytes >> log_step) + 1;
   uint64_t hash = 0;
   // Sums of blocks, in any order: the hash does not depend on the number of threads.
