@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from helpers import FLOAT_DTYPES, backend_params, use
 from property_tests import given, settings, st
 from torch.utils.checkpoint import checkpoint
 
 import pyflash.functional as PF
+import pyflash.nn as nn
 from pyflash.ops.dropout import OPERATION, _Dropout, _op, philox_words
 
 BACKENDS = backend_params("cpu", *(["triton"] if "triton" in OPERATION.dtypes else []))
@@ -259,12 +261,82 @@ def test_export():
     assert set(y.unique().tolist()) == {0.0, 2.0}
 
 
-def test_checkpoint_recomputes_the_same_mask():
-    x = torch.randn(64, 64, requires_grad=True)
+class Dropped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x):
+        for _ in range(3):
+            x = PF.dropout(self.down(self.up(x).relu().sin()), 0.5).cos()
+        return x
+
+
+class Attended(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(32, 96)
+
+    def forward(self, x):
+        q, k, v = self.project(x).sin().view(2, -1, 4, 24).transpose(1, 2).split(8, -1)
+        dropped = PF.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+        fused = PF.attention(q, k, dropped.sin(), dropout_p=0.5) * PF.attention_weights(q, k, dropout_p=0.5).mean()
+        packed, offsets = (
+            [t[0].transpose(0, 1) for t in (q, k, fused.sin())],
+            torch.tensor([0, 3, 8], dtype=torch.int32),
+        )
+        return PF.attention_varlen(*packed, offsets, offsets, 5, 5, dropout_p=0.5).sin()
+
+
+class Called(torch.nn.Module):
+    """A module's first result, of as many of its input as it wants."""
+
+    def __init__(self, module, inputs):
+        super().__init__()
+        self.module, self.inputs = module, inputs
+
+    def forward(self, x):
+        return self.module(*[x.view(4, 4, 32).sin()] * self.inputs)[0].sin()
+
+
+MODELS = {
+    "dropout": Dropped,
+    "attention": Attended,
+    "multi-head attention with weights": lambda: Called(nn.MultiheadAttention(32, 4, dropout=0.5), 3),
+    "GRU": lambda: Called(nn.GRU(32, 16, 3, dropout=0.5), 1),
+}
+
+
+@pytest.mark.parametrize("recomputed", [0.5, 0.1, "checkpoint"])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_compiled_backward_computes_again_has_the_mask_of_the_forward(name, recomputed):
+    """A partition of the graph under `activation_memory_budget` may compute anything again, drawing a seed included."""
+    torch._dynamo.reset()
+    model, x = MODELS[name](), torch.randn(16, 32, requires_grad=True)
+
+    def results(function):
+        torch.manual_seed(1)
+        y = function(x)
+        return y, *torch.autograd.grad(y.square().sum(), (x, *model.parameters()))
+
+    def checkpointed(x):
+        return checkpoint(model, x, use_reentrant=False)
+
+    budget = 1 if recomputed == "checkpoint" else recomputed
+    function = checkpointed if recomputed == "checkpoint" else model
+    with use("cpu"), torch._functorch.config.patch(activation_memory_budget=budget):
+        found = results(torch.compile(function, backend="aot_eager_decomp_partition", fullgraph=True))
+        for ours, expected in zip(found, results(model), strict=True):
+            assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_an_eager_checkpoint_has_one_mask(use_reentrant):
+    x = torch.randn(16, 32, requires_grad=True)
     with use("cpu"):
-        y = checkpoint(lambda x: PF.dropout(x, 0.5), x, use_reentrant=False)
-        (dx,) = torch.autograd.grad(y.sum(), x)
-    assert torch.equal(dx != 0, y != 0)
+        y = checkpoint(lambda x: PF.dropout(x, 0.5), x, use_reentrant=use_reentrant)
+        y.sum().backward()
+    assert torch.equal(x.grad != 0, y != 0)
 
 
 def test_functorch_takes_torch():

@@ -3,8 +3,38 @@
 from __future__ import annotations
 
 import torch
+import torch.fx.traceback
+from torch.utils.checkpoint import CheckpointPolicy
+
+from pyflash.ops._registry import LIBRARY
 
 LOW = 0xFFFFFFFF
+
+
+def draw_seed(like: torch.Tensor) -> torch.Tensor:
+    """int64, one element, from torch's generator on the device of `like`: what every dropout mask is computed from."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return torch.ops.pyflash.draw_seed(like)
+    return _draw_seed(like)
+
+
+def _draw_seed(like):
+    return torch.randint(2**63 - 1, (1,), device=like.device)
+
+
+def _draw_saved_seed(like):
+    """torch.compile splits a graph into forward and backward and computes again, in the backward, what it would rather
+    not keep (under `activation_memory_budget` that may be anything): a number drawn again is another number. What lies
+    in torch.fx's current metadata is that of the node made here, and a node marked so is always kept.
+    """
+    with torch.fx.traceback.preserve_node_meta(torch.fx.traceback.has_preserved_node_meta()):  # and put back after
+        torch.fx.traceback.current_meta["recompute"] = CheckpointPolicy.MUST_SAVE
+        return _draw_seed(like)
+
+
+# Below Dynamo, whose graph keeps the call, the operator is what it calls: `aten.randint` with that mark.
+LIBRARY.define("draw_seed(Tensor like) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+LIBRARY.impl("draw_seed", _draw_saved_seed, "CompositeImplicitAutograd")
 
 
 def philox_words(seed, counters):

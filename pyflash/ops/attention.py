@@ -15,6 +15,7 @@ from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts, tracing_derivatives
 from pyflash.ops._checks import device_type, expect, expect_tensors, is_plain
+from pyflash.ops._philox import draw_seed
 from pyflash.ops._registry import Op
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -470,7 +471,7 @@ def attention(
                 q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
     if seed is None and dropout_p > 0:
-        seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=q.device)
+        seed = draw_seed(q)
     if dropout_p == 0:
         seed = None
     q4, k4, v4 = _four(q, leading, leading[-1]), _four(k, leading, of_k), _four(v, leading, of_v)

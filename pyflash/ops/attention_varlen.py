@@ -11,6 +11,7 @@ from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
 from pyflash.ops._checks import expect, expect_tensors, is_plain, readable, sequence_offsets
+from pyflash.ops._philox import draw_seed
 from pyflash.ops._registry import Op
 from pyflash.ops.attention import HALVES, _autocast, check_floating
 
@@ -262,7 +263,7 @@ def attention_varlen(
     if dropout_p == 0:
         seed = None
     elif seed is None:
-        seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=q.device)
+        seed = draw_seed(q)
     tensors = q, k, v, cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), alibi_slopes, seed
     if backend is None and (refused or tracing_derivatives((q, k, v))):
         out, lse = reference_fwd(*tensors, *scalars)

@@ -12,6 +12,7 @@ from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import expect_tensors, is_plain
+from pyflash.ops._philox import draw_seed
 from pyflash.ops._registry import Op
 from pyflash.ops.attention import (
     _SCALARS,
@@ -145,7 +146,7 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     if dropout_p == 0:
         seed = None
     elif seed is None:
-        seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=q.device)
+        seed = draw_seed(q)
     of_k, _ = _kv_heads(k, k, leading, enable_gqa)
     q4, k4 = _four(q, leading, leading[-1]), _four(k, leading, of_k)
     if backend is None:

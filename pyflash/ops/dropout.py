@@ -9,7 +9,7 @@ from pyflash.auto import dropout as auto
 from pyflash.ops._autograd import Function, apply
 from pyflash.ops._backends import Operation, choose
 from pyflash.ops._checks import is_dense, is_plain
-from pyflash.ops._philox import LOW, philox_words
+from pyflash.ops._philox import LOW, draw_seed, philox_words
 from pyflash.ops._registry import Op
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -81,7 +81,7 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
     backend = None if refused and not torch.is_floating_point(input) else choose(OPERATION, input, refused=refused)
     if backend is None:
         return F.dropout(input, p, training, inplace)
-    seed = torch.randint(2**63 - 1, (1,), device=input.device)
+    seed = draw_seed(input)
     x = input if is_dense(input) else input.clone()
     y = apply(_Dropout, x, seed, float(p), backend)
     return input.copy_(y) if inplace else y

@@ -14,6 +14,7 @@ from pyflash.auto import SMALL
 from pyflash.auto import multi_head_attention as auto
 from pyflash.ops._backends import _state, record, tracing_derivatives
 from pyflash.ops._checks import expect
+from pyflash.ops._philox import draw_seed
 from pyflash.ops.attention import attention, scaled_dot_product_attention
 from pyflash.ops.attention_weights import attention_weights
 from pyflash.ops.linear import linear
@@ -129,7 +130,7 @@ def multi_head_attention(
 
     weights = None
     if need_weights:
-        seed = torch.randint(2**63 - 1, (1,), device=q.device) if dropout_p > 0.0 else None
+        seed = draw_seed(q) if dropout_p > 0.0 else None
         out = attention(q, k, v, mask, dropout_p=dropout_p, seed=seed)
         weights = attention_weights(q, k, mask, dropout_p=dropout_p, seed=seed)
         weights = weights.mean(1) if average_attn_weights else weights
