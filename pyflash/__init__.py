@@ -3,10 +3,13 @@
 import torch  # noqa: F401  before the native module, so that both share one OpenMP runtime
 
 from pyflash import functional, nn
+from pyflash.ops import _flops
 from pyflash.ops._backends import FallbackWarning, use_backend
 from pyflash.ops.linear import clear_cache
 from pyflash.overrides import overrides
 from pyflash.replace import Report, replace, report, restore
+
+_flops.register()
 
 __version__ = "0.1.0"
 __all__ = [
