@@ -1,4 +1,4 @@
-"""torch.jit and torch.fx, the graphs before torch.compile: a replaced model gives them what torch.nn's gives."""
+"""torch.jit, torch.fx and ONNX, graphs that hold torch's operators only: a replaced model gives them what torch.nn's gives."""
 
 import copy
 import warnings
@@ -101,3 +101,33 @@ def test_a_symbolic_trace_computes(name, backend):
     ]
     if inner:
         assert any(type(m) is type(inner[0]) for m in graph.modules())  # one node, and still ours
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_what_torch_onnx_exports_holds_torchs_operators(name, backend, monkeypatch):
+    """torch.onnx.export translates what torch.export gives it, and knows torch's operators."""
+    ours, theirs, shape = pair(name)
+    x = torch.randn(shape)
+    with use(backend):
+        assert "pyflash" in str(torch.export.export(ours.eval(), (x,)).graph)  # so it would without ONNX
+        monkeypatch.setattr("torch.onnx.is_in_onnx_export", lambda: True)
+        program = torch.export.export(ours.eval(), (x,))
+    assert "pyflash" not in str(program.graph)
+    torch.testing.assert_close(program.module()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_an_onnx_model_computes(name, dynamo, tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    runtime = pytest.importorskip("onnxruntime")
+    ours, theirs, shape = pair(name)
+    x = torch.randn(shape)
+    with use("cpu"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(ours.eval(), (x,), str(tmp_path / "model.onnx"), dynamo=dynamo)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), theirs.eval()(x))

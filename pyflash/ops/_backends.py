@@ -240,6 +240,8 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None =
     if is_jit_tracing():
         record(operation.name, "torch", "torch.jit.trace")
         return None
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return None  # ONNX has no operators of ours
     device = device_type(x)
     if wish != "auto":
         reason = refused or operation.unserved(wish, device, x.dtype)
