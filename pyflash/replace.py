@@ -20,6 +20,7 @@ from pyflash.ops import _backends
 
 _OPERATIONS = {  # what the forward of a class asks for; one that only calls its children has none
     nn.Linear: ("linear",),
+    nn.LazyLinear: ("linear",),
     nn.LayerNorm: ("layer_norm",),
     nn.Dropout: ("dropout",),
     nn.ReLU: ("relu",),
@@ -206,7 +207,8 @@ def _obstacle(module) -> str:
 def _has_pair(sequential) -> bool:
     """Is there a Linear with an activation right behind it, that are ours or will be?"""
     pairs = zip(map(class_of, sequential), map(class_of, list(sequential)[1:]))
-    return any(ORIGINALS.get(a, a) is torch.nn.Linear and ORIGINALS.get(b, b) in _ACTIVATIONS for a, b in pairs)
+    linear = (torch.nn.Linear, torch.nn.LazyLinear)
+    return any(ORIGINALS.get(a, a) in linear and ORIGINALS.get(b, b) in _ACTIVATIONS for a, b in pairs)
 
 
 def _why_left(module) -> str:

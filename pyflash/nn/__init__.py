@@ -8,7 +8,7 @@ import torch
 from pyflash.nn.activation import GELU, MultiheadAttention, ReLU, Sigmoid, SiLU, Tanh
 from pyflash.nn.container import Sequential
 from pyflash.nn.dropout import Dropout
-from pyflash.nn.linear import Linear
+from pyflash.nn.linear import LazyLinear, Linear
 from pyflash.nn.normalization import LayerNorm
 from pyflash.nn.positional import PositionalEncoding
 from pyflash.nn.rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -29,6 +29,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "LayerNorm",
+    "LazyLinear",
     "Linear",
     "MultiheadAttention",
     "PositionalEncoding",

@@ -16,5 +16,12 @@ class Linear(torch.nn.Linear):
 
 
 @twin
+class LazyLinear(torch.nn.LazyLinear, Linear):
+    """A Linear whose in_features its first input tells, as torch.nn.LazyLinear; from then on it is a Linear of ours."""
+
+    cls_to_become = Linear
+
+
+@twin
 class NonDynamicallyQuantizableLinear(torch.nn.modules.linear.NonDynamicallyQuantizableLinear, Linear):
     """MultiheadAttention's out_proj, whose weights are read there: a Linear of ours to whoever asks for one."""
