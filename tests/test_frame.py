@@ -1,5 +1,6 @@
 """The frame: backend choice, operators, threads, forks."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -459,3 +460,96 @@ def test_nested_tensors_go_to_torch():
             torch.testing.assert_close(f, torch.nn.functional.scaled_dot_product_attention(one, one, one))
         with use("cpu"), pytest.raises(NotImplementedError, match="NestedTensor"):
             PF.scaled_dot_product_attention(q, q, q)
+
+
+# ---- torch's names
+
+
+def parameters_of(function):
+    """(name, kind, default) of each parameter; a builtin's from torch's schema of the operator that it calls."""
+    try:
+        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+    except ValueError:
+        packet = getattr(torch.ops.aten, function.__name__)
+        schema = getattr(packet, "input" if "input" in packet.overloads() else "default")._schema
+    return [
+        (
+            {"self": "input"}.get(a.name, a.name),
+            inspect.Parameter.KEYWORD_ONLY if a.kwarg_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            a.default_value if a.has_default_value() else None if "?" in str(a.type) else inspect.Parameter.empty,
+        )
+        for a in schema.arguments
+    ]
+
+
+def torchs(name):
+    return getattr(torch.nn.functional, name, None) or getattr(torch, name, None)
+
+
+NOT_TORCHS = {  # torch has no such function, or, of the layers, another one under the name
+    "add_layer_norm", "attention", "attention_decode", "attention_varlen", "attention_weights", "linear_act", "rnn",
+    "rnn_cell", "gru", "lstm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(PF.__all__))
+def test_a_function_takes_what_torchs_takes(name):
+    if name in NOT_TORCHS:
+        assert not hasattr(torch.nn.functional, name)
+    else:
+        assert parameters_of(getattr(PF, name)) == parameters_of(torchs(name))
+
+
+ADDED = {"GRU": ["lengths"], "LSTM": ["lengths", "return_cells"], "RNN": ["lengths"]}  # by keyword only
+
+
+@pytest.mark.parametrize("name", sorted({*nn.__all__} - {"PositionalEncoding"}))
+def test_a_module_takes_what_torchs_takes(name):
+    ours, theirs = getattr(nn, name), getattr(torch.nn, name)
+    assert parameters_of(ours) == parameters_of(theirs)
+    forward, added = parameters_of(ours.forward), ADDED.get(name, [])
+    extra = forward[len(forward) - len(added) :]
+    assert [(name, kind) for name, kind, _ in extra] == [(name, inspect.Parameter.KEYWORD_ONLY) for name in added]
+    assert forward[: len(forward) - len(added)] == parameters_of(theirs.forward)
+
+
+def test_what_torch_refuses_by_position():
+    x = torch.randn(1, 1, 4, 4)
+    for functional in (PF, torch.nn.functional):
+        with pytest.raises(TypeError):
+            functional.scaled_dot_product_attention(x, x, x, None, 0.0, False, 0.5)
+        with pytest.raises(TypeError):
+            functional.gelu(x, "tanh")
+
+
+# ---- modules whose sizes the first input tells
+
+
+@pytest.mark.parametrize("how", ["constructed", "replaced"])
+def test_a_lazy_module_becomes_ours(how):
+    theirs = torch.nn.Sequential(torch.nn.LazyLinear(8), torch.nn.GELU(), torch.nn.Sequential(torch.nn.LazyLinear(3)))
+    torch.manual_seed(1)
+    x = torch.randn(300, 64)
+    expected = theirs(x)
+    lazy = torch.nn if how != "constructed" else nn
+    ours = torch.nn.Sequential(lazy.LazyLinear(8), torch.nn.GELU(), torch.nn.Sequential(lazy.LazyLinear(3)))
+    pyflash.replace(ours)
+    assert type(ours) is nn.Sequential and type(ours[0]) is nn.LazyLinear
+    ours.load_state_dict(theirs.state_dict())
+    with use("cpu"):
+        torch.testing.assert_close(ours(x), expected)
+        assert type(ours[0]) is nn.Linear and type(ours[2][0]) is nn.Linear
+        assert "would become" not in str(pyflash.report(ours))
+        torch.testing.assert_close(ours(x), expected)
+    pyflash.restore(ours)
+    assert type(ours[0]) is torch.nn.Linear
+    again = pyflash.restore(pyflash.replace(torch.nn.LazyLinear(3)))  # before its first call
+    assert again(x).shape == (300, 3) and type(again) is torch.nn.Linear
+
+
+def test_every_lazy_class_becomes_what_this_package_calls_by_that_name():
+    lazy = [name for name in dir(nn) if name.startswith("Lazy") and name != "LazyModuleMixin"]
+    assert "LazyLinear" in lazy and "LazyConv2d" in lazy
+    for name in lazy:
+        become = getattr(nn, name).cls_to_become
+        assert become is getattr(nn, become.__name__), name

@@ -32,7 +32,7 @@ class GELU(torch.nn.GELU):
     """x Phi(x) or its tanh approximation, as torch.nn.GELU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.gelu(input, self.approximate)
+        return F.gelu(input, approximate=self.approximate)
 
 
 @twin

@@ -155,7 +155,7 @@ def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     return _apply("relu", input, lambda x: F.relu(x, inplace), inplace)
 
 
-def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+def gelu(input: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
     """x Phi(x), or its tanh approximation, as torch.nn.functional.gelu. Hendrycks & Gimpel 2016, arXiv:1606.08415.
 
     Args:

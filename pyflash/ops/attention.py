@@ -334,7 +334,7 @@ _REFUSED = {kind: Refused(OPERATION, _size_of(kind)) for kind in auto.FUSED}  # 
 
 # ---- public ---------------------------------------------------------------------------------------------------------
 def scaled_dot_product_attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
 ):
     """softmax(scale q k^T + mask) v, as torch.nn.functional.scaled_dot_product_attention.
 
