@@ -189,7 +189,7 @@ def test_torchs_rules(backend):
         assert not PF.dropout(x, 1.0).any()
         assert PF.dropout(x, 1.0).requires_grad
         for p in (-0.1, 1.1):
-            with pytest.raises(ValueError, match="p is"):
+            with pytest.raises(ValueError, match="has to be between 0 and 1"):
                 PF.dropout(x, p)
         with pytest.raises(RuntimeError):
             PF.dropout(x, float("nan"))

@@ -23,6 +23,32 @@ def expect_tensors(operation: str, optional=(), **arguments) -> None:
             raise TypeError(f"pyflash.{operation}: {name} is a {type(value).__name__}, expected a tensor")
 
 
+# Code written for torch looks for its words: an error of ours begins with torch's phrase for the same mistake.
+_SCALAR_TYPES = {  # as torch's errors name them: in most, and in those of its attention
+    torch.float64: ("Double", "double"),
+    torch.float32: ("Float", "float"),
+    torch.bfloat16: ("BFloat16", "c10::BFloat16"),
+    torch.float16: ("Half", "c10::Half"),
+    torch.int64: ("Long", "long int"),
+    torch.int32: ("Int", "int"),
+}
+
+
+def scalar_type(dtype: torch.dtype, is_of_c: bool = False) -> str:
+    """The name of a type in torch's errors."""
+    names = _SCALAR_TYPES.get(dtype)
+    return names[is_of_c] if names else str(dtype).removeprefix("torch.").capitalize()
+
+
+def size_mismatch(a, b, default="sizes do not match") -> str:
+    """torch's words for shapes that do not broadcast; `default` where they do, and something else is wrong."""
+    for i, (of_a, of_b) in enumerate(zip(reversed(a), reversed(b)), 1):
+        if of_a != of_b and of_a != 1 and of_b != 1:
+            dim = max(len(a), len(b)) - i
+            return f"The size of tensor a ({of_a}) must match the size of tensor b ({of_b}) at non-singleton dimension {dim}"
+    return default
+
+
 def is_plain(tensor) -> bool:
     """A tensor with memory of its own that a kernel may read: no subclass with its own dispatch, strided, not complex.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from pyflash.ops._checks import expect, readable
+from pyflash.ops._checks import expect, readable, scalar_type
 from pyflash.ops._rnn_reference import GATES
 
 
@@ -111,7 +111,10 @@ def check_one_type(operation, *tensors):
     first = tensors[0]
     for t in tensors:
         if t is not None and t.dtype != first.dtype:
-            raise RuntimeError(f"pyflash.{operation}: tensors are {first.dtype} and {t.dtype}, expected one type")
+            types = f"{scalar_type(first.dtype)} and {scalar_type(t.dtype)}"
+            raise RuntimeError(
+                f"pyflash.{operation}: input, states and weights must have the same dtype, but got {types}"
+            )
         if t is not None:
             check_one_device(operation, first, t)
 

@@ -14,7 +14,7 @@ from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts, tracing_derivatives
-from pyflash.ops._checks import device_type, expect, expect_tensors, is_plain
+from pyflash.ops._checks import device_type, expect, expect_tensors, is_plain, scalar_type, size_mismatch
 from pyflash.ops._philox import draw_seed
 from pyflash.ops._registry import Op
 
@@ -165,7 +165,9 @@ def check_floating(operation, name, q):
 def _check(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
     """Raises what torch raises; returns the sizes before [L, E] that q, k and v broadcast to, the last counts heads."""
     if not 0 <= dropout_p <= 1:
-        raise RuntimeError(f"pyflash.{operation}: dropout_p is {dropout_p}, expected a probability between 0 and 1")
+        raise RuntimeError(
+            f"pyflash.{operation}: dropout probability has to be between 0 and 1, but got {dropout_p} as dropout_p"
+        )
     check_floating(operation, "query", q)
     if attn_mask is not None:
         _check_mask(operation, attn_mask, q)
@@ -190,7 +192,10 @@ def _check_mask(operation, attn_mask, q):
 
     check(
         attn_mask.dtype in (torch.bool, torch.float32, q.dtype),
-        lambda: f"attn_mask is {attn_mask.dtype}, expected torch.bool, torch.float32 or query's {q.dtype}",
+        lambda: (
+            "Expected attn_mask dtype to be bool or float or to match query dtype, but got attn_mask.dtype:"
+            f" {scalar_type(attn_mask.dtype, True)} and  query.dtype: {scalar_type(q.dtype, True)}; convert attn_mask"
+        ),
     )
     check(attn_mask.device == q.device, lambda: f"attn_mask is on {attn_mask.device}, query on {q.device}; move one")
 
@@ -199,18 +204,31 @@ def _check_sizes(operation, q, k, v, enable_gqa):
     def check(condition, message):
         expect(condition, operation, message, RuntimeError)
 
+    def differ(what, of_q, of_k, of_v):
+        of = what.split()[0]
+        return (
+            f"Expected query, key, and value to have the same {what}, but got query.{of}: {of_q} key.{of}: {of_k} and"
+            f" value.{of}: {of_v} instead"
+        )
+
     def check_like_query(name, x):
         check(
             x.dtype == q.dtype,
-            lambda: f"{name} is {x.dtype}, expected {q.dtype} as query; convert one, or use torch.autocast",
+            lambda: (
+                f"{differ('dtype', *[scalar_type(t.dtype, True) for t in (q, k, v)])}: convert {name}, or use"
+                " torch.autocast"
+            ),
         )
-        check(x.device == q.device, lambda: f"{name} is on {x.device}, query on {q.device}; move one")
+        check(x.device == q.device, lambda: f"{differ('device type', q.device, k.device, v.device)}: move {name}")
 
     check_like_query("key", k)
     check_like_query("value", v)
     check(
         min(q.dim(), k.dim(), v.dim()) >= 2,
-        lambda: f"query, key, value have {q.dim()}, {k.dim()}, {v.dim()} dimensions, expected at least 2: [..., L, E]",
+        lambda: (
+            "Expected query, key, and value to all be  at least 2 dimensional, but got query.dim:"
+            f" {q.dim()} key.dim: {k.dim()} and value.dim: {v.dim()}: expected [..., L, E]"
+        ),
     )
     check(
         q.shape[-1] == k.shape[-1],
@@ -230,7 +248,10 @@ def _check_sizes(operation, q, k, v, enable_gqa):
         heads = q.shape[-3]
         check(
             k.shape[-3] > 0 and v.shape[-3] > 0 and heads % k.shape[-3] == 0 and heads % v.shape[-3] == 0,
-            lambda: f"key has {k.shape[-3]} and value {v.shape[-3]} heads, expected divisors of query's {heads}",
+            lambda: (
+                "Number of heads in key and value must divide the number of heads in query: key has"
+                f" {k.shape[-3]} and value {v.shape[-3]} heads, query {heads}"
+            ),
         )
 
 
@@ -243,7 +264,9 @@ def _leading(operation, q, k, v, enable_gqa):
     try:
         return torch.broadcast_shapes(*shapes)
     except RuntimeError:
-        message = f"query {tuple(q.shape)}, key {tuple(k.shape)}, value {tuple(v.shape)} do not broadcast before [L, E]"
+        pairs = [(shapes[0], shapes[1]), (shapes[0], shapes[2]), (shapes[1], shapes[2])]
+        message = next(filter(None, (size_mismatch(*pair, default="") for pair in pairs)))
+        message += f": query {tuple(q.shape)}, key {tuple(k.shape)}, value {tuple(v.shape)} do not broadcast"
         if not enable_gqa:
             message += "; enable_gqa=True shares key heads between query heads"
         raise RuntimeError(f"pyflash.{operation}: {message}") from None
@@ -264,7 +287,10 @@ def _mask_four(operation, attn_mask, leading, rows, keys, dtype):
     expect(
         len(shape) == len(full) and all(a == b or a == 1 for a, b in zip(shape, full)),
         operation,
-        lambda: f"attn_mask has shape {tuple(attn_mask.shape)}, expected one that broadcasts to {tuple(full)}",
+        lambda: (
+            f"{size_mismatch(full, attn_mask.shape)}: attn_mask has shape {tuple(attn_mask.shape)}, expected one that"
+            f" broadcasts to {tuple(full)}"
+        ),
         RuntimeError,
     )
     attn_mask = attn_mask.reshape(shape)

@@ -72,7 +72,7 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
         the order of memory. As in torch, NaN and infinity become NaN where they are dropped.
     """
     if p < 0.0 or p > 1.0:
-        raise ValueError(f"pyflash.dropout: p is {p}, expected a probability in [0, 1]")
+        raise ValueError(f"pyflash.dropout: dropout probability has to be between 0 and 1, but got {p} as p")
     if (p == 0.0 or (training is False and p == p)) and type(input) is torch.Tensor:
         return input  # as torch does, in 2 us
     if not isinstance(input, torch.Tensor) or training is not True or p == 0.0 or p != p or input.numel() == 0:

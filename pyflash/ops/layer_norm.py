@@ -175,20 +175,32 @@ def _problem(shape, device, dtype, normalized_shape, weight, bias) -> str:
         raise TypeError(f"pyflash.layer_norm: normalized_shape is {normalized_shape!r}, expected a tuple of ints")
     wanted = tuple(normalized_shape)
     if not wanted:
-        return "normalized_shape is empty, expected at least one size"
+        return (
+            "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, but got"
+            " normalized_shape = []"
+        )
     if shape[-len(wanted) :] != wanted:
-        return f"input has shape {tuple(shape)}, expected it to end with normalized_shape {wanted}"
+        sizes = ", ".join(map(str, wanted))
+        return (
+            f"Given normalized_shape=[{sizes}], expected input with shape [*, {sizes}], but got input of size{[*shape]}"
+        )
     for label, param in (("weight", weight), ("bias", bias)):
         if param is None:
             continue
         if param.shape != wanted:
-            return f"{label} has shape {tuple(param.shape)}, expected normalized_shape {wanted}"
+            return (
+                f"Expected {label} to be of same shape as normalized_shape, but got {label} of shape {[*param.shape]} and"
+                f" normalized_shape = {[*wanted]}"
+            )
         if param.device != device:
             return f"{label} is on {param.device}, input on {device}; move one of them"
         if param.dtype != dtype and not (dtype in HALVES and param.dtype == torch.float32):
-            return f"{label} is {param.dtype}, input {dtype}; convert one (float32 parameters go with a half input)"
+            return (
+                f"mixed dtype: {label} is {param.dtype}, input {dtype}; convert one (float32 parameters go with a half"
+                " input)"
+            )
     if weight is not None and bias is not None and weight.dtype != bias.dtype:
-        return f"weight is {weight.dtype} and bias {bias.dtype}, expected one type"
+        return f"mixed dtype: weight is {weight.dtype} and bias {bias.dtype}, expected one type"
     return ""
 
 

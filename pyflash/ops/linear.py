@@ -19,7 +19,7 @@ from pyflash.auto import linear as auto
 from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply
 from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts
-from pyflash.ops._checks import device_type, expect, is_plain
+from pyflash.ops._checks import device_type, expect, is_plain, scalar_type, size_mismatch
 from pyflash.ops._packed_weights import packed_weights
 from pyflash.ops._registry import Op
 from pyflash.ops.activation import FLOATS, activation_bwd
@@ -203,13 +203,23 @@ def _check(operation, input, weight, bias):
 
     check(
         input.dim() > 0 and weight.dim() > 0,
-        lambda: f"input has {input.dim()} dimensions and weight {weight.dim()}, expected at least 1 of each",
+        lambda: (
+            f"both arguments to linear need to be at least 1D, but they are {input.dim()}D and {weight.dim()}D: input has"
+            f" shape {tuple(input.shape)}, weight {tuple(weight.shape)}"
+        ),
     )
-    check(weight.dim() <= 2, lambda: f"weight has shape {tuple(weight.shape)}, expected [out_features, in_features]")
+    check(
+        weight.dim() <= 2,
+        lambda: (
+            f"t() expects a tensor with <= 2 dimensions, but self is {weight.dim()}D: weight has shape"
+            f" {tuple(weight.shape)}, expected [out_features, in_features]"
+        ),
+    )
     check(
         input.shape[-1] == weight.shape[-1],
         lambda: (
-            f"weight has shape {tuple(weight.shape)}, expected {input.shape[-1]} columns"
+            f"{_product_mismatch(input, weight)}: weight has shape {tuple(weight.shape)}, expected"
+            f" {input.shape[-1]} columns"
             f" to match the last dimension of input {tuple(input.shape)}"
         ),
     )
@@ -219,8 +229,9 @@ def _check(operation, input, weight, bias):
         check(
             tensor.dtype == input.dtype,
             lambda name=name, tensor=tensor: (
-                f"{name} is {tensor.dtype} and input {input.dtype}, expected one type;"
-                f" convert one, or use torch.autocast"
+                f"{'mat1' if name == 'weight' else 'self'} and mat2 must have the same dtype, but got"
+                f" {' and '.join(map(scalar_type, (input.dtype, tensor.dtype)[:: 1 if name == 'weight' else -1]))}:"
+                f" {name} is {tensor.dtype} and input {input.dtype}; convert one, or use torch.autocast"
             ),
         )
         check(
@@ -237,9 +248,20 @@ def _check(operation, input, weight, bias):
         )
         check(
             bias.dim() <= len(shape) and all(b in (1, s) for b, s in zip(reversed(bias.shape), reversed(shape))),
-            lambda: f"bias has shape {tuple(bias.shape)}, expected one that expands to {tuple(shape)}",
+            lambda: (
+                f"{size_mismatch(shape, bias.shape)}: bias has shape {tuple(bias.shape)}, expected one that expands to"
+                f" {tuple(shape)}"
+            ),
         )
     return shape
+
+
+def _product_mismatch(input, weight):
+    """torch's words."""
+    rows, inputs = math.prod(input.shape[:-1]), input.shape[-1]
+    if weight.dim() == 1:
+        return f"size mismatch, got input ({rows}), mat ({rows}x{inputs}), vec ({weight.shape[0]})"
+    return f"mat1 and mat2 shapes cannot be multiplied ({rows}x{inputs} and {weight.shape[1]}x{weight.shape[0]})"
 
 
 def _is_simple(x, weight, bias):

@@ -92,14 +92,16 @@ def multi_head_attention(
     attn_mask, key_padding_mask = canonical_masks(attn_mask, key_padding_mask, query.dtype)
     if is_causal and attn_mask is None:
         raise RuntimeError(
-            f"pyflash.{NAME}: is_causal is a hint about attn_mask, which is None;"
+            f"pyflash.{NAME}: Need attn_mask if specifying the is_causal hint;"
             " Transformer.generate_square_subsequent_mask creates one"
         )
     if query.shape[-1] != embed_dim:
-        raise AssertionError(f"pyflash.{NAME}: query has {query.shape[-1]} features, expected embed_dim {embed_dim}")
+        raise AssertionError(
+            f"pyflash.{NAME}: was expecting embedding dimension of {embed_dim}, but got {query.shape[-1]} in query"
+        )
     packed = isinstance(in_weight, Tensor)
     if key is not value and key.shape[: None if packed else -1] != value.shape[: None if packed else -1]:
-        raise AssertionError(f"pyflash.{NAME}: key has shape {tuple(key.shape)}, value {tuple(value.shape)}")
+        raise AssertionError(f"pyflash.{NAME}: key shape {key.shape} does not match value shape {value.shape}")
 
     if not batched:
         key_padding_mask = key_padding_mask.unsqueeze(0) if key_padding_mask is not None else None
@@ -180,7 +182,7 @@ def _checked(attn_mask, batch, num_heads, seqlen_q, seqlen_k):
     expect(
         attn_mask.shape == size,
         NAME,
-        lambda: f"attn_mask has shape {tuple(attn_mask.shape)}, expected {size}",
+        lambda: f"The shape of the {attn_mask.dim()}D attn_mask is {attn_mask.shape}, but should be {size}.",
         RuntimeError,
     )
     return attn_mask.view(1, 1, *size) if attn_mask.dim() == 2 else attn_mask.view(batch, num_heads, *size[1:])
@@ -193,10 +195,19 @@ def _checked_padding(padding, batch, seqlen_k):
     expect(
         padding.shape == (batch, seqlen_k),
         NAME,
-        lambda: f"key_padding_mask has shape {tuple(padding.shape)}, expected {(batch, seqlen_k)}",
+        lambda: _padding_mismatch(padding, batch, seqlen_k),
         AssertionError,
     )
     return padding[:, None, None, :]
+
+
+def _padding_mismatch(padding, *wanted):
+    """torch's words."""
+    dim = 0 if padding.shape[0] != wanted[0] else 1
+    return (
+        f"Expected key_padded_mask.shape[{dim}] to be {wanted[dim]}, but got {padding.shape[dim]}: key_padding_mask has"
+        f" shape {tuple(padding.shape)}, expected {wanted}"
+    )
 
 
 def _attend_mask(attn_mask, padding, dtype, more_keys):
