@@ -1,7 +1,10 @@
-"""Whole layers, a whole training step, and the overhead that tiny tensors feel. Modules go through pyflash.replace."""
+"""Whole layers, a whole training step, the overhead that tiny tensors feel, and what an import takes. Modules go through
+pyflash.replace."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +15,7 @@ from benchmarks.operation import Case, Operation
 
 @dataclass(frozen=True)
 class Shape:
-    kind: str  # layer, encoder, attention, weights, sdpa
+    kind: str  # layer, encoder, attention, weights, sdpa, import
     batch: int
     tokens: int
     width: int
@@ -40,6 +43,8 @@ CASES = (
     Case("tiny SDPA B2 H4 S8 D8", Shape("sdpa", **TINY), AT_MOST_1_5, quick=True),
     Case("tiny MultiheadAttention", Shape("attention", **TINY), AT_MOST_1_5, quick=True),
     Case("tiny encoder layer", Shape("layer", **TINY, hidden=64), AT_MOST_1_5, quick=True),
+    Case("import", Shape("import", 1, 1, 1, 1), {"forward": None}, extra_us={"pyflash": 1e5},
+         model="a new interpreter that imports torch, and pyflash with it"),
 )  # fmt: skip
 
 
@@ -81,7 +86,19 @@ def inputs(case: Case) -> tuple[torch.Tensor, ...]:
     return (torch.randn(shape.batch, shape.tokens, shape.width),)
 
 
+def importing(modules: str):
+    """Passes its input on, after a new interpreter has imported them."""
+
+    def call(x):
+        subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
+        return x
+
+    return call
+
+
 def torchs(case: Case):
+    if case.shape.kind == "import":
+        return importing("torch")
     return nn.functional.scaled_dot_product_attention if case.shape.kind == "sdpa" else module(case)
 
 
@@ -89,6 +106,8 @@ def ours(case: Case):
     import pyflash
     import pyflash.functional as PF
 
+    if case.shape.kind == "import":
+        return importing("torch, pyflash")
     return PF.scaled_dot_product_attention if case.shape.kind == "sdpa" else pyflash.replace(module(case))
 
 

@@ -296,12 +296,6 @@ def test_importing_leaves_subnormal_numbers_alone():
     assert python("import torch, pyflash; print((torch.tensor([1e-40]) * 1).item() > 0)") == "True"
 
 
-def test_importing_is_light():
-    code = "import torch, time, sys; t = time.process_time(); import pyflash; print(time.process_time() - t)"
-    code += "; assert 'triton' not in sys.modules or 'torch._inductor' in sys.modules; assert not torch.cuda.is_initialized()"
-    assert min(float(python(code)) for _ in range(3)) < 0.3  # the aim is 0.1 s on an idle machine
-
-
 # ---- what a user sees
 
 

@@ -47,12 +47,17 @@ def run_python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
-def test_importing_pyflash_loads_no_triton_and_starts_no_device():
-    code = "import sys, torch; import pyflash; print('triton' in sys.modules, torch.cuda.is_initialized())"
-    assert run_python(code).split() == ["False", "False"]
-
-
-def test_importing_pyflash_is_quick():
-    """Under 100 ms of processor time after torch, the best of three."""
-    code = "import time, torch; t = time.process_time(); import pyflash; print(time.process_time() - t)"
-    assert min(float(run_python(code)) for _ in range(3)) < 0.1
+def test_importing_pyflash_brings_nothing_heavy_and_starts_no_device():
+    """What it takes is a row of the benchmarks, not of a test: a busy machine takes longer."""
+    code = """
+import sys, torch
+before = set(sys.modules)
+import pyflash
+print(torch.cuda.is_initialized(), *(set(sys.modules) - before))
+"""
+    started, *modules = run_python(code).split()
+    assert started == "False"
+    packages = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    assert packages <= {"pyflash", "torch"}
+    heavy = ("torch._dynamo", "torch._inductor", "torch.onnx", "torch.testing", "torch.utils.flop_counter")
+    assert not [name for name in modules if name.startswith(heavy)]
