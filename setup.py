@@ -7,7 +7,8 @@ something it reads changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set 
 import os
 import platform
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,6 +53,11 @@ def pybind11_headers():
 
 
 class BuildNative(build_ext):
+    def say(self, message):
+        """What the build is at, for `pip install -v`; not when it is asked to be quiet."""
+        if self.distribution.verbose:
+            print(f"pyflash native core: {message}", flush=True)
+
     def build_extension(self, ext):
         self.include_dirs.append(pybind11_headers())
         headers = [path for path in CSRC.rglob("*") if path.suffix in (".h", ".inc")]
@@ -79,8 +85,16 @@ class BuildNative(build_ext):
             return str(target)
 
         # Longest first: the instruction sets before dispatch and bindings.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, sources.items()))
+        processors = len(os.sched_getaffinity(0))
+        self.say(f"{len(sources)} sources, {processors} at a time; an instruction set takes minutes of a processor")
+        start, objects = time.monotonic(), {}
+        with ThreadPoolExecutor(processors) as pool:
+            waiting = {pool.submit(compile_one, item): item[0] for item in sources.items()}
+            for done in as_completed(waiting):
+                objects[waiting[done]] = done.result()
+                seconds = time.monotonic() - start
+                self.say(f"{len(objects)} of {len(sources)} compiled after {seconds:.0f} s: {waiting[done]}")
+        objects = [objects[source] for source in sources]
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), extra_postargs=["-fopenmp"], target_lang="c++"
         )

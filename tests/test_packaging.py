@@ -45,6 +45,25 @@ def test_the_source_distribution_holds_what_a_build_reads(source, tmp_path):
     assert not tables - held
 
 
+def test_a_build_says_how_far_it_is(source, tmp_path):
+    """It takes minutes. Here the compiler is one that does nothing."""
+    skip_without("setuptools", "pybind11")
+    nothing = dict.fromkeys(("CC", "CXX", "LDSHARED", "LDCXXSHARED"), "true")
+    for quiet in ((), ("-q",)):
+        command = [sys.executable, "setup.py", *quiet, "build_ext", "--build-lib", str(tmp_path), "--build-temp"]
+        done = subprocess.run(
+            [*command, str(tmp_path / "".join(quiet))], cwd=source, env={**os.environ, **nothing}, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.splitlines() if line.startswith("pyflash native core: ")]
+        if quiet:
+            assert not lines
+        else:
+            count = int(lines[0].split()[3])
+            assert count > 4 and f" {count} of {count} compiled after " in lines[-1] and len(lines) == count + 1
+
+
 @pytest.mark.slow
 def test_a_wheel_without_a_compiler_is_pure_python(source, tmp_path):
     skip_without("pip", "setuptools", "wheel", "pybind11")
