@@ -8,7 +8,7 @@ from property_tests import given, settings, st
 
 import pyflash.functional as PF
 from pyflash.ops._registry import Op
-from pyflash.ops.layer_norm import OPERATION, _bwd, _fwd
+from pyflash.ops.layer_norm import OPERATION, _apply, _bwd, _fwd
 
 BACKENDS = backend_params("cpu", *(["triton"] if "triton" in OPERATION.dtypes else []))
 
@@ -141,6 +141,42 @@ def test_one_column_is_the_bias(backend, dtype):
     y, dx, dweight, dbias = run(PF.layer_norm, inputs, dy, backend=backend)
     assert torch.equal(y, inputs[3].expand(9, 1)) and not dx.any() and not dweight.any()
     torch.testing.assert_close(dbias, dy.double().sum(0).to(dtype))
+
+
+LARGE = {torch.float32: 2.0**100, torch.bfloat16: 2.0**100, torch.float64: 2.0**900}
+
+
+@pytest.mark.parametrize("backend", [*backend_params("cpu"), "reference"])
+@pytest.mark.parametrize("dtype", LARGE, ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_values_whose_squares_are_past_the_type(backend, dtype, with_residual):
+    """torch gives NaN. A power of two costs no digit: the result is that of the values without it, and without eps."""
+    for cols in (5, 64, 1500):
+        x, residual, dy = (torch.randn(6, cols, dtype=dtype) for _ in range(3))
+        x[0, : cols // 2] += 10  # the first elements are a bad guess of the mean
+        x[1] += 2
+        scale = torch.full((6, 1), LARGE[dtype], dtype=dtype)
+        scale[2] = 1  # a row among the others that is not large
+        params = [torch.randn(cols, dtype=dtype) for _ in range(2)]
+
+        def small(x, residual, *args, cols=cols):
+            total = x + residual if with_residual else x
+            eps = [1e-5 if row == 2 else 0.0 for row in range(6)]
+            return torch.cat([F.layer_norm(total[i : i + 1], (cols,), *args, eps=e) for i, e in enumerate(eps)])
+
+        def large(x, residual, *args, scale=scale, cols=cols):
+            if backend == "reference":
+                return _apply(
+                    x * scale, residual if residual is None else residual * scale, (cols,), *args, 1e-5, "torch"
+                )[0]
+            if with_residual:
+                return PF.add_layer_norm(x * scale, residual * scale, (cols,), *args)[0]
+            return PF.layer_norm(x * scale, (cols,), *args)
+
+        inputs = [x, residual if with_residual else None, *params]
+        truth, theirs = run(small, inputs, dy, torch.float64), run(small, inputs, dy)
+        ours = run(large, inputs, dy, backend=None if backend == "reference" else backend)
+        assert_error_within(ours, theirs, truth, dy)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

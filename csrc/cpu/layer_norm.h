@@ -72,10 +72,11 @@ PF_INLINE Vec<Acc<S>> norm_input(const S* x, const S* residual, int64_t j, Count
   return load_part(x + j, count, fill) + load_part(residual + j, count);
 }
 
-// Sum and sum of squares of the deviations from `shift` over a row; with kKeeps the row goes to `summed`.
-template <class S, bool kAdds, bool kKeeps>
+// Sum and sum of squares of the deviations from `shift` over a row; with kKeeps the row goes to `summed`; with kScales
+// the deviations are counted in `1 / unit`.
+template <class S, bool kAdds, bool kKeeps, bool kScales = false>
 PF_INLINE void layer_norm_sums(const S* x, const S* residual, S* summed, int64_t cols, Acc<S> shift, double* sum,
-                               double* square) {
+                               double* square, Acc<S> unit = 1) {
   typedef Acc<S> T;
   typedef Vec<T> V;
   *sum = *square = 0;
@@ -84,12 +85,24 @@ PF_INLINE void layer_norm_sums(const S* x, const S* residual, S* summed, int64_t
     for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
       V value = norm_input<S, kAdds>(x, residual, j, count, shift), d = value - shift;
       if (kKeeps) store_part(summed + j, value, count);
+      if (kScales) d *= unit;
       sums[chain] += d;
       squares[chain] = fma(d, d, squares[chain]);
     });
     *sum += sum_chains(sums);
     *square += sum_chains(squares);
   }
+}
+
+// The same for a row whose squares are larger than the type holds: mean in `*shift`, and the variance times unit^2.
+template <class S, bool kAdds>
+__attribute__((noinline)) double layer_norm_large_variance(const S* x, const S* residual, int64_t cols, Acc<S>* shift,
+                                                           Acc<S> unit) {
+  double sum, square;
+  layer_norm_sums<S, kAdds, false, true>(x, residual, nullptr, cols, *shift, &sum, &square, unit);
+  *shift += (Acc<S>)(sum / (double)cols / unit);
+  layer_norm_sums<S, kAdds, false, true>(x, residual, nullptr, cols, *shift, &sum, &square, unit);
+  return square / (double)cols;
 }
 
 // kStream: outputs go past the caches.
@@ -131,7 +144,12 @@ void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
       correction = sum * share, variance = square * share - correction * correction;
       if (variance < 0) variance = 0;
     }
-    const T rstd = (T)(1 / __builtin_sqrt(variance + p.eps));
+    double unit = 1;
+    if (__builtin_isinf(square) && __builtin_isfinite(sum)) {
+      unit = sizeof(T) == 4 ? 0x1p-96 : 0x1p-700;
+      variance = layer_norm_large_variance<S, kAdds>(x, residual, cols, &shift, (T)unit), correction = 0;
+    }
+    const T rstd = (T)(unit / __builtin_sqrt(variance + p.eps * unit * unit));
     const S* from = kKeeps ? summed : x;
     const V scale = splat<V>(rstd), offset = splat<V>((T)(-correction * rstd));
     for_columns_down<T>(cols, [&](int64_t j, auto count) {

@@ -32,7 +32,10 @@ def _normalise(x, eps):
     wide = x.to(_acc(x.dtype))
     mean = wide.mean(1)
     centred = wide - mean[:, None]
-    rstd = torch.rsqrt(centred.square().mean(1) + eps)
+    with torch.no_grad():  # of a row whose squares are larger than the type holds, in a unit in which they are not
+        is_large = centred.square().mean(1).isinf()
+        unit = torch.ones_like(mean).masked_fill(is_large, 2.0**-96 if mean.dtype == torch.float32 else 2.0**-700)
+    rstd = torch.rsqrt((centred * unit[:, None]).square().mean(1) + eps * unit.square()) * unit
     return centred * rstd[:, None], mean, rstd
 
 

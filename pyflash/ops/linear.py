@@ -16,7 +16,6 @@ from torch.nn.functional import linear as torch_linear
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
-from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply
 from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts
 from pyflash.ops._checks import device_type, expect, is_plain, scalar_type, size_mismatch
