@@ -1,26 +1,12 @@
-"""When two modules may run as one kernel: only where calling them would run their forwards and nothing else."""
+"""When two modules may run as one kernel: only where both are bare (nn/_twins.py)."""
 
 from __future__ import annotations
 
 import torch
-from torch.nn.modules import module as _torch_module
 
 import pyflash.functional as F
+from pyflash.nn._twins import is_bare
 from pyflash.nn.activation import GELU, ReLU, Sigmoid, SiLU, Tanh
-
-
-def is_bare(module: torch.nn.Module, *classes: type) -> bool:
-    """Would calling `module` run the forward of one of `classes` and nothing else?"""
-    return type(module) in classes and "forward" not in module.__dict__ and not (
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_pre_hooks
-        or module._backward_hooks
-        or _torch_module._global_forward_pre_hooks
-        or _torch_module._global_forward_hooks
-        or _torch_module._global_backward_pre_hooks
-        or _torch_module._global_backward_hooks
-    )  # fmt: skip
 
 
 _FUNCTIONS = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch.nn.modules import module as _torch_module
 from torch.nn.utils.parametrize import is_parametrized
 
 TWINS: dict[type, type] = {}  # torch.nn class -> ours
@@ -80,6 +81,21 @@ def set_class(module: torch.nn.Module, cls: type) -> None:
         members = {k: v for k, v in vars(made).items() if k not in ("__dict__", "__weakref__")}
         cls = type(f"Parametrized{cls.__name__}", (cls,), members)
     module.__class__ = cls
+
+
+def is_bare(module: torch.nn.Module, *classes: type) -> bool:
+    """Would calling `module` run the forward of one of `classes` and nothing else? Only then may its
+    weights be read, or its work be done, in its place."""
+    return type(module) in classes and "forward" not in module.__dict__ and not (
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or _torch_module._global_forward_pre_hooks
+        or _torch_module._global_forward_hooks
+        or _torch_module._global_backward_pre_hooks
+        or _torch_module._global_backward_hooks
+    )  # fmt: skip
 
 
 def adopt(module: torch.nn.Module) -> None:

@@ -8,13 +8,27 @@ import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.nn._twins import adopt, leaf, twin
+from pyflash.nn._twins import ORIGINALS, adopt, is_bare, leaf, twin
+from pyflash.nn.linear import Linear, NonDynamicallyQuantizableLinear
 from pyflash.ops._backends import record, use_backend
 from pyflash.ops.multi_head_attention import multi_head_attention, torch_is_quicker
 
 
-def nested_to_torch(operation: str) -> use_backend:
-    """A context for torch's own forward of a NestedTensor, whatever backend is asked for; counted for `explain`."""
+_OUT_PROJS = tuple(cls for ours in (Linear, NonDynamicallyQuantizableLinear) for cls in (ours, ORIGINALS[ours]))
+
+
+def nested_to_torch(operation: str, parts: dict[torch.nn.Module, tuple[type, ...]]) -> use_backend:
+    """A context for torch's own forward of a NestedTensor, whatever backend is asked for; counted for `explain`.
+
+    Args:
+        parts: what that forward reads the weights of, and never calls: each with the classes that it takes it for.
+    """
+    for part, classes in parts.items():
+        if type(part) not in classes or "forward" in part.__dict__:
+            raise RuntimeError(
+                f"pyflash.{operation}: a NestedTensor goes through torch's fast path, which would not call the"
+                f" {type(part).__name__} in place of a {classes[-1].__name__}; pass a padded tensor and its mask"
+            )
     record(operation, "torch", "NestedTensor input")
     return use_backend("torch")
 
@@ -85,14 +99,16 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         if query.is_nested or key.is_nested or value.is_nested:
-            with nested_to_torch("multi_head_attention_forward"):
+            with nested_to_torch("multi_head_attention_forward", {self.out_proj: _OUT_PROJS}):
                 return super().forward(
                     query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
                 )
+        # torch reads the weights of out_proj and never calls it; so do we, where calling it would do nothing else.
+        is_read = is_bare(self.out_proj, *_OUT_PROJS)
         # Without masks torch's result is ours in every mode, also on its fast path. But for dropout, whose mask must not
         # depend on whether gradients are recorded (see `attention`), as this choice does where no weights are needed.
         drops = self.training and self.dropout > 0 and not need_weights
-        if attn_mask is None and key_padding_mask is None and not is_causal and not drops:
+        if is_read and attn_mask is None and key_padding_mask is None and not is_causal and not drops:
             keys = key.shape[0 if not self.batch_first or key.dim() < 3 else 1]
             if torch_is_quicker(query, self.embed_dim, keys, need_weights):
                 return super().forward(query, key, value, None, need_weights, None, average_attn_weights)
@@ -104,8 +120,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             self.num_heads,
             packed if packed is not None else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight),
             self.in_proj_bias,
-            self.out_proj.weight,
-            self.out_proj.bias,
+            self.out_proj.weight if is_read else None,
+            self.out_proj.bias if is_read else None,
+            out_proj=None if is_read else self.out_proj,
             embed_dim=self.embed_dim,
             bias_kv=None if self.bias_k is None else (self.bias_k, self.bias_v),
             add_zero_attn=self.add_zero_attn,

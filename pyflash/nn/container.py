@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import pyflash.functional as F
-from pyflash.nn._fuse import activation_name, is_bare
-from pyflash.nn._twins import ORIGINALS, twin
+from pyflash.nn._fuse import activation_name
+from pyflash.nn._twins import ORIGINALS, is_bare, twin
 from pyflash.nn.linear import Linear
 
 

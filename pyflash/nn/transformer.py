@@ -14,12 +14,53 @@ from torch import Tensor
 from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
 
 import pyflash.functional as F
-from pyflash.nn._fuse import activation_name, is_bare
-from pyflash.nn._twins import adopt, leaf, twin
-from pyflash.nn.activation import MultiheadAttention, nested_to_torch
+from pyflash.nn._fuse import activation_name
+from pyflash.nn._twins import ORIGINALS, adopt, is_bare, leaf, twin
+from pyflash.nn.activation import _OUT_PROJS, MultiheadAttention, nested_to_torch
+from pyflash.nn.dropout import Dropout
 from pyflash.nn.linear import Linear
 from pyflash.nn.normalization import LayerNorm
 from pyflash.ops.multi_head_attention import canonical_masks, torch_is_quicker
+
+
+_PARTS = {  # of an encoder layer, and the classes whose weights torch's fast path takes them for
+    "self_attn": (MultiheadAttention, torch.nn.MultiheadAttention),
+    "linear1": (Linear, torch.nn.Linear),
+    "linear2": (Linear, torch.nn.Linear),
+    "norm1": (LayerNorm, torch.nn.LayerNorm),
+    "norm2": (LayerNorm, torch.nn.LayerNorm),
+    "dropout": (Dropout, torch.nn.Identity, torch.nn.Dropout),
+    "dropout1": (Dropout, torch.nn.Identity, torch.nn.Dropout),
+    "dropout2": (Dropout, torch.nn.Identity, torch.nn.Dropout),
+}
+_FAST_ACTIVATIONS = {"relu": 1, "gelu": 2}  # as torch notes them in activation_relu_or_gelu
+
+
+def _read_by_torch(layer: torch.nn.Module) -> dict[torch.nn.Module, tuple[type, ...]]:
+    """What torch's fast path of an encoder layer reads, or leaves out, and never calls."""
+    parts = {getattr(layer, name): classes for name, classes in _PARTS.items()}
+    return {**parts, getattr(layer.self_attn, "out_proj", layer.self_attn): _OUT_PROJS}
+
+
+def _is_as_built(layer: torch.nn.Module) -> bool:
+    """Does torch's fast path compute what the parts of an encoder layer would, if each were called?
+
+    Not where the user put in another module, another activation, a hook, a method, or a part that is in training.
+    """
+    cls = type(layer)
+    if cls._sa_block is not torch.nn.TransformerEncoderLayer._sa_block:
+        return False
+    if cls._ff_block is not TransformerEncoderLayer._ff_block or not {"_sa_block", "_ff_block"}.isdisjoint(vars(layer)):
+        return False
+    parts = layer._modules
+    for name, classes in _PARTS.items():
+        part = parts.get(name)
+        if part is None or part.training or not is_bare(part, *classes):
+            return False
+    if not is_bare(parts["self_attn"].out_proj, *_OUT_PROJS):
+        return False
+    fast = layer.activation_relu_or_gelu  # of the activation that the constructor was given
+    return not fast or _FAST_ACTIVATIONS.get(activation_name(layer.activation)) == fast
 
 
 def feed_forward(x: Tensor, linear1, activation, dropout, linear2) -> Tensor:
@@ -65,13 +106,12 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> Tensor:
         if src.is_nested:
-            with nested_to_torch("transformer_encoder_layer"):
+            with nested_to_torch("transformer_encoder_layer", _read_by_torch(self)):
                 return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         if not self.training and src_mask is None and src_key_padding_mask is None and not is_causal:
-            # torch's fast path takes the tanh form of GELU for the exact one
-            exact = getattr(self.activation, "approximate", "none") == "none"
-            if exact and not torch.is_grad_enabled() and torch_is_quicker(src, src.shape[-1], src.shape[-2]):
-                return super().forward(src)
+            if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _is_as_built(self):
+                if torch_is_quicker(src, src.shape[-1], src.shape[-2]):
+                    return super().forward(src)
         src_mask, src_key_padding_mask = canonical_masks(
             src_mask,
             src_key_padding_mask,
@@ -145,7 +185,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         is_causal: bool | None = None,
     ) -> Tensor:
         if src.is_nested:
-            with nested_to_torch("transformer_encoder"):
+            with nested_to_torch("transformer_encoder", {}):
                 return super().forward(src, mask, src_key_padding_mask, is_causal)
         keep_bool = all(isinstance(layer, TransformerEncoderLayer) for layer in self.layers)
         mask, src_key_padding_mask = canonical_masks(

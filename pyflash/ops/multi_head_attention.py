@@ -60,9 +60,10 @@ def multi_head_attention(
     num_heads: int,
     in_weight: Tensor | tuple[Tensor, Tensor, Tensor],
     in_bias: Tensor | None,
-    out_weight: Tensor,
+    out_weight: Tensor | None,
     out_bias: Tensor | None,
     *,
+    out_proj=None,
     embed_dim: int,
     bias_kv: tuple[Tensor, Tensor] | None = None,
     add_zero_attn: bool = False,
@@ -80,6 +81,7 @@ def multi_head_attention(
         query: [seqlen_q, batch, embed_dim], or [batch, seqlen_q, embed_dim] under batch_first, or without batch.
         key, value: likewise with seqlen_k; their last dimension is that of their weight.
         in_weight: [3 * embed_dim, embed_dim], or the three weights.
+        out_proj: called in place of the product with out_weight.
         bias_kv: [1, 1, embed_dim] each: one more key and value.
         attn_mask: [seqlen_q, seqlen_k] or [batch * num_heads, seqlen_q, seqlen_k]; boolean (True is masked) or added.
         key_padding_mask: [batch, seqlen_k], or [seqlen_k] without batch; likewise.
@@ -140,7 +142,8 @@ def multi_head_attention(
         out = scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
 
     out = out.transpose(1, 2) if batch_first else out.permute(2, 0, 1, 3)
-    out = linear(out.reshape(out.shape[0], out.shape[1], embed_dim), out_weight, out_bias)
+    out = out.reshape(out.shape[0], out.shape[1], embed_dim)
+    out = linear(out, out_weight, out_bias) if out_proj is None else out_proj(out)
     if not batched:
         return out.squeeze(0), weights.squeeze(0) if weights is not None else None
     return out, weights
