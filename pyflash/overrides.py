@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint as torch_checkpoint
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 import pyflash.functional as ours
+from pyflash.ops._backends import _state, use_backend
 
 
 def _layers(function, data, *args, **options):
@@ -59,10 +63,93 @@ class overrides(TorchFunctionMode):
     multi_head_attention_forward, relu, gelu, silu, tanh and sigmoid inside are ours, whoever makes them; so is what
     torch.nn's RNN, LSTM, GRU and their cells call.
 
-    A torch function mode: nothing is patched, other threads see nothing, and it may be nested.
+    A torch function mode: no function is patched, other threads see nothing, and it may be nested. What
+    torch.utils.checkpoint computes inside it is computed again by the same functions, wherever the backward runs.
+    Every call of a torch function inside costs about 1.3 us more: that pays in training and on long sequences, and does
+    not where a call is small, as in a model that generates one token at a time.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if kwargs and kwargs.get("out") is not None:
             return func(*args, **kwargs)  # our functions allocate their results
         return _OURS.get(func, func)(*args, **(kwargs or {}))
+
+    holds_checkpoints = False
+
+    def __enter__(self):
+        if not torch.compiler.is_compiling():  # a graph computes again what it is made of
+            self.holds_checkpoints = True
+            _checkpoints.enter()
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        try:
+            return super().__exit__(*exception)
+        finally:
+            if self.holds_checkpoints:
+                _checkpoints.leave()
+
+
+def _is_on() -> bool:
+    """Is an `overrides` active in this thread?"""
+    stack = (torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack()))
+    return any(isinstance(mode, overrides) for mode in stack)
+
+
+def _again_as_now(function):
+    """`function`, called later under the mode and the backend of now: a recomputation must take what its forward took.
+
+    The forward itself calls it too, where both are as they were.
+    """
+    if not callable(function) or not _is_on():
+        return function
+    wish = _state.wish
+
+    @functools.wraps(function)
+    def again(*args, **kwargs):
+        if _is_on():
+            return function(*args, **kwargs)
+        with use_backend(wish), overrides():
+            return function(*args, **kwargs)
+
+    return again
+
+
+class _Checkpoints:
+    """While any `overrides` is active, the function that torch.utils.checkpoint keeps for the backward is wrapped.
+
+    Autograd calls it when the mode is off, and nothing that a mode is asked about tells it so. Both kinds of checkpoint
+    come through one place each, whoever imported `checkpoint` before: those two are wrapped, and given back at the end.
+    In a thread without the mode they do what they did.
+    """
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.active = 0
+
+    def enter(self):
+        with self.lock:
+            self.active += 1
+            if self.active == 1:
+                reentrant, frame = torch_checkpoint.CheckpointFunction, torch_checkpoint._CheckpointFrame
+                apply, self.init = reentrant.apply, frame.__init__
+                init = self.init
+
+                def apply_again(function, *args):
+                    return apply(_again_as_now(function), *args)
+
+                @functools.wraps(init)
+                def init_again(self, recompute, *args, **kwargs):
+                    init(self, _again_as_now(recompute), *args, **kwargs)
+
+                reentrant.apply, frame.__init__ = apply_again, init_again
+
+    def leave(self):
+        with self.lock:
+            self.active -= 1
+            if not self.active:
+                del torch_checkpoint.CheckpointFunction.apply  # Function's again
+                torch_checkpoint._CheckpointFrame.__init__ = self.init
+
+
+_checkpoints = _Checkpoints()
