@@ -15,7 +15,7 @@ import torch
 from torch.nn.utils.parametrize import ParametrizationList
 
 import pyflash.nn as nn
-from pyflash.nn._twins import ORIGINALS, TWINS, class_of, set_class
+from pyflash.nn._twins import ORIGINALS, TWINS, class_of, holds_own_forward, set_class
 from pyflash.ops import _backends
 
 _OPERATIONS = {  # what the forward of a class asks for; one that only calls its children has none
@@ -201,7 +201,9 @@ def _obstacle(module) -> str:
     """Why a module of a class that has a twin must stay."""
     if class_of(module) is torch.nn.Sequential and not _has_pair(module):
         return _NOTHING_TO_FUSE
-    return "its forward is set on the instance" if "forward" in vars(module) else ""
+    # Accelerate's hooks put their forward on the instance, and in it call the module's own, kept as _old_forward.
+    harmless = any(holds_own_forward(module, name) for name in ("forward", "_old_forward"))
+    return "its forward is set on the instance" if "forward" in vars(module) and not harmless else ""
 
 
 def _has_pair(sequential) -> bool:
@@ -234,6 +236,8 @@ def _bypass(module, parent) -> str:
     torchs = isinstance(parent, torch.nn.TransformerEncoderLayer) and class_of(parent) not in ORIGINALS
     if torchs and class_of(module) is not nn.Dropout:
         return f"bypassed in eval: the fast path of its {_name(class_of(parent))} never calls it"
+    if any(type(p.data).__name__ == "DTensor" for p in module.parameters(recurse=False)):
+        return "its weight is a DTensor, which goes to torch where it is not gathered before the call, as FSDP does"
     return ""
 
 

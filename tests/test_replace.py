@@ -255,6 +255,113 @@ def test_parametrized_classes(when):
     pickle.loads(pickle.dumps(model))
 
 
+@pytest.fixture
+def mesh():
+    """One process by itself, in a group of torch.distributed."""
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("torch without torch.distributed")
+    from torch.distributed.device_mesh import init_device_mesh
+
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def served(name):
+    return any(op == name and backend == "cpu" for op, backend, _ in _backends.counts)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_classes_that_fully_shard_generates(mesh, when, parametrized):
+    """FSDPLinear is a Linear to replace, report and restore, also one that was parametrized."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 4))
+    if parametrized:
+        parametrize.register_parametrization(model[0], "bias", torch.nn.Tanh())
+    x = torch.randn(5, 8)
+    expected = model(x).detach()
+    if when == "before":
+        pyflash.replace(model)
+    for module in (model[0], model[1], model):
+        fully_shard(module, mesh=mesh)
+    pyflash.replace(model)
+    assert isinstance(model, FSDPModule)
+    assert [isinstance(m, cls) for m, cls in zip(model, (nn.Linear, nn.LayerNorm, nn.Linear))] == [True] * 3
+    name = "FSDPParametrizedLinear" if parametrized else "FSDPLinear"
+    assert type(model[0]).__name__ == name and isinstance(model[0], FSDPModule)
+    rows = {row.name: row for row in pyflash.report(model).rows}
+    assert rows["0"].now == "pyflash.nn.Linear" and rows["0"].before == "torch.nn.Linear"
+    assert "DTensor" in rows["1"].reason
+    _backends.counts.clear()
+    with use("cpu" if not _backends.MISSING["cpu"] else "torch"):
+        found = model(x)
+    torch.testing.assert_close(found.detach(), expected)
+    assert _backends.MISSING["cpu"] or (served("linear") and served("layer_norm"))
+    found.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    pyflash.restore(model)
+    assert not any(isinstance(m, (nn.Linear, nn.LayerNorm)) for m in model.modules())
+    assert type(model[0]).__name__ == name and isinstance(model[0], FSDPModule)
+    torch.testing.assert_close(model(x).detach(), expected)
+
+
+def test_the_reason_of_a_dtensor_says_so(mesh):
+    from torch.distributed.tensor import distribute_tensor
+
+    layer = pyflash.replace(torch.nn.LayerNorm(8))
+    for name, parameter in list(layer.named_parameters()):
+        setattr(layer, name, torch.nn.Parameter(distribute_tensor(parameter.data, mesh)))
+    assert "DTensor" in pyflash.report(layer).rows[0].reason
+    with use("cpu"), pytest.raises(NotImplementedError, match="not DTensor"):
+        layer(distribute_tensor(torch.randn(5, 8), mesh))
+
+
+def bound(module, before=lambda *args: args):
+    """As accelerate's hooks do (add_hook_to_module): the instance gets a forward that calls its own."""
+    module._old_forward = module.forward
+    module.forward = lambda *args: module._old_forward(*before(*args))
+
+
+def test_a_forward_that_a_hook_keeps_changes_with_the_class():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU())
+    bound(model[0], lambda x: (2 * x,))
+    x = torch.randn(3, 4)
+    expected = model(x)
+    pyflash.replace(model)
+    assert model[0]._old_forward.__func__ is nn.Linear.forward and type(model[0]) is nn.Linear
+    torch.testing.assert_close(model(x), expected)
+    pyflash.restore(model)
+    assert model[0]._old_forward.__func__ is torch.nn.Linear.forward
+    torch.testing.assert_close(model(x), expected)
+    model[0].forward = model[0].__dict__.pop("_old_forward")  # what removing the hook leaves behind
+    pyflash.replace(model)
+    assert type(model[0]) is nn.Linear and model[0].forward.__func__ is nn.Linear.forward
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_disk_offload_of_accelerate(tmp_path, when):
+    accelerate = pytest.importorskip("accelerate")
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 8), torch.nn.GELU())
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        expected = model(x)
+        if when == "before":
+            pyflash.replace(model)
+        accelerate.disk_offload(model, str(tmp_path), execution_device="cpu")
+        pyflash.replace(model)
+        assert [type(m) for m in model] == [nn.Linear, nn.LayerNorm, nn.Linear, nn.GELU]
+        torch.testing.assert_close(model(x), expected)
+        pyflash.restore(model)
+        _backends.counts.clear()
+        torch.testing.assert_close(model(x), expected)
+        assert not _backends.counts
+
+
 def test_parametrized_attention():
     """The class around it changes; its projections are computed on each access."""
     mha = torch.nn.MultiheadAttention(4, 2)

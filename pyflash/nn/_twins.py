@@ -7,10 +7,11 @@ assigned: its parameters, hooks, and the references of optimizers stay the objec
 from __future__ import annotations
 
 import functools
+import sys
+from types import MethodType
 
 import torch
 from torch.nn.modules import module as _torch_module
-from torch.nn.utils.parametrize import is_parametrized
 
 TWINS: dict[type, type] = {}  # torch.nn class -> ours
 ORIGINALS: dict[type, type] = {}  # ours -> torch.nn class
@@ -65,22 +66,48 @@ def _scriptable(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def class_of(module: torch.nn.Module) -> type:
-    """The class of a module, looking through the one that torch.nn.utils.parametrize makes for it."""
+    """The class of a module, looking through those that torch makes for it at run time: torch.nn.utils.parametrize's
+    ParametrizedLinear, FSDP2's FSDPLinear, replicate's DDPLinear, one over the other as well."""
     cls = type(module)
-    base = cls.__bases__[0]
-    if is_parametrized(module) and cls.__name__ == f"Parametrized{base.__name__}" and len(cls.__bases__) == 1:
-        return base
+    while _is_generated(cls):
+        cls = cls.__bases__[-1]
     return cls
 
 
+def _is_generated(cls: type) -> bool:
+    """Was the class made by torch over its last base, under a longer name, and is it in no module?"""
+    base = cls.__bases__[-1]
+    if not (cls.__module__.startswith("torch.") and cls.__name__.endswith(base.__name__) and "forward" not in vars(cls)):
+        return False
+    return cls.__name__ != base.__name__ and not hasattr(sys.modules.get(cls.__module__), cls.__name__)
+
+
+def _generated_over(made: type, cls: type) -> type:
+    """`cls`, under the generated classes that `made` consists of above its own."""
+    if not _is_generated(made):
+        return cls
+    base = made.__bases__[-1]
+    below = _generated_over(base, cls)
+    # A new class, not a change of the old one: deep copies of a module share it.
+    members = {k: v for k, v in vars(made).items() if k not in ("__dict__", "__weakref__")}
+    prefix = made.__name__.removesuffix(base.__name__)
+    return type(f"{prefix}{below.__name__}", (*made.__bases__[:-1], below), members)
+
+
 def set_class(module: torch.nn.Module, cls: type) -> None:
-    """Makes `cls` the class of `module`; a parametrized module gets the same properties over `cls`."""
-    made = type(module)
-    if made is not class_of(module):
-        # A new class, not a change of the old one: deep copies of a module share it.
-        members = {k: v for k, v in vars(made).items() if k not in ("__dict__", "__weakref__")}
-        cls = type(f"Parametrized{cls.__name__}", (cls,), members)
-    module.__class__ = cls
+    """Makes `cls` the class of `module`, under what torch generated over its class; a copy of the old class's forward
+    that somebody bound to the instance (accelerate's hooks do) becomes one of the new class's."""
+    bound = [name for name in vars(module) if holds_own_forward(module, name)]
+    module.__class__ = _generated_over(type(module), cls)
+    for name in bound:
+        vars(module)[name] = MethodType(cls.forward, module)
+
+
+def holds_own_forward(module: torch.nn.Module, name: str) -> bool:
+    """Is the instance's attribute `name` nothing but its class's forward, bound to it?"""
+    value = vars(module).get(name)
+    own = isinstance(value, MethodType) and value.__self__ is module
+    return own and value.__func__ is class_of(module).forward
 
 
 def is_bare(module: torch.nn.Module, *classes: type) -> bool:

@@ -218,6 +218,12 @@ def forget_refused() -> None:
         refused.clear()
 
 
+def _subclass_of(tensors) -> str:
+    """", not DTensor": the class that makes these no tensors for a kernel, for the reason given."""
+    kinds = {type(t).__name__ for t in tensors if isinstance(t, torch.Tensor)} - {"Tensor", "Parameter"}
+    return f", not {' or '.join(sorted(kinds))}" if kinds else ""
+
+
 def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None = None, refused: str = "") -> str | None:
     """The wish to pass to the operation, or None: call torch's own function.
 
@@ -231,6 +237,8 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None =
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
     wish = _state.wish
+    if refused:
+        refused += _subclass_of((x, *tensors))
     if wish == "torch":
         record(operation.name, "torch", "asked for")
         return None
