@@ -5,6 +5,7 @@ import torch  # noqa: F401  before the native module, so that both share one Ope
 from pyflash import functional, nn
 from pyflash.ops import _flops
 from pyflash.ops._backends import FallbackWarning, use_backend
+from pyflash.ops._backends import call_counts as counts
 from pyflash.ops.linear import clear_cache
 from pyflash.overrides import overrides
 from pyflash.replace import Report, replace, report, restore
@@ -16,6 +17,7 @@ __all__ = [
     "FallbackWarning",
     "Report",
     "clear_cache",
+    "counts",
     "functional",
     "nn",
     "overrides",

@@ -7,6 +7,7 @@ objects themselves stay. Only exact classes are replaced, never a subclass, whos
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ import torch
 from torch.nn.utils.parametrize import ParametrizationList
 
 import pyflash.nn as nn
+from pyflash._observe import observe
 from pyflash.nn._twins import ORIGINALS, TWINS, class_of, holds_own_forward, set_class
 from pyflash.ops import _backends
 
@@ -47,7 +49,9 @@ _CONTAINERS = (
     torch.nn.ParameterDict,
     ParametrizationList,
 )
+_NOTHING_TO_SERVE = (torch.nn.Identity, torch.nn.Flatten, torch.nn.Unflatten)  # no arithmetic
 _ACTIVATIONS = (torch.nn.ReLU, torch.nn.GELU, torch.nn.SiLU, torch.nn.Tanh, torch.nn.Sigmoid)
+_NO_CLASS = "no class of ours yet"
 _NOTHING_TO_FUSE = "no Linear with an activation behind it"
 _OUT_PROJ = nn.linear.NonDynamicallyQuantizableLinear
 
@@ -102,12 +106,18 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def report(model: torch.nn.Module) -> Report:
+def report(model: torch.nn.Module, *, example_inputs=None) -> Report:
     """What became of each module of `model`: its class before and now, the backend it will use, or why it was left.
 
-    Containers and classes of your own that hold other modules have no row.
+    Containers, classes of your own that hold other modules, and modules without arithmetic have no row.
+
+    Args:
+        example_inputs: what the model is called with once, in its mode and without gradients: a tensor, a tuple of
+            arguments or a dict of keyword arguments. Then the rows say what each module took, and why: which kernel
+            serves a call depends on its size. Without it they say what could serve the module.
     """
     _expect_module("report", model)
+    observed = None if example_inputs is None else observe(model, example_inputs)
     rows, parents = [], {}
     left = _left.get(model, {})
     for name, module in model.named_modules():
@@ -117,15 +127,48 @@ def report(model: torch.nn.Module) -> Report:
             before, backend, reason = ORIGINALS[cls], _backend(module, model), _bypass(module, parents.get(module))
         else:
             before, backend, reason = cls, "", left.get(name) or _why_left(module)
-            if not reason or reason == _NOTHING_TO_FUSE:
-                continue
-        rows.append(Row(name, _name(before), _name(cls), backend, reason, issubclass(cls, before)))
-    return Report(rows)
+            if reason == _NOTHING_TO_FUSE:
+                reason = ""
+        took = () if observed is None else _took(observed, module)
+        if observed is not None and cls in ORIGINALS:
+            backend, reason = _summary(took, module in observed.called, _backend(module, model), reason)
+        if observed is not None and module in observed.attention:
+            reason = "; ".join(filter(None, (reason, _TORCHS_ATTENTION)))
+        if cls in ORIGINALS or reason:
+            rows.append(Row(name, _name(before), _name(cls), backend, reason, issubclass(cls, before), took))
+    return Report(rows, observed is not None)
+
+
+_TORCHS_ATTENTION = "its scaled_dot_product_attention stays torch's; pyflash.overrides() takes it"
+
+
+def _took(observed, module) -> tuple[dict, ...]:
+    return tuple(
+        {"operation": operation, "backend": backend, "reason": reason, "calls": calls}
+        for (operation, backend, reason), calls in sorted(observed.taken.get(module, Counter()).items())
+    )
+
+
+def _summary(took, was_called: bool, could: str, reason: str) -> tuple[str, str]:
+    """Backend and reason of a module of ours that was observed."""
+    if not took:
+        if not was_called:
+            return "", reason or "not called: its parent does its work, or nobody needs it"
+        # Evaluation's dropout and the like: the call asked for no kernel; so did one whose children do the work.
+        return could if could in ("its children's", "its parent's") else "none needed", reason
+    backends = {call["backend"] for call in took}
+    if len(backends) == 1:
+        backend = backends.pop()
+    else:
+        backend = ", ".join(dict.fromkeys(f"{call['operation']}: {call['backend']}" for call in took))
+    reasons = dict.fromkeys(call["reason"] for call in took if call["reason"])
+    return backend, "; ".join(filter(None, (*reasons, reason)))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A module: `backend` is what serves it, empty for one that is torch's; `reason` why, or what to know."""
+    """A module: `backend` is what serves it, empty for one that is torch's; `reason` why, or what to know; `took` the
+    calls of the forward with `example_inputs`: operation, backend, reason, calls."""
 
     name: str
     before: str
@@ -133,6 +176,7 @@ class Row:
     backend: str
     reason: str
     isinstance_kept: bool = True
+    took: tuple[dict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +184,7 @@ class Report:
     """Rows of `report`, in the order of `named_modules`; printing it prints a table."""
 
     rows: list[Row]
+    is_observed: bool = False
 
     @property
     def replaced(self) -> int:
@@ -152,17 +197,29 @@ class Report:
         return [row.name for row in self.rows if not row.isinstance_kept]
 
     def to_json(self) -> str:
-        fields = {"replaced": self.replaced, "isinstance_changed": self.isinstance_changed}
+        fields = {
+            "replaced": self.replaced,
+            "isinstance_changed": self.isinstance_changed,
+            "is_observed": self.is_observed,
+        }
         return json.dumps({**fields, "modules": [asdict(row) for row in self.rows]}, indent=2)
 
     def __str__(self) -> str:
         cells = [("module", "before", "now", "backend or reason")]
+        missing = [row for row in self.rows if row.reason == _NO_CLASS]
         for row in self.rows:
+            if row.reason == _NO_CLASS:
+                continue
             now = "same" if row.now == row.before else row.now
             cells.append((row.name or "(model)", row.before, now, "; ".join(filter(None, (row.backend, row.reason)))))
         widths = [max(map(len, column)) for column in zip(*cells)]
         lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
+        if missing:
+            classes = Counter(row.before for row in missing).items()
+            lines.append(f"{_NO_CLASS}: {', '.join(f'{name} ({count})' for name, count in classes)}")
         lines.append(f"{self.replaced} of {len(self.rows)} modules are pyflash's")
+        if self.replaced and not self.is_observed:
+            lines.append("what could serve them; pyflash.report(model, example_inputs=...) shows what a forward takes")
         if self.isinstance_changed:
             lines.append(f"isinstance changed: {', '.join(self.isinstance_changed)}")
         return "\n".join(lines)
@@ -218,7 +275,7 @@ def _why_left(module) -> str:
     cls = class_of(module)
     if cls in TWINS:
         return _obstacle(module) or f"would become {_name(TWINS[cls])}"
-    if cls in _CONTAINERS:
+    if cls in _CONTAINERS or cls in _NOTHING_TO_SERVE:
         return ""
     base = next((base for base in cls.__mro__ if base in TWINS), None)
     if base is not None:
@@ -226,7 +283,7 @@ def _why_left(module) -> str:
     if cls.__module__.startswith("pyflash.nn."):
         return "no counterpart in torch.nn"
     if cls.__module__.startswith("torch.nn."):
-        return "no class of ours yet"
+        return _NO_CLASS
     return "" if any(True for _ in module.children()) else "a class of its own"
 
 

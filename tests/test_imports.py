@@ -17,9 +17,10 @@ MAY_IMPORT = {  # package or module: what of pyflash it may import
     "ops": {"ops", "auto", "activations", "kernels", "_cpu"},
     "functional": {"ops"},
     "nn": {"nn", "functional", "ops"},
-    "overrides": {"functional"},
+    "overrides": {"functional", "ops"},
     "models": {"models", "nn", "functional"},
-    "replace": {"nn", "ops"},
+    "_observe": {"ops"},
+    "replace": {"nn", "ops", "_observe"},
 }
 
 

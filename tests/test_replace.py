@@ -210,6 +210,100 @@ def test_report_names_the_reason_of_a_fallback():
         assert pyflash.report(model).rows[0].backend == "cpu would raise: cpu takes cpu tensors, not meta"
 
 
+class Attends(torch.nn.Module):
+    """A user's own attention, which calls torch's function."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = torch.nn.Linear(16, 48)
+        self.identity = torch.nn.Identity()
+
+    def forward(self, x):
+        q, k, v = self.identity(self.qkv(x)).unflatten(-1, (3, 2, 8)).movedim(-3, 0).transpose(-2, -3)
+        return F.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2)
+
+
+@pytest.mark.skipif(bool(_backends.MISSING["cpu"]), reason="no native module")
+def test_report_of_a_forward():
+    """What each module took, and why: small layers torch, large ones ours, fused ones their parent's."""
+    model = torch.nn.ModuleDict(
+        {
+            "attend": Attends(), "norm": torch.nn.LayerNorm(16), "fused": torch.nn.Sequential(
+                torch.nn.Linear(16, 16), torch.nn.GELU("tanh")), "unused": torch.nn.Linear(3, 3),
+            "conv": torch.nn.Conv1d(1, 1, 1), "drop": torch.nn.Dropout(0.5),
+        }
+    )  # fmt: skip
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x, times=1):
+            for _ in range(times):
+                x = self.parts["drop"](self.parts["fused"](self.parts["norm"](self.parts["attend"](x))))
+            return x
+
+    model = pyflash.replace(Model().eval())
+    before = pyflash.counts()
+    x, many = torch.randn(2, 5, 16), torch.randn(40, 1024, 16)
+    generator, hooks = torch.get_rng_state(), [len(m._forward_hooks) for m in model.modules()]
+    with use("auto"):
+        report = pyflash.report(model, example_inputs=x)
+        rows = {row.name.removeprefix("parts."): row for row in report.rows}
+        assert rows["norm"].backend == "torch" and rows["norm"].reason == pyflash.auto.SMALL
+        assert rows["norm"].took == (
+            {"operation": "layer_norm", "backend": "torch", "reason": pyflash.auto.SMALL, "calls": 1},
+        )
+        assert rows["attend.qkv"].backend == "torch" and rows["drop"].backend == "none needed"
+        assert "stays torch's" in rows["attend"].reason and rows["attend"].now == rows["attend"].before
+        assert rows["fused"].took and rows["unused"].backend == "" and "not called" in rows["unused"].reason
+        assert "attend.identity" not in rows
+        again = pyflash.report(model, example_inputs={"x": x, "times": 3})
+        assert next(row for row in again.rows if row.name.endswith("norm")).took[0]["calls"] == 3
+        large = pyflash.report(model, example_inputs=(many,))
+        assert next(row for row in large.rows if row.name.endswith("norm")).backend == "cpu"
+    with use("cpu"):
+        fused = {row.name: row for row in pyflash.report(model, example_inputs=x).rows}
+        assert fused["parts.fused"].backend == "cpu" and "not called" in fused["parts.fused.0"].reason
+        assert fused["parts.attend"].reason  # torch's function, whatever the backend
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert [len(m._forward_hooks) for m in model.modules()] == hooks
+    assert pyflash.counts() != before
+    text = str(report)
+    assert f"{pyflash.auto.SMALL}\n" in text and "no class of ours yet: torch.nn.Conv1d (1)\n" in text
+    assert "what could serve" not in text and "what could serve" in str(pyflash.report(model))
+    as_json = json.loads(report.to_json())
+    assert as_json["is_observed"] and as_json["modules"][0].keys() >= {
+        "name",
+        "before",
+        "now",
+        "backend",
+        "reason",
+        "took",
+    }
+
+
+def test_a_report_whose_forward_fails_leaves_nothing_behind():
+    import sys
+
+    profile = sys.getprofile()
+    with pytest.raises(RuntimeError):
+        pyflash.report(pyflash.replace(torch.nn.Linear(4, 4)), example_inputs=torch.ones(2, 3))
+    assert sys.getprofile() is profile
+
+
+def test_counts():
+    x = torch.ones(3, 4)
+    with use("torch"):
+        pyflash.counts(reset=True)
+        pyflash.functional.relu(x)
+        found = pyflash.counts()
+        assert found == {("relu", "torch", "asked for"): 1}
+        found.clear()
+        assert pyflash.counts(reset=True) and not pyflash.counts()
+
+
 # Parametrizations and hooks
 
 

@@ -309,7 +309,9 @@ def test_padded_rows_of_a_graph_are_those_of_the_eager_model(padding, gradients,
             graph = torch.export.export(ours, (src, tgt), {"src_key_padding_mask": mask}).module()
         found, eager = (m(src, tgt, src_key_padding_mask=mask) for m in (graph, ours))
         torch.testing.assert_close(found, eager)
-        if padding != "finite float" or not gradients:  # a float other than -inf is added where torch makes no nested one
+        if (
+            padding != "finite float" or not gradients
+        ):  # a float other than -inf is added where torch makes no nested one
             torch.testing.assert_close(found, theirs(src, tgt, src_key_padding_mask=mask))
 
 

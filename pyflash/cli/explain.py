@@ -52,7 +52,7 @@ def explain(device: str | None = None) -> dict:
     }
     calls = [
         {"operation": operation, "backend": backend, "reason": reason, "calls": count}
-        for (operation, backend, reason), count in sorted(_backends.counts.items())
+        for (operation, backend, reason), count in sorted(pyflash.counts().items())
     ]
     return {"device": device, "operations": table, "calls": calls, "benchmarks": benchmark_share(device)}
 

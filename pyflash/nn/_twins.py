@@ -77,7 +77,9 @@ def class_of(module: torch.nn.Module) -> type:
 def _is_generated(cls: type) -> bool:
     """Was the class made by torch over its last base, under a longer name, and is it in no module?"""
     base = cls.__bases__[-1]
-    if not (cls.__module__.startswith("torch.") and cls.__name__.endswith(base.__name__) and "forward" not in vars(cls)):
+    if not (
+        cls.__module__.startswith("torch.") and cls.__name__.endswith(base.__name__) and "forward" not in vars(cls)
+    ):
         return False
     return cls.__name__ != base.__name__ and not hasattr(sys.modules.get(cls.__module__), cls.__name__)
 

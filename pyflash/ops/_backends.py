@@ -39,6 +39,19 @@ counts: Counter[tuple[str, str, str]] = Counter()  # (operation, backend, reason
 _warned: set[tuple[str, str]] = set()
 
 
+def call_counts(*, reset: bool = False) -> Counter[tuple[str, str, str]]:
+    """How often this process has called each operation: (operation, backend, reason) -> calls. A copy; the reason says
+    why a call went to torch. Calls of a compiled graph are not counted.
+
+    Args:
+        reset: start again from zero, after this answer.
+    """
+    found = counts.copy()
+    if reset:
+        counts.clear()
+    return found
+
+
 class use_backend:
     """Context manager: calls of pyflash inside take this backend, for the whole process.
 
@@ -219,7 +232,7 @@ def forget_refused() -> None:
 
 
 def _subclass_of(tensors) -> str:
-    """", not DTensor": the class that makes these no tensors for a kernel, for the reason given."""
+    """ ", not DTensor": the class that makes these no tensors for a kernel, for the reason given."""
     kinds = {type(t).__name__ for t in tensors if isinstance(t, torch.Tensor)} - {"Tensor", "Parameter"}
     return f", not {' or '.join(sorted(kinds))}" if kinds else ""
 
