@@ -584,7 +584,7 @@ def test_a_nested_tensor_is_refused_where_torch_would_skip_a_module(slot):
     layer = adapted(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), slot, "module")
     with quiet():
         x = torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(5, 16)])
-    with torch.no_grad(), pytest.raises(RuntimeError, match="would not call the Adapted in place of a .*Linear"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"would not call the Adapted in place of a .*Linear"):
         layer(x)
 
 

@@ -8,7 +8,6 @@ import pyflash.functional as F
 from pyflash.nn._twins import is_bare
 from pyflash.nn.activation import GELU, ReLU, Sigmoid, SiLU, Tanh
 
-
 _FUNCTIONS = (
     (torch.nn.functional.relu, "relu"),
     (torch.relu, "relu"),

@@ -13,7 +13,6 @@ from pyflash.nn.linear import Linear, NonDynamicallyQuantizableLinear
 from pyflash.ops._backends import record, use_backend
 from pyflash.ops.multi_head_attention import multi_head_attention, torch_is_quicker
 
-
 _OUT_PROJS = tuple(cls for ours in (Linear, NonDynamicallyQuantizableLinear) for cls in (ours, ORIGINALS[ours]))
 
 

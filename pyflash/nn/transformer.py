@@ -15,13 +15,12 @@ from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
 
 import pyflash.functional as F
 from pyflash.nn._fuse import activation_name
-from pyflash.nn._twins import ORIGINALS, adopt, is_bare, leaf, twin
+from pyflash.nn._twins import adopt, is_bare, leaf, twin
 from pyflash.nn.activation import _OUT_PROJS, MultiheadAttention, nested_to_torch
 from pyflash.nn.dropout import Dropout
 from pyflash.nn.linear import Linear
 from pyflash.nn.normalization import LayerNorm
 from pyflash.ops.multi_head_attention import canonical_masks, torch_is_quicker
-
 
 _PARTS = {  # of an encoder layer, and the classes whose weights torch's fast path takes them for
     "self_attn": (MultiheadAttention, torch.nn.MultiheadAttention),
