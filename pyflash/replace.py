@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from weakref import WeakKeyDictionary
@@ -63,7 +64,7 @@ def replace(model: torch.nn.Module, *, only=None, exclude=(), dry_run: bool = Fa
 
     Args:
         only: replace nothing else; None: everything that can be.
-        exclude: leave these. Both take one or several of: a qualified name, which stands for all below it; a glob over
+        exclude: leave these; None: leave none. Both take one or several of: a qualified name, which stands for all below it; a glob over
             qualified names ("encoder.*.linear1"); a class, torch.nn's or ours, which stands for its own modules only.
         dry_run: change nothing; `report(model)` tells what would be.
     Raises:
@@ -71,7 +72,7 @@ def replace(model: torch.nn.Module, *, only=None, exclude=(), dry_run: bool = Fa
     """
     _expect_module("replace", model)
     wanted = None if only is None else _Patterns("only", only)
-    unwanted = _Patterns("exclude", exclude)
+    unwanted = _Patterns("exclude", () if exclude is None else exclude)
     left, planned = {}, []
     for name, module in model.named_modules():
         # Both are asked about every module, so that a name that matches nothing is noticed.
@@ -227,6 +228,15 @@ class Report:
 
 class _Patterns:
     def __init__(self, argument: str, given):
+        if isinstance(given, torch.nn.Module):
+            raise TypeError(
+                f"pyflash.replace: {argument} is a module ({type(given).__name__}), expected names, globs or classes; its"
+                " name is in model.named_modules()"
+            )
+        if not isinstance(given, (str, type)) and not isinstance(given, Iterable):
+            raise TypeError(
+                f"pyflash.replace: {argument} is {given!r}, expected a name, a glob or a class, or several of them"
+            )
         given = (given,) if isinstance(given, (str, type)) else tuple(given)
         for pattern in given:
             if not isinstance(pattern, (str, type)):

@@ -544,3 +544,20 @@ def test_integers_and_complex_numbers_are_refused_as_in_torch():
             with use(backend), pytest.raises(RuntimeError) as ours:
                 PF.scaled_dot_product_attention(q, q, q)
             assert ours.type is theirs.type
+
+
+@pytest.mark.parametrize("window_size", [4, (4,), (1, 2, 3), None])
+def test_a_window_is_a_pair(window_size):
+    q = torch.randn(1, 2, 4, 8)
+    packed, offsets = torch.randn(4, 2, 8), torch.tensor([0, 4], dtype=torch.int32)
+    lengths = torch.tensor([4], dtype=torch.int32)
+    calls = {
+        "attention": lambda: PF.attention(q, q, q, window_size=window_size),
+        "attention_varlen": lambda: PF.attention_varlen(
+            packed, packed, packed, offsets, offsets, 4, 4, window_size=window_size
+        ),
+        "attention_decode": lambda: PF.attention_decode(q, q, q, lengths, window_size=window_size),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=rf"pyflash\.{name}: window_size is .*expected a pair \(left, right\)"):
+            call()

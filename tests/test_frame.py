@@ -53,6 +53,33 @@ def test_contexts_nest():
     assert _backends._state.wish == "auto"
 
 
+def test_a_backend_without_a_with_block_holds_from_there_on():
+    before = _backends._state.wish
+    try:
+        pyflash.use_backend("torch")
+        assert _backends._state.wish == "torch"
+        with pyflash.use_backend("auto") as context:
+            assert _backends._state.wish == "auto"
+        assert _backends._state.wish == "torch"
+        pyflash.use_backend("cpu")
+        with context:  # a second time: back to what was there then
+            assert _backends._state.wish == "auto"
+        assert _backends._state.wish == "cpu"
+    finally:
+        pyflash.use_backend(before)
+
+
+def test_the_warning_points_at_the_line_of_the_caller():
+    """Through a function of ours, a module of ours, and modules of torch's that hold it."""
+    module = torch.nn.Sequential(torch.nn.Sequential(pyflash.nn.ReLU()))
+    x = torch.randn(4, device="meta")
+    for call in (PF.relu, module[0][0], module):
+        _backends._warned.clear()
+        with pytest.warns(pyflash.FallbackWarning) as caught:
+            call(x)
+        assert caught[0].filename == __file__
+
+
 def test_a_named_backend_raises_when_it_cannot_serve():
     with pytest.raises(NotImplementedError, match=r"pyflash.relu: cuda has no relu kernel; use_backend\("):
         with pyflash.use_backend("cuda"):

@@ -139,6 +139,7 @@ def test_a_forward_on_the_instance_is_left():
         ({"only": "encoder"}, lambda n, m: n.startswith("encoder")),
         ({"only": ["encoder.layers.0", "decoder.norm"]}, lambda n, m: "encoder.layers.0" in n or n == "decoder.norm"),
         ({"only": "*.linear1"}, lambda n, m: n.endswith("linear1")),
+        ({"only": "encoder", "exclude": None}, lambda n, m: n.startswith("encoder")),
         ({"only": torch.nn.LayerNorm}, lambda n, m: type(m) is torch.nn.LayerNorm),
         ({"only": [nn.LayerNorm, torch.nn.Dropout]}, lambda n, m: type(m) in (torch.nn.LayerNorm, torch.nn.Dropout)),
         ({"exclude": "decoder"}, lambda n, m: not n.startswith("decoder")),
@@ -165,6 +166,12 @@ def test_wrong_arguments():
         pyflash.replace(model, exclude="encodr")
     with pytest.raises(TypeError, match="only contains 3"):
         pyflash.replace(model, only=[3])
+    for argument in ("only", "exclude"):
+        for module in (model, model.encoder.layers, model.encoder.norm):  # also one that can be iterated over
+            with pytest.raises(TypeError, match=rf"{argument} is a module \(\w+\), expected names, globs or classes"):
+                pyflash.replace(model, **{argument: module})
+        with pytest.raises(TypeError, match=f"{argument} is 3, expected a name, a glob or a class"):
+            pyflash.replace(model, **{argument: 3})
     assert not any(type(m) in ORIGINALS for m in model.modules())
     for function in (pyflash.replace, pyflash.restore, pyflash.report):
         with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got dict"):

@@ -7,10 +7,12 @@ compiled or exported graph carries it) or None: torch's own function is called, 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch.autograd import forward_ad
@@ -53,7 +55,8 @@ def call_counts(*, reset: bool = False) -> Counter[tuple[str, str, str]]:
 
 
 class use_backend:
-    """Context manager: calls of pyflash inside take this backend, for the whole process.
+    """Calls of pyflash take this backend, for the whole process: inside a `with` block, or, without one, from here on
+    (as torch.set_grad_enabled does it).
 
     Args:
         name: "cpu", "triton", "cuda" or "torch"; such a choice runs or raises. "auto" falls back to PyTorch.
@@ -65,10 +68,14 @@ class use_backend:
         if name not in NAMES:
             raise ValueError(f"pyflash.use_backend: name is {name!r}, expected one of {', '.join(NAMES)}")
         self.name = name
-        self.outer = "auto"
+        self.outer = _state.wish
+        self.is_fresh = True  # made, and not yet entered
+        _state.wish = name
 
     def __enter__(self):
-        self.outer = _state.wish
+        if not self.is_fresh:
+            self.outer = _state.wish
+        self.is_fresh = False
         _state.wish = self.name
         return self
 
@@ -173,7 +180,19 @@ def fall_back(operation: str, reason: str) -> None:
         raise NotImplementedError(f"pyflash.{operation}: {reason} (PYFLASH_STRICT=1 forbids the fallback to PyTorch)")
     if (operation, reason) not in _warned:
         _warned.add((operation, reason))
-        warnings.warn(f"pyflash.{operation} runs through PyTorch: {reason}", FallbackWarning, stacklevel=4)
+        message = f"pyflash.{operation} runs through PyTorch: {reason}"
+        warnings.warn(message, FallbackWarning, stacklevel=_levels_to_the_caller())
+
+
+_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, Path(__file__).parent))
+
+
+def _levels_to_the_caller() -> int:
+    """How many frames lie between the warning and the code that is neither ours nor torch's."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 UNASKED: dict = {}  # of a call that no rule was asked about

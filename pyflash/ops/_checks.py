@@ -49,6 +49,16 @@ def size_mismatch(a, b, default="sizes do not match") -> str:
     return default
 
 
+def window_pair(operation: str, window_size) -> tuple[int, int]:
+    """(left, right) of `window_size`."""
+    if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
+        raise TypeError(
+            f"pyflash.{operation}: window_size is {window_size!r}, expected a pair (left, right) of numbers of tokens,"
+            " as (4, 4), or (4, 0) for those before; -1 is unlimited"
+        )
+    return int(window_size[0]), int(window_size[1])
+
+
 def is_plain(tensor) -> bool:
     """A tensor with memory of its own that a kernel may read: no subclass with its own dispatch, strided, not complex.
 

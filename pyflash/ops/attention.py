@@ -14,7 +14,7 @@ from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts, tracing_derivatives
-from pyflash.ops._checks import device_type, expect, expect_tensors, is_plain, scalar_type, size_mismatch
+from pyflash.ops._checks import device_type, expect, expect_tensors, is_plain, scalar_type, size_mismatch, window_pair
 from pyflash.ops._philox import draw_seed
 from pyflash.ops._registry import Op
 
@@ -449,14 +449,14 @@ def attention(
         raise ValueError(f"pyflash.{_operation}: softcap is {softcap}, expected 0 (off) or a positive number")
     rows, head_dim = q.shape[-2:]
     keys, value_dim = v.shape[-2:]
-    window_left, window_right = window_size
+    window_left, window_right = window_pair(_operation, window_size)
     if is_causal:
         window_right = 0
     diagonal = keys - rows if causal_align == "bottom_right" else 0
     if scale is None:
         scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
     scalars = (
-        float(dropout_p), float(scale), float(softcap), max(int(window_left), -1), max(int(window_right), -1), diagonal
+        float(dropout_p), float(scale), float(softcap), max(window_left, -1), max(window_right, -1), diagonal
     )  # fmt: skip
     mask = None if attn_mask is None else _mask_four(_operation, attn_mask, leading, rows, keys, q.dtype)
     of_k, of_v = _kv_heads(k, v, leading, enable_gqa)

@@ -111,7 +111,7 @@ def attention_decode(
         cache_lengths(name, cache_seqlens, k_cache.shape[2])
     if scale is None:
         scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
-    scalars = float(scale), float(softcap), *window(window_size, is_causal)
+    scalars = float(scale), float(softcap), *window("attention_decode", window_size, is_causal)
     refused = refusal(q, k_cache, v_cache, alibi_slopes)
     backend = choose(OPERATION, q, (k_cache, v_cache), refused=refused)
     tensors = q, k_cache, v_cache, cache_seqlens.contiguous(), alibi_slopes

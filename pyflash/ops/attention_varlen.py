@@ -10,7 +10,7 @@ from pyflash.ops import _attention_reference as reference
 from pyflash.ops import _backends
 from pyflash.ops._autograd import Function, apply, vjp
 from pyflash.ops._backends import Operation, choose, tracing_derivatives
-from pyflash.ops._checks import expect, expect_tensors, is_plain, readable, sequence_offsets
+from pyflash.ops._checks import expect, expect_tensors, is_plain, readable, sequence_offsets, window_pair
 from pyflash.ops._philox import draw_seed
 from pyflash.ops._registry import Op
 from pyflash.ops.attention import HALVES, _autocast, check_floating
@@ -193,10 +193,10 @@ def refusal(q, k, v, alibi_slopes):
     return ""
 
 
-def window(window_size, is_causal):
+def window(operation, window_size, is_causal):
     """(left, right) for the operators: negative is unlimited."""
-    left, right = window_size
-    return max(int(left), -1), 0 if is_causal else max(int(right), -1)
+    left, right = window_pair(operation, window_size)
+    return max(left, -1), 0 if is_causal else max(right, -1)
 
 
 def attention_varlen(
@@ -255,7 +255,7 @@ def attention_varlen(
     if scale is None:
         scale = 1 / math.sqrt(q.shape[2]) if q.shape[2] else 1.0
     scalars = (
-        max_seqlen_q, max_seqlen_k, float(dropout_p), float(scale), float(softcap), *window(window_size, is_causal),
+        max_seqlen_q, max_seqlen_k, float(dropout_p), float(scale), float(softcap), *window("attention_varlen", window_size, is_causal),
         causal_align == "bottom_right",
     )  # fmt: skip
     refused = refusal(q, k, v, alibi_slopes)
