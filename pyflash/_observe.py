@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -69,10 +70,11 @@ def _is_ours(frame) -> bool:
 def observe(model: torch.nn.Module, example_inputs) -> Observation:
     """One forward of `model` in its mode, without gradients; its dropout leaves torch's generators as they were."""
     args, kwargs = example_inputs, {}
-    if isinstance(args, dict):
+    if isinstance(args, Mapping):
         args, kwargs = (), args
     elif not isinstance(args, (tuple, list)):
         args = (args,)
-    with torch.random.fork_rng(), torch.no_grad(), Observation(model) as observation:
+    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(list(gpus)), torch.no_grad(), Observation(model) as observation:
         model(*args, **kwargs)
     return observation

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 import pyflash.nn as nn
 from pyflash._observe import observe
-from pyflash.nn._twins import ORIGINALS, TWINS, class_of, holds_own_forward, set_class
+from pyflash.nn._twins import ORIGINALS, TWINS, class_of, holds_own_forward, is_bare, set_class
 from pyflash.ops import _backends
 
 _OPERATIONS = {  # what the forward of a class asks for; one that only calls its children has none
@@ -298,7 +298,8 @@ def _why_left(module) -> str:
 
 
 def _bypass(module, parent) -> str:
-    if class_of(module) is _OUT_PROJ and isinstance(parent, torch.nn.MultiheadAttention):
+    is_out_proj = class_of(module) is _OUT_PROJ and isinstance(parent, torch.nn.MultiheadAttention)
+    if is_out_proj and (class_of(parent) not in ORIGINALS or is_bare(module, _OUT_PROJ)):
         return "its MultiheadAttention reads the weights"
     torchs = isinstance(parent, torch.nn.TransformerEncoderLayer) and class_of(parent) not in ORIGINALS
     if torchs and class_of(module) is not nn.Dropout:

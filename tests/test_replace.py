@@ -209,6 +209,17 @@ def test_report():
     assert copied["0.decoder.norm"] == "would become pyflash.nn.LayerNorm"
 
 
+def test_report_of_an_out_proj_that_is_called():
+    attend = nn.MultiheadAttention(8, 2)
+    x = torch.randn(3, 2, 8)
+    assert pyflash.report(attend).rows[1].reason == "its MultiheadAttention reads the weights"
+    attend.out_proj.register_forward_hook(lambda m, i, o: None)
+    assert pyflash.report(attend).rows[1].reason == ""
+    with use("torch"):
+        row = pyflash.report(attend, example_inputs=(x, x, x)).rows[1]
+    assert row.name == "out_proj" and row.took[0]["operation"] == "linear"
+
+
 def test_report_names_the_reason_of_a_fallback():
     model = pyflash.replace(torch.nn.Sequential(torch.nn.Tanh()).to("meta"))
     model.register_parameter("p", torch.nn.Parameter(torch.empty(1, device="meta")))
@@ -467,6 +478,7 @@ def test_parametrized_attention():
     """The class around it changes; its projections are computed on each access."""
     mha = torch.nn.MultiheadAttention(4, 2)
     parametrize.register_parametrization(mha, "in_proj_weight", torch.nn.Tanh())
+    parametrize.register_parametrization(mha.out_proj, "weight", torch.nn.Tanh())
     x = torch.randn(3, 2, 4)
     expected = mha(x, x, x)
     pyflash.replace(mha)
