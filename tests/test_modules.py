@@ -225,7 +225,7 @@ ALLOWED = {
     "div", "div_", "logical_not", "bitwise_not", "bitwise_or", "__or__", "randint", "random_", "result_type", "numel",
     "resolve_conj", "resolve_neg", "_has_compatible_shallow_copy_type", "lift_fresh", "is_same_size", "select_backward",
     "slice_backward", "unbind_copy", "item", "_local_scalar_dense", "is_nonzero", "masked_fill", "masked_fill_",
-    "_nested_tensor_from_mask_left_aligned", "cumsum", "argmin", "equal",  # the last three are part of it
+    "arange", "resize_", "lt", "eq", "all", "bitwise_and", "__and__",  # is the padding left aligned
     "real", "broadcast_tensors", "unsafe_split",
 }  # fmt: skip
 FORBIDDEN = ("mm", "bmm", "addmm", "matmul", "linear", "softmax", "layer_norm", "gelu", "relu", "dropout", "bernoulli")

@@ -219,7 +219,9 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         padding = padding if padding.dtype == torch.bool else padding != 0
         if getattr(self, "mask_check", True):
             # What torch._nested_tensor_from_mask_left_aligned finds, without a value to wait for: it holds in a graph too.
-            padding = padding & ~(padding[:, :-1] & ~padding[:, 1:]).any()
+            valid = ~padding
+            aligned = valid == (torch.arange(padding.shape[1], device=padding.device) < valid.sum(1, keepdim=True))
+            padding = padding & aligned.all()
         return padding
 
 
