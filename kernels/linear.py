@@ -13,7 +13,26 @@ from pyflash.kernels.attention_tile import Strided
 from pyflash.kernels.primitives import cast, dot
 
 
-@triton.jit(do_not_specialize=["M", "N"])
+@triton.jit
+def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACTIVATION: tl.constexpr,
+            BIAS_IS_MATRIX: tl.constexpr):  # fmt: skip
+    """What follows the product of a tile: bias, activation, stores."""
+    rows = offs_m.to(tl.int64)[:, None]
+    mask = (offs_m[:, None] < M) & (offs_n[None, :] < N)
+    if bias_ptr is not None:
+        if BIAS_IS_MATRIX:
+            acc += tl.load(bias_ptr + rows * bias_row_stride + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+        else:
+            acc += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    if preact is not None:
+        ptrs = preact.ptr + rows * preact.strides[0] + offs_n[None, :] * preact.strides[1]
+        tl.store(ptrs, cast(acc, preact.ptr.dtype.element_ty), mask=mask)
+    acc = activations.fwd(acc, ACTIVATION)
+    ptrs = c.ptr + rows * c.strides[0] + offs_n[None, :] * c.strides[1]
+    tl.store(ptrs, cast(acc, c.ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _matmul(
     a, b, bias_ptr, c, preact, M, N, K, bias_row_stride, ACTIVATION: tl.constexpr, BIAS_IS_MATRIX: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
@@ -45,19 +64,14 @@ def _matmul(
         a_ptrs += BLOCK_K * a.strides[1]
         b_ptrs += BLOCK_K * b.strides[0]
 
-    rows = offs_m.to(tl.int64)[:, None]
-    mask = (offs_m[:, None] < M) & (offs_n[None, :] < N)
-    if bias_ptr is not None:
-        if BIAS_IS_MATRIX:
-            acc += tl.load(bias_ptr + rows * bias_row_stride + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
-        else:
-            acc += tl.load(bias_ptr + offs_n % N).to(tl.float32)[None, :]
-    if preact is not None:
-        ptrs = preact.ptr + rows * preact.strides[0] + offs_n[None, :] * preact.strides[1]
-        tl.store(ptrs, cast(acc, preact.ptr.dtype.element_ty), mask=mask)
-    acc = activations.fwd(acc, ACTIVATION)
-    ptrs = c.ptr + rows * c.strides[0] + offs_n[None, :] * c.strides[1]
-    tl.store(ptrs, cast(acc, c.ptr.dtype.element_ty), mask=mask)
+    if BLOCK_N < 256:
+        _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACTIVATION, BIAS_IS_MATRIX)
+    else:  # one half after the other: an activation of so many elements at once spills
+        left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+        offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N // 2)
+        _finish(left, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACTIVATION, BIAS_IS_MATRIX)
+        offs_n += BLOCK_N // 2
+        _finish(right, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACTIVATION, BIAS_IS_MATRIX)
 
 
 def linear_fwd(x, weight, bias, activation, save_preact, y, preact):

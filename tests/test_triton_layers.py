@@ -17,9 +17,10 @@ import triton.language as tl
 from test_triton_attention import SEED, fill, philox
 
 from pyflash.activations import ACTIVATIONS
-from pyflash.kernels import dropout, layer_norm, linear, primitives
+from pyflash.kernels import dropout, layer_norm, linear, primitives, tuning
 
 pytestmark = pytest.mark.on_device
+ON_A_GPU = pytest.mark.skipif(_backends.INTERPRETING, reason="takes minutes in the interpreter")
 HALVES_AND_FLOAT32 = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -46,6 +47,49 @@ def test_linear(M, N, K, activation, bias, dtype):
     outputs = x.new_empty(M, N), x.new_empty(M, N)
     ours = fill(linear.linear_fwd, (x, weight, bias, activation, True), *outputs)
     assert_error_within(ours, reference(dtype), reference(torch.float64), x, weight)
+
+
+@pytest.mark.parametrize("dtype", HALVES_AND_FLOAT32, ids=str)
+@pytest.mark.parametrize(
+    "M, N, K",
+    [
+        (70, 300, 330),
+        pytest.param(1024, 1100, 1040, marks=ON_A_GPU),
+        pytest.param(300, 768, 1100, marks=ON_A_GPU),
+        pytest.param(16, 1100, 520, marks=ON_A_GPU),
+        pytest.param(1100, 4100, 1001, marks=ON_A_GPU),
+    ],
+)
+def test_products_of_many_iterations(M, N, K, dtype):
+    """Forward and both gradients at sizes where the loop of each is iterated and its tail is masked."""
+    x, weight, dy = torch.randn(M, K).to(dtype), torch.randn(N, K).to(dtype), torch.randn(M, N).to(dtype)
+    bias = torch.randn(N).to(dtype)
+    grads = fill(
+        linear.linear_bwd, (dy, x, weight, dy, "", True, True, True), x.new_empty(M, K), x.new_empty(N, K), bias.clone()
+    )
+    y, _ = fill(linear.linear_fwd, (x, weight, bias, "", True), x.new_empty(M, N), x.new_empty(M, N))
+
+    def reference(dtype):
+        a, w, d = x.to(dtype), weight.to(dtype), dy.to(dtype)
+        return F.linear(a, w, bias.to(dtype)), d @ w, d.t() @ a, d.sum(0)
+
+    assert_error_within((y, *grads), reference(dtype), reference(torch.float64), x, weight, dy)
+
+
+@pytest.mark.parametrize("bias", ["row", "matrix"])
+def test_a_wide_tile_is_finished_in_halves(monkeypatch, bias):
+    """300 columns: the second tile ends within its first half."""
+    monkeypatch.setitem(tuning.TRIAL, "matmul", tuning._product(32, 256, 32, 8, 3))
+    x, weight = torch.randn(40, 50).bfloat16(), torch.randn(300, 50).bfloat16()
+    bias = torch.randn(300 if bias == "row" else (40, 300)).bfloat16()
+
+    def reference(dtype):
+        preact = x.to(dtype) @ weight.to(dtype).t() + bias.to(dtype)
+        return F.silu(preact), preact
+
+    outputs = x.new_empty(40, 300), x.new_empty(40, 300)
+    ours = fill(linear.linear_fwd, (x, weight, bias, "silu", True), *outputs)
+    assert_error_within(ours, reference(torch.bfloat16), reference(torch.float64), x, weight)
 
 
 def test_matmul_takes_any_strides():

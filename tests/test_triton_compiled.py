@@ -1,0 +1,33 @@
+"""What the kernels of Linear, LayerNorm and the pointwise operations compile to on Hopper; no GPU is needed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+HERE = Path(__file__).parent
+
+
+def compiled(*cases):
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [env.get("PYTHONPATH")])])
+    command = [sys.executable, str(HERE / "compiled.py"), *cases]
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_products_move_16_bytes_and_keep_the_tensor_cores_busy():
+    """Forward, both products of the backward, and the largest epilogue."""
+    for label, kernels in compiled("linear").items():
+        row = kernels["matmul"]
+        assert row["narrow"] == 0 and row["wide"] > 8, label
+        assert row["spill_bytes"] == row["serialised"] == 0, label
+        assert row["LDGSTS"] > 8 and row["HMMA" if label == "linear/few rows" else "HGMMA"] > 0, label
