@@ -81,11 +81,15 @@ def recurrent(dtype, gates, hidden):
 
 
 def row_blocks(cols):
-    """Whole rows: few or many to a program, few or many warps."""
+    """Whole rows: few or many to a program, few or many warps; of rows that are walked in blocks, one."""
     block_n = triton.next_power_of_2(cols)
+    if block_n > 8192:
+        sizes = product((1,), (2048, 4096, 8192), (4, 8, 16))
+    else:
+        sizes = product((1, 2, 4, 8, 16), (block_n,), (1, 2, 4, 8, 16))
     return [
         dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps)
-        for block_m, num_warps in product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16))
+        for block_m, block_n, num_warps in sizes
         if 128 <= block_m * block_n // num_warps <= 4096 and block_m * block_n <= 32768
     ]
 

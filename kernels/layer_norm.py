@@ -1,7 +1,8 @@
 """Layer normalisation over rows, y = (s - mean) rstd weight + bias with s = x + residual, and its backward.
 
-A program holds whole rows in registers. The parameter gradients are summed in a fixed order: each program over its own
-rows, then one reduction over the programs. Source: Ba et al. 2016, arXiv:1607.06450.
+A program holds whole rows in registers; rows wider than tuning.row_block's BLOCK_N it walks in blocks, twice, and the
+second pass finds them in L2. The parameter gradients are summed in a fixed order: each program over its own rows, then
+one reduction over the programs. Source: Ba et al. 2016, arXiv:1607.06450; blocks are merged as in Chan et al. 1979.
 """
 
 import torch
@@ -41,6 +42,51 @@ def _layer_norm_fwd(
     tl.store(y_ptr + dense, cast(y, y_ptr.dtype.element_ty), mask=mask)
     tl.store(mean_ptr + offs_m, mean, mask=mask_m)
     tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
+
+
+@triton.jit
+def _layer_norm_fwd_wide(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, summed_ptr, mean_ptr, rstd_ptr, x_row_stride,
+    residual_row_stride, cols, EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One row a program, block by block: statistics, then what they give."""
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.arange(0, BLOCK_N)
+    mean = tl.full([1], 0.0, ACC)
+    squares = tl.full([1], 0.0, ACC)  # of the deviations from the mean
+    for first in range(0, cols, BLOCK_N):
+        offs_n = first + block
+        mask = offs_n < cols
+        s = tl.load(x_ptr + row * x_row_stride + offs_n, mask=mask, other=0.0).to(ACC)
+        if residual_ptr is not None:
+            s += tl.load(residual_ptr + row * residual_row_stride + offs_n, mask=mask, other=0.0).to(ACC)
+            rounded = cast(s, summed_ptr.dtype.element_ty)
+            tl.store(summed_ptr + row * cols + offs_n, rounded, mask=mask)
+            s = cast(rounded, ACC)
+        count = tl.full([1], 0.0, ACC) + tl.minimum(cols - first, BLOCK_N)
+        own_mean = tl.sum(s, 0) / count
+        centred = tl.where(mask, s - own_mean, 0.0)
+        apart = own_mean - mean
+        share = count / (first + count)
+        squares += tl.sum(centred * centred, 0) + apart * apart * share * first
+        mean += apart * share
+    rstd = 1 / tl.sqrt(squares / cols + EPS)
+    source_ptr, source_row = x_ptr, row * x_row_stride
+    if residual_ptr is not None:
+        tl.debug_barrier()  # what is read below may have been written by other threads of this program
+        source_ptr, source_row = summed_ptr, row * cols
+    for first in range(0, cols, BLOCK_N):
+        offs_n = first + block
+        mask = offs_n < cols
+        y = (cast(tl.load(source_ptr + source_row + offs_n, mask=mask, other=0.0), ACC) - mean) * rstd
+        if weight_ptr is not None:
+            y *= tl.load(weight_ptr + offs_n, mask=mask, other=0.0).to(ACC)
+        if bias_ptr is not None:
+            y += tl.load(bias_ptr + offs_n, mask=mask, other=0.0).to(ACC)
+        tl.store(y_ptr + row * cols + offs_n, cast(y, y_ptr.dtype.element_ty), mask=mask)
+    one = tl.arange(0, 1)
+    tl.store(mean_ptr + row + one, mean)
+    tl.store(rstd_ptr + row + one, rstd)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -84,16 +130,85 @@ def _layer_norm_bwd(
 
 
 @triton.jit
-def _sum_programs(partial_ptr, out_ptr, programs, cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """out = partial.sum(0); partial [programs, cols]."""
+def _layer_norm_bwd_wide(
+    dy_ptr, dsummed_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dy_row_stride, dsummed_row_stride,
+    s_row_stride, cols, ACC: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dx of one row a program, block by block: the two projections, then what they leave."""
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.arange(0, BLOCK_N)
+    mean = tl.load(mean_ptr + row)
+    rstd = tl.load(rstd_ptr + row)
+    along_one = tl.full([1], 0.0, ACC)
+    along_xhat = tl.full([1], 0.0, ACC)
+    for first in range(0, cols, BLOCK_N):
+        dxhat, xhat, _ = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, weight_ptr, mean, rstd,
+                                        first + block, cols, ACC)  # fmt: skip
+        along_one += tl.sum(dxhat, 0)
+        along_xhat += tl.sum(dxhat * xhat, 0)
+    along_one /= cols
+    along_xhat /= cols
+    for first in range(0, cols, BLOCK_N):
+        offs_n = first + block
+        dxhat, xhat, mask = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, weight_ptr, mean,
+                                           rstd, offs_n, cols, ACC)  # fmt: skip
+        dx = (dxhat - along_one - xhat * along_xhat) * rstd
+        if dsummed_ptr is not None:
+            dx += tl.load(dsummed_ptr + row * dsummed_row_stride + offs_n, mask=mask, other=0.0).to(ACC)
+        tl.store(dx_ptr + row * cols + offs_n, cast(dx, dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _differentials(dy_ptr, s_ptr, weight_ptr, mean, rstd, offs_n, cols, ACC: tl.constexpr):
+    """(gradient of the normalised row, the normalised row, mask) of a block of one row."""
+    mask = offs_n < cols
+    dxhat = cast(tl.load(dy_ptr + offs_n, mask=mask, other=0.0), ACC)
+    if weight_ptr is not None:
+        dxhat *= cast(tl.load(weight_ptr + offs_n, mask=mask, other=0.0), ACC)
+    s = cast(tl.load(s_ptr + offs_n, mask=mask, other=0.0), ACC)
+    return dxhat, tl.where(mask, (s - mean) * rstd, 0.0), mask
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _layer_norm_bwd_parameters(
+    dy_ptr, s_ptr, mean_ptr, rstd_ptr, dweight_ptr, dbias_ptr, dy_row_stride, s_row_stride, rows, cols,
+    ACC: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """A share of dweight and dbias [programs, cols], of one block of columns and every programs-th row."""
+    pid = tl.program_id(1).to(tl.int64)
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    dweight = tl.zeros([BLOCK_N], ACC)
+    dbias = tl.zeros([BLOCK_N], ACC)
+    for row in range(pid, rows, tl.num_programs(1)):
+        dy, xhat, _ = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, None,
+                                     tl.load(mean_ptr + row), tl.load(rstd_ptr + row), offs_n, cols, ACC)  # fmt: skip
+        dweight += dy * xhat
+        dbias += dy
+    ptrs = pid * cols + offs_n
+    tl.store(dweight_ptr + ptrs, dweight, mask=offs_n < cols)
+    tl.store(dbias_ptr + ptrs, dbias, mask=offs_n < cols)
+
+
+@triton.jit
+def _sum_programs(
+    partial_ptr, dweight_ptr, dbias_ptr, programs, cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
+    """dweight, dbias = partial.sum(1), those that are wanted; partial [2, programs, cols]."""
+    which = tl.program_id(1)
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < cols
     acc = tl.zeros([BLOCK_M, BLOCK_N], partial_ptr.dtype.element_ty)
     for first in range(0, programs, BLOCK_M):
-        offs_m = first + tl.arange(0, BLOCK_M)
+        offs_m = (first + tl.arange(0, BLOCK_M)).to(tl.int64)
         mask = (offs_m < programs)[:, None] & mask_n[None, :]
-        acc += tl.load(partial_ptr + offs_m[:, None] * cols + offs_n[None, :], mask=mask, other=0.0)
-    tl.store(out_ptr + offs_n, cast(tl.sum(acc, 0), out_ptr.dtype.element_ty), mask=mask_n)
+        acc += tl.load(
+            partial_ptr + (which * programs + offs_m)[:, None] * cols + offs_n[None, :], mask=mask, other=0.0
+        )
+    total = tl.sum(acc, 0)
+    if dweight_ptr is not None:
+        tl.store(dweight_ptr + offs_n, cast(total, dweight_ptr.dtype.element_ty), mask=mask_n & (which == 0))
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + offs_n, cast(total, dbias_ptr.dtype.element_ty), mask=mask_n & (which == 1))
 
 
 def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
@@ -109,10 +224,24 @@ def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
     if rows * cols == 0:
         return
     config = tuning.row_block(tuning.arch(x.device), cols)
-    _layer_norm_fwd[(triton.cdiv(rows, config["BLOCK_M"]),)](
-        x, residual, weight, bias, y, summed, mean, rstd, x.stride(0), 0 if residual is None else residual.stride(0),
-        rows, cols, EPS=eps, ACC=_acc_dtype(x), **config,
-    )  # fmt: skip
+    tensors = (
+        x,
+        residual,
+        weight,
+        bias,
+        y,
+        summed,
+        mean,
+        rstd,
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+    )
+    if cols > config["BLOCK_N"]:
+        block = dict(BLOCK_N=config["BLOCK_N"], num_warps=config["num_warps"])
+        _layer_norm_fwd_wide[(rows,)](*tensors, cols, EPS=eps, ACC=_acc_dtype(x), **block)
+    else:
+        grid = (triton.cdiv(rows, config["BLOCK_M"]),)
+        _layer_norm_fwd[grid](*tensors, rows, cols, EPS=eps, ACC=_acc_dtype(x), **config)
 
 
 def layer_norm_bwd(
@@ -134,15 +263,30 @@ def layer_norm_bwd(
         return
     arch = tuning.arch(dy.device)
     config = tuning.row_block(arch, cols)
-    programs = min(triton.cdiv(rows, config["BLOCK_M"]), 2 * tuning.MULTIPROCESSORS[arch])
-    partial = mean.new_empty(2, programs, cols)
-    _layer_norm_bwd[(programs,)](
-        dy, dsummed, summed, weight, mean, rstd, dx if need_dx else None, partial[0], partial[1], dy.stride(0),
-        0 if dsummed is None else dsummed.stride(0), summed.stride(0), rows, cols, ACC=_acc_dtype(dy), **config,
-    )  # fmt: skip
-    for grad, shares in zip(wanted, partial, strict=True):
-        if grad is not None:
-            _sum_programs[(triton.cdiv(cols, 64),)](shares, grad, programs, cols, BLOCK_M=32, BLOCK_N=64)
+    strides = dy.stride(0), 0 if dsummed is None else dsummed.stride(0), summed.stride(0)
+    # A product that is added at once is not rounded: dy weight would differ from its own mean in a row of one element.
+    options = dict(ACC=_acc_dtype(dy), enable_fp_fusion=False)
+    if cols > config["BLOCK_N"]:
+        options |= dict(BLOCK_N=config["BLOCK_N"], num_warps=config["num_warps"])
+        if need_dx:
+            _layer_norm_bwd_wide[(rows,)](dy, dsummed, summed, weight, mean, rstd, dx, *strides, cols, **options)
+        if not (need_dweight or need_dbias):
+            return
+        blocks = triton.cdiv(cols, config["BLOCK_N"])
+        programs = tuning.row_programs(arch, config["num_warps"], rows, blocks)
+        partial = mean.new_empty(2, programs, cols)
+        _layer_norm_bwd_parameters[(blocks, programs)](
+            dy, summed, mean, rstd, *partial, dy.stride(0), summed.stride(0), rows, cols, **options
+        )
+    else:
+        programs = tuning.row_programs(arch, config["num_warps"], triton.cdiv(rows, config["BLOCK_M"]))
+        partial = mean.new_empty(2, programs, cols)
+        _layer_norm_bwd[(programs,)](
+            dy, dsummed, summed, weight, mean, rstd, dx if need_dx else None, *partial, *strides, rows, cols,
+            **options, **config,
+        )  # fmt: skip
+    if need_dweight or need_dbias:
+        _sum_programs[(triton.cdiv(cols, 16), 2)](partial, *wanted, programs, cols, BLOCK_M=128, BLOCK_N=16)
 
 
 def _acc_dtype(x):

@@ -304,9 +304,25 @@ def rnn_bwd(arch, dtype, gates, hidden):
     return _rnn(arch, dtype, gates, hidden, _recurrent(False, 32, 16, 128, 4, 3), _recurrent(False, 32, 16, 32, 4, 2))
 
 
-@tunable(lambda cols: (triton.next_power_of_2(cols),))
+# The widest row that a program holds whole: 16 elements of it in each of 512 threads.
+_WIDEST_ROW = {"interpreter": 4096, "sm80": 8192, "sm86": 8192, "sm90": 8192, "sm100": 8192}
+
+
+@tunable(lambda cols: (_up_to(cols, *(2**n for n in range(14))),))
 def row_block(arch, cols):
-    """Whole rows of at most 2048 elements together, and warps so that a thread holds about 16 of them."""
+    """Whole rows of at most 2048 elements together, and warps so that a thread holds about 16 of them; of a wider row
+    than a program holds, the block that it walks in."""
     block_n = triton.next_power_of_2(cols)
+    if block_n > _WIDEST_ROW[arch]:
+        return dict(BLOCK_M=1, BLOCK_N=_WIDEST_ROW[arch] // 2, num_warps=8)
     block_m = max(1, min(16, 2048 // block_n))
     return dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=max(1, min(16, block_m * block_n // 512)))
+
+
+def row_programs(arch, num_warps, tiles, columns=1):
+    """How many programs share the tiles of a loop over rows, each for `columns` blocks of columns: 20 warps to a
+    multiprocessor, which is what 96 registers a thread allow, so that all run at once and loads of some hide sums of
+    others. The interpreter's number makes few tiles go round."""
+    warps = 4 if arch == "interpreter" else 20
+    most = MULTIPROCESSORS[arch] * max(1, warps // num_warps) // columns
+    return max(1, min(tiles, most))

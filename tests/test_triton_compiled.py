@@ -31,3 +31,18 @@ def test_products_move_16_bytes_and_keep_the_tensor_cores_busy():
         assert row["narrow"] == 0 and row["wide"] > 8, label
         assert row["spill_bytes"] == row["serialised"] == 0, label
         assert row["LDGSTS"] > 8 and row["HMMA" if label == "linear/few rows" else "HGMMA"] > 0, label
+
+
+def test_rows_of_any_width_neither_spill_nor_move_less_than_they_could():
+    """65536 columns are walked in blocks: what is compiled does not grow with them."""
+    rows = compiled("row_wise", "wide rows")
+    kernels = {kernel for found in rows.values() for kernel in found}
+    assert {"layer_norm_fwd", "layer_norm_bwd", "layer_norm_fwd_wide", "layer_norm_bwd_wide"} < kernels
+    for label, found in rows.items():
+        for kernel, row in found.items():
+            assert row["spill_bytes"] == 0 and row["instructions"] < 1000, (label, kernel)
+            # the last sum writes 16 columns a program
+            assert row["narrow"] == 0 or kernel == "sum_programs", (label, kernel)
+            assert row["wide"] > 0, (label, kernel)
+            # a product added before it is rounded leaves something of dy weight - mean(dy weight) in a row of one element
+            assert row["fused"] == 0 or not kernel.startswith("layer_norm_bwd"), (label, kernel)

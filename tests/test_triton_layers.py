@@ -105,8 +105,14 @@ def test_matmul_takes_any_strides():
         (1, 1, False, True),
         (7, 37, True, True),
         (70, 64, True, True),
-        (3, 5000, False, True),
+        (3, 5000, False, True),  # from here on in blocks, in the interpreter
+        (5, 4097, True, True),
+        (3, 8192, True, False),
         (40, 8, False, False),
+        (90, 200, False, True),  # a program's loop goes round
+        pytest.param(300, 8192, True, True, marks=ON_A_GPU),
+        pytest.param(300, 32768, True, True, marks=ON_A_GPU),
+        pytest.param(2, (1 << 20) + 1, False, True, marks=ON_A_GPU),
         (0, 8, True, True),
     ],
 )

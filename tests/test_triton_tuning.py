@@ -73,9 +73,21 @@ def test_a_recurrent_matrix_is_held_where_there_is_room(arch, dtype, gates):
 
 
 def test_rows_share_a_block():
-    for cols in (1, 37, 1024, 5000, 65536):
+    for cols in (1, 37, 1024, 5000, 8192, 8193, 65536, 1 << 21):
         block = tuning.row_block("sm90", cols)
-        assert block["BLOCK_N"] >= cols and block["BLOCK_M"] >= 1 and block["num_warps"] in (1, 2, 4, 8, 16)
+        assert block["BLOCK_N"] >= min(cols, 4096) and block["BLOCK_M"] >= 1 and block["num_warps"] in (1, 2, 4, 8, 16)
+        assert block["BLOCK_M"] * block["BLOCK_N"] <= 16 * 32 * block["num_warps"]  # elements to a thread
+        assert block["BLOCK_N"] >= cols or block["BLOCK_M"] == 1
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_programs_over_rows_run_at_once(arch):
+    for warps in (1, 2, 4, 8, 16):
+        for tiles in (1, 100, 10**6):
+            for columns in (1, 8, 1000):
+                programs = tuning.row_programs(arch, warps, tiles, columns)
+                assert 1 <= programs <= tiles
+                assert programs == 1 or programs * columns * warps <= max(20, warps) * tuning.MULTIPROCESSORS[arch]
 
 
 def test_tf32_only_where_torch_allows_it():
@@ -118,7 +130,7 @@ def test_measured_tables_hold_what_the_kernels_take(arch):
 @pytest.mark.parametrize("name", sorted(tuning.TUNABLE))
 def test_candidates_are_tens(name):
     shapes = {
-        "row_block": [(64,), (1024,), (16384,)],
+        "row_block": [(64,), (1024,), (16384,), (1 << 20,)],
         "matmul": [(torch.bfloat16, m, 4096, 4096) for m in (1, 64, 4096)],
     }
     widths = [
