@@ -176,6 +176,9 @@ def _apply(x_ptr, y_ptr, size, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(y_ptr + offs, FUNCTION(x), mask=offs < size)
 
 
+# What a GPU may add: its 2^x and its division are within 2 ulp each, the interpreter's within a half. tanh's are at most
+# a third of the result; expm1 and log1p have neither, and log1p a logarithm of its own.
+ON_HARDWARE = {"exp": 1.5, "tanh": 1, "sigmoid": 3, "normal_cdf": 3, "normal_pdf": 1.5}
 FUNCTIONS = {  # name: truth in float64, ulp
     "exp": (torch.exp, 2),
     "expm1": (torch.expm1, 2),
@@ -190,6 +193,8 @@ FUNCTIONS = {  # name: truth in float64, ulp
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_elementary_functions(name):
     truth, ulp = FUNCTIONS[name]
+    if not _backends.INTERPRETING:
+        ulp += ON_HARDWARE.get(name, 0)
     special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0])
     x = torch.cat(
         [torch.randn(2000), torch.randn(2000) * 20, torch.linspace(-104, 89, 2000), 10 ** -torch.rand(500) * 1e-3]
