@@ -11,7 +11,8 @@ def _activation_fwd(x_ptr, y_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.cons
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     x = tl.load(x_ptr + offs, mask=mask, other=0.0)
-    y = activations.fwd(x.to(tl.float64 if x.dtype == tl.float64 else tl.float32), ACTIVATION)
+    coarse: tl.constexpr = y_ptr.dtype.element_ty.primitive_bitwidth == 16
+    y = activations.fwd(x.to(tl.float64 if x.dtype == tl.float64 else tl.float32), ACTIVATION, coarse)
     tl.store(y_ptr + offs, primitives.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -22,7 +23,8 @@ def _activation_bwd(dy_ptr, saved_ptr, dx_ptr, size, ACTIVATION: tl.constexpr, B
     dy = tl.load(dy_ptr + offs, mask=mask, other=0.0)
     saved = tl.load(saved_ptr + offs, mask=mask, other=0.0)
     acc: tl.constexpr = tl.float64 if dy.dtype == tl.float64 else tl.float32
-    dx = activations.bwd(dy.to(acc), saved.to(acc), ACTIVATION)
+    coarse: tl.constexpr = dx_ptr.dtype.element_ty.primitive_bitwidth == 16
+    dx = activations.bwd(dy.to(acc), saved.to(acc), ACTIVATION, coarse)
     tl.store(dx_ptr + offs, primitives.cast(dx, dx_ptr.dtype.element_ty), mask=mask)
 
 

@@ -7,98 +7,100 @@ from pyflash.kernels import primitives
 
 
 @triton.jit
-def relu_fwd(x):
+def relu_fwd(x, COARSE: tl.constexpr):
     return tl.where(x < 0.0, 0.0, x)
 
 
 @triton.jit
-def relu_bwd(dy, y):
+def relu_bwd(dy, y, COARSE: tl.constexpr):
     return tl.where(y <= 0.0, 0.0, dy)
 
 
 @triton.jit
-def gelu_fwd(x):
-    return x * primitives.normal_cdf(x)
+def gelu_fwd(x, COARSE: tl.constexpr):
+    return x * primitives.normal_cdf(x, COARSE)
 
 
 @triton.jit
-def gelu_bwd(dy, x):
-    return dy * (primitives.normal_cdf(x) + (x * primitives.normal_pdf(x)))
+def gelu_bwd(dy, x, COARSE: tl.constexpr):
+    return dy * (primitives.normal_cdf(x, COARSE) + (x * primitives.normal_pdf(x, COARSE)))
 
 
 @triton.jit
-def gelu_tanh_fwd(x):
-    return x * primitives.sigmoid((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x)))
+def gelu_tanh_fwd(x, COARSE: tl.constexpr):
+    return x * primitives.sigmoid((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x)), COARSE)
 
 
 @triton.jit
-def gelu_tanh_bwd(dy, x):
-    return (dy * primitives.sigmoid((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x)))) * (1.0 + (((x * primitives.sigmoid(-((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x))))) * 1.5957691216057308) * (1.0 + ((0.134145 * x) * x))))
+def gelu_tanh_bwd(dy, x, COARSE: tl.constexpr):
+    return (dy * primitives.sigmoid((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x)), COARSE)) * (1.0 + (((x * primitives.sigmoid(-((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x))), COARSE)) * 1.5957691216057308) * (1.0 + ((0.134145 * x) * x))))
 
 
 @triton.jit
-def silu_fwd(x):
-    return x * primitives.sigmoid(x)
+def silu_fwd(x, COARSE: tl.constexpr):
+    return x * primitives.sigmoid(x, COARSE)
 
 
 @triton.jit
-def silu_bwd(dy, x):
-    return (dy * primitives.sigmoid(x)) * (1.0 + (x * (1.0 - primitives.sigmoid(x))))
+def silu_bwd(dy, x, COARSE: tl.constexpr):
+    return (dy * primitives.sigmoid(x, COARSE)) * (1.0 + (x * (1.0 - primitives.sigmoid(x, COARSE))))
 
 
 @triton.jit
-def tanh_fwd(x):
-    return primitives.tanh(x)
+def tanh_fwd(x, COARSE: tl.constexpr):
+    return primitives.tanh(x, COARSE)
 
 
 @triton.jit
-def tanh_bwd(dy, y):
+def tanh_bwd(dy, y, COARSE: tl.constexpr):
     return dy * (1.0 - (y * y))
 
 
 @triton.jit
-def sigmoid_fwd(x):
-    return primitives.sigmoid(x)
+def sigmoid_fwd(x, COARSE: tl.constexpr):
+    return primitives.sigmoid(x, COARSE)
 
 
 @triton.jit
-def sigmoid_bwd(dy, y):
+def sigmoid_bwd(dy, y, COARSE: tl.constexpr):
     return (dy * y) * (1.0 - y)
 
 
 @triton.jit
-def fwd(x, ACTIVATION: tl.constexpr):
+def fwd(x, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
+    # COARSE: the result will be rounded to 16 bits
     if ACTIVATION == "relu":
-        return relu_fwd(x)
+        return relu_fwd(x, COARSE)
     elif ACTIVATION == "gelu":
-        return gelu_fwd(x)
+        return gelu_fwd(x, COARSE)
     elif ACTIVATION == "gelu_tanh":
-        return gelu_tanh_fwd(x)
+        return gelu_tanh_fwd(x, COARSE)
     elif ACTIVATION == "silu":
-        return silu_fwd(x)
+        return silu_fwd(x, COARSE)
     elif ACTIVATION == "tanh":
-        return tanh_fwd(x)
+        return tanh_fwd(x, COARSE)
     elif ACTIVATION == "sigmoid":
-        return sigmoid_fwd(x)
+        return sigmoid_fwd(x, COARSE)
     else:
         tl.static_assert(ACTIVATION == "", "no such activation")
         return x
 
 
 @triton.jit
-def bwd(dy, saved, ACTIVATION: tl.constexpr):
+def bwd(dy, saved, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
+    # COARSE: the result will be rounded to 16 bits
     if ACTIVATION == "relu":
-        return relu_bwd(dy, saved)
+        return relu_bwd(dy, saved, COARSE)
     elif ACTIVATION == "gelu":
-        return gelu_bwd(dy, saved)
+        return gelu_bwd(dy, saved, COARSE)
     elif ACTIVATION == "gelu_tanh":
-        return gelu_tanh_bwd(dy, saved)
+        return gelu_tanh_bwd(dy, saved, COARSE)
     elif ACTIVATION == "silu":
-        return silu_bwd(dy, saved)
+        return silu_bwd(dy, saved, COARSE)
     elif ACTIVATION == "tanh":
-        return tanh_bwd(dy, saved)
+        return tanh_bwd(dy, saved, COARSE)
     elif ACTIVATION == "sigmoid":
-        return sigmoid_bwd(dy, saved)
+        return sigmoid_bwd(dy, saved, COARSE)
     else:
         tl.static_assert(ACTIVATION == "", "no such activation")
         return dy

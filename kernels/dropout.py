@@ -32,6 +32,6 @@ def dropout(x, seed, p, y):
     """
     if x.numel() == 0:
         return
-    grid = (triton.cdiv(x.numel(), tuning.POINTWISE_BLOCK),)
-    blocks = tuning.POINTWISE_BLOCK // 64
-    _dropout[grid](x, seed, y, x.numel(), philox.threshold(p), philox.keep_scale(p), BLOCKS=blocks)
+    block = tuning.dropout_block(x.dtype)
+    grid = (triton.cdiv(x.numel(), block),)
+    _dropout[grid](x, seed, y, x.numel(), philox.threshold(p), philox.keep_scale(p), BLOCKS=block // 64)

@@ -27,7 +27,7 @@ def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACT
     if preact is not None:
         ptrs = preact.ptr + rows * preact.strides[0] + offs_n[None, :] * preact.strides[1]
         tl.store(ptrs, cast(acc, preact.ptr.dtype.element_ty), mask=mask)
-    acc = activations.fwd(acc, ACTIVATION)
+    acc = activations.fwd(acc, ACTIVATION, c.ptr.dtype.element_ty.primitive_bitwidth == 16)
     ptrs = c.ptr + rows * c.strides[0] + offs_n[None, :] * c.strides[1]
     tl.store(ptrs, cast(acc, c.ptr.dtype.element_ty), mask=mask)
 

@@ -2,6 +2,7 @@
 
 All of them take float32 or float64 tensors and return the same type; NaN in gives NaN out, infinities give the limit.
 Stated errors are of the interpreter, where `exp2`, `log` and `erf` are the C library's; the hardware's add their own.
+COARSE forms of float32 are for results that are rounded to 16 bits: within 2^-15, a third of the instructions.
 """
 
 import triton
@@ -123,8 +124,26 @@ def log1p(x):
 
 
 @triton.jit
-def tanh(x):
+def _coarse_reciprocal(x):
+    """1 / x of x >= 1, within a few ulp; a division also takes care of what is smaller or larger than its reciprocal."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+def tanh(x, COARSE: tl.constexpr = False):
     """1 - 2 / (e^2|x| + 1) with the sign of x; below 0.625 that cancels, and x + x^3 P(x^2) takes its place."""
+    if COARSE:
+        square = x * x
+        near = x * (1 + square * _polynomial(square, (-0.33328264951705933, 0.13206712901592255, -0.04478943347930908)))
+        y = tl.where(tl.abs(x) < 0.5, near, 1 - 2 * _coarse_reciprocal(1 + tl.exp2(2.885390081777927 * x)))
+    else:
+        y = _tanh(x)
+    return y
+
+
+@triton.jit
+def _tanh(x):
     a = _clamp(tl.abs(x), 0.0, 20.0)
     square = tl.where(a < 0.625, a * a, 0.0)
     if x.dtype == tl.float64:
@@ -141,10 +160,14 @@ def tanh(x):
 
 
 @triton.jit
-def sigmoid(x):
-    """1 / (1 + e^-x), written with e^-|x| so that the left tail keeps its relative accuracy."""
-    e = exp(-tl.abs(x))
-    return tl.where(x < 0, e, 1.0) / (1 + e)
+def sigmoid(x, COARSE: tl.constexpr = False):
+    """1 / (1 + e^-x), written with e^-|x| so that the left tail keeps its relative accuracy down to subnormals."""
+    if COARSE:
+        y = _coarse_reciprocal(1 + tl.exp2(-1.4426950408889634 * x))
+    else:
+        e = exp(-tl.abs(x))
+        y = tl.where(x < 0, e, 1.0) / (1 + e)
+    return y
 
 
 @triton.jit
@@ -153,18 +176,36 @@ def erf(x):
 
 
 @triton.jit
-def normal_pdf(x):
+def normal_pdf(x, COARSE: tl.constexpr = False):
     """exp(-x^2 / 2) / sqrt(2 pi)."""
-    return 0.3989422804014327 * _exp_minus_half_square(tl.abs(x))
+    if COARSE:
+        e = _coarse_exp_minus_half_square(tl.abs(x))[1]
+    else:
+        e = _exp_minus_half_square(tl.abs(x))
+    return 0.3989422804014327 * e
 
 
 @triton.jit
-def normal_cdf(x):
+def normal_cdf(x, COARSE: tl.constexpr = False):
     """The standard normal distribution, erfc(-x / sqrt(2)) / 2, to a few ulp also in its left tail.
 
     For a = |x|: Phi(-a) = exp(-a^2 / 2) P(t) / (a + c), t = (a - c) / (a + c) in [-1, 1). P is the Chebyshev
     interpolant of the rest, which is smooth on the whole half-line.
     """
+    if COARSE:
+        a, e = _coarse_exp_minus_half_square(tl.abs(x))
+        r = _coarse_reciprocal(a + 3)
+        tail = e * r * _polynomial(1 - 6 * r, (
+            0.7290825247764587, -0.5093498229980469, 0.23007504642009735, -0.047033607959747314, -0.010786638595163822,
+            0.006129327695816755, 0.0013700401177629828))  # fmt: skip
+        y = tl.where(x < 0, tail, 1 - tail)
+    else:
+        y = _normal_cdf(x)
+    return y
+
+
+@triton.jit
+def _normal_cdf(x):
     a = tl.abs(x)
     if x.dtype == tl.float64:
         a = _clamp(a, 0.0, 40.0)
@@ -196,3 +237,10 @@ def _exp_minus_half_square(a):
         high = (a.to(tl.int32, bitcast=True) & -0x1000).to(tl.float32, bitcast=True)
     z = (a - high) * (a + high) * -0.5  # within 0.06 of 0
     return exp(high * high * -0.5) * _polynomial(z, (1, 1, 1 / 2, 1 / 6, 1 / 24))
+
+
+@triton.jit
+def _coarse_exp_minus_half_square(a):
+    """(a within [0, 15], exp(-a^2 / 2) within 2^-15)."""
+    a = tl.where(a > 15.0, 15.0, a)
+    return a, tl.exp2(a * a * -0.7213475204444817)

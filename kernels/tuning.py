@@ -22,6 +22,11 @@ _SPLIT_FROM = {"interpreter": 96, "sm80": 512, "sm86": 512, "sm90": 512, "sm100"
 POINTWISE_BLOCK = 65536 if INTERPRETED.value else 1024
 
 
+def dropout_block(dtype):
+    """Elements to a program: four vectors of 16 bytes in each of 128 threads, one for each word of a counter."""
+    return POINTWISE_BLOCK if INTERPRETED.value else 128 * 4 * 16 // dtype.itemsize
+
+
 @functools.cache
 def arch(device):
     """The row set for a device: "interpreter", "sm80", "sm86", "sm90" or "sm100"."""

@@ -46,3 +46,12 @@ def test_rows_of_any_width_neither_spill_nor_move_less_than_they_could():
             assert row["wide"] > 0, (label, kernel)
             # a product added before it is rounded leaves something of dy weight - mean(dy weight) in a row of one element
             assert row["fused"] == 0 or not kernel.startswith("layer_norm_bwd"), (label, kernel)
+
+
+def test_pointwise_operations_move_16_bytes_and_half_outputs_take_few_instructions():
+    """At 26 instructions an element a multiprocessor of Hopper keeps up with its memory."""
+    for label, found in compiled("pointwise").items():
+        for row in found.values():
+            assert row["narrow"] == row["spill_bytes"] == 0 and row["wide"] > 0, label
+            if label != "pointwise/dropout":
+                assert row["instructions"] <= 8 * 32, label

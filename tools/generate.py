@@ -17,10 +17,11 @@ COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 
 
 class Renderer:
-    """One expression to one language: `functions` maps the table's names, `number` writes a constant."""
+    """One expression to one language: `functions` maps the table's names, `number` writes a constant, `last` is what a
+    function takes behind its arguments."""
 
-    def __init__(self, functions: dict[str, str], number: str):
-        self.functions, self.number = functions, number
+    def __init__(self, functions: dict[str, str], number: str, last: dict[str, list[str]] | None = None):
+        self.functions, self.number, self.last = functions, number, last or {}
 
     def __call__(self, expression: str) -> str:
         return self.render(ast.parse(expression, mode="eval").body, outermost=True)
@@ -39,13 +40,15 @@ class Renderer:
             case ast.Compare(ops=[op], comparators=[right]):
                 return f"{self.render(node.left, True)} {COMPARISONS[type(op)]} {self.render(right, True)}"
             case ast.Call(func=ast.Name(id=name)) if name in self.functions:
-                return f"{self.functions[name]}({', '.join(self.render(a, True) for a in node.args)})"
+                arguments = [self.render(a, True) for a in node.args]
+                return f"{self.functions[name]}({', '.join(arguments + self.last.get(name, []))})"
         raise ValueError(f"the activation table cannot use {ast.unparse(node)!r}")
 
 
 TRITON = Renderer(
     {name: f"primitives.{name}" for name in FUNCTIONS} | {"where": "tl.where"},
     number="{!r}",
+    last={name: ["COARSE"] for name in ("tanh", "sigmoid", "normal_cdf", "normal_pdf")},
 )
 CPP = Renderer({name: name for name in FUNCTIONS} | {"where": "select"}, number="constant<V>({!r})")
 
@@ -54,12 +57,12 @@ def triton_row(row: Activation) -> str:
     return f"""
 
 @triton.jit
-def {row.name}_fwd(x):
+def {row.name}_fwd(x, COARSE: tl.constexpr):
     return {TRITON(row.forward)}
 
 
 @triton.jit
-def {row.name}_bwd(dy, {row.saves}):
+def {row.name}_bwd(dy, {row.saves}, COARSE: tl.constexpr):
     return {TRITON(row.backward)}
 """
 
@@ -69,10 +72,11 @@ def triton_file() -> str:
         f"""
 
 @triton.jit
-def {direction}({arguments}, ACTIVATION: tl.constexpr):
+def {direction}({arguments}, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
+    # COARSE: the result will be rounded to 16 bits
 """
         + "".join(
-            f'    {"if" if i == 0 else "elif"} ACTIVATION == "{name}":\n        return {name}_{direction}({arguments})\n'
+            f'    {"if" if i == 0 else "elif"} ACTIVATION == "{name}":\n        return {name}_{direction}({arguments}, COARSE)\n'
             for i, name in enumerate(ACTIVATIONS)
         )
         + "    else:\n"
