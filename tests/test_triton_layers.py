@@ -1,6 +1,8 @@
 """The Triton launchers of Linear, LayerNorm and dropout, and the elementary functions, in the interpreter."""
 
 import math
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ import triton.language as tl
 from test_triton_attention import SEED, fill, philox
 
 from pyflash.activations import ACTIVATIONS
-from pyflash.kernels import dropout, layer_norm, linear, primitives, tuning
+from pyflash.kernels import activation, dropout, layer_norm, linear, primitives, tuning
+from pyflash.ops._registry import OPS
 
 pytestmark = pytest.mark.on_device
 ON_A_GPU = pytest.mark.skipif(_backends.INTERPRETING, reason="takes minutes in the interpreter")
@@ -223,3 +226,25 @@ def _cast(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     offs = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offs, mask=offs < size)
     tl.store(y_ptr + offs, primitives.cast(x, y_ptr.dtype.element_ty), mask=offs < size)
+
+
+def test_a_kernel_runs_on_the_device_of_its_tensors(monkeypatch):
+    """Also where another one is current, as after model.to("cuda:1")."""
+    current = [0]
+
+    @contextmanager
+    def switched(device):
+        before, current[0] = current[0], torch.device(device).index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", switched)
+    monkeypatch.setattr(activation, "activation_fwd", lambda x, *_: launched.append((x.device.index, current[0])))
+    monkeypatch.setattr(_backends, "INTERPRETING", False)
+    monkeypatch.setitem(_backends.MISSING, "triton", "")
+    launched = []
+    kernel = OPS["activation_fwd"]._kernel("triton", "cuda")
+    for index in (1, 0):
+        kernel(SimpleNamespace(device=torch.device("cuda", index)), "relu", None)
+    assert launched == [(1, 1), (0, 0)] and current == [0]

@@ -7,6 +7,7 @@ An operator that returns `Tensor[]` gives its implementation each of them as an 
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -110,7 +111,8 @@ class Op:
         for name in names:
             if name in self.kernels and device in _backends.DEVICES[name] and not _backends.MISSING[name]:
                 module, function = self.kernels[name].split(":")
-                return getattr(import_module(module), function)
+                found = getattr(import_module(module), function)
+                return partial(_on_its_device, found) if device == "cuda" and not _backends.INTERPRETING else found
         if wish in ("auto", "torch"):
             return None
         why = _backends.MISSING.get(wish) or f"{wish} has no kernel for {device} tensors"
@@ -119,6 +121,15 @@ class Op:
     def _run_guarded(self, kernel, args, outputs):
         kernel(*args, *outputs)
         expect_guards(f"pyflash::{self.name}", outputs)
+
+
+def _on_its_device(kernel, *args):
+    """A launch goes to the current device, which another GPU's tensors do not change."""
+    device = args[0].device
+    if device.index == torch.cuda.current_device():
+        return kernel(*args)
+    with torch.cuda.device(device):
+        return kernel(*args)
 
 
 def expect_guards(name: str, outputs) -> None:
