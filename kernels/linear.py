@@ -104,7 +104,7 @@ def linear_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbi
         torch.sum(dz, 0, out=dbias)
 
 
-def _product(a, b, c, bias=None, activation="", preact=None):
+def _product(a, b, c, bias=None, activation="", preact=None, precision=None):
     (M, K), N = a.shape, b.shape[1]
     if M * N == 0:
         return
@@ -115,5 +115,5 @@ def _product(a, b, c, bias=None, activation="", preact=None):
         Strided(a, a.stride()), Strided(b, b.stride()), bias, Strided(c, c.stride()),
         None if preact is None else Strided(preact, preact.stride()), M, N, K, bias.stride(0) if is_matrix else 0,
         ACTIVATION=activation, BIAS_IS_MATRIX=is_matrix,
-        EVEN_K=K % config["BLOCK_K"] == 0, PRECISION=tuning.input_precision(), BAND=8, **config,
+        EVEN_K=K % config["BLOCK_K"] == 0, PRECISION=precision or tuning.input_precision(), BAND=8, **config,
     )  # fmt: skip

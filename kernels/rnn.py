@@ -17,8 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyflash.kernels import tuning
-from pyflash.kernels.linear import _product
+from pyflash.kernels import linear, tuning
 from pyflash.kernels.primitives import cast
 from pyflash.kernels.rnn_gates import (
     add_bias,
@@ -291,6 +290,11 @@ def _contiguous(*tensors):
     return (t if t is None else t.contiguous() for t in tensors)
 
 
+def _product(a, b, c, bias=None):
+    """c = a b + bias; bias of a row, or as large as c."""
+    linear._product(a, b, c, bias, precision=tuning.recurrent_precision())
+
+
 class _Weights(NamedTuple):
     """Of all directions, stacked: [D, ...]; one direction is a view."""
 
@@ -388,7 +392,7 @@ def rnn_fwd(
         _rnn_fwd[grid](
             x_gates, w.w_hh, w.b_hh, states, c, y, cells if cells.numel() else None, gates if gates.numel() else None,
             *layout.ragged, first, launched, *layout.sizes, CELL=cell, GATES=count, X_SLOTS=x_slots, HIDDEN=hidden,
-            PRECISION=tuning.input_precision(), **config,
+            PRECISION=tuning.recurrent_precision(), **config,
         )  # fmt: skip
     h_n.copy_(states[layout.length % 2])
     if c is not None:
@@ -447,7 +451,7 @@ def rnn_bwd(
         _rnn_bwd[grid](
             dy, dcells, gates, cells, c_0, y, h_before, w.w_hh, dh, dc, dgates, *layout.ragged, first, launched,
             *layout.sizes, CELL=cell, GATES=count, SLOTS=slots, HIDDEN=hidden, GATES_LIE_AS_X=is_again,
-            PRECISION=tuning.input_precision(), **config,
+            PRECISION=tuning.recurrent_precision(), **config,
         )  # fmt: skip
     dx, dh_0, dc_0, *dweights = grads
     if needs[1]:

@@ -98,6 +98,11 @@ def input_precision():
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
+def recurrent_precision():
+    """As input_precision, of recurrent layers: torch's are cuDNN's, which has a setting of its own, and TF32 as default."""
+    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
+
+
 def feature_block(dim):
     """The width of the block that holds a head: a power of two, 16 at least for tl.dot."""
     return max(16, triton.next_power_of_2(dim))

@@ -10,7 +10,7 @@ from pyflash.ops import _backends
 if _backends.MISSING["triton"]:
     pytest.skip(_backends.MISSING["triton"], allow_module_level=True)
 
-from pyflash.kernels import candidates, tuning
+from pyflash.kernels import candidates, linear, rnn, tuning
 
 ARCHES = ["sm80", "sm86", "sm90", "sm100", "interpreter"]
 
@@ -99,6 +99,44 @@ def test_tf32_only_where_torch_allows_it():
         assert tuning.input_precision() == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_recurrent_layers_follow_cudnns_tf32(monkeypatch):
+    """cuDNN's setting is not that of matrix products, and its default is TF32; every product of the layer follows it."""
+    seen = set()
+    monkeypatch.setattr(linear, "_matmul", Recorder(seen))
+    monkeypatch.setattr(rnn, "_rnn_fwd", Recorder(seen))
+    monkeypatch.setattr(rnn, "_rnn_bwd", Recorder(seen))
+    before = torch.backends.cudnn.rnn.fp32_precision
+    x, h = torch.zeros(3, 2, 4), torch.zeros(1, 2, 5)
+    weights = [torch.zeros(5, 4), torch.zeros(5, 5), torch.zeros(5), torch.zeros(5)]
+    y, nothing = torch.zeros(3, 2, 5), torch.empty(0)
+    try:
+        for precision in ("ieee", "tf32"):
+            torch.backends.cudnn.rnn.fp32_precision = precision
+            seen.clear()
+            rnn.rnn_fwd(
+                x, h, None, weights, None, None, "rnn_tanh", False, False, False, y, h.clone(), None, nothing, nothing
+            )
+            grads = x.clone(), h.clone(), None, *map(torch.clone, weights)
+            rnn.rnn_bwd(
+                x, y, None, None, None, h, None, weights, None, None, y, nothing, nothing, "rnn_tanh", False,
+                [True, True, False, *[True] * 4], *grads,
+            )  # fmt: skip
+            assert seen == {precision}
+            assert tuning.input_precision() == "ieee"
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
+
+
+class Recorder:
+    """In a kernel's place: notes the precision of its products."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def __getitem__(self, grid):
+        return lambda *args, PRECISION, **rest: self.seen.add(PRECISION)
 
 
 def test_a_measured_row_goes_first(tmp_path, monkeypatch):
