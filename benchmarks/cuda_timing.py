@@ -8,6 +8,7 @@ a pause long enough for the host to get ahead.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -86,27 +87,51 @@ class Timer:
         return sum(start.elapsed_time(end) for start, end in pairs) * 1e-3 / (launches * len(self.calls))
 
 
+@functools.cache
+def side_stream():
+    """Where everything is captured."""
+    return torch.cuda.Stream()
+
+
+@contextlib.contextmanager
+def captured_stream():
+    """What runs inside goes where calls are captured: a backward is launched on its forward's stream, and a capture
+    refuses work on any stream but its own."""
+    side = side_stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
 def capture(calls: list[Callable[[], object]]):
     """A graph of these calls, one after another; None where something in them does not let itself be captured."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is compiled or allocated on first use must be so before
+    before = torch.cuda.current_stream()
+    with captured_stream():  # what is compiled or allocated on first use must be so before
         for _ in range(2):
             for call in calls:
                 call()
-    torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side_stream()):
             for call in calls:
                 call()
         graph.replay()
         torch.cuda.synchronize()
     except Exception:  # whatever refused, the call itself has just run twice
+        torch.cuda.set_stream(before)
         torch.cuda.synchronize()
+        end_capture()
         return None
     return graph
+
+
+def end_capture() -> None:
+    """A capture that failed leaves torch's generator capturing, and all later dropout fails, until one succeeds."""
+    memory = torch.empty(1, device="cuda")
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=side_stream()):
+        memory.zero_()
 
 
 def seconds(call: Callable[[], object], repeats: int) -> float:

@@ -16,6 +16,7 @@ from statistics import median
 import torch
 
 from benchmarks.check import SEED, Bound, Reference, Wrong, cotangents, outputs_of, second_derivatives
+from benchmarks.cuda_timing import captured_stream
 from benchmarks.machine import Machine
 from benchmarks.operation import Case, Operation, Provider
 from benchmarks.overhead import host_seconds, saved_bytes
@@ -74,12 +75,17 @@ class Contender:
             yield
 
 
+def on_a_gpu(bound: Bound) -> bool:
+    return any(tensor.is_cuda for tensor in bound.inputs)
+
+
 def timed_call(bound: Bound, mode: str, case: Case) -> Callable[[], object]:
     """The function that one sample repeats."""
     if mode == "forward":
         return bound
     if mode == "backward":
-        outputs = outputs_of(bound())
+        with captured_stream() if on_a_gpu(bound) else contextlib.nullcontext():
+            outputs = outputs_of(bound())
         douts = cotangents(outputs)
         return lambda: torch.autograd.grad(outputs, bound.leaves, douts, retain_graph=True)
     douts = cotangents(outputs_of(bound()))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import cuda_timing
+from benchmarks import cuda_timing, harness
 from benchmarks.check import Bound
 
 CACHE = 1 << 20
@@ -38,16 +38,33 @@ class Diary:
                 return 8.0  # milliseconds
 
         self.CUDAGraph, self.Event = Graph, Event
-        self.Stream = self.current_stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+        self.Stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+        self.default = self.current = self.Stream()
+        self.is_capturing = False  # as torch's generator sees it
 
     @contextlib.contextmanager
-    def graph(self, graph):
-        self.notes.append("capture")
+    def graph(self, graph, stream):
+        """A failure leaves the stream and the generator as torch 2.11 does; any later success ends that."""
+        if not self.is_capturing:
+            self.notes.append("capture")
+        before, self.current = self.current, stream
         yield
-        if not self.captures:
+        if not (self.captures or self.is_capturing):
+            self.is_capturing = True
             raise RuntimeError("operation not permitted when stream is capturing")
+        self.current, self.is_capturing = before, False
 
-    stream = staticmethod(lambda stream: contextlib.nullcontext())
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    def current_stream(self):
+        return self.current
+
+    def set_stream(self, stream):
+        self.current = stream
 
     def synchronize(self):
         pass
@@ -63,9 +80,11 @@ def diary(request, monkeypatch):
     monkeypatch.setattr(cuda_timing, "cache_bytes", lambda: CACHE)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, device=None, **rest: empty(*size, **rest))
-    cuda_timing.cache.cache_clear()
+    for made_once in (cuda_timing.cache, cuda_timing.side_stream):
+        made_once.cache_clear()
     yield diary
-    cuda_timing.cache.cache_clear()
+    for made_once in (cuda_timing.cache, cuda_timing.side_stream):
+        made_once.cache_clear()
 
 
 def test_a_forward_rotates_its_inputs(diary):
@@ -96,3 +115,32 @@ def test_a_call_is_captured_once(diary):
     cuda_timing.seconds(step, 1)
     cuda_timing.seconds(step, 1)
     assert diary.notes.count("capture") == 1
+
+
+def test_a_failed_capture_leaves_nothing_behind(diary):
+    """The next row's dropout asks the generator, and its calls go to the current stream."""
+    cuda_timing.seconds(lambda: None, 1)
+    assert diary.current is diary.default and not diary.is_capturing
+
+
+def test_a_backward_is_captured_on_the_stream_of_its_forward(diary, monkeypatch):
+    streams = []
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.stream = diary.current
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            streams.append((ctx.stream, diary.current))
+            return dy
+
+    monkeypatch.setattr(harness, "on_a_gpu", lambda bound: True)
+    x = torch.randn(3, requires_grad=True)
+    call = harness.timed_call(Bound(Identity.apply, (x,), "backward", leaves=[x]), "backward", None)
+    cuda_timing.seconds(call, 1)
+    # warmed up twice and captured, there; measured on the default stream where it was not captured
+    assert streams[:3] == 3 * [(cuda_timing.side_stream(),) * 2]
+    assert diary.current is diary.default
