@@ -35,7 +35,8 @@ def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACT
 @triton.jit
 def _matmul(
     a, b, bias_ptr, c, preact, M, N, K, bias_row_stride, ACTIVATION: tl.constexpr, BIAS_IS_MATRIX: tl.constexpr,
-    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    EVEN_K: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """c = activation(a b + bias), preact = a b + bias; a [M, K], b [K, N]."""
     pid = tl.program_id(0)
@@ -53,6 +54,7 @@ def _matmul(
     a_ptrs = a.ptr + (offs_m % M).to(tl.int64)[:, None] * a.strides[0] + offs_k[None, :] * a.strides[1]
     b_ptrs = b.ptr + offs_k[:, None] * b.strides[0] + (offs_n % N).to(tl.int64)[None, :] * b.strides[1]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    part = acc
     for k in range(0, K, BLOCK_K):
         if EVEN_K:
             a_tile = tl.load(a_ptrs)
@@ -60,9 +62,17 @@ def _matmul(
         else:
             a_tile = tl.load(a_ptrs, mask=offs_k[None, :] < K - k, other=0.0)
             b_tile = tl.load(b_ptrs, mask=offs_k[:, None] < K - k, other=0.0)
-        acc = dot(a_tile, b_tile, acc, PRECISION)
+        part = dot(a_tile, b_tile, part, PRECISION)
         a_ptrs += BLOCK_K * a.strides[1]
         b_ptrs += BLOCK_K * b.strides[0]
+        if PART > 0:
+            is_whole = (k + BLOCK_K) % PART == 0
+            acc += tl.where(is_whole, part, 0.0)
+            part = tl.where(is_whole, 0.0, part)
+    if PART > 0:
+        acc += part
+    else:
+        acc = part
 
     if BLOCK_N < 256:
         _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACTIVATION, BIAS_IS_MATRIX)
@@ -111,9 +121,12 @@ def _product(a, b, c, bias=None, activation="", preact=None, precision=None):
     config = tuning.matmul(tuning.arch(a.device), a.dtype, M, N, K)
     grid = (triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
     is_matrix = bias is not None and bias.dim() == 2
+    precision = precision or tuning.input_precision()
+    # The error of a sum grows with the root of its length: long exact ones are sums of parts, as on the CPU.
+    part = 512 if K > 512 and a.dtype == torch.float32 and precision == "ieee" else 0
     _matmul[grid](
         Strided(a, a.stride()), Strided(b, b.stride()), bias, Strided(c, c.stride()),
         None if preact is None else Strided(preact, preact.stride()), M, N, K, bias.stride(0) if is_matrix else 0,
         ACTIVATION=activation, BIAS_IS_MATRIX=is_matrix,
-        EVEN_K=K % config["BLOCK_K"] == 0, PRECISION=precision or tuning.input_precision(), BAND=8, **config,
+        EVEN_K=K % config["BLOCK_K"] == 0, PART=part, PRECISION=precision, BAND=8, **config,
     )  # fmt: skip

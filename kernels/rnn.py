@@ -170,11 +170,17 @@ def _rnn_bwd(
                 t - back, offs_m, rows, steps_ptr, offsets_ptr, length, batch, positions, t_stride, b_stride
             )
             d_ptrs = dgates_ptr + (d * positions + later_position)[:, None] * (SLOTS * HIDDEN) + products_from
+            part = tl.zeros([BLOCK_M, BLOCK_U], tl.float32)
             for k in range(0, tl.where(s > 0, GATES * HIDDEN, 0), BLOCK_K):
                 mask_k = below(k + offs_k, GATES * HIDDEN, BLOCK_K)
                 d_tile = load(d_ptrs + (k + offs_k)[None, :], both(later, mask_k))
                 w_tile = load(w_ptrs + k * HIDDEN, both(mask_k, mask_u))
-                dh = summed_products((d_tile,), (w_tile,), dh, PRECISION)
+                part = summed_products((d_tile,), (w_tile,), part, PRECISION)
+                if w_tile.dtype == tl.float32 and GATES * HIDDEN > 256:  # the error of a sum grows with its length
+                    is_whole = (k + BLOCK_K) % 256 == 0
+                    dh += tl.where(is_whole, part, 0.0)
+                    part = tl.where(is_whole, 0.0, part)
+            dh += part
 
         active, position, saved = locate(
             t, offs_m, rows, steps_ptr, offsets_ptr, length, batch, positions, t_stride, b_stride

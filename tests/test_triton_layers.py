@@ -79,6 +79,16 @@ def test_products_of_many_iterations(M, N, K, dtype):
     assert_error_within((y, *grads), reference(dtype), reference(torch.float64), x, weight, dy)
 
 
+def test_a_long_float32_sum_is_a_sum_of_parts():
+    """As a weight's gradient over many rows. Equal terms all round the same way: one sum after another would drift."""
+    a, b = torch.full((8, 1 << 13), 1.1), torch.ones(1 << 13, 8)
+    (ours,) = fill(linear.matmul, (a, b), torch.empty(8, 8))
+    truth = a.double() @ b.double()
+    # Rounding after each term or block as the kernel does: 12 eps in parts of 512, 207 in one sum; in the interpreter,
+    # where a block's product is numpy's, 2 and 21.
+    assert (ours - truth).abs().max() <= 16 * torch.finfo(torch.float32).eps * truth.max()
+
+
 @pytest.mark.parametrize("bias", ["row", "matrix"])
 def test_a_wide_tile_is_finished_in_halves(monkeypatch, bias):
     """300 columns: the second tile ends within its first half."""

@@ -26,6 +26,7 @@ CASES = [
     Case("LSTM", "blocks that are full", steps=2, hidden=16, options=BOTH),
     Case("GRU", "fused, blocks that are full", steps=2, hidden=32),
     Case("LSTM", "stepped, blocks that are full", steps=2, hidden=64, batch=2),
+    Case("GRU", "stepped, sums in parts", steps=2, hidden=90, batch=2),
     *(Case(cell, "smallest", steps=1, batch=1, inputs=1, hidden=1) for cell in CELLS),
     Case("GRU", "two tiles of rows", steps=2, batch=19, hidden=HELD),
     Case("LSTM", "two tiles of rows, stepped", steps=2, batch=19, hidden=33),
