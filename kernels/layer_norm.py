@@ -24,6 +24,10 @@ def _layer_norm_fwd(
     mask_n = offs_n < cols
     mask = mask_m[:, None] & mask_n[None, :]
     dense = offs_m[:, None] * cols + offs_n[None, :]
+    if weight_ptr is not None:  # on their way while the sums are computed
+        weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0)
     s = tl.load(x_ptr + offs_m[:, None] * x_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
     if residual_ptr is not None:
         ptrs = residual_ptr + offs_m[:, None] * residual_row_stride + offs_n[None, :]
@@ -36,9 +40,9 @@ def _layer_norm_fwd(
     rstd = 1 / tl.sqrt(tl.sum(centred * centred, 1) / cols + EPS)
     y = centred * rstd[:, None]
     if weight_ptr is not None:
-        y *= tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(ACC)[None, :]
+        y *= weight.to(ACC)[None, :]
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(ACC)[None, :]
+        y += bias.to(ACC)[None, :]
     tl.store(y_ptr + dense, cast(y, y_ptr.dtype.element_ty), mask=mask)
     tl.store(mean_ptr + offs_m, mean, mask=mask_m)
     tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
