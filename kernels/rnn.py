@@ -104,7 +104,7 @@ def _rnn_fwd(
         if b_hh_ptr is not None:
             hidden = add_bias(hidden, bias)
 
-        h_next, c_next, gates = step_fwd(x, hidden, h, c, CELL)
+        h_next, c_next, gates = step_fwd(x, hidden, h, c, CELL, dtype.primitive_bitwidth == 16)
         h = tl.where(active[:, None], cast(cast(h_next, dtype), tl.float32), h)
         # What lies past the end of a padded row is zero; a packed batch has no such place.
         mask_y = mask_t
@@ -209,7 +209,9 @@ def _rnn_bwd(
             dc_now = dc
             if dcells_ptr is not None:
                 dc_now += tl.load(dcells_ptr + cell_offs, mask=mask_t, other=0.0)
-            dgates, dc_now = lstm_bwd(dh, dc_now, gates, c, c_before)
+            dgates, dc_now = lstm_bwd(
+                dh, dc_now, gates, c, c_before, dgates_ptr.dtype.element_ty.primitive_bitwidth == 16
+            )
             dc = tl.where(active[:, None], dc_now, dc)
             direct = tl.zeros([BLOCK_M, BLOCK_U], tl.float32)
         elif CELL == "gru":

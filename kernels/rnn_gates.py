@@ -161,24 +161,26 @@ def summed_products(d, w, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def step_fwd(x, hidden, h, c, CELL: tl.constexpr):
-    """(h, c, what the backward wants of the gates) after a step; c is passed on where there is none."""
+def step_fwd(x, hidden, h, c, CELL: tl.constexpr, COARSE: tl.constexpr = False):
+    """(h, c, what the backward wants of the gates) after a step; c is passed on where there is none. COARSE: h will be
+    rounded to 16 bits (primitives.py).
+    """
     if CELL == "lstm":
-        i = sigmoid(x[0] + hidden[0])
-        f = sigmoid(x[1] + hidden[1])
-        g = tanh(x[2] + hidden[2])
-        o = sigmoid(x[3] + hidden[3])
+        i = sigmoid(x[0] + hidden[0], COARSE)
+        f = sigmoid(x[1] + hidden[1], COARSE)
+        g = tanh(x[2] + hidden[2], COARSE)
+        o = sigmoid(x[3] + hidden[3], COARSE)
         c = f * c + i * g
-        h = o * tanh(c)
+        h = o * tanh(c, COARSE)
         saved = (i, f, g, o)
     elif CELL == "gru":
-        r = sigmoid(x[0] + hidden[0])
-        z = sigmoid(x[1] + hidden[1])
-        n = tanh(x[2] + r * hidden[2])
+        r = sigmoid(x[0] + hidden[0], COARSE)
+        z = sigmoid(x[1] + hidden[1], COARSE)
+        n = tanh(x[2] + r * hidden[2], COARSE)
         h = n + z * (h - n)
         saved = (r, z, n, hidden[2])
     elif CELL == "rnn_tanh":
-        h = tanh(x[0] + hidden[0])
+        h = tanh(x[0] + hidden[0], COARSE)
         saved = (h,)
     else:
         z = x[0] + hidden[0]
@@ -188,10 +190,10 @@ def step_fwd(x, hidden, h, c, CELL: tl.constexpr):
 
 
 @triton.jit
-def lstm_bwd(dh, dc, gates, c, c_before):
+def lstm_bwd(dh, dc, gates, c, c_before, COARSE: tl.constexpr):
     """(gradients of the pre-activations, of the c before) from those of h and c after the step."""
     i, f, g, o = gates
-    tanh_c = tanh(c)
+    tanh_c = tanh(c, COARSE)
     dc += dh * o * (1 - tanh_c * tanh_c)
     d = (
         dc * g * i * (1 - i),
