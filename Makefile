@@ -4,7 +4,8 @@
 #   make lint          ruff, clang-format, generated files           make generate   render the activation table
 #   make bench OPS=... the benchmark suite                           make inspect   Triton's registers and spills, no GPU needed
 #   make gpu           tests, benchmarks and tuning on this machine's GPU, with the Python that is there: docs/gpu.md
-#                      PART=tests|bench|tune|profile OP="attention" TIME=900 (seconds) DEVICE=interpreter (without a GPU)
+#                      PART=smoke|tests|bench|tune|profile OP="attention" TIME=900 (seconds) DEVICE=interpreter (without a GPU)
+#   make gpu-cache     kernels compiled without a GPU, to be carried to one; PYTHON= with its Python, torch and Triton
 #   make build         the native module only; ISA=avx512 for one instruction set
 #   make PYTHON=python3.12 <target>   an interpreter whose torch is already there: nothing of it is reinstalled
 
@@ -23,7 +24,7 @@ NATIVE := $(shell find csrc -type f) setup.py
 WORKERS ?= auto
 OPS ?= attention linear layer_norm dropout rnn char_lm transformer
 
-.PHONY: demo test quick lint generate bench inspect gpu build clean
+.PHONY: demo test quick lint generate bench inspect gpu gpu-cache build clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "python3 is older than 3.10"; exit 1; }
@@ -72,6 +73,9 @@ inspect: build
 # No environment is made and nothing is installed: what is missing is left out, and said.
 gpu:
 	$(or $(PYTHON),python3) -m tools.gpu $(if $(PART),--part $(PART)) $(if $(OP),--op "$(OP)") $(if $(TIME),--time $(TIME)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+gpu-cache:
+	$(or $(PYTHON),python3) -m tools.gpu.compile --archive build/gpu/triton-cache.tar.xz $(ARGS)
 
 clean:
 	rm -rf build *.egg-info pyflash/*.so .venv .venv-*

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.operation import Case, Operation
+from benchmarks.operation import Case, Operation, gpu_case
 from pyflash.activations import ACTIVATIONS
 
 TINY = {"pyflash": 2.0, "pyflash:cpu": 12.0}  # microseconds over torch's own time
@@ -39,6 +39,13 @@ CASES = (
     Case("gelu tiny 8x16", Shape("gelu", 8, 16), {"forward": None}, quick=True, extra_us=TINY),
 )
 
+# Bound by bandwidth, by instructions, and by both.
+GPU = tuple(
+    gpu_case(f"{name} 64M", Shape(name, 16384, 4096), Shape(name, 30, 100), "forward", "backward", dtype=dtype)
+    for dtype in ("bfloat16", "float32")
+    for name in ("relu", "gelu", "silu", "tanh")
+)
+
 
 def inputs(case: Case) -> tuple[torch.Tensor]:
     return (torch.randn(case.shape.rows, case.shape.cols),)
@@ -66,4 +73,5 @@ OPERATION = Operation(
     pyflash=ours,
     flops=lambda case, mode: 0.0,
     bytes=bytes_,
+    gpu=GPU,
 )

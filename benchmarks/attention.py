@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import peers
 from benchmarks.check import SEED, Bound, Wrong
 from benchmarks.dropout import expect_share
-from benchmarks.operation import Case, Operation
+from benchmarks.operation import Case, Operation, gpu_case
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Shape:
     kv_heads: int | None = None  # as many as heads
     cached: bool = False  # through attention_decode
     twice: bool = False  # differentiated twice, which torch's fused kernels are not: it is its math kernel then
+    kind: str = ""  # or "bias", "window", "packed", "weights": what else a kernel of ours does
 
     @property
     def all_keys(self) -> int:
@@ -64,13 +65,64 @@ CASES = (
          quick=True, model="the same through attention_decode"),
 )  # fmt: skip
 
+WINDOW = 256  # keys seen to the left
+
+
+def gpu(name: str, shape: Shape, small: tuple[int, int, int, int], *modes: str, dtype: str = "bfloat16") -> Case:
+    batch, heads, queries, dim = small
+    sizes = {"batch": batch, "heads": heads, "queries": queries, "dim": dim}
+    sizes |= {"keys": 90 if shape.keys else None, "kv_heads": max(1, heads // 4) if shape.kv_heads else None}
+    return gpu_case(name, shape, replace(shape, **sizes), *modes, dtype=dtype)
+
+
+SMALL, ALL = (1, 2, 70, 16), ("forward", "backward")
+GPU = (
+    *(
+        gpu(f"B4 H16 N4096 D{dim}{' causal' * causal}", Shape(4, 16, 4096, dim, causal=causal), SMALL, *ALL)
+        for dim in (64, 128)
+        for causal in (False, True)
+    ),
+    gpu("B4 H16 N2048 D256 causal", Shape(4, 16, 2048, 256, causal=True), (1, 2, 40, 130), *ALL),
+    gpu("B4 H16 N2048 D64 float16", Shape(4, 16, 2048, 64, causal=True), SMALL, *ALL, dtype="float16"),
+    gpu("B4 H16 N1000 D80", Shape(4, 16, 1000, 80), (1, 2, 50, 20), *ALL),  # no multiple of a tile
+    gpu("B4 H16/4 N2048 D64 causal", Shape(4, 16, 2048, 64, causal=True, kv_heads=4), (1, 4, 40, 16), *ALL),
+    gpu("bias B4 H16 N2048 D64", Shape(4, 16, 2048, 64, kind="bias"), SMALL, *ALL),
+    gpu("window B4 H16 N2048 D64", Shape(4, 16, 2048, 64, causal=True, kind="window"), SMALL, *ALL),
+    gpu("packed 4x2048 H16 D64", Shape(4, 16, 2048, 64, causal=True, kind="packed"), (2, 2, 40, 16), *ALL),
+    gpu("dropout B2 H16 N2048 D64", Shape(2, 16, 2048, 64, dropout=0.1), SMALL, *ALL),
+    gpu("B4 H16 N512 D64", Shape(4, 16, 512, 64), (1, 2, 40, 16), *ALL, dtype="float32"),
+    gpu("weights B4 H16 N1024 D64", Shape(4, 16, 1024, 64, kind="weights"), (1, 2, 40, 16), *ALL),
+    gpu("decode B8 H32/8 S8192 D128", Shape(8, 32, 1, 128, 8192, kv_heads=8, cached=True), (2, 4, 1, 16), "forward"),
+    gpu("decode B1 H32/8 S8192 D128", Shape(1, 32, 1, 128, 8192, kv_heads=8, cached=True), (1, 4, 1, 16), "forward"),
+)
+
+
+def part(case: Case, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The first query heads of one key head; of the first sequence, but a bias is the same for all of them."""
+    shape = case.shape
+    heads = shape.heads // (shape.kv_heads or shape.heads)
+    if shape.kind == "packed":
+        q, k, v, offsets = tensors
+        return *(x[: shape.queries, :heads] for x in (q, k, v)), offsets[:2]
+    q, k, *rest = tensors
+    sequences = shape.batch if shape.kind == "bias" else 1
+    values = [x[:sequences, :1] for x in rest[:1]]
+    others = [x[:, :heads] if shape.kind == "bias" else x[:sequences] for x in rest[1:]]
+    return q[:sequences, :heads], k[:sequences, :1], *values, *others
+
 
 def inputs(case: Case) -> tuple[torch.Tensor, ...]:
     shape = case.shape
+    if shape.kind == "packed":
+        q, k, v = (torch.randn(shape.batch * shape.queries, shape.heads, shape.dim) for _ in range(3))
+        return q, k, v, torch.arange(shape.batch + 1, dtype=torch.int32) * shape.queries
     q = torch.randn(shape.batch, shape.heads, shape.queries, shape.dim)
     k, v = torch.randn(2, shape.batch, shape.kv_heads or shape.heads, shape.all_keys, shape.dim).unbind(0)
     lengths = (torch.full((shape.batch,), shape.all_keys, dtype=torch.int32),) if shape.cached else ()
-    return q, k, v, *lengths
+    if shape.kind == "weights":
+        return q, k
+    bias = (torch.randn(1, shape.heads, shape.queries, shape.all_keys),) if shape.kind == "bias" else ()
+    return q, k, v, *bias, *lengths
 
 
 def sdpa(function, case: Case):
@@ -80,7 +132,26 @@ def sdpa(function, case: Case):
     return (lambda q, k, v, lengths: call(q, k, v)) if shape.cached else call
 
 
+def torch_window(q, k, v):
+    rows, cols = torch.arange(q.shape[-2], device=q.device)[:, None], torch.arange(k.shape[-2], device=q.device)
+    return F.scaled_dot_product_attention(q, k, v, (cols <= rows) & (cols >= rows - WINDOW))
+
+
+def torch_packed(case: Case):
+    def attention(q, k, v, offsets):
+        dense = (x.unflatten(0, (-1, case.shape.queries)).transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(*dense, is_causal=case.shape.causal).transpose(1, 2).flatten(0, 1)
+
+    return attention
+
+
+def torch_weights(q, k):
+    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1)
+
+
 def torchs(case: Case):
+    if case.shape.kind in ("window", "packed", "weights"):
+        return {"window": torch_window, "packed": torch_packed(case), "weights": torch_weights}[case.shape.kind]
     call = sdpa(F.scaled_dot_product_attention, case)
     if not case.shape.twice:
         return call
@@ -95,6 +166,15 @@ def torchs(case: Case):
 def ours(case: Case):
     import pyflash.functional as PF
 
+    shape = case.shape
+    if shape.kind == "window":
+        return partial(PF.attention, is_causal=True, window_size=(WINDOW, 0))
+    if shape.kind == "weights":
+        return PF.attention_weights
+    if shape.kind == "packed":
+        return lambda q, k, v, offsets: PF.attention_varlen(
+            q, k, v, offsets, offsets, shape.queries, shape.queries, is_causal=shape.causal
+        )
     return PF.attention_decode if case.shape.cached else sdpa(PF.scaled_dot_product_attention, case)
 
 
@@ -155,4 +235,6 @@ OPERATION = Operation(
     bytes=bytes_,
     truth=truth,
     peers=peers.ATTENTION,
+    gpu=GPU,
+    part=part,
 )

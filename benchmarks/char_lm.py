@@ -30,6 +30,11 @@ def step(cell: str, quick: bool) -> Case:
 
 CASES = (step("LSTM", quick=True), step("GRU", quick=False))
 
+# Of 256 units whatever the case says: nothing for the interpreter.
+GPU = tuple(
+    Case(f"{cell} B64 T128", Shape(cell, 64, 128), {"forward": None, "training": None}) for cell in ("LSTM", "GRU")
+)
+
 
 def module(case: Case) -> torch.nn.Module:
     return CharacterModel(case.shape.cell, case.shape.characters, case.shape.layers)
@@ -63,4 +68,6 @@ def bytes_(case: Case, mode: str) -> float:
     return {"forward": 1, "backward": 2, "training": 3}[mode] * once * case.itemsize
 
 
-OPERATION = Operation(name="char_lm", cases=CASES, inputs=inputs, torch=module, pyflash=ours, flops=flops, bytes=bytes_)
+OPERATION = Operation(
+    name="char_lm", cases=CASES, inputs=inputs, torch=module, pyflash=ours, flops=flops, bytes=bytes_, gpu=GPU
+)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.check import SEED, Bound, Wrong
-from benchmarks.operation import Case, Operation
+from benchmarks.operation import Case, Operation, gpu_case
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ CASES = (
          model="the demo's feed-forward, 16 x 256 tokens of 1024"),
     Case("64K elements", Shape(1 << 16), {"forward": None}, quick=True, model="one sequence of 256 tokens"),
 )  # fmt: skip
+
+GPU = (
+    gpu_case("64M elements", Shape(1 << 26), Shape(30000), "forward", "backward"),
+    gpu_case("64M elements", Shape(1 << 26), Shape(30000), "forward", dtype="float32"),
+)
 
 
 def expect_share(kept: torch.Tensor, p: float) -> None:
@@ -69,4 +74,5 @@ OPERATION = Operation(
     flops=lambda case, mode: 0.0,
     bytes=lambda case, mode: {"forward": 2, "backward": 2, "training": 4}[mode] * case.shape.numel * case.itemsize,
     truth=truth,
+    gpu=GPU,
 )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import peers
-from benchmarks.operation import Case, Operation
+from benchmarks.operation import Case, Operation, gpu_case
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ CASES = (
     Case("tiny 8x16", Shape(8, 16), {"forward": None}, quick=True,
          extra_us={"pyflash": 2.0, "pyflash:cpu": 12.0}),
 )  # fmt: skip
+
+GPU = tuple(
+    gpu_case(f"{'residual ' * residual}{rows}x{cols}", Shape(rows, cols, residual), Shape(20, small, residual), *modes)
+    for rows, cols, small in ((32768, 1024, 96), (16384, 768, 77), (8192, 4096, 300), (1024, 32768, 5000))
+    for residual, modes in ((False, ("forward", "backward")), (True, ("forward",)))
+)
 
 
 def inputs(case: Case) -> tuple[torch.Tensor, ...]:
@@ -74,4 +80,5 @@ OPERATION = Operation(
     flops=lambda case, mode: 0.0,
     bytes=bytes_,
     peers=peers.LAYER_NORM,
+    gpu=GPU,
 )

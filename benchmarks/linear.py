@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from benchmarks.operation import Case, Operation
+from benchmarks.operation import Case, Operation, gpu_case
 
 TINY = {"pyflash": 2.0, "pyflash:cpu": 12.0}  # microseconds over torch's own time
 
@@ -45,6 +45,18 @@ CASES = (
          model="oneDNN's own ground"),
     Case("tiny 8x16x16", Shape(8, 16, 16), {"forward": None}, quick=True, extra_us=TINY),
 )  # fmt: skip
+
+SMALL = Shape(40, 64, 70)
+ALL = "forward", "backward"
+GPU = (
+    gpu_case("8192x4096x4096", Shape(8192, 4096, 4096), SMALL, *ALL),
+    gpu_case("8192x1024x4096", Shape(8192, 1024, 4096), SMALL, *ALL),
+    gpu_case("16x4096x4096", Shape(16, 4096, 4096), SMALL, *ALL),
+    gpu_case("1000x1000x1000", Shape(1000, 1000, 1000), Shape(17, 33, 19), *ALL),  # no multiple of a tile, nor of 16
+    gpu_case("linear_act 8192x4096x4096", Shape(8192, 4096, 4096, "linear_act"), Shape(40, 64, 70, "linear_act"), *ALL),
+    gpu_case("2048x2048x2048", Shape(2048, 2048, 2048), SMALL, *ALL, dtype="float32"),
+    gpu_case("2048x2048x2048", Shape(2048, 2048, 2048), SMALL, *ALL, dtype="float16"),
+)
 
 
 def inputs(case: Case) -> tuple[torch.Tensor, ...]:
@@ -90,4 +102,6 @@ def bytes_(case: Case, mode: str) -> float:
     return {"forward": 1, "backward": 2, "training": 3}[mode] * once * case.itemsize
 
 
-OPERATION = Operation(name="linear", cases=CASES, inputs=inputs, torch=torchs, pyflash=ours, flops=flops, bytes=bytes_)
+OPERATION = Operation(
+    name="linear", cases=CASES, inputs=inputs, torch=torchs, pyflash=ours, flops=flops, bytes=bytes_, gpu=GPU
+)

@@ -32,6 +32,7 @@ class Case:
         isa: the floors hold on this instruction set and those after it.
         extra_us: provider -> the microseconds it may add to torch's time; for tiny tensors.
         optimizer: training includes an AdamW step.
+        small: of a case at a GPU's size, the shape that stands for it in Triton's interpreter; None runs on a GPU only.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Case:
     isa: str = "avx512"
     extra_us: dict[str, float] = field(default_factory=dict)
     optimizer: bool = False
+    small: Any = None
 
     @property
     def itemsize(self) -> int:
@@ -67,6 +69,9 @@ class Operation:
         peers: who else does this operation (peers.py); timed when asked for.
         providers: in place of PROVIDERS, torch first.
         outputs_only: what is compared in every mode: through a whole model gradients amplify each provider's rounding.
+        gpu: cases at a GPU's sizes, one or more for each launcher of the Triton backend (tools/gpu/smoke.py).
+        part: (case, inputs) -> fewer of them, of which torch makes the leading corner of every output and gradient; for
+            what float64 has no room for.
     """
 
     name: str
@@ -80,6 +85,8 @@ class Operation:
     peers: tuple[Provider, ...] = ()
     providers: tuple[Provider, ...] = ()
     outputs_only: bool = False
+    gpu: tuple[Case, ...] = ()
+    part: Callable[[Case, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,10 @@ PROVIDERS = {
         Provider("pyflash:triton", "pyflash", "triton", devices=("cuda",)),
     )
 }
+
+
+def gpu_case(name: str, shape: Any, small: Any, *modes: str, dtype: str = "bfloat16") -> Case:
+    return Case(name, shape, dict.fromkeys(modes), dtype, small=small)
 
 
 def load(name: str) -> Operation:

@@ -103,6 +103,20 @@ def grid() -> list[Case]:
 
 CASES = (*CHOSEN, *grid())
 
+# Held on the chip up to 128 units, a launch a step above.
+GPU = tuple(
+    Case(f"{cell} T64 B64 H{hidden}", Shape(cell, 64, 64, hidden), both(), dtype, small=Shape(cell, 3, 4, small))
+    for hidden, small in ((64, 12), (128, 12), (256, 20), (512, 20))
+    for cell in MODULES
+    for dtype in ("bfloat16", "float32")
+)
+GPU += (
+    Case("GRU T64 B64 H128 packed", Shape("GRU", 64, 64, 128, packed=True), both(), "bfloat16",
+         small=Shape("GRU", 4, 3, 12, packed=True)),
+    Case("LSTM T64 B64 H128x2 bidirectional", Shape("LSTM", 64, 64, 128, layers=2, bidirectional=True), both(),
+         "bfloat16", small=Shape("LSTM", 3, 2, 12, layers=2, bidirectional=True)),
+)  # fmt: skip
+
 
 class _Layer(torch.nn.Module):
     """One call: packs where the case says so, and gives tensors back."""
@@ -168,5 +182,5 @@ def bytes_(case: Case, mode: str) -> float:
 
 OPERATION = Operation(
     name="rnn", cases=CASES, inputs=inputs, torch=lambda case: _Layer(case.shape), pyflash=ours, flops=flops,
-    bytes=bytes_,
+    bytes=bytes_, gpu=GPU,
 )  # fmt: skip

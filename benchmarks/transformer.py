@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from benchmarks.operation import Case, Operation
+from benchmarks.operation import Case, Operation, gpu_case
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,13 @@ CASES = (
     Case("tiny encoder layer", Shape("layer", **TINY, hidden=64), AT_MOST_1_5, quick=True),
     Case("import", Shape("import", 1, 1, 1, 1), {"forward": None}, extra_us={"pyflash": 1e5},
          model="a new interpreter that imports torch, and pyflash with it"),
+)  # fmt: skip
+
+GPU = (
+    gpu_case("layer B8 S512 d1024", Shape("layer", 8, 512, 1024, 16, 4096), Shape("layer", 2, 9, 32, 4, 64), "forward",
+             "training"),
+    gpu_case("attention weights B8 S512 d1024", Shape("weights", 8, 512, 1024, 16), Shape("weights", 2, 9, 32, 4),
+             "forward", "training"),
 )  # fmt: skip
 
 
@@ -133,5 +140,5 @@ def bytes_(case: Case, mode: str) -> float:
 
 
 OPERATION = Operation(
-    name="transformer", cases=CASES, inputs=inputs, torch=torchs, pyflash=ours, flops=flops, bytes=bytes_
+    name="transformer", cases=CASES, inputs=inputs, torch=torchs, pyflash=ours, flops=flops, bytes=bytes_, gpu=GPU
 )

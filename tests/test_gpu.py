@@ -3,10 +3,13 @@
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +17,11 @@ import stand_in
 import torch
 
 pytest.importorskip("triton")
+from benchmarks import OPERATIONS
+from benchmarks.operation import load
 from pyflash.kernels import candidates, tuning
-from tools.gpu import ROOT, environment, profile, steps, summary, tune
+from tools.gpu import ROOT, environment, profile, smoke, steps, summary, tune
+from tools.gpu import __main__ as main
 from tools.gpu.record import Recorder
 from tools.gpu.workloads import KEYS
 
@@ -113,13 +119,141 @@ def test_tests_import_nothing_that_may_be_missing():
 
 def test_the_plan_begins_with_the_kernels():
     here = environment.Environment("cuda", gpu="a GPU", arch="sm90")
-    found = [
-        (step.part, step.name) for step in steps.plan(here, ["tests", "bench", "tune"], [], Path("results"), "now")
-    ]
-    assert found[0] == ("tests", "kernels") and found[-1] == ("tests", "everything else")
-    assert [part for part, _ in found[3:6]] == ["bench", "tune", "bench"]
+    planned = steps.plan(here, ["smoke", "tests", "bench", "tune"], [], Path("results"), "now")
+    found = [(step.part, step.name) for step in planned]
+    assert [name for _, name in found[:3]] == ["kernels not in the cache", "every launcher once", "kernels"]
+    assert found[-1] == ("tests", "everything else")
+    assert [part for part, _ in found if part != "smoke"][:5] == ["tests", "tests", "bench", "tune", "bench"]
     (benchmark,) = (step for step in steps.bench(here, ["linear"], Path("results"), "now") if "quick" in step.name)
     assert benchmark.command[:4] == ["-m", "benchmarks", "run", "linear"] and "cuda" in benchmark.command
+
+
+# Every launcher once.
+
+
+@pytest.mark.slow
+def test_the_smoke_part(tmp_path):
+    done = gpu("--part", "smoke", "--op", "dropout", results=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = summary.read_lines(next(tmp_path.glob("*-smoke.jsonl")))
+    assert {row["case"].split(":")[0] for row in rows} == {"dropout"} and all(row["error"] < 1 for row in rows)
+    assert any(line.startswith("## Every launcher once: ") and "0 not right" in line for line in page(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2  # few files come back from a lent machine
+
+
+def test_every_operation_has_cases_at_a_gpus_size():
+    for name in OPERATIONS:
+        operation = load(name)
+        assert operation.gpu, name
+        labels = [(case.name, case.dtype) for case in operation.gpu]
+        assert len(set(labels)) == len(labels)
+    assert len(smoke.plan([], small=False)) > len(smoke.plan([], small=True)) > 50
+    assert {work.operation.name for work in smoke.plan(["linear"], small=True)} == {"linear"}
+
+
+def one_case(operation: str, mode: str, **changes) -> smoke.Work:
+    work = next(work for work in smoke.plan([operation], small=True) if work.mode == mode)
+    return replace(work, operation=replace(work.operation, **changes))
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+def test_a_wrong_kernel_is_seen(mode):
+    if not tune.INTERPRETED:
+        pytest.skip("for the interpreter")
+    right = smoke.measure(one_case("layer_norm", mode), "cpu")
+    assert smoke.is_right(right) and 0 < right["error"] < 1
+
+    def slightly_off(case):
+        return lambda x, weight, bias: torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias) * 1.03
+
+    wrong = smoke.measure(one_case("layer_norm", mode, pyflash=slightly_off), "cpu")
+    assert wrong["error"] > 1 and not smoke.is_right(wrong)
+    assert "<<< WRONG" in smoke.describe(wrong)
+    none = smoke.measure(
+        one_case("layer_norm", mode, pyflash=lambda case: lambda x, w, b: x * w * b * torch.nan), "cpu"
+    )
+    assert not smoke.is_right(none)  # NaN is above no limit
+
+
+def test_a_case_that_ends_the_process_costs_itself_only(tmp_path, monkeypatch):
+    worker = """
+import os, sys, time
+from pathlib import Path
+from tools.gpu import smoke
+results = Path(sys.argv[1])
+done = {row["case"] for row in smoke.read(results)}
+for name in ("a", "b", "c", "d"):
+    if name in done: continue
+    smoke.trying(results).write_text(name)
+    if name == "b": os._exit(smoke.DEVICE_ERROR)
+    if name == "c": time.sleep(60)
+    smoke.note(results, {"case": name, "error": 0.5})
+"""
+    results = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(smoke, "command", lambda options: [sys.executable, "-c", worker, str(options.results)])
+    monkeypatch.setitem(smoke.PATIENCE, "cuda", 5.0)
+    assert smoke.supervise(smoke.parser().parse_args(["--results", str(results)])) == 1
+    rows = {row["case"]: row for row in smoke.read(results)}
+    assert "failed" not in rows["a"] and "failed" not in rows["d"]
+    assert rows["b"]["failed"] == "the process ended with 75" and rows["c"]["failed"] == "took more than 5 s"
+    lines = "\n".join(summary.smoke(results))
+    assert "4 cases, 2 not right" in lines and "- b: the process ended with 75" in lines
+
+
+def test_a_worker_whose_device_is_lost_is_replaced(tmp_path):
+    """The first failure loses the device of its process; the tests that follow there run in another one."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_lost.py").write_text(
+        "import os, pytest\nfrom tools.gpu import sticky\n"
+        "sticky.answers = lambda: not hasattr(os, 'lost')\n"
+        "@pytest.mark.parametrize('i', range(6))\n"
+        "def test_on_device(i):\n    if i == 2: os.lost = True\n    assert not hasattr(os, 'lost')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-n", "1", "--max-worker-restart", "4", "-p", "no:cacheprovider"]
+    command += ["--rootdir", str(tmp_path), str(tmp_path)]
+    settings = dict(cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, "-p", "tools.gpu.sticky"], **settings)
+    assert "5 passed" in done.stdout and "test_on_device[2]" in done.stdout, done.stdout
+    assert "4 failed, 2 passed" in subprocess.run(command, **settings).stdout
+
+
+def test_results_and_the_tuned_table_lie_in_one_folder(tmp_path, monkeypatch):
+    table = tmp_path / "kernels" / "sm90.json"
+    table.parent.mkdir()
+    table.write_text('{"keys": {}}')
+    here = environment.Environment("cuda", gpu="a GPU", arch="sm90")
+    monkeypatch.setattr(main, "prepare", lambda device: here)
+    monkeypatch.setattr(steps, "tuned_table", lambda here, results: table)
+    monkeypatch.setattr(steps, "plan", lambda *_: [])
+    assert main.main(["--results", str(tmp_path / "r")]) == 0
+    assert sorted(path.suffix for path in (tmp_path / "r").iterdir()) == [".json", ".md"]
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_without_a_gpu(tmp_path):
+    cache, archive = tmp_path / "cache", tmp_path / "cache.tar.xz"
+    command = [sys.executable, "-m", "tools.gpu.compile", "dropout", "--jobs", "1", "--archive", str(archive)]
+    environ = os.environ | {"TRITON_CACHE_DIR": str(cache)}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "2 kernels" in done.stdout and not done.stderr, done.stdout + done.stderr
+    with tarfile.open(archive) as content:
+        names = content.getnames()
+    assert sum(name.endswith(".cubin") for name in names) == 2 and names[0] == str(cache.relative_to("/"))
+
+
+def test_a_carried_cache_is_unpacked_once(tmp_path):
+    cache = tmp_path / "cache"
+    (cache / "kernel").mkdir(parents=True)
+    (cache / "kernel" / "binary").write_text("cubin")
+    archive = tmp_path / "cache.tar.xz"
+    with tarfile.open(archive, "w:xz") as content:
+        content.add(cache, arcname=str(cache.relative_to("/")))
+    shutil.rmtree(cache)
+    environment.unpack(archive, cache)
+    assert (cache / "kernel" / "binary").read_text() == "cubin"
+    (cache / "kernel" / "binary").write_text("newer")
+    environment.unpack(archive, cache)
+    assert (cache / "kernel" / "binary").read_text() == "newer"
 
 
 # The device that stands in for one in the tests of the triton backend.

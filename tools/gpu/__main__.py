@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shutil
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from tools.gpu.environment import prepare, results_folder
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="make gpu", description=__doc__)
-    options.add_argument("--part", choices=steps.PARTS, help="default: tests, bench and tune")
+    options.add_argument("--part", choices=steps.PARTS, help="default: smoke, tests, bench and tune")
     options.add_argument("--op", default="", help="operations, separated by blanks; in tests any part of a test's name")
     options.add_argument("--time", type=float, default=3000, help="seconds, builds included (3000)")
     options.add_argument("--device", choices=("cuda", "interpreter"), default="cuda")
@@ -23,7 +24,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--workers", type=int, help="tests side by side, 0 for none; default the processors, at most 16"
     )
-    options.add_argument("--results", type=Path, help="folder; default benchmarks/results/<gpu>")
+    options.add_argument(
+        "--results",
+        type=Path,
+        help="folder for everything, a copy of the tuned table too; default benchmarks/results/<gpu>",
+    )
     return options
 
 
@@ -41,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"make gpu: {error}", file=sys.stderr)
         return 2
     here.workers = here.workers if options.workers is None else options.workers
-    parts = ["tune"] if options.tune else [options.part] if options.part else ["tests", "bench", "tune"]
+    parts = ["tune"] if options.tune else [options.part] if options.part else list(steps.PARTS[:4])
     results = (options.results or results_folder(here)).resolve()
     results.mkdir(parents=True, exist_ok=True)
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
@@ -50,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     table = steps.tuned_table(here, results)
 
     def report() -> str:
+        if options.results and table.exists() and table.parent != results:
+            shutil.copy(table, results)
         return summary.write(here, work, results, stamp, record, table)
 
     report()

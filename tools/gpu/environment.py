@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +52,12 @@ if other is not None and other.loader is not None:
 '''
 
 
+# What `make gpu-cache` compiled elsewhere, and where it is found: the same absolute path on both machines, since Triton's
+# group files hold such paths.
+ARCHIVE = BUILD / "triton-cache.tar.xz"
+CACHE = Path("/tmp/pyflash-triton-cache")
+
+
 @dataclass
 class Environment:
     """How the parts are started.
@@ -63,6 +71,7 @@ class Environment:
     device: str
     gpu: str = "interpreter"
     arch: str = "interpreter"
+    capability: int = 0  # of compute, without its dot
     facts: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
@@ -90,8 +99,7 @@ def prepare(device: str) -> Environment:
     """Raises RuntimeError, in one line, where nothing can be done here."""
     here = Environment(device)
     here.variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    here.variables |= {"PYTHONPATH": os.pathsep.join([write_site(), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    here.variables |= {"PYTHONUNBUFFERED": "1"}
+    here.variables = with_site(here.variables) | {"PYTHONUNBUFFERED": "1"}
     if device == "interpreter":
         here.variables["TRITON_INTERPRET"] = "1"
     probe = here.run("-c", PROBE, capture_output=True)
@@ -102,6 +110,9 @@ def prepare(device: str) -> Environment:
         if not facts["gpu"]:
             raise RuntimeError("torch sees no CUDA device; DEVICE=interpreter runs the same steps without one")
         here.gpu, here.arch = facts["gpu"], arch(here, facts["capability"])
+        here.capability = int("".join(map(str, facts["capability"])))
+        here.variables.setdefault("TRITON_CACHE_DIR", str(CACHE))
+        unpack(ARCHIVE, CACHE)
         facts["driver"] = driver()
     here.facts = {name: str(value) for name, value in facts.items() if name not in ("gpu", "capability")}
     here.left_out = [f"{what} ({module} is not installed)" for module, what in OPTIONAL.items() if not here.has(module)]
@@ -122,6 +133,19 @@ def driver() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split("\n")[0].strip()
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
+
+
+def unpack(archive: Path, cache: Path) -> None:
+    """Kernels compiled elsewhere. Of another Triton, Python or source none of them is found, and nothing breaks."""
+    if archive.exists() and not cache.exists():
+        with tarfile.open(archive) as content:
+            content.extractall("/", filter="data")
+
+
+def with_site(variables: Mapping[str, str]) -> dict[str, str]:
+    """The same, and kernels/ is found as pyflash.kernels."""
+    path = [write_site(), *filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**variables, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
 
 
 def write_site() -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.gpu import ROOT
+from tools.gpu import BUILD, ROOT
 from tools.gpu.environment import Environment
 
-PARTS = ("tests", "bench", "tune", "profile")
+PARTS = ("smoke", "tests", "bench", "tune", "profile")
 NOTHING_COLLECTED = 5
 # Benchmarks with the largest use first; those that are not named here follow.
 BY_USE = ("attention", "linear", "layer_norm", "transformer")
@@ -32,14 +33,15 @@ class Step:
     share: float = 1.0
     status: str = "not reached"
     seconds: float = 0.0
+    around: list[str] = field(default_factory=list)  # what runs the command
 
 
 def plan(here: Environment, parts: list[str], operations: list[str], results: Path, stamp: str) -> list[Step]:
-    every = {"tests": tests, "bench": bench, "tune": tune, "profile": profile}
+    every = {"smoke": smoke, "tests": tests, "bench": bench, "tune": tune, "profile": profile}
     steps = {part: every[part](here, operations, results, stamp) for part in parts}
-    ordered = steps.get("tests", [])[:3] + steps.get("bench", [])[:1] + steps.get("tune", [])
-    ordered += steps.get("bench", [])[1:] + steps.get("profile", []) + steps.get("tests", [])[3:]
-    return ordered
+    first, checked = steps.get("smoke", []), steps.get("tests", [])
+    ordered = first[:2] + checked[:1] + first[2:] + checked[1:2] + steps.get("bench", [])[:1] + steps.get("tune", [])
+    return ordered + steps.get("bench", [])[1:] + steps.get("profile", []) + checked[2:]
 
 
 def selection(*expressions: str) -> list[str]:
@@ -47,23 +49,46 @@ def selection(*expressions: str) -> list[str]:
     return ["-k", chosen] if chosen else []
 
 
+def smoke(here: Environment, operations: list[str], results: Path, stamp: str) -> list[Step]:
+    """Every launcher at a real size, its kernels compiled before, side by side; small sizes under NVIDIA's sanitizer."""
+    from benchmarks import OPERATIONS
+
+    names = [name for name in operations if name in OPERATIONS]
+    if operations and not names:
+        return []
+
+    def command(file: Path, *words: str) -> list[str]:
+        return ["-m", "tools.gpu.smoke", *words, "--results", str(file), "--device", here.device]
+
+    launchers = Step("every launcher once", "smoke", command(results / f"{stamp}-smoke.jsonl", *names), 0.35)
+    if here.device == "interpreter":
+        return [launchers]
+    jobs = ["--arch", str(here.capability), "--jobs", str(max(1, here.workers))]
+    steps = [Step("kernels not in the cache", "smoke", ["-m", "tools.gpu.compile", *jobs], 0.2), launchers]
+    for tool in ("memcheck", "racecheck") if shutil.which("compute-sanitizer") else ():
+        small = command(BUILD / f"{stamp}-{tool}.jsonl", "rnn", "linear", "--small", "--worker")
+        around = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
+        steps.append(Step(f"compute-sanitizer, {tool}", "smoke", small, 0.12, around=around))
+    return steps
+
+
 def tests(here: Environment, operations: list[str], results: Path, stamp: str) -> list[Step]:
-    """The kernels' own tests, the operations on the device, sizes past 2^31 elements, then what needs no GPU."""
+    """Everything that is called after Triton, on the device; sizes past 2^31 elements; then what needs no GPU."""
     if not here.has("pytest"):
         return []
-    kernels = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_triton_*.py"))
     pytest = ["-m", "pytest", "-p", "tools.gpu.record", "-W", "ignore::RuntimeWarning"]
     pytest += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
     alone = []
     if here.has("xdist"):
-        pytest, alone = [*pytest, "-n", str(here.workers)], ["-n", "0"]  # side by side they would not fit
+        pytest += ["-n", str(here.workers), "--max-worker-restart", "64", "-p", "tools.gpu.sticky"]
+        alone = ["-n", "0"]  # side by side they would not fit
     wanted = " or ".join(operations)
-    ignored = [f"--ignore={path}" for path in (*kernels, "tests/test_large.py")]
+    large, frame = "tests/test_large.py", ("tests/test_gpu.py", "tests/test_imports.py")  # the frame's run on the CPU
+    others = [f"--ignore={path}" for path in (large, *frame)]
     return [
-        Step("kernels", "tests", [*pytest, *kernels, *selection(wanted)], 0.35),
-        Step("operations on the device", "tests", [*pytest, *ignored, *selection("triton", wanted)], 0.25),
-        Step("past 2^31 elements", "tests", [*pytest, *alone, "tests/test_large.py", *selection(wanted)], 0.1),
-        Step("everything else", "tests", [*pytest, *ignored, *selection("not triton", wanted)]),
+        Step("kernels", "tests", [*pytest, *others, *selection("triton", wanted)], 0.4),
+        Step("past 2^31 elements", "tests", [*pytest, *alone, large, *selection(wanted)], 0.1),
+        Step("everything else", "tests", [*pytest, f"--ignore={large}", *selection("not triton", wanted)]),
     ]
 
 
@@ -76,7 +101,7 @@ def bench(here: Environment, operations: list[str], results: Path, stamp: str) -
         return []
 
     def step(what: str, file: str, *options: str, share: float = 1.0):
-        files = ["--json", str(results / f"{stamp}-{file}.json"), "--png", str(results / f"{stamp}-{file}.png")]
+        files = ["--json", str(results / f"{stamp}-{file}.json")]  # `python -m benchmarks plot` draws it
         return Step(what, "bench", ["-m", "benchmarks", "run", *names, *options, *files], share)
 
     if here.device == "interpreter":  # times mean nothing here: that the command runs is what is shown
@@ -114,7 +139,8 @@ def run(step: Step, here: Environment, limit: float, record: Path) -> None:
     if step.part == "tests":
         variables["OMP_NUM_THREADS"] = "1"
     start = time.monotonic()
-    process = subprocess.Popen([sys.executable, *step.command], cwd=ROOT, env=variables, start_new_session=True)
+    command = [*step.around, sys.executable, *step.command]
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True)
     try:
         code = process.wait(limit)
         step.status = "done" if code in (0, NOTHING_COLLECTED) else "failed"

@@ -6,8 +6,10 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
 from tools.gpu.environment import Environment
+from tools.gpu.smoke import is_right
 from tools.gpu.steps import Step
 
 MOST_LINES = 30
@@ -39,6 +41,31 @@ def tests(record: Path) -> list[str]:
     ]
     lines += [f"- and {len(failed) - MOST_LINES} more" for _ in range(len(failed) > MOST_LINES)]
     lines += [f"- skipped {count}: {why}" for why, count in skipped.most_common(8)]
+    return lines
+
+
+def smoke(record: Path) -> list[str]:
+    """What is not right by name, then each operation's times beside torch's."""
+    rows = read_lines(record)
+    if not rows:
+        return []
+    bad = [row for row in rows if not is_right(row)]
+    lines = ["", f"## Every launcher once: {len(rows)} cases, {len(bad)} not right"]
+    for row in bad[:MOST_LINES]:
+        lines.append(f"- {row['case']}: {row.get('failed') or row}")
+    timed = [row for row in rows if row.get("x")]
+    if not timed:
+        return lines
+    lines += [
+        "",
+        "| operation | cases | x torch, geometric mean | host, us | torch's |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for operation in dict.fromkeys(row["case"].split(":")[0] for row in timed):
+        group = [row for row in timed if row["case"].startswith(f"{operation}:")]
+        host, theirs = (median(row[name] for row in group) for name in ("host_us", "torch_host_us"))
+        mean = geometric_mean([row["x"] for row in group])
+        lines.append(f"| {operation} | {len(group)} | {mean:.2f} | {host:.0f} | {theirs:.0f} |")
     return lines
 
 
@@ -95,7 +122,7 @@ def write(here: Environment, steps: list[Step], results: Path, stamp: str, recor
     lines += ["", f"# {here.gpu}, {stamp}", ", ".join(f"{name} {value}" for name, value in here.facts.items())]
     lines += ["", "| step | part | status | seconds |", "| --- | --- | --- | --- |"]
     lines += [f"| {step.name} | {step.part} | {step.status} | {step.seconds:.0f} |" for step in steps]
-    lines += tests(record)
+    lines += smoke(results / f"{stamp}-smoke.jsonl") + tests(record)
     for path in sorted(results.glob(f"{stamp}-*.json")):
         lines += benchmarks(path)
     lines += tuning(table)
