@@ -3,9 +3,10 @@
 import triton
 import triton.language as tl
 
-from pyflash.kernels import activations, primitives, tuning
+from pyflash.kernels import activations, launch, primitives, tuning
 
 
+@launch.cached
 @triton.jit
 def _activation_fwd(x_ptr, y_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -16,6 +17,7 @@ def _activation_fwd(x_ptr, y_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.cons
     tl.store(y_ptr + offs, primitives.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
+@launch.cached
 @triton.jit
 def _activation_bwd(dy_ptr, saved_ptr, dx_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -31,12 +33,12 @@ def _activation_bwd(dy_ptr, saved_ptr, dx_ptr, size, ACTIVATION: tl.constexpr, B
 def activation_fwd(x, activation, y):
     """y = activation(x), a name of the table; x and y dense, of one memory order."""
     if x.numel():
-        grid = (triton.cdiv(x.numel(), tuning.POINTWISE_BLOCK),)
+        grid = (launch.cdiv(x.numel(), tuning.POINTWISE_BLOCK),)
         _activation_fwd[grid](x, y, x.numel(), ACTIVATION=activation, BLOCK=tuning.POINTWISE_BLOCK)
 
 
 def activation_bwd(dy, saved, activation, dx):
     """dx = dy * activation'; saved is the forward's x or y, as the activation's row says; all dense, of one order."""
     if dy.numel():
-        grid = (triton.cdiv(dy.numel(), tuning.POINTWISE_BLOCK),)
+        grid = (launch.cdiv(dy.numel(), tuning.POINTWISE_BLOCK),)
         _activation_bwd[grid](dy, saved, dx, dy.numel(), ACTIVATION=activation, BLOCK=tuning.POINTWISE_BLOCK)

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyflash.kernels import tuning
+from pyflash.kernels import launch, tuning
 from pyflash.kernels.attention_decode import decode
 from pyflash.kernels.attention_tile import (
     common_arguments,
@@ -71,6 +71,7 @@ def _attend(
     return acc, row_max, row_sum
 
 
+@launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_fwd(
     q, k, v, out, lse, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, heads, seqlen_q, seqlen_k, tiles,
@@ -144,6 +145,7 @@ def _accumulate_dq(
     return acc
 
 
+@launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_bwd_dq(
     q, k, v, out, dout, lse, dlse, delta, dq, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads,
@@ -227,6 +229,7 @@ def _accumulate_dkdv(
     return acc_k, acc_v
 
 
+@launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_bwd_dkdv(
     q, k, v, dout, lse, delta, dk, dv, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads, seqlen_q,
@@ -264,6 +267,7 @@ def _attention_bwd_dkdv(
     store_tile(rows_of(dv, batch, kv_head, k_start), acc_v, offs_n, seqlen_k, offs_v, VALUE_DIM)
 
 
+@launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_bwd_dmask(
     q, k, v, dout, lse, delta, dmask, scores, dropout, heads, seqlen_q, seqlen_k, own, shared, GROUP: tl.constexpr,
@@ -417,7 +421,7 @@ def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout,
     batch, heads, seqlen_q, _ = q.shape
     width = max(q.shape[3], v.shape[3])
     config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, width, is_laden(scores, dropout))
-    tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    tiles = launch.cdiv(max_seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads == 0:
         return
     _attention_fwd[(tiles * heads * batch,)](
@@ -438,7 +442,7 @@ def _backward(
     delta = torch.empty_like(lse[:1] if cu_seqlens_q is not None else lse, memory_format=torch.contiguous_format)
     delta = delta.expand_as(lse)
     config = tuning.attention_bwd_dq(*shape_class)
-    tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    tiles = launch.cdiv(max_seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads:
         _attention_bwd_dq[(tiles * heads * batch,)](
             strided(q), strided(k), strided(v), strided(out), strided(dout), strided(lse), strided(dlse),
@@ -446,7 +450,7 @@ def _backward(
             tiles, **common_arguments(q, k, v), **config,
         )  # fmt: skip
     config = tuning.attention_bwd_dkdv(*shape_class)
-    tiles = triton.cdiv(max_seqlen_k, config["BLOCK_N"])
+    tiles = launch.cdiv(max_seqlen_k, config["BLOCK_N"])
     if tiles * batch * kv_heads:
         _attention_bwd_dkdv[(tiles * kv_heads * batch,)](
             strided(q), strided(k), strided(v), strided(dout), strided(lse), strided(delta), strided(dk), strided(dv),
@@ -463,7 +467,7 @@ def mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask):
     like_values = k if v is None else v
     width = max(q.shape[3], like_values.shape[3])
     config = tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, width, laden=True)
-    tiles = heads, triton.cdiv(seqlen_q, config["BLOCK_M"]), triton.cdiv(seqlen_k, config["BLOCK_N"]), batch
+    tiles = heads, launch.cdiv(seqlen_q, config["BLOCK_M"]), launch.cdiv(seqlen_k, config["BLOCK_N"]), batch
     summed = [dmask.shape[i] == 1 for i in (1, 2, 3, 0)]
     own = [1 if s else n for s, n in zip(summed, tiles, strict=True)]
     shared = [n if s else 1 for s, n in zip(summed, tiles, strict=True)]

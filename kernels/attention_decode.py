@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyflash.kernels import tuning
+from pyflash.kernels import launch, tuning
 from pyflash.kernels.attention_tile import (
     Head,
     common_arguments,
@@ -24,6 +24,7 @@ from pyflash.kernels.attention_tile import (
 from pyflash.kernels.primitives import LN2, LOG2E, cast, dot
 
 
+@launch.cached
 @triton.jit(do_not_specialize=["queries_len", "keys_len", "tiles", "splits", "split_len"])
 def _decode_split(
     q, k, v, part_out_ptr, part_lse_ptr, cache_seqlens_ptr, scores, kv_heads, queries_len, keys_len, tiles, splits,
@@ -89,6 +90,7 @@ def _decode_split(
     tl.store(part_out_ptr + offs, acc * (1 / row_sum)[:, None], mask=inside[:, None])
 
 
+@launch.cached
 @triton.jit(do_not_specialize=["queries_len", "splits"])
 def _decode_combine(
     part_out_ptr, part_lse_ptr, out, lse, heads, queries_len, splits, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr,

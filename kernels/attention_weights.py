@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyflash.kernels import tuning
+from pyflash.kernels import launch, tuning
 from pyflash.kernels.attention import mask_gradient
 from pyflash.kernels.attention_tile import (
     enter_head,
@@ -99,6 +99,7 @@ def _write_unseen(weights, inverse, head, offs_m, start, stop, BLOCK_N: tl.const
         store_tile(weights, unseen, offs_m, head.seqlen_q, offs_n, head.seqlen_k)
 
 
+@launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_weights_fwd(
     q, k, weights, lse, scores, dropout, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -199,6 +200,7 @@ def _accumulate_dq(
     return acc
 
 
+@launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_weights_bwd_dq(
     q, k, dweights, lse, delta, dq, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
@@ -283,6 +285,7 @@ def _accumulate_dk(
     return acc
 
 
+@launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_weights_bwd_dk(
     q, k, dweights, lse, delta, dk, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,

@@ -6,9 +6,10 @@ The backward is the same kernel on dy.
 import triton
 import triton.language as tl
 
-from pyflash.kernels import philox, primitives, tuning
+from pyflash.kernels import launch, philox, primitives, tuning
 
 
+@launch.cached
 @triton.jit
 def _dropout(x_ptr, seed_ptr, y_ptr, size, drop_below, scale: "fp64", BLOCKS: tl.constexpr):  # noqa: F821
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
@@ -33,5 +34,5 @@ def dropout(x, seed, p, y):
     if x.numel() == 0:
         return
     block = tuning.dropout_block(x.dtype)
-    grid = (triton.cdiv(x.numel(), block),)
+    grid = (launch.cdiv(x.numel(), block),)
     _dropout[grid](x, seed, y, x.numel(), philox.threshold(p), philox.keep_scale(p), BLOCKS=block // 64)

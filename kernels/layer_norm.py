@@ -9,10 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-from pyflash.kernels import tuning
+from pyflash.kernels import launch, tuning
 from pyflash.kernels.primitives import cast
 
 
+@launch.cached
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_fwd(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, summed_ptr, mean_ptr, rstd_ptr, x_row_stride,
@@ -48,6 +49,7 @@ def _layer_norm_fwd(
     tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
 
 
+@launch.cached
 @triton.jit
 def _layer_norm_fwd_wide(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, summed_ptr, mean_ptr, rstd_ptr, x_row_stride,
@@ -93,6 +95,7 @@ def _layer_norm_fwd_wide(
     tl.store(rstd_ptr + row + one, rstd)
 
 
+@launch.cached
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd(
     dy_ptr, dsummed_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dweight_ptr, dbias_ptr, dy_row_stride,
@@ -133,6 +136,7 @@ def _layer_norm_bwd(
     tl.store(dbias_ptr + pid * cols + offs_n, dbias, mask=mask_n)
 
 
+@launch.cached
 @triton.jit
 def _layer_norm_bwd_wide(
     dy_ptr, dsummed_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dy_row_stride, dsummed_row_stride,
@@ -173,6 +177,7 @@ def _differentials(dy_ptr, s_ptr, weight_ptr, mean, rstd, offs_n, cols, ACC: tl.
     return dxhat, tl.where(mask, (s - mean) * rstd, 0.0), mask
 
 
+@launch.cached
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd_parameters(
     dy_ptr, s_ptr, mean_ptr, rstd_ptr, dweight_ptr, dbias_ptr, dy_row_stride, s_row_stride, rows, cols,
@@ -193,6 +198,7 @@ def _layer_norm_bwd_parameters(
     tl.store(dbias_ptr + ptrs, dbias, mask=offs_n < cols)
 
 
+@launch.cached
 @triton.jit
 def _sum_programs(
     partial_ptr, dweight_ptr, dbias_ptr, programs, cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
@@ -244,7 +250,7 @@ def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
         block = dict(BLOCK_N=config["BLOCK_N"], num_warps=config["num_warps"])
         _layer_norm_fwd_wide[(rows,)](*tensors, cols, EPS=eps, ACC=_acc_dtype(x), **block)
     else:
-        grid = (triton.cdiv(rows, config["BLOCK_M"]),)
+        grid = (launch.cdiv(rows, config["BLOCK_M"]),)
         _layer_norm_fwd[grid](*tensors, rows, cols, EPS=eps, ACC=_acc_dtype(x), **config)
 
 
@@ -276,21 +282,21 @@ def layer_norm_bwd(
             _layer_norm_bwd_wide[(rows,)](dy, dsummed, summed, weight, mean, rstd, dx, *strides, cols, **options)
         if not (need_dweight or need_dbias):
             return
-        blocks = triton.cdiv(cols, config["BLOCK_N"])
+        blocks = launch.cdiv(cols, config["BLOCK_N"])
         programs = tuning.row_programs(arch, config["num_warps"], rows, blocks)
         partial = mean.new_empty(2, programs, cols)
         _layer_norm_bwd_parameters[(blocks, programs)](
             dy, summed, mean, rstd, *partial, dy.stride(0), summed.stride(0), rows, cols, **options
         )
     else:
-        programs = tuning.row_programs(arch, config["num_warps"], triton.cdiv(rows, config["BLOCK_M"]))
+        programs = tuning.row_programs(arch, config["num_warps"], launch.cdiv(rows, config["BLOCK_M"]))
         partial = mean.new_empty(2, programs, cols)
         _layer_norm_bwd[(programs,)](
             dy, dsummed, summed, weight, mean, rstd, dx if need_dx else None, *partial, *strides, rows, cols,
             **options, **config,
         )  # fmt: skip
     if need_dweight or need_dbias:
-        _sum_programs[(triton.cdiv(cols, 16), 2)](partial, *wanted, programs, cols, BLOCK_M=128, BLOCK_N=16)
+        _sum_programs[(launch.cdiv(cols, 16), 2)](partial, *wanted, programs, cols, BLOCK_M=128, BLOCK_N=16)
 
 
 def _acc_dtype(x):

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyflash.kernels import activations, tuning
+from pyflash.kernels import activations, launch, tuning
 from pyflash.kernels.activation import activation_bwd
 from pyflash.kernels.attention_tile import Strided
 from pyflash.kernels.primitives import cast, dot
@@ -32,6 +32,7 @@ def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACT
     tl.store(ptrs, cast(acc, c.ptr.dtype.element_ty), mask=mask)
 
 
+@launch.cached
 @triton.jit
 def _matmul(
     a, b, bias_ptr, c, preact, M, N, K, bias_row_stride, ACTIVATION: tl.constexpr, BIAS_IS_MATRIX: tl.constexpr,
@@ -119,7 +120,7 @@ def _product(a, b, c, bias=None, activation="", preact=None, precision=None):
     if M * N == 0:
         return
     config = tuning.matmul(tuning.arch(a.device), a.dtype, M, N, K)
-    grid = (triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"]),)
+    grid = (launch.cdiv(M, config["BLOCK_M"]) * launch.cdiv(N, config["BLOCK_N"]),)
     is_matrix = bias is not None and bias.dim() == 2
     precision = precision or tuning.input_precision()
     # The error of a sum grows with the root of its length: long exact ones are sums of parts, as on the CPU.

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyflash.kernels import linear, tuning
+from pyflash.kernels import launch, linear, tuning
 from pyflash.kernels.primitives import cast
 from pyflash.kernels.rnn_gates import (
     add_bias,
@@ -47,6 +47,7 @@ SLOTS = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
 _SIZES = ["first", "count", "length", "batch", "positions", "t_stride", "b_stride"]
 
 
+@launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _rnn_fwd(
     x_gates_ptr, w_hh_ptr, b_hh_ptr, h_ptr, c_ptr, y_ptr, cells_ptr, gates_ptr, steps_ptr, offsets_ptr, rows_ptr, first,
@@ -130,6 +131,7 @@ def _rnn_fwd(
         tl.store(c_ptr + state, c, mask=mask)
 
 
+@launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _rnn_bwd(
     dy_ptr, dcells_ptr, gates_ptr, cells_ptr, c_0_ptr, y_ptr, h_before_ptr, w_hh_ptr, dh_ptr, dc_ptr, dgates_ptr,
@@ -242,6 +244,7 @@ def _rnn_bwd(
         tl.store(dc_ptr + state, dc, mask=mask)
 
 
+@launch.cached
 @triton.jit(do_not_specialize=["rows"])
 def _activate(gates_ptr, b_hh_ptr, rows, CELL: tl.constexpr, GATES: tl.constexpr, HIDDEN: tl.constexpr,
               BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr):  # fmt: skip
@@ -261,6 +264,7 @@ def _activate(gates_ptr, b_hh_ptr, rows, CELL: tl.constexpr, GATES: tl.constexpr
     store_tiles(ptrs, HIDDEN, gates, mask)
 
 
+@launch.cached
 @triton.jit(do_not_specialize=["length", "batch", "positions", "t_stride", "b_stride"])
 def _gather(
     source_ptr, initial_ptr, out_ptr, steps_ptr, offsets_ptr, rows_ptr, source_stride, length, batch, positions,
@@ -362,7 +366,7 @@ class _Layout:
         cols = source.shape[1] // directions
         out = source.new_empty(directions, self.positions, cols)
         block_m, block_n = 16, min(128, max(16, triton.next_power_of_2(cols)))
-        _gather[(self.length * triton.cdiv(self.batch, block_m), directions)](
+        _gather[(self.length * launch.cdiv(self.batch, block_m), directions)](
             source, initial, out, *self.ragged, source.stride(0), *self.sizes, COLS=cols, BACK=int(initial is not None),
             BLOCK_M=block_m, BLOCK_N=block_n,
         )  # fmt: skip
@@ -371,8 +375,8 @@ class _Layout:
 
 def _launches(layout, config, steps):
     """(grid, first step, steps) of each launch: all in one where a program has all units."""
-    tiles = triton.cdiv(layout.hidden, config["BLOCK_U"])
-    grid = (triton.cdiv(layout.batch, config["BLOCK_M"]), tiles, layout.directions)
+    tiles = launch.cdiv(layout.hidden, config["BLOCK_U"])
+    grid = (launch.cdiv(layout.batch, config["BLOCK_M"]), tiles, layout.directions)
     each = steps if tiles == 1 else 1
     return ((grid, first, each) for first in range(0, steps, each))
 
@@ -418,7 +422,7 @@ def _gates_again(layout, w, x, h_before, cell):
         if cell == "gru":
             _product(h_before[d], w.w_hh[d, 2 * hidden :].t(), own[:, 3 * hidden :])
         block_u = min(128, tuning.feature_block(hidden))
-        _activate[(triton.cdiv(layout.positions, 8), triton.cdiv(hidden, block_u))](
+        _activate[(launch.cdiv(layout.positions, 8), launch.cdiv(hidden, block_u))](
             own, None if w.b_hh is None else w.b_hh[d], layout.positions, CELL=cell, GATES=count, HIDDEN=hidden,
             BLOCK_M=8, BLOCK_U=block_u,
         )  # fmt: skip

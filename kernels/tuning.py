@@ -105,7 +105,7 @@ def recurrent_precision():
 
 def feature_block(dim):
     """The width of the block that holds a head: a power of two, 16 at least for tl.dot."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, 1 << (dim - 1).bit_length())
 
 
 def _tile(block_m, block_n, num_warps, num_stages):
