@@ -3,29 +3,38 @@
 The launchers themselves are called, on tensors without memory and with a driver that names the architecture, so the
 table shows what a user's call would compile: arguments, specialisation and configuration alike.
 
-    python -m benchmarks inspect [--check] [--full] [NAME ...]      (names are substrings; default SHORT)
+    python -m benchmarks inspect [--check] [--full] [--triton DIR] [NAME ...]      (names are substrings; default SHORT)
 
-writes the rows it compiles into benchmarks/results/aot.json, or with --check compares them with it.
+writes the rows it compiles into benchmarks/results/aot.json, or with --check compares them with it. Another Triton than the
+one that is installed, from `pip install --target DIR triton==3.6.0`, has a table of its own, aot-3.6.json.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "benchmarks" / "results" / "aot.json"
+INSTALLED = "3.7"  # the Triton that TABLE is of
 
 # Counted in the machine code. HMMA, HGMMA, UTCHMMA: tensor cores of sm_80, 90, 100. LDL, STL: spills. LDGSTS, UTMALDG:
-# copies that need no register. TF32 must be absent from float32 kernels under "ieee".
+# copies that need no register. TF32 must be absent from float32 kernels under "ieee". LDG.U16, STG.U16: loads and stores of two
+# bytes, one element of a half type, where a thread could move eight at once; "narrow" counts those within loops. "serialised":
+# how often ptxas says that it waits for every single product of a warp group (its C7510 to C7519).
 TENSOR_CORES = ("HGMMA", "HMMA", "UTCHMMA")
 INSTRUCTIONS = (*TENSOR_CORES, "LDL", "STL", "LDGSTS", "UTMALDG")
+NARROW = re.compile(r"\b(LDG|STG)\.E\.U16\b")
+SERIALISED = re.compile(r"wgmma\.mma_async instructions are serialized")
 
 # What a multiprocessor has: (KB of shared memory, warps); every one has 65536 registers.
 MULTIPROCESSOR = {80: (164, 64), 86: (100, 48), 90: (228, 64), 100: (228, 64)}
@@ -58,6 +67,9 @@ SHORT = (
         )
     ),
     "sm90/attention/bfloat16/64/bias",
+    "sm90/linear/bfloat16/dgrad",
+    "sm90/linear/bfloat16/wgrad",
+    "sm90/layer_norm/bfloat16/32768",
     "sm100/attention/bfloat16/64",
     "sm100/decode/bfloat16/128",
     "sm100/linear/bfloat16/gelu",
@@ -76,6 +88,8 @@ def cases():
             add(arch, attention, f"bfloat16/{head_dim}", dtype="bfloat16", head_dim=head_dim)
         add(arch, decode, "bfloat16/128", dtype="bfloat16", head_dim=128)
         add(arch, linear, "bfloat16/gelu", dtype="bfloat16")
+        for kind in ("forward", "dgrad", "wgrad"):
+            add(arch, linear, f"bfloat16/{kind}", dtype="bfloat16", kind=kind)
         if arch == 86:
             continue
         for head_dim in (64, 128):
@@ -98,6 +112,8 @@ def cases():
         for head_dim in (64, 128):
             add(arch, attention_weights, f"bfloat16/{head_dim}/laden", head_dim=head_dim, **laden)
         add(arch, row_wise, "bfloat16", dtype="bfloat16")
+        for cols in (8192, 16384, 32768):
+            add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -151,12 +167,19 @@ def decode(empty, dtype, head_dim):
     kernels.attention_decode(q, k, v, empty(1, dtype="int32"), None, 1.0, 0.0, -1, 0, out, empty(1, 32, 1))
 
 
-def linear(empty, dtype):
+def linear(empty, dtype, kind="gelu"):
+    """The product with a fused GELU, or one of the three that a plain layer takes."""
     from pyflash.kernels import linear as kernels
 
     x, weight, bias = empty(1024, 512, dtype=dtype), empty(2048, 512, dtype=dtype), empty(2048, dtype=dtype)
     y, preact = (empty(1024, 2048, dtype=dtype) for _ in range(2))
-    kernels.linear_fwd(x, weight, bias, "gelu", True, y, preact)
+    if kind == "gelu":
+        kernels.linear_fwd(x, weight, bias, "gelu", True, y, preact)
+    elif kind == "forward":
+        kernels.linear_fwd(x, weight, bias, "", False, y, None)
+    else:
+        grads = empty(1024, 512, dtype=dtype), empty(2048, 512, dtype=dtype), bias
+        kernels.linear_bwd(y, x, weight, None, "", kind == "dgrad", kind == "wgrad", False, *grads)
 
 
 def recurrent(empty, cell, dtype, hidden):
@@ -181,6 +204,17 @@ def recurrent(empty, cell, dtype, hidden):
     )
 
 
+def layer_norm(empty, dtype, cols):
+    """Rows that no program holds in its registers."""
+    from pyflash.kernels import layer_norm as kernels
+
+    x, y, dx = (empty(1024, cols, dtype=dtype) for _ in range(3))
+    weight, bias, dweight, dbias = (empty(cols, dtype=dtype) for _ in range(4))
+    mean, rstd = empty(1024), empty(1024)
+    kernels.layer_norm_fwd(x, None, weight, bias, 1e-5, y, None, mean, rstd)
+    kernels.layer_norm_bwd(y, None, x, weight, mean, rstd, True, True, True, dx, dweight, dbias)
+
+
 def row_wise(empty, dtype):
     """LayerNorm with a residual, dropout and an activation."""
     from pyflash.kernels import activation, dropout, layer_norm
@@ -198,6 +232,7 @@ def compile_case(name):
     """{kernel: what it compiled to} for one case; in a process of its own, where nothing is interpreted."""
     os.environ.pop("TRITON_INTERPRET", None)
     import torch
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -219,17 +254,23 @@ def compile_case(name):
         def get_active_torch_device(self):
             return torch.device("meta")
 
-    compiled = {}
+    compiled, logs = {}, {}
     launch = JITFunction.run
 
     def only_compile(self, *args, grid, warmup, **kwargs):
-        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        compiled[self.fn.__name__.lstrip("_")] = kernel
+        name = self.fn.__name__.lstrip("_")
+        with contextlib.redirect_stdout(io.StringIO()) as log:
+            kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        if log.getvalue():  # of a kernel that this process has compiled before there is none
+            compiled[name], logs[name] = kernel, log.getvalue()
         return kernel
 
     def empty(*shape, dtype="float32"):
         return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
 
+    knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = (
+        True  # a kernel from the cache comes without warnings
+    )
     driver.set_active(Driver())
     JITFunction.run = only_compile
     tuning.arch = lambda device: tuning.arch_of(divmod(arch, 10))
@@ -238,7 +279,7 @@ def compile_case(name):
         globals()[call](empty, **arguments)
     finally:
         JITFunction.run = launch
-    return {kernel: _measure(binary, arch) for kernel, binary in compiled.items()}
+    return {kernel: _measure(binary, arch, logs[kernel]) for kernel, binary in compiled.items()}
 
 
 def occupancy(arch, registers, shared, warps):
@@ -249,7 +290,7 @@ def occupancy(arch, registers, shared, warps):
     return min(by_registers, by_shared, most_warps // warps, 32)
 
 
-def _measure(kernel, arch):
+def _measure(kernel, arch, log):
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -267,7 +308,23 @@ def _measure(kernel, arch):
     }
     row["blocks"] = occupancy(arch, row["registers"], row["shared"], row["warps"])
     row |= {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS}
-    return row | {"TF32": code.count("TF32")}
+    row |= {"TF32": code.count("TF32")}
+    narrow = Counter(NARROW.findall(code))
+    row |= {"LDG.U16": narrow["LDG"], "STG.U16": narrow["STG"], "narrow": len(NARROW.findall(_loops(code)))}
+    return row | {"serialised": len(SERIALISED.findall(log))}
+
+
+def _loops(code):
+    """The lines of disassembly that a jump back goes over."""
+    lines = code.splitlines()
+    labels, inside = {}, set()
+    for i, line in enumerate(lines):
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = i
+        jump = re.search(r"\bBRA\b.*?`\((\.L_\w+)\)", line)
+        if jump and jump[1] in labels:
+            inside.update(range(labels[jump[1]], i))
+    return "\n".join(lines[i] for i in sorted(inside))
 
 
 def _output(*command):
@@ -276,7 +333,7 @@ def _output(*command):
 
 def source_hash():
     """Of everything the table depends on besides triton and its ptxas."""
-    files = [*sorted((ROOT / "kernels").glob("*.py")), Path(__file__)]
+    files = [*sorted((ROOT / "kernels").rglob("*.py")), Path(__file__)]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -291,6 +348,12 @@ def worse(old, new):
         found.append("no tensor-core instruction left")
     if new["TF32"] and not old["TF32"]:
         found.append("TF32 in a product that was exact")
+    for name, what in (
+        ("narrow", "accesses of two bytes in loops"),
+        ("serialised", "products of a warp group serialised"),
+    ):
+        if new.get(name, 0) > old.get(name, new.get(name, 0)):
+            found.append(f"{new[name]} {what}, {old[name]} before")
     return found
 
 
@@ -304,14 +367,34 @@ def compile_cases(names, jobs=2):
     return table
 
 
+def run_with(options):
+    """The same in another process, which finds that Triton before the installed one."""
+    words = ["--check"] * options.check + ["--full"] * options.full + ["--jobs", str(options.jobs), *options.names]
+    path = os.pathsep.join([str(options.triton.resolve()), os.environ.get("PYTHONPATH", "")])
+    environ = os.environ | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-m", "benchmarks", "inspect", *words], cwd=ROOT, env=environ).returncode
+
+
 def add_arguments(parser):
     parser.add_argument("names", nargs="*", help="compile only cases with one of these in their name")
     parser.add_argument("--check", action="store_true", help="compare with the committed table; exit 1 if it differs")
     parser.add_argument("--full", action="store_true", help="compile all cases, which takes several minutes")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--triton", type=Path, help="folder with another Triton, which has a table of its own")
+
+
+def table_of(version):
+    """The file for a Triton: one for the installed minor version, one for each other that was asked for."""
+    minor = ".".join(version.split(".")[:2])
+    return TABLE if minor == INSTALLED else TABLE.with_name(f"aot-{minor}.json")
 
 
 def run(options):
+    if options.triton is not None:
+        if not (options.triton / "triton").is_dir():
+            print(f"benchmarks: --triton is {options.triton}, which holds no folder triton", file=sys.stderr)
+            return 2
+        return run_with(options)
     try:
         import triton
     except ImportError:
@@ -327,7 +410,8 @@ def run(options):
         print(f"benchmarks: no case is called so; there are {', '.join(cases())}", file=sys.stderr)
         return 2
     rows = compile_cases(names, options.jobs)
-    committed = json.loads(TABLE.read_text()) if TABLE.exists() else {"rows": {}}
+    path = table_of(triton.__version__)
+    committed = json.loads(path.read_text()) if path.exists() else {"triton": triton.__version__, "rows": {}}
     if options.check:
         if committed["triton"] != triton.__version__:
             print(f"the table is of triton {committed['triton']}, this is {triton.__version__}: nothing to compare")
@@ -342,7 +426,7 @@ def run(options):
     sources = source_hash() if is_whole else committed.get("sources", "")
     table = {"triton": triton.__version__, "sources": sources, "rows": dict(sorted(merged.items()))}
     lines = json.dumps(table, indent=1)
-    TABLE.write_text(
+    path.write_text(
         re.sub(r"\{\n\s+(\"registers[^}]*?)\n\s+\}", lambda m: "{" + " ".join(m[1].split()) + "}", lines) + "\n"
     )
     for name, row in rows.items():

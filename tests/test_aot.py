@@ -42,6 +42,13 @@ RECURRENT = [
     for cell, dtype, hidden in aot.RECURRENT
     for kernel in ("fwd", "bwd")
 ]
+LINEAR = [
+    f"sm{arch}/linear/bfloat16/{kind}/matmul" for arch in (80, 90) for kind in ("forward", "dgrad", "wgrad", "gelu")
+]
+OTHER = [aot.TABLE.with_name("aot-3.6.json")]  # of another Triton than the installed one
+TABLES = {"installed": ROWS} | {path.stem: json.loads(path.read_text())["rows"] for path in OTHER if path.exists()}
+# Where ptxas waits for every product of a warp group. A bias or dropout leaves too few registers.
+LADEN = ("bias", "dropout", "laden")
 SHARED_MEMORY = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # KB a block may take
 
 
@@ -70,13 +77,68 @@ def test_float32_products_are_ieee():
     assert names and all(ROWS[name]["TF32"] == ROWS[name]["HMMA"] == ROWS[name]["HGMMA"] == 0 for name in names)
 
 
-def test_shared_memory_suffices():
-    for name, row in ROWS.items():
+@pytest.mark.parametrize("table", TABLES)
+def test_shared_memory_suffices(table):
+    for name, row in TABLES[table].items():
         assert row["shared"] <= SHARED_MEMORY[name.split("/")[0]] * 1024, name
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_half_types_move_more_than_one_element_at_a_time(table):
+    """A thread's load or store of two bytes within a loop: the compiler was not told that rows begin at multiples."""
+    rows = TABLES[table]
+    assert set(LINEAR) <= set(rows)
+    found = {name: row["narrow"] for name, row in rows.items() if "bfloat16" in name and row["narrow"]}
+    assert not found
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_products_of_a_warp_group_overlap(table):
+    rows = TABLES[table].items()
+    found = [name for name, row in rows if row["serialised"] and not any(f"/{word}" in name for word in LADEN)]
+    assert not found
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_wide_rows_do_not_spill(table):
+    names = [name for name in TABLES[table] if "/layer_norm/" in name]
+    assert {name.split("/")[3] for name in names} == {"8192", "16384", "32768"}
+    assert all(TABLES[table][name]["spill_bytes"] == 0 for name in names)
 
 
 def test_every_case_is_in_the_table():
     assert {name.rsplit("/", 1)[0] for name in ROWS} == set(aot.cases())
+
+
+def test_narrow_accesses_are_counted_in_loops():
+    code = """
+        /*0000*/ LDG.E.U16 R0, desc[UR4][R2.64] ;
+.L_x_1:
+        /*0010*/ LDG.E.U16.CONSTANT R0, desc[UR4][R2.64] ;
+        /*0020*/ LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0030*/ @P0 BRA `(.L_x_2) ;
+        /*0040*/ STG.E.U16 desc[UR4][R2.64], R0 ;
+        /*0050*/ @P1 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0060*/ STG.E.U16 desc[UR4][R2.64], R0 ;
+"""
+    assert len(aot.NARROW.findall(code)) == 4 and len(aot.NARROW.findall(aot._loops(code))) == 2
+
+
+def test_every_triton_has_its_table():
+    assert aot.table_of("3.7.1") == aot.TABLE and aot.table_of("3.6.0").name == "aot-3.6.json"
+    assert json.loads(aot.TABLE.read_text())["triton"].startswith(aot.INSTALLED)
+    command = [sys.executable, "-m", "benchmarks", "inspect", "--triton", "nowhere"]
+    done = subprocess.run(command, cwd=aot.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "holds no folder triton" in done.stderr
+
+
+def test_the_hash_is_of_every_kernel(tmp_path, monkeypatch):
+    (tmp_path / "kernels" / "family").mkdir(parents=True)
+    monkeypatch.setattr(aot, "ROOT", tmp_path)
+    before = aot.source_hash()
+    (tmp_path / "kernels" / "family" / "kernel.py").write_text("x = 1")
+    assert aot.source_hash() != before
 
 
 def compile_again(*names):
