@@ -72,22 +72,25 @@ def scenario_what_a_kernel_is_compiled_for(stub):
     """Sizes that are 1, a multiple of 16 or neither, addresses that are not a multiple of 16 bytes, types, None."""
     import pyflash.functional as PF
 
-    seen = set()
-    for M, N, K in ((16, 64, 64), (1, 64, 64), (17, 33, 65), (1, 1, 1), (16, 64, 65)):
-        for dtype in (torch.bfloat16, torch.float16):
-            for by in (0, 1, 8):
-                x, weight, bias = (offset(*s, dtype=dtype, by=by) for s in ((M, K), (N, K), (N,)))
-                for given in (bias, None):
-                    plain, cached = both_ways(stub, lambda x=x, weight=weight, b=given: PF.linear(x, weight, b))
-                    assert plain == cached
-                    seen.add((dtype, K, by % 8 == 0, given is None, plain[0][0]))
-    by_alignment = {aligned: function for dtype, K, aligned, none, function in seen if K == 64 and not none}
-    assert by_alignment[True] != by_alignment[False]  # another kernel, which reads fewer bytes at a time
+    by_alignment = {}
+    for M, N, K, dtype, by in (
+        (16, 64, 64, torch.bfloat16, 0),
+        (16, 64, 64, torch.bfloat16, 1),
+        (16, 64, 64, torch.float16, 0),
+        (1, 64, 64, torch.bfloat16, 0),
+        (17, 33, 65, torch.bfloat16, 0),
+    ):
+        x, weight = offset(M, K, dtype=dtype, by=by), offset(N, K, dtype=dtype, by=by)
+        plain, cached = both_ways(stub, lambda x=x, weight=weight: PF.linear(x, weight))
+        assert plain == cached
+        if (M, dtype) == (16, torch.bfloat16):
+            by_alignment[by] = plain[0][0]
+    assert by_alignment[0] != by_alignment[1]  # another kernel, which reads fewer bytes at a time
     for x in map(offset, (16, 17, 1, 32, 160)):
         plain, cached = both_ways(stub, lambda x=x: PF.gelu(x))
         assert plain == cached
     q = offset(1, 2, 16, 64)
-    for options in ({}, {"is_causal": True}, {"scale": 0.5}, {"scale": 1.0}, {"attn_mask": torch.ones(16, 16).bool()}):
+    for options in ({}, {"is_causal": True}, {"scale": 1.0}):
         plain, cached = both_ways(stub, lambda options=options: PF.scaled_dot_product_attention(q, q, q, **options))
         assert plain == cached
 
