@@ -54,7 +54,7 @@ SHARED_MEMORY = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # KB a blo
 
 def test_what_is_compiled_without_a_word_is_short():
     compiled = [name for name in ROWS if name.rsplit("/", 1)[0] in aot.SHORT]
-    assert set(aot.SHORT) <= set(aot.cases()) and len(compiled) <= 60
+    assert set(aot.SHORT) <= set(aot.cases()) and len(compiled) <= 70
     kernels = {name.rsplit("/", 1)[1] for name in compiled}
     assert kernels == {name.rsplit("/", 1)[1] for name in ROWS}
 
@@ -85,11 +85,11 @@ def test_shared_memory_suffices(table):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_half_types_move_more_than_one_element_at_a_time(table):
-    """A thread's load or store of two bytes within a loop: the compiler was not told that rows begin at multiples."""
+    """A thread's load or store of two bytes in the main loop: the compiler was not told that rows begin at multiples."""
     rows = TABLES[table]
-    assert set(LINEAR) <= set(rows)
-    found = {name: row["narrow"] for name, row in rows.items() if "bfloat16" in name and row["narrow"]}
-    assert not found
+    rowwise = [name for name in rows if "/layer_norm/" in name or "/row_wise/" in name]
+    names = [name for name in (*LINEAR, *ATTENTION, *WEIGHTS, *rowwise) if "bfloat16" in name]
+    assert not {name: rows[name]["narrow"] for name in names if rows[name]["narrow"]}
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -122,7 +122,9 @@ def test_narrow_accesses_are_counted_in_loops():
 .L_x_2:
         /*0060*/ STG.E.U16 desc[UR4][R2.64], R0 ;
 """
-    assert len(aot.NARROW.findall(code)) == 4 and len(aot.NARROW.findall(aot._loops(code))) == 2
+    assert len(aot.NARROW.findall(code)) == 4 and aot._narrow(code) == 2
+    edge = ".L_x_8:\n HMMA.16816 R0 ;\n LDG.E.U16 R0 ;\n BRA `(.L_x_8) ;\n"
+    assert aot._narrow(code + edge) == 1 and aot._narrow(edge + edge.replace("x_8", "x_9").replace(".U16", ".128")) == 0
 
 
 def test_every_triton_has_its_table():
