@@ -137,7 +137,7 @@ def attention(empty, dtype, head_dim, window=(-1, 0), bias=False, dropout_p=0.0,
         return
     q, out, dout, dq = (empty(4, 1024, 32, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
     k, v, dk, dv = (empty(4, 1024, 8, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
-    lse = empty(4, 32, 1024)
+    lse = empty(*((2,) if bias else ()), 4, 32, 1024)
     mask = empty(1, 32, 1024, 1024, dtype=dtype).expand(4, -1, -1, -1) if bias else None
     dmask = empty(1, 32, 1024, 1024, dtype=dtype) if bias else None
     kernels.attention_fwd(q, k, v, mask, None, seed, *scalars, 0, out, lse)
@@ -152,7 +152,7 @@ def attention_weights(empty, dtype, head_dim, window=(-1, -1), bias=False, dropo
     seed = empty(1, dtype="int64")
     q, k, dq, dk = (empty(4, 1024, 16, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
     weights, dweights = (empty(4, 16, 1024, 1024, dtype=dtype) for _ in range(2))
-    lse = empty(4, 16, 1024)
+    lse = empty(*((2,) if bias else ()), 4, 16, 1024)
     mask = empty(1, 16, 1024, 1024, dtype=dtype).expand(4, -1, -1, -1) if bias else None
     dmask = empty(1, 16, 1024, 1024, dtype=dtype) if bias else None
     kernels.attention_weights_fwd(q, k, mask, seed, *scalars, weights, lse)

@@ -25,6 +25,7 @@ from pyflash.kernels.attention_tile import (
     load_lse,
     load_rows,
     load_tile,
+    lse_parts,
     make_dropout,
     make_scores,
     row_products,
@@ -34,11 +35,12 @@ from pyflash.kernels.attention_tile import (
     score_tile,
     sequence,
     softmax_backward,
+    store_lse,
     store_rows,
     store_tile,
     strided,
 )
-from pyflash.kernels.primitives import LN2, cast, dot
+from pyflash.kernels.primitives import cast, dot
 
 # Sizes that change from call to call must not compile a kernel each.
 _SIZES = ["seqlen_q", "seqlen_k", "tiles"]
@@ -74,7 +76,7 @@ def _attend(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_fwd(
-    q, k, v, out, lse, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, heads, seqlen_q, seqlen_k, tiles,
+    q, k, v, out, lse, low, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, heads, seqlen_q, seqlen_k, tiles,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -111,13 +113,15 @@ def _attention_fwd(
     if dropout is not None:
         inverse *= dropout.scale
     store_tile(rows_of(out, batch, h, q_start), acc * inverse[:, None], offs_m, seqlen_q, offs_v, VALUE_DIM)
-    total = tl.where(empty, float("-inf"), (row_max + tl.log2(row_sum)) * LN2)
-    store_rows(rows_of(lse, batch, h, q_start), total, offs_m, seqlen_q)
+    lse = rows_of(lse, batch, h, q_start)
+    if low is not None:
+        low = rows_of(low, batch, h, q_start)
+    store_lse(lse, low, row_max, row_sum, empty, scores, offs_m, seqlen_q)
 
 
 @triton.jit
 def _accumulate_dq(
-    acc, q, dout, lse, delta, k, v, scores, dropout, head, first_row, start, stop,
+    acc, q, dout, lse, low, delta, k, v, scores, dropout, head, first_row, start, stop,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):  # fmt: skip
@@ -139,8 +143,9 @@ def _accumulate_dq(
         if dropout is not None:
             keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
         _, _, dqk = softmax_backward(
-            qk, dp, lse[:, None], delta[:, None], keep, rows, offs_n[None, :], scores, dropout, head, BOUNDED
-        )
+            qk, dp, lse[:, None], low[:, None], delta[:, None], keep, rows, offs_n[None, :], scores, dropout, head,
+            BOUNDED,
+        )  # fmt: skip
         acc = dot(cast(dqk, keys.dtype), keys, acc, PRECISION)
     return acc
 
@@ -148,7 +153,7 @@ def _accumulate_dq(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_bwd_dq(
-    q, k, v, out, dout, lse, dlse, delta, dq, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads,
+    q, k, v, out, dout, lse, low, dlse, delta, dq, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads,
     seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -171,7 +176,10 @@ def _attention_bwd_dq(
     queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)
     outputs = load_tile(rows_of(out, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)
     douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)
-    lse_m = load_lse(rows_of(lse, batch, h, q_start), offs_m, seqlen_q)
+    lse = rows_of(lse, batch, h, q_start)
+    if low is not None:
+        low = rows_of(low, batch, h, q_start)
+    lse_m, low_m = load_lse(lse, low, offs_m, seqlen_q, scores)
     delta_m = tl.sum(outputs.to(tl.float32) * douts.to(tl.float32), 1)
     if dlse is not None:
         delta_m -= load_rows(rows_of(dlse, batch, h, q_start), offs_m, seqlen_q, 0.0)
@@ -183,7 +191,7 @@ def _attention_bwd_dq(
     for part in tl.static_range(3):
         if part > 0 or scores.left is not None:
             acc = _accumulate_dq(
-                acc, queries, douts, lse_m, delta_m, k, v, scores, dropout, head, first_row, edges[part],
+                acc, queries, douts, lse_m, low_m, delta_m, k, v, scores, dropout, head, first_row, edges[part],
                 edges[part + 1], HEAD_DIM, VALUE_DIM, BLOCK_N, PRECISION, BOUNDED=part != 1,
             )  # fmt: skip
     store_tile(rows_of(dq, batch, h, q_start), acc * scale, offs_m, seqlen_q, offs_d, HEAD_DIM)
@@ -191,7 +199,7 @@ def _attention_bwd_dq(
 
 @triton.jit
 def _accumulate_dkdv(
-    acc_k, acc_v, keys, values, q, dout, lse, delta, scores, dropout, batch, kv_head, heads, q_start, seqlen_q,
+    acc_k, acc_v, keys, values, q, dout, lse, low, delta, scores, dropout, batch, kv_head, heads, q_start, seqlen_q,
     seqlen_k, first_col, start, stop, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
@@ -214,7 +222,11 @@ def _accumulate_dkdv(
         offs_m = tl.multiple_of(first_row, BLOCK_M) + tl.arange(0, BLOCK_M)
         queries = load_tile(rows_of(q, batch, h, q_start), offs_m, limit, offs_d, HEAD_DIM)
         douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, limit, offs_v, VALUE_DIM)
-        lse_m = load_lse(rows_of(lse, batch, h, q_start), offs_m, seqlen_q)
+        lse_h = rows_of(lse, batch, h, q_start)
+        low_h = lse_h
+        if low is not None:
+            low_h = rows_of(low, batch, h, q_start)
+        lse_m, low_m = load_lse(lse_h, low_h, offs_m, seqlen_q, scores)
         delta_m = load_rows(rows_of(delta, batch, h, q_start), offs_m, seqlen_q, 0.0)
         qk = row_products(keys, queries, PRECISION)
         dp = row_products(values, douts, PRECISION)
@@ -222,8 +234,9 @@ def _accumulate_dkdv(
         if dropout is not None:
             keep = tl.trans(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
         p, _, dqk = softmax_backward(
-            qk, dp, lse_m[None, :], delta_m[None, :], keep, offs_m[None, :], cols, scores, dropout, head, BOUNDED
-        )
+            qk, dp, lse_m[None, :], low_m[None, :], delta_m[None, :], keep, offs_m[None, :], cols, scores, dropout,
+            head, BOUNDED,
+        )  # fmt: skip
         acc_v = dot(cast(p, douts.dtype), douts, acc_v, PRECISION)
         acc_k = dot(cast(dqk, queries.dtype), queries, acc_k, PRECISION)
     return acc_k, acc_v
@@ -232,7 +245,7 @@ def _accumulate_dkdv(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_bwd_dkdv(
-    q, k, v, dout, lse, delta, dk, dv, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads, seqlen_q,
+    q, k, v, dout, lse, low, delta, dk, dv, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads, seqlen_q,
     seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -259,7 +272,7 @@ def _attention_bwd_dkdv(
     for part in tl.static_range(3):
         if part > 0 or scores.right is not None:
             acc_k, acc_v = _accumulate_dkdv(
-                acc_k, acc_v, keys, values, q, dout, lse, delta, scores, dropout, batch, kv_head, heads, q_start,
+                acc_k, acc_v, keys, values, q, dout, lse, low, delta, scores, dropout, batch, kv_head, heads, q_start,
                 seqlen_q, seqlen_k, first_col, edges[part], edges[part + 1], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M,
                 PRECISION, BOUNDED=part != 1,
             )  # fmt: skip
@@ -270,7 +283,7 @@ def _attention_bwd_dkdv(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_bwd_dmask(
-    q, k, v, dout, lse, delta, dmask, scores, dropout, heads, seqlen_q, seqlen_k, own, shared, GROUP: tl.constexpr,
+    q, k, v, dout, lse, low, delta, dmask, scores, dropout, heads, seqlen_q, seqlen_k, own, shared, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUM_ROWS: tl.constexpr,
     SUM_KEYS: tl.constexpr,
@@ -306,7 +319,9 @@ def _attention_bwd_dmask(
         keys = load_tile(rows_of(k, batch, h // GROUP, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)
         if v is not None:
             values = load_tile(rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM)
-        lse_m = load_lse(rows_of(lse, batch, h, zero), offs_m, seqlen_q)
+        lse_m, low_m = load_lse(
+            rows_of(lse, batch, h, zero), rows_of(low, batch, h, zero), offs_m, seqlen_q, scores
+        )  # fmt: skip
         delta_m = load_rows(rows_of(delta, batch, h, zero), offs_m, seqlen_q, 0.0)
         qk = row_products(queries, keys, PRECISION)
         if v is not None:
@@ -315,8 +330,8 @@ def _attention_bwd_dmask(
         if dropout is not None:
             keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
         _, dscore, _ = softmax_backward(
-            qk, dp, lse_m[:, None], delta_m[:, None], keep, offs_m[:, None], offs_n[None, :], scores, dropout, head,
-            BOUNDED=True,
+            qk, dp, lse_m[:, None], low_m[:, None], delta_m[:, None], keep, offs_m[:, None], offs_n[None, :], scores,
+            dropout, head, BOUNDED=True,
         )  # fmt: skip
         acc += dscore
 
@@ -345,7 +360,8 @@ def attention_fwd(
         seed: int64, one element; read only if dropout_p > 0.
         window_left, window_right: keys visible before and after the diagonal; negative is unlimited.
         diagonal: row i stands at key i + diagonal.
-        lse: [batch, heads, L], float32, natural logarithm; -inf for a row that sees nothing, whose out is 0.
+        lse: [batch, heads, L], float32, natural logarithm; -inf for a row that sees nothing, whose out is 0. With a
+            floating mask [2, batch, heads, L]: that, and what its rounding left out.
     """
     scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
     if attn_mask is None and dropout_p == 0 and tuning.attention_splits_keys(tuning.arch(q.device), q.shape, k.shape):
@@ -425,7 +441,7 @@ def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout,
     if tiles * batch * heads == 0:
         return
     _attention_fwd[(tiles * heads * batch,)](
-        strided(q), strided(k), strided(v), strided(out), strided(lse), cu_seqlens_q, cu_seqlens_k, scores, dropout,
+        strided(q), strided(k), strided(v), strided(out), *lse_parts(lse), cu_seqlens_q, cu_seqlens_k, scores, dropout,
         heads, seqlen_q, k.shape[2], tiles, **common_arguments(q, k, v), **config,
     )  # fmt: skip
 
@@ -439,13 +455,13 @@ def _backward(
     kv_heads, seqlen_k = k.shape[1:3]
     shape_class = tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), is_laden(scores, dropout)
     # One delta for each lse, packed like it when that is packed.
-    delta = torch.empty_like(lse[:1] if cu_seqlens_q is not None else lse, memory_format=torch.contiguous_format)
-    delta = delta.expand_as(lse)
+    one = lse[:1] if cu_seqlens_q is not None else lse if lse.dim() == 3 else lse[0]
+    delta = torch.empty_like(one, memory_format=torch.contiguous_format).expand(batch, heads, -1)
     config = tuning.attention_bwd_dq(*shape_class)
     tiles = launch.cdiv(max_seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads:
         _attention_bwd_dq[(tiles * heads * batch,)](
-            strided(q), strided(k), strided(v), strided(out), strided(dout), strided(lse), strided(dlse),
+            strided(q), strided(k), strided(v), strided(out), strided(dout), *lse_parts(lse), strided(dlse),
             strided(delta), strided(dq), cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k,
             tiles, **common_arguments(q, k, v), **config,
         )  # fmt: skip
@@ -453,7 +469,7 @@ def _backward(
     tiles = launch.cdiv(max_seqlen_k, config["BLOCK_N"])
     if tiles * batch * kv_heads:
         _attention_bwd_dkdv[(tiles * kv_heads * batch,)](
-            strided(q), strided(k), strided(v), strided(dout), strided(lse), strided(delta), strided(dk), strided(dv),
+            strided(q), strided(k), strided(v), strided(dout), *lse_parts(lse), strided(delta), strided(dk), strided(dv),
             cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles,
             **common_arguments(q, k, v), **config,
         )  # fmt: skip
@@ -472,7 +488,7 @@ def mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask):
     own = [1 if s else n for s, n in zip(summed, tiles, strict=True)]
     shared = [n if s else 1 for s, n in zip(summed, tiles, strict=True)]
     _attention_bwd_dmask[(own[0] * own[1] * own[2] * own[3],)](
-        strided(q), strided(k), strided(v), strided(dout), strided(lse), strided(delta), strided(dmask), scores,
+        strided(q), strided(k), strided(v), strided(dout), *lse_parts(lse), strided(delta), strided(dmask), scores,
         dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **common_arguments(q, k, like_values), **config,
         SUM_ROWS=summed[1], SUM_KEYS=summed[2],
     )  # fmt: skip

@@ -21,7 +21,7 @@ from pyflash.kernels.attention_tile import (
     score_tile,
     strided,
 )
-from pyflash.kernels.primitives import LN2, LOG2E, cast, dot
+from pyflash.kernels.primitives import LN2, cast, dot
 
 
 @launch.cached
@@ -51,7 +51,7 @@ def _decode_split(
     slope = batch * 0
     if scores.slopes is not None:
         offs = batch * scores.slopes.strides[0] + h * scores.slopes.strides[1]
-        slope = tl.load(scores.slopes.ptr + offs, mask=inside, other=0.0).to(tl.float32)[:, None] * LOG2E
+        slope = tl.load(scores.slopes.ptr + offs, mask=inside, other=0.0).to(tl.float32)[:, None]
     head = Head(kv_head, batch * 0, slope, diagonal, queries_len, length)
 
     offs_d = tl.arange(0, BLOCK_D)

@@ -1,7 +1,11 @@
 """What the attention kernels share: how a tile of products becomes scores, and which tiles a tile meets.
 
-Scores are kept in units of log2(e), so that softmax is exp2. Of a packed batch each program sees one sequence, starting
-at its first token; a dense batch is the case where every sequence fills its row.
+Softmax is exp2 of scores times a unit. Where a float mask is added, whose values may be -1e9, scores and their maximum
+are subtracted first and multiplied then; the logarithm of the sum, which vanishes beside such a maximum, is kept in a
+second number a row, lse's low part. Everywhere else both are one FMA, and lse is one number in log2 units.
+
+Of a packed batch each program sees one sequence, starting at its first token; a dense batch is the case where every
+sequence fills its row.
 """
 
 from typing import NamedTuple
@@ -18,8 +22,8 @@ class Scores(NamedTuple):
     """From q.k to a score. A field that is None compiles to nothing."""
 
     scale: float | None  # multiplies q.k first; with softcap it is scale / softcap
-    softcap: float | None  # multiplies tanh, in log2 units
-    unit: float | None  # multiplies what the above give; a plain scale folds here, into exp2's argument
+    softcap: float | None  # multiplies tanh
+    unit: float  # multiplies what the above give: log2(e), and a plain scale
     left: int | None  # keys visible before and after the diagonal; None is all of them
     right: int | None
     diagonal: int | None  # row i stands at key i + diagonal; None aligns the last row with the last key
@@ -45,7 +49,7 @@ class Head(NamedTuple):
 
     index: int  # batch * heads + head, which numbers the dropout masks
     mask_ptr: object
-    slope: object  # in log2 units
+    slope: object
     diagonal: int
     seqlen_q: int
     seqlen_k: int
@@ -61,9 +65,9 @@ def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, 
     left, right = (min(side, reach) if side >= 0 else None for side in (window_left, window_right))
     plain = scale > 0 and not softcap and attn_mask is None and alibi_slopes is None
     return Scores(
-        scale=None if plain else scale / softcap if softcap else scale * _LOG2E,
-        softcap=softcap * _LOG2E if softcap else None,
-        unit=scale * _LOG2E if plain else None,
+        scale=None if plain else scale / softcap if softcap else scale,
+        softcap=softcap if softcap else None,
+        unit=scale * _LOG2E if plain else _LOG2E,
         left=left,
         right=right,
         diagonal=diagonal,
@@ -124,7 +128,7 @@ def enter_head(scores, batch, head, heads, seqlen_q, seqlen_k):
         mask_ptr = rows_of(scores.mask, batch, head, batch * 0).ptr
     if scores.slopes is not None:
         slope = tl.load(scores.slopes.ptr + batch * scores.slopes.strides[0] + head * scores.slopes.strides[1])
-        slope = slope.to(tl.float32) * primitives.LOG2E
+        slope = slope.to(tl.float32)
     return Head(batch * heads + head, mask_ptr, slope, diagonal, seqlen_q, seqlen_k)
 
 
@@ -204,7 +208,7 @@ def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
         if head.mask_ptr.dtype.element_ty == tl.int1:
             score = tl.where(mask, score, float("-inf"))
         else:
-            score += mask.to(tl.float32) * primitives.LOG2E
+            score += mask.to(tl.float32)
     if scores.slopes is not None:
         score -= head.slope * tl.abs(rows + head.diagonal - cols).to(tl.float32)
     if BOUNDED:
@@ -218,26 +222,54 @@ def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
 
 
 @triton.jit
-def unit_of(scores):
-    if scores.unit is None:
-        unit = 1.0
+def adds_mask(scores):
+    """Is a float mask added? Then numbers of a row are those of scores, else they are in log2 units."""
+    if scores.mask is None:
+        adds: tl.constexpr = False
     else:
-        unit = scores.unit
-    return unit
+        adds: tl.constexpr = scores.mask.ptr.dtype.element_ty != tl.int1
+    return adds
+
+
+@triton.jit
+def exponent(score, base, scores):
+    """Of exp2: score less base, which is a row's maximum or lse, in that row's unit."""
+    if adds_mask(scores):
+        x = (score - base) * scores.unit
+    else:
+        x = score * scores.unit - base
+    return x
 
 
 @triton.jit
 def running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY: tl.constexpr):
     """(p, alpha, row_max, row_sum) with one more tile of scores: p is relative to the new maximum, and alpha brings there
     what was summed before. MAYBE_EMPTY: a row may have seen nothing yet."""
-    unit = unit_of(scores)
-    new_max = tl.maximum(row_max, tl.max(score, 1) * unit)
+    if adds_mask(scores):
+        new_max = tl.maximum(row_max, tl.max(score, 1))
+    else:
+        new_max = tl.maximum(row_max, tl.max(score, 1) * scores.unit)
     shift = new_max
     if MAYBE_EMPTY or scores.mask is not None:  # else -inf - -inf
         shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-    p = tl.exp2(score * unit - shift[:, None])
-    alpha = tl.exp2(row_max - shift)
+    p = tl.exp2(exponent(score, shift[:, None], scores))
+    if adds_mask(scores):
+        alpha = tl.exp2((row_max - shift) * scores.unit)
+    else:
+        alpha = tl.exp2(row_max - shift)
     return p, alpha, new_max, row_sum * alpha + tl.sum(p, 1)
+
+
+@triton.jit
+def store_lse(lse, low, row_max, row_sum, empty, scores, offs_m, limit_m):
+    """lse in natural units, and its low part where there is one; -inf and 0 for rows that saw nothing."""
+    if adds_mask(scores):
+        log_sum = tl.log2(row_sum) * primitives.LN2
+        total = tl.where(empty, float("-inf"), row_max + log_sum)
+        store_rows(low, tl.where(empty, 0.0, (row_max - total) + log_sum), offs_m, limit_m)
+    else:
+        total = tl.where(empty, float("-inf"), (row_max + tl.log2(row_sum)) * primitives.LN2)
+    store_rows(lse, total, offs_m, limit_m)
 
 
 @triton.jit
@@ -284,13 +316,16 @@ def _whole_tiles(start, inner, outer, stop, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def softmax_backward(qk, dp, lse, delta, keep, rows, cols, scores, dropout, head, BOUNDED: tl.constexpr):
+def softmax_backward(qk, dp, lse, low, delta, keep, rows, cols, scores, dropout, head, BOUNDED: tl.constexpr):
     """(p after dropout, d score, d q.k up to the scale) from the products, in either orientation.
 
-    lse is in log2 units, +inf for rows that saw nothing, which makes their p zero; delta is sum(out * dout) - dlse.
+    lse and low are load_lse's; delta is sum(out * dout) - dlse.
     """
     score, curve = score_tile(qk, rows, cols, scores, head, BOUNDED)
-    p = tl.exp2(score * unit_of(scores) - lse)
+    x = exponent(score, lse, scores)
+    if adds_mask(scores):
+        x -= low
+    p = tl.exp2(x)
     kept = p
     if dropout is not None:
         kept = tl.where(keep, p * dropout.scale, 0.0)
@@ -303,10 +338,21 @@ def softmax_backward(qk, dp, lse, delta, keep, rows, cols, scores, dropout, head
 
 
 @triton.jit
-def load_lse(x, offs_m, limit_m):
-    """lse in log2 units; +inf for rows that saw nothing or do not exist."""
-    lse = load_rows(x, offs_m, limit_m, float("-inf")) * primitives.LOG2E
-    return tl.where(lse == float("-inf"), float("inf"), lse)
+def load_lse(lse, low, offs_m, limit_m, scores):
+    """(lse in the row's unit, its low part in log2 units); +inf for rows that saw nothing or do not exist, which makes
+    their probabilities zero. Without a low part the second is anything."""
+    high = load_rows(lse, offs_m, limit_m, float("-inf"))
+    rest = high
+    if adds_mask(scores):
+        rest = load_rows(low, offs_m, limit_m, 0.0) * primitives.LOG2E
+    else:
+        high *= primitives.LOG2E
+    return tl.where(high == float("-inf"), float("inf"), high), rest
+
+
+def lse_parts(lse):
+    """(lse, low part or None) as kernels take them, from the operators' pair or single tensor."""
+    return (strided(lse), None) if lse.dim() == 3 else (strided(lse[0]), strided(lse[1]))
 
 
 @triton.jit

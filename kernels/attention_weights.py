@@ -18,6 +18,7 @@ from pyflash.kernels import launch, tuning
 from pyflash.kernels.attention import mask_gradient
 from pyflash.kernels.attention_tile import (
     enter_head,
+    exponent,
     head_arguments,
     is_laden,
     keep_of,
@@ -25,6 +26,7 @@ from pyflash.kernels.attention_tile import (
     load_lse,
     load_rows,
     load_tile,
+    lse_parts,
     make_dropout,
     make_scores,
     row_products,
@@ -33,12 +35,12 @@ from pyflash.kernels.attention_tile import (
     running_softmax,
     score_tile,
     softmax_backward,
+    store_lse,
     store_rows,
     store_tile,
     strided,
-    unit_of,
 )
-from pyflash.kernels.primitives import LN2, cast, dot
+from pyflash.kernels.primitives import cast, dot
 
 _SIZES = ["seqlen_q", "seqlen_k", "tiles"]
 
@@ -83,7 +85,7 @@ def _write(
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
         score = _score_keys(q, k, offs_m, offs_n, scores, head, HEAD_DIM, PRECISION, BOUNDED)
-        p = tl.exp2(score * unit_of(scores) - shift[:, None]) * inverse[:, None]
+        p = tl.exp2(exponent(score, shift[:, None], scores)) * inverse[:, None]
         if dropout is not None:
             keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
             p *= tl.where(keep, dropout.scale, 0.0)  # NaN stays
@@ -102,8 +104,8 @@ def _write_unseen(weights, inverse, head, offs_m, start, stop, BLOCK_N: tl.const
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_weights_fwd(
-    q, k, weights, lse, scores, dropout, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, k, weights, lse, low, scores, dropout, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     first_row = (tiles - 1 - pid % tiles) * BLOCK_M  # the longest causal rows first
@@ -128,8 +130,10 @@ def _attention_weights_fwd(
 
     empty = row_sum == 0
     row_sum = tl.where(empty, 1.0, row_sum)
-    total = tl.where(empty, float("-inf"), (row_max + tl.log2(row_sum)) * LN2)
-    store_rows(rows_of(lse, batch, h, zero), total, offs_m, seqlen_q)
+    lse = rows_of(lse, batch, h, zero)
+    if low is not None:
+        low = rows_of(low, batch, h, zero)
+    store_lse(lse, low, row_max, row_sum, empty, scores, offs_m, seqlen_q)
     shift = tl.where(empty, 0.0, row_max)
     inverse = 1 / row_sum
     for part in tl.static_range(3):
@@ -147,7 +151,7 @@ def _attention_weights_fwd(
 
 @triton.jit
 def _row_tile_backward(
-    q, dweights, lse, delta, k, scores, dropout, head, first_row, first_col, HEAD_DIM: tl.constexpr,
+    q, dweights, lse, low, delta, k, scores, dropout, head, first_row, first_col, HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """(d score, d q.k, keys) of a tile of rows and the keys from first_col on."""
@@ -163,23 +167,23 @@ def _row_tile_backward(
     if dropout is not None:
         keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
     _, dscore, dqk = softmax_backward(
-        row_products(q, keys, PRECISION), dp, lse[:, None], delta[:, None], keep, offs_m[:, None], offs_n[None, :],
-        scores, dropout, head, BOUNDED,
+        row_products(q, keys, PRECISION), dp, lse[:, None], low[:, None], delta[:, None], keep, offs_m[:, None],
+        offs_n[None, :], scores, dropout, head, BOUNDED,
     )  # fmt: skip
     return dscore, dqk, keys
 
 
 @triton.jit
 def _accumulate_delta(
-    delta, q, dweights, lse, k, scores, dropout, head, first_row, start, stop, HEAD_DIM: tl.constexpr,
+    delta, q, dweights, lse, low, k, scores, dropout, head, first_row, start, stop, HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """delta + the sum over the keys [start, stop) of p dp."""
     zero = tl.zeros_like(delta)
     for first_col in range(start, stop, BLOCK_N):
         products, _, _ = _row_tile_backward(
-            q, dweights, lse, zero, k, scores, dropout, head, first_row, first_col, HEAD_DIM, BLOCK_N, PRECISION,
-            BOUNDED,
+            q, dweights, lse, low, zero, k, scores, dropout, head, first_row, first_col, HEAD_DIM, BLOCK_N,
+            PRECISION, BOUNDED,
         )  # fmt: skip
         delta += tl.sum(products, 1)
     return delta
@@ -187,13 +191,13 @@ def _accumulate_delta(
 
 @triton.jit
 def _accumulate_dq(
-    acc, q, dweights, lse, delta, k, scores, dropout, head, first_row, start, stop, HEAD_DIM: tl.constexpr,
+    acc, q, dweights, lse, low, delta, k, scores, dropout, head, first_row, start, stop, HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """acc + the sum over the keys [start, stop) of dqk k."""
     for first_col in range(start, stop, BLOCK_N):
         _, dqk, keys = _row_tile_backward(
-            q, dweights, lse, delta, k, scores, dropout, head, first_row, first_col, HEAD_DIM, BLOCK_N, PRECISION,
+            q, dweights, lse, low, delta, k, scores, dropout, head, first_row, first_col, HEAD_DIM, BLOCK_N, PRECISION,
             BOUNDED,
         )  # fmt: skip
         acc = dot(cast(dqk, keys.dtype), keys, acc, PRECISION)
@@ -203,7 +207,7 @@ def _accumulate_dq(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_weights_bwd_dq(
-    q, k, dweights, lse, delta, dq, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
+    q, k, dweights, lse, low, delta, dq, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -224,14 +228,17 @@ def _attention_weights_bwd_dq(
     offs_m = first_row + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)
-    lse_m = load_lse(rows_of(lse, batch, h, zero), offs_m, seqlen_q)
+    lse = rows_of(lse, batch, h, zero)
+    if low is not None:
+        low = rows_of(low, batch, h, zero)
+    lse_m, low_m = load_lse(lse, low, offs_m, seqlen_q, scores)
     edges = key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
     delta_m = tl.zeros([BLOCK_M], tl.float32)
     for part in tl.static_range(3):
         if part > 0 or scores.left is not None:
             delta_m = _accumulate_delta(
-                delta_m, queries, dweights, lse_m, k, scores, dropout, head, first_row, edges[part], edges[part + 1],
-                HEAD_DIM, BLOCK_N, PRECISION, BOUNDED=part != 1,
+                delta_m, queries, dweights, lse_m, low_m, k, scores, dropout, head, first_row, edges[part],
+                edges[part + 1], HEAD_DIM, BLOCK_N, PRECISION, BOUNDED=part != 1,
             )  # fmt: skip
     store_rows(rows_of(delta, batch, h, zero), delta_m, offs_m, seqlen_q)
 
@@ -239,7 +246,7 @@ def _attention_weights_bwd_dq(
     for part in tl.static_range(3):
         if part > 0 or scores.left is not None:
             acc = _accumulate_dq(
-                acc, queries, dweights, lse_m, delta_m, k, scores, dropout, head, first_row, edges[part],
+                acc, queries, dweights, lse_m, low_m, delta_m, k, scores, dropout, head, first_row, edges[part],
                 edges[part + 1], HEAD_DIM, BLOCK_N, PRECISION, BOUNDED=part != 1,
             )  # fmt: skip
     store_tile(rows_of(dq, batch, h, zero), acc * scale, offs_m, seqlen_q, offs_d, HEAD_DIM)
@@ -247,8 +254,8 @@ def _attention_weights_bwd_dq(
 
 @triton.jit
 def _accumulate_dk(
-    acc, keys, q, dweights, lse, delta, scores, dropout, batch, kv_head, heads, seqlen_q, seqlen_k, first_col, start,
-    stop, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+    acc, keys, q, dweights, lse, low, delta, scores, dropout, batch, kv_head, heads, seqlen_q, seqlen_k, first_col,
+    start, stop, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """acc + the sum over the rows [start, stop) of every query head that shares the keys, in one loop.
@@ -272,13 +279,17 @@ def _accumulate_dk(
         offs_m = tl.multiple_of(first_row, BLOCK_M) + tl.arange(0, BLOCK_M)
         queries = load_tile(rows_of(q, batch, h, zero), offs_m, limit_m, offs_d, HEAD_DIM)
         dp = cast(load_tile(rows_of(dweights, batch, h, zero), offs_m, limit_m, offs_n, limit_n), tl.float32)
-        lse_m = load_lse(rows_of(lse, batch, h, zero), offs_m, seqlen_q)
+        lse_h = rows_of(lse, batch, h, zero)
+        low_h = lse_h
+        if low is not None:
+            low_h = rows_of(low, batch, h, zero)
+        lse_m, low_m = load_lse(lse_h, low_h, offs_m, seqlen_q, scores)
         delta_m = load_rows(rows_of(delta, batch, h, zero), offs_m, seqlen_q, 0.0)
         keep = None
         if dropout is not None:
             keep = tl.trans(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
         _, _, dqk = softmax_backward(
-            row_products(keys, queries, PRECISION), tl.trans(dp), lse_m[None, :], delta_m[None, :], keep,
+            row_products(keys, queries, PRECISION), tl.trans(dp), lse_m[None, :], low_m[None, :], delta_m[None, :], keep,
             offs_m[None, :], offs_n[:, None], scores, dropout, head, BOUNDED,
         )  # fmt: skip
         acc = dot(cast(dqk, queries.dtype), queries, acc, PRECISION)
@@ -288,7 +299,7 @@ def _accumulate_dk(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_weights_bwd_dk(
-    q, k, dweights, lse, delta, dk, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
+    q, k, dweights, lse, low, delta, dk, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -309,7 +320,7 @@ def _attention_weights_bwd_dk(
     for part in tl.static_range(3):
         if part > 0 or scores.right is not None:
             acc = _accumulate_dk(
-                acc, keys, q, dweights, lse, delta, scores, dropout, batch, kv_head, heads, seqlen_q, seqlen_k,
+                acc, keys, q, dweights, lse, low, delta, scores, dropout, batch, kv_head, heads, seqlen_q, seqlen_k,
                 first_col, edges[part], edges[part + 1], GROUP, HEAD_DIM, BLOCK_M, PRECISION, BOUNDED=part != 1,
             )  # fmt: skip
     store_tile(rows_of(dk, batch, kv_head, zero), acc * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
@@ -324,7 +335,7 @@ def attention_weights_fwd(
         q, k, attn_mask, seed, dropout_p, softcap, window_left, window_right, diagonal: as attention_fwd takes them; the
             same seed drops the same weights there.
         weights: every element is written; a row that sees nothing is 0.
-        lse: float32, natural logarithm, before dropout; -inf for a row that sees nothing.
+        lse: as attention_fwd fills it, before dropout.
     """
     batch, heads, seqlen_q, head_dim = q.shape
     scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, None, q, k)
@@ -334,7 +345,7 @@ def attention_weights_fwd(
     if tiles * batch * heads == 0:
         return
     _attention_weights_fwd[(tiles * heads * batch,)](
-        strided(q), strided(k), strided(weights), strided(lse), scores, dropout, heads, seqlen_q, k.shape[2], tiles,
+        strided(q), strided(k), strided(weights), *lse_parts(lse), scores, dropout, heads, seqlen_q, k.shape[2], tiles,
         **head_arguments(q, k), **config,
     )  # fmt: skip
 
@@ -356,20 +367,20 @@ def attention_weights_bwd(
     scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, None, q, k)
     dropout = make_dropout(seed, dropout_p)
     shape_class = tuning.arch(q.device), q.dtype, head_dim, is_laden(scores, dropout)
-    delta = torch.empty_like(lse, memory_format=torch.contiguous_format)
+    delta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     config = tuning.attention_weights_bwd_dq(*shape_class)
     tiles = triton.cdiv(seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads:
         _attention_weights_bwd_dq[(tiles * heads * batch,)](
-            strided(q), strided(k), strided(dweights), strided(lse), strided(delta), strided(dq), scores, dropout, scale,
-            heads, seqlen_q, seqlen_k, tiles, **head_arguments(q, k), **config,
+            strided(q), strided(k), strided(dweights), *lse_parts(lse), strided(delta), strided(dq), scores, dropout,
+            scale, heads, seqlen_q, seqlen_k, tiles, **head_arguments(q, k), **config,
         )  # fmt: skip
     config = tuning.attention_weights_bwd_dk(*shape_class)
     tiles = triton.cdiv(seqlen_k, config["BLOCK_N"])
     if tiles * batch * kv_heads:
         _attention_weights_bwd_dk[(tiles * kv_heads * batch,)](
-            strided(q), strided(k), strided(dweights), strided(lse), strided(delta), strided(dk), scores, dropout, scale,
-            heads, seqlen_q, seqlen_k, tiles, **head_arguments(q, k), **config,
+            strided(q), strided(k), strided(dweights), *lse_parts(lse), strided(delta), strided(dk), scores, dropout,
+            scale, heads, seqlen_q, seqlen_k, tiles, **head_arguments(q, k), **config,
         )  # fmt: skip
     if need_dmask and dmask.numel():
         mask_gradient(dweights, q, k, None, lse, delta, scores, dropout, dmask)

@@ -36,8 +36,8 @@ def heads(length):
 
 def attention_bwd():
     q, k, v = heads(5), heads(6), heads(6)
-    out, lse = saved("attention_fwd", q, k, v, None, None, None, *WHOLE)
     for mask in (matrix(6).expand(1, 2, 5, 6), matrix(1, 2, 5, 6)):
+        out, lse = saved("attention_fwd", q, k, v, mask, None, SEED, *RANDOM)
         yield heads(5), None, q, k, v, out, lse, mask, None, SEED, *RANDOM, True
 
 
@@ -45,7 +45,9 @@ def weights_bwd():
     q, k = heads(5), heads(6)
     weights, lse = saved("attention_weights_fwd", q, k, None, None, *WHOLE)
     yield torch.randn_like(weights), q, k, weights, lse, None, None, *WHOLE, False
-    yield torch.randn_like(weights), q, k, weights, lse, matrix(5, 6).expand(1, 2, 5, 6), SEED, *RANDOM, True
+    mask = matrix(5, 6).expand(1, 2, 5, 6)
+    weights, lse = saved("attention_weights_fwd", q, k, mask, SEED, *RANDOM)
+    yield torch.randn_like(weights), q, k, weights, lse, mask, SEED, *RANDOM, True
 
 
 CU_SEQLENS = torch.tensor([0, 3, 3, 9], dtype=torch.int32)
@@ -133,9 +135,11 @@ ROWS = {
         (matrix(3, 5), matrix(3, 4), matrix(3, 4), [matrix(16, 5), matrix(16, 4), matrix(16), matrix(16)], "lstm"),
     ],
     "rnn_bwd": rnn_bwd,
-    "attention_fwd": lambda: [(heads(5), heads(6), heads(6), None, None, None, *WHOLE)],
+    "attention_fwd": lambda: [
+        (heads(5), heads(6), heads(6), mask, None, None, *WHOLE) for mask in (None, matrix(1, 2, 5, 6))
+    ],
     "attention_bwd": attention_bwd,
-    "attention_weights_fwd": lambda: [(heads(5), heads(6), None, None, *WHOLE)],
+    "attention_weights_fwd": lambda: [(heads(5), heads(6), mask, None, *WHOLE) for mask in (None, matrix(1, 2, 5, 6))],
     "attention_weights_bwd": weights_bwd,
     "attention_varlen_fwd": lambda: [
         (packed(), packed(), packed(), CU_SEQLENS, CU_SEQLENS, None, SEED, 6, 6, 0.1, 0.3, 0.0, -1, 0, True)

@@ -203,6 +203,11 @@ def masks(case):
     return None if mask is None else mask.expand(case.batch, case.heads, case.L, case.S), bias
 
 
+def lse_like(mask, *shape):
+    """lse; with a floating mask a pair, the second what the rounding of the first left out."""
+    return torch.empty(2, *shape) if mask is not None and mask.is_floating_point() else torch.empty(shape)
+
+
 def fill(launcher, args, *outputs):
     """The outputs of launcher(*args, *outputs): NaN before, their guards untouched after."""
     outputs = [poisoned(output) for output in outputs]
@@ -237,14 +242,14 @@ def test_dense(case):
         keep = keep_mask(*scores, case.dropout_p)
 
     options = mask, slopes, seed, case.dropout_p, case.scale, case.softcap, case.left, case.right, case.diagonal
-    out, lse = fill(attention.attention_fwd, (q, k, v, *options), torch.empty_like(dout), torch.empty(scores[:3]))
+    out, lse = fill(attention.attention_fwd, (q, k, v, *options), torch.empty_like(dout), lse_like(mask, *scores[:3]))
     grads = fill(
         attention.attention_bwd,
         (dout, dlse, q, k, v, out, lse, *options, bias is not None),
         *(x.new_empty(x.shape) for x in (q, k, v)),
         torch.empty(0) if bias is None else torch.empty_like(bias),
     )
-    ours = out, lse, *(grads if bias is not None else grads[:3])
+    ours = out, lse if bias is None else lse[0], *(grads if bias is not None else grads[:3])
 
     def function(q, k, v, *bias):
         out, lse = formula(q, k, v, bias[0].expand(scores) if bias else mask, slopes, keep, case)
@@ -273,7 +278,7 @@ def test_weights(case):
     keep = keep_mask(*scores, case.dropout_p) if case.dropout_p else None
     scalars = case.dropout_p, case.scale, case.softcap, case.left, case.right, case.diagonal
     options = mask, torch.tensor([SEED]), *scalars
-    outputs = q.new_empty(scores), torch.empty(scores[:3])
+    outputs = q.new_empty(scores), lse_like(mask, *scores[:3])
     weights, lse = fill(attention_weights.attention_weights_fwd, (q, k, *options), *outputs)
     grads = fill(
         attention_weights.attention_weights_bwd,
@@ -281,7 +286,7 @@ def test_weights(case):
         *(x.new_empty(x.shape) for x in (q, k)),
         torch.empty(0) if bias is None else torch.empty_like(bias),
     )
-    ours = weights, lse, *(grads if bias is not None else grads[:2])
+    ours = weights, lse if bias is None else lse[0], *(grads if bias is not None else grads[:2])
 
     def function(q, k, *bias):
         return weights_formula(q, k, bias[0].expand(scores) if bias else mask, None, keep, case)

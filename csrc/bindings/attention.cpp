@@ -46,24 +46,24 @@ void bind_attention(py::module_& m) {
     return bytes;
   });
   auto def_fwd = [&m](const char* name, auto kernel) {
-    m.def(name, [kernel](const py::tuple& problem, Address out, Address lse, const Four& out_stride, Address workspace,
-                         int num_threads) {
+    m.def(name, [kernel](const py::tuple& problem, Address out, Address lse, Address lse_low, const Four& out_stride,
+                         Address workspace, int num_threads) {
       const Attention p = attention(problem);
       if (p.H == 0) return;  // nothing to write, and no group of heads to divide by
-      launch(kernel, {p, at<void>(out), at<void>(lse), strides(out_stride), at<void>(workspace)},
+      launch(kernel, {p, at<void>(out), at<void>(lse), at<void>(lse_low), strides(out_stride), at<void>(workspace)},
              threads_for(p, num_threads));
     });
   };
   def_fwd("attention_fwd", &KernelTable::attention_fwd);
   def_fwd("attention_weights", &KernelTable::attention_weights);
-  m.def("attention_bwd", [](const py::tuple& problem, const std::array<Address, 9>& tensors, const Four& dout_stride,
+  m.def("attention_bwd", [](const py::tuple& problem, const std::array<Address, 10>& tensors, const Four& dout_stride,
                             const Four& out_stride, const Four& dq_stride, const Four& dk_stride, const Four& dv_stride,
                             const Four& dmask_size, bool of_weights, int num_threads) {
     AttentionBwd p = {};
     p.of = attention(problem);
     p.dout = at<void>(tensors[0]), p.dlse = at<void>(tensors[1]), p.out = at<void>(tensors[2]);
     p.lse = at<void>(tensors[3]), p.dq = at<void>(tensors[4]), p.dk = at<void>(tensors[5]), p.dv = at<void>(tensors[6]);
-    p.dmask = at<void>(tensors[7]), p.workspace = at<void>(tensors[8]);
+    p.dmask = at<void>(tensors[7]), p.workspace = at<void>(tensors[8]), p.lse_low = at<void>(tensors[9]);
     p.dout_stride = strides(dout_stride), p.out_stride = strides(out_stride), p.dq_stride = strides(dq_stride);
     p.dk_stride = strides(dk_stride), p.dv_stride = strides(dv_stride);
     p.of_weights = of_weights;

@@ -31,20 +31,22 @@ struct Attention {
 
 struct AttentionFwd {
   Attention of;
-  void* out;  // [B, H, L, Ev], dtype, last dimension contiguous; of attention_weights: [B, H, L, S], and Ev is 0
-  void* lse;  // [B, H, L], float (double for f64), contiguous
+  void* out;      // [B, H, L, Ev], dtype, last dimension contiguous; of attention_weights: [B, H, L, S], and Ev is 0
+  void* lse;      // [B, H, L], float (double for f64), contiguous
+  void* lse_low;  // likewise: what the rounding of lse left out, so that their sum is max + log(sum); null: not wanted
   Strides4 out_stride;
   void* workspace;  // as many bytes as attention_workspace says
 };
 
 struct AttentionBwd {
   Attention of;
-  const void* dout;    // [B, H, L, Ev], dtype
-  const void* dlse;    // [B, H, L], type of lse, contiguous; null: none
-  const void* out;     // [B, H, L, Ev], dtype
-  const void* lse;     // [B, H, L], contiguous
-  void *dq, *dk, *dv;  // shapes of q, k, v; dtype; last dimension contiguous
-  void* dmask;         // [mask sizes], type of the mask, contiguous: summed where the mask was broadcast; null: none
+  const void* dout;     // [B, H, L, Ev], dtype
+  const void* dlse;     // [B, H, L], type of lse, contiguous; null: none
+  const void* out;      // [B, H, L, Ev], dtype
+  const void* lse;      // [B, H, L], contiguous
+  const void* lse_low;  // likewise; null: as if 0
+  void *dq, *dk, *dv;   // shapes of q, k, v; dtype; last dimension contiguous
+  void* dmask;          // [mask sizes], type of the mask, contiguous: summed where the mask was broadcast; null: none
   Strides4 dout_stride, out_stride, dq_stride, dk_stride, dv_stride;
   int64_t dmask_size[4];  // sizes of the mask before it was broadcast
   void* workspace;

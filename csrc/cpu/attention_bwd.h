@@ -62,23 +62,38 @@ struct BwdWorkspace {
   }
 };
 
-// Row constants of a block: lse, and delta; rows without any key, and lanes without a row, get probability 0.
+// Row constants of a block: lse, its low part, and delta, from row `first` of all heads' on; rows without any key, and
+// lanes without a row, get probability 0.
 template <class A>
 struct RowConstants {
-  Vec<A> lse[kTileVectors], delta[kTileVectors];
-  RowConstants(const A* lse_of_head, const A* delta_of_head, int64_t first, int64_t count) {
+  Vec<A> lse[kTileVectors], low[kTileVectors], delta[kTileVectors];
+  bool has_low;
+  RowConstants(const AttentionBwd& call, const A* deltas, int64_t first, int64_t count) : has_low(call.lse_low) {
     constexpr int n = kLanes<A>;
     for (int j = 0; j < kTileVectors; j++) {
-      int64_t rest = max_of(0, count - j * n);
-      Vec<A> value = load_n(lse_of_head + first + j * n, rest, kMinusInfinity<A>);
+      int64_t rest = max_of(0, count - j * n), at = first + j * n;
+      Vec<A> value = load_n((const A*)call.lse + at, rest, kMinusInfinity<A>);
       lse[j] = select(value == splat<Vec<A>>(kMinusInfinity<A>), splat<Vec<A>>(-kMinusInfinity<A>), value);
-      delta[j] = load_n(delta_of_head + first + j * n, rest);
+      low[j] = has_low ? load_n((const A*)call.lse_low + at, rest) : Vec<A>{};
+      delta[j] = load_n(deltas + at, rest);
     }
   }
 };
 
-// scores -> probabilities (with dropout), and dscores = p (factor dp - delta) in place of dp. As pairs, both along the
-// queries, for a product over these, and dscores along the keys too, in `joined`.
+// scores - lse, a pass of its own for those that have a low part to follow: exact where both are large and alike.
+template <class A>
+__attribute__((noinline)) void subtract_lse(int64_t keys, const RowConstants<A>& rows, A* scores) {
+  for (int64_t key = 0; key < keys; key++) {
+    PF_UNROLL
+    for (int j = 0; j < kTileVectors; j++) {
+      A* at = scores + key * kQueries<A> + j * kLanes<A>;
+      store(at, load(at) - rows.lse[j]);
+    }
+  }
+}
+
+// scores, less lse where that has a low part, -> probabilities (with dropout), and dscores = p (factor dp - delta) in
+// place of dp. As pairs, both along the queries, for a product over these, and dscores along the keys too, in `joined`.
 template <class T, bool kDropout, bool kSlope>
 __attribute__((noinline)) void softmax_bwd(int64_t keys, const RowConstants<Acc<T>>& rows, Acc<T>* scores, Acc<T>* dp,
                                            Acc<T>* factors, Acc<T>* slope, T* joined) {
@@ -91,7 +106,7 @@ __attribute__((noinline)) void softmax_bwd(int64_t keys, const RowConstants<Acc<
   if (kSlope) fill_terms<T>(keys, slope, A(0));
   V lse[kTileVectors], delta[kTileVectors];
   PF_UNROLL
-  for (int j = 0; j < kTileVectors; j++) lse[j] = rows.lse[j], delta[j] = rows.delta[j];
+  for (int j = 0; j < kTileVectors; j++) lse[j] = rows.has_low ? rows.low[j] : rows.lse[j], delta[j] = rows.delta[j];
   for (int64_t key = 0; key < keys; key += terms) {
     V p[terms][kTileVectors], ds[terms][kTileVectors];
     PF_UNROLL
@@ -134,6 +149,7 @@ PF_INLINE void tile_bwd(const AttentionBwd& call, const QueryBlock<Acc<S>>& rows
   const Attention& p = call.of;
   product_scores(keys, p.E, k, scratch.q_t, scratch.probs, (A)p.scale);
   finish_scores<A>(p, rows, first, keys, scratch.probs, kOfMask ? nullptr : scratch.slope);
+  if (constants.has_low) subtract_lse(keys, constants, scratch.probs);
   if (call.of_weights) {
     auto row = [&](int64_t lane) {
       return at<S>(call.dout, call.dout_stride, rows.batch, rows.head[lane], rows.i[lane]) +
@@ -218,7 +234,7 @@ void key_block_bwd(const AttentionBwd& call, int64_t b, int64_t kv_head, int64_t
       const int64_t query = query_block * size, count = min_of(size, p.L - query);
       QueryBlock<A> rows;
       rows.set(b, head, query, count, p.L);
-      RowConstants<A> constants((const A*)call.lse + of_head * p.L, shared.delta + of_head * p.L, query, count);
+      RowConstants<A> constants(call, shared.delta, of_head * p.L + query, count);
       pack_queries<S>(p, rows, scratch.q_t);
       pack_dout<S>(call, b, head, query, count, scratch.dout_t);
       auto q_rows = joined_rows_at<S>(p.q, p.q_stride, b, head, query, count, p.E, E, scratch.q_rows);

@@ -292,7 +292,10 @@ void combine_chunks(const AttentionFwd& call, int64_t row, const DecodeWorkspace
       total = fma(load(found.out + (part + i) * width + col), splat<V>(found.max[part + i]), total);
     store_n(out + col, total * splat<V>(sum == 0 ? A(0) : (A)(1 / sum)), p.Ev - col);
   }
-  ((A*)call.lse)[row] = (A)(base + ::log(sum));
+  const double log_sum = ::log(sum);
+  const A lse = (A)(base + log_sum);
+  ((A*)call.lse)[row] = lse;
+  if (call.lse_low) ((A*)call.lse_low)[row] = lse - lse == 0 ? (A)((base - lse) + log_sum) : A(0);
 }
 
 template <class S>

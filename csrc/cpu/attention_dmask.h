@@ -14,7 +14,7 @@ void add_dmask_tile(const AttentionBwd& call, int64_t b, int64_t head, int64_t q
   KeyRange range = visible_keys(p, rows);
   const int64_t keys = min_of(kBwdKeys, p.S - first);
   if (first >= range.end || first + keys <= range.begin) return;
-  RowConstants<A> constants((const A*)call.lse + of_head * p.L, shared.delta + of_head * p.L, query, count);
+  RowConstants<A> constants(call, shared.delta, of_head * p.L + query, count);
   pack_queries<S>(p, rows, scratch.q_t);
   pack_dout<S>(call, b, head, query, count, scratch.dout_t);
   auto k = rows_at<S>(p.k, p.k_stride, b, kv_head, first, keys, p.E, scratch.k);

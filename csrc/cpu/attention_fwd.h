@@ -104,6 +104,28 @@ PF_INLINE vd log_lanes(vd x) {
   return x;
 }
 
+// max + log(sum) of each row as lse, and in lse_low, if that is wanted, what its rounding left out: the logarithm
+// vanishes beside a maximum of -1e9, as a mask makes it.
+template <class A>
+struct LogSum {
+  Vec<A> lse[kTileVectors], low[kTileVectors];
+  explicit LogSum(const RowState<A>& state) {
+    for (int j = 0; j < kTileVectors; j++) {
+      const Vec<A> max = safe_maximum(state.max[j]), log_sum = log_lanes(state.sum[j]);
+      lse[j] = max + log_sum;
+      low[j] = (max - lse[j]) + log_sum;
+      low[j] = select(low[j] == low[j], low[j], Vec<A>{});  // of a row without any key
+    }
+  }
+  void store(const AttentionFwd& call, const QueryBlock<A>& rows) const {
+    for (int lane = 0; lane < rows.count; lane++) {
+      const int64_t row = (rows.batch * call.of.H + rows.head[lane]) * call.of.L + rows.i[lane];
+      ((A*)call.lse)[row] = lse[lane / kLanes<A>][lane % kLanes<A>];
+      if (call.lse_low) ((A*)call.lse_low)[row] = low[lane / kLanes<A>][lane % kLanes<A>];
+    }
+  }
+};
+
 template <class S>
 PF_INLINE const S* at(const void* base, const Strides4& stride, int64_t b, int64_t h, int64_t row) {
   return (const S*)base + b * stride.dim[0] + h * stride.dim[1] + row * stride.dim[2];
@@ -150,14 +172,9 @@ void finish_rows(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, const
   typedef Acc<S> A;
   typedef Vec<A> V;
   const Attention& p = call.of;
-  constexpr int n = kLanes<A>, queries = kQueries<A>;
-  A lse[queries] __attribute__((aligned(64)));
-  for (int j = 0; j < kTileVectors; j++) {
-    *(V*)(lse + j * n) = safe_maximum(state.max[j]) + log_lanes(state.sum[j]);
+  LogSum<A>(state).store(call, rows);
+  for (int j = 0; j < kTileVectors; j++)
     state.sum[j] = select(state.sum[j] == V{}, V{}, splat<V>(1) / state.sum[j]);  // no key at all: zeros
-  }
-  for (int lane = 0; lane < rows.count; lane++)
-    ((A*)call.lse)[(rows.batch * p.H + rows.head[lane]) * p.L + rows.i[lane]] = lse[lane];
   unpack_transposed<S>(out_t, rows.count, p.Ev, state.sum, [&](int64_t lane) {
     return at<S>(call.out, call.out_stride, rows.batch, rows.head[lane], rows.i[lane]);
   });

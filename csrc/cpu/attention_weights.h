@@ -1,6 +1,6 @@
 // The matrix of attention weights, for callers who ask to see it: softmax(scores) with dropout, [B, H, L, S]. Two
-// passes over the keys, the second with the sum of the first. Its backward is attention's, with dP given instead of v
-// dout^T.
+// passes over the keys, the second with the maximum and sum of the first. Its backward is attention's, with dP given
+// instead of v dout^T.
 
 namespace {
 
@@ -14,8 +14,7 @@ void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, 
   pack_queries<S>(p, rows, scratch.q_t[0]);
   RowState<A> state;
   state.reset();
-  A lse[queries] __attribute__((aligned(64)));
-  const V one = splat<V>(1), ones[kTileVectors] = {one, one};
+  A base[queries] __attribute__((aligned(64)));
   auto row_at = [&](int64_t lane, int64_t first) {
     return (S*)at<S>(call.out, call.out_stride, rows.batch, rows.head[lane], rows.i[lane]) + first;
   };
@@ -32,18 +31,17 @@ void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, 
       }
       if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
       for (int64_t i = 0; i < keys * queries; i += n) {
-        V w = exp_difference<A>(load(scratch.scores + i) - load(lse + i % queries));
+        V w = exp_difference<A>(load(scratch.scores + i) - load(base + i % queries));
         store(scratch.scores + i, p.dropout_p > 0 ? w * load(scratch.factors + i) : w);
       }
-      unpack_transposed<S>(scratch.scores, rows.count, keys, ones, [&](int64_t lane) { return row_at(lane, first); });
+      unpack_transposed<S>(scratch.scores, rows.count, keys, state.sum,
+                           [&](int64_t lane) { return row_at(lane, first); });
     }
     if (pass == 1) break;
-    for (int j = 0; j < kTileVectors; j++) *(V*)(lse + j * n) = safe_maximum(state.max[j]) + log_lanes(state.sum[j]);
-    for (int lane = 0; lane < rows.count; lane++)
-      ((A*)call.lse)[(rows.batch * p.H + rows.head[lane]) * p.L + rows.i[lane]] = lse[lane];
-    for (int j = 0; j < kTileVectors; j++) {  // no key at all: zeros
-      V value = load(lse + j * n);
-      store(lse + j * n, select(value == splat<V>(kMinusInfinity<A>), splat<V>(-kMinusInfinity<A>), value));
+    LogSum<A>(state).store(call, rows);
+    for (int j = 0; j < kTileVectors; j++) {
+      store(base + j * n, safe_maximum(state.max[j]));
+      state.sum[j] = select(state.sum[j] == V{}, V{}, splat<V>(1) / state.sum[j]);  // no key at all: zeros
     }
   }
 }

@@ -52,10 +52,24 @@ def scores(q, k, attn_mask, alibi_slopes, scale, softcap, window_left, window_ri
     return s if seen is None else s.masked_fill(~seen, -torch.inf)
 
 
-def softmax_and_lse(s):
-    """Over the last dimension; a row of -inf gives zeros and -inf, and zero gradients."""
+def has_low_part(attn_mask):
+    """Does the operators' lse come as a pair: [2, B, H, L], the number and what its rounding left out?
+
+    Where a float mask is added, a row's maximum may be -1e9, beside which the logarithm of its sum vanishes; a backward
+    that takes exp(score - lse) for the probabilities would get them wrong by a factor of that sum.
+    """
+    return attn_mask is not None and attn_mask.dtype != torch.bool
+
+
+def lse_shape(q, attn_mask):
+    return (2, *q.shape[:3]) if has_low_part(attn_mask) else q.shape[:3]
+
+
+def softmax_and_lse(s, low_part=False):
+    """Over the last dimension; a row of -inf gives zeros and -inf, and zero gradients. lse as `has_low_part` says."""
     if s.shape[-1] == 0:
-        return s, s.new_full(s.shape[:-1], -torch.inf)
+        lse = s.new_full(s.shape[:-1], -torch.inf)
+        return s, torch.stack([lse, torch.zeros_like(lse)]) if low_part else lse
     largest = s.detach().amax(-1, keepdim=True)
     largest = torch.where(largest == -torch.inf, 0.0, largest)
     p = torch.exp(s - largest)
@@ -63,20 +77,25 @@ def softmax_and_lse(s):
     is_empty = total == 0
     total = torch.where(is_empty, 1.0, total)
     lse = torch.where(is_empty, -torch.inf, largest + torch.log(total))
+    if low_part:
+        low = torch.where(is_empty, 0.0, (largest - lse) + torch.log(total)).detach()
+        return p / total, torch.stack([lse, low]).squeeze(-1)
     return p / total, lse.squeeze(-1)
 
 
-def weights(q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=0):
+def weights(q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=0, low_part=False):
     """Attention weights after dropout, [B, H, L, S], and lse [B, H, L], in the arithmetic type."""
-    w, lse = softmax_and_lse(scores(q, k, attn_mask, alibi_slopes, *rest))
+    w, lse = softmax_and_lse(scores(q, k, attn_mask, alibi_slopes, *rest), low_part)
     if dropout_p > 0:
         keep = attention_keep(seed, *w.shape, dropout_p, first_head)
         w = w * (keep.to(w.dtype) * (1 / (1 - dropout_p) if dropout_p < 1 else 0.0))
     return w, lse
 
 
-def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=0):
-    w, lse = weights(q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=first_head)
+def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=0, low_part=False):
+    w, lse = weights(
+        q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=first_head, low_part=low_part
+    )  # fmt: skip
     out = torch.matmul(_grouped(w, v.shape[1]), v.to(w.dtype)).reshape(*w.shape[:3], v.shape[3])
     return out.to(q.dtype), lse
 
@@ -107,8 +126,13 @@ def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, 
     return dq, dk, dv, dmask.sum([d for d in range(4) if kept[d] != dmask.shape[d]], keepdim=True)
 
 
+def attention_fwd_operator(q, k, v, attn_mask, *rest):
+    """The operator, whose lse has a low part where a float mask is added."""
+    return attention_fwd(q, k, v, attn_mask, *rest, low_part=has_low_part(attn_mask))
+
+
 def attention_weights_fwd(q, k, attn_mask, seed, dropout_p, *rest):
-    w, lse = weights(q, k, attn_mask, None, seed, dropout_p, *rest)
+    w, lse = weights(q, k, attn_mask, None, seed, dropout_p, *rest, low_part=has_low_part(attn_mask))
     return w.to(q.dtype), lse
 
 

@@ -40,9 +40,9 @@ def _in_order_of(x, size_last):
     return x.new_empty(batch, heads, rows, size_last)
 
 
-def _fwd_outputs(q, k, v, *_):
-    batch, heads, rows, _ = q.shape
-    return _in_order_of(q, v.shape[3]), q.new_empty(batch, heads, rows, dtype=reference.acc_dtype(q))
+def _fwd_outputs(q, k, v, attn_mask, *_):
+    lse = q.new_empty(reference.lse_shape(q, attn_mask), dtype=reference.acc_dtype(q))
+    return _in_order_of(q, v.shape[3]), lse
 
 
 def _bwd_outputs(dout, dlse, q, k, v, out, lse, attn_mask, *rest):
@@ -56,7 +56,7 @@ _fwd = Op(
     + _SCALARS
     + ", str backend) -> (Tensor out, Tensor lse)",
     outputs=_fwd_outputs,
-    reference=reference.attention_fwd,
+    reference=reference.attention_fwd_operator,
     differentiable=True,
     triton="pyflash.kernels.attention:attention_fwd",
     cpu="pyflash.ops._native.attention:attention_fwd",
@@ -100,6 +100,8 @@ class _Attention(Function):
             return (None,) * 8
         if dout is None:
             dout = torch.zeros_like(out)
+        if dlse is not None and reference.has_low_part(attn_mask):
+            dlse = dlse[0]
         need_dmask = ctx.needs_input_grad[3]
         dq, dk, dv, dmask = apply(
             _AttentionBwd,
@@ -509,6 +511,8 @@ def attention(
         out, lse = reference.attention_fwd(q4, k4, v4, mask, alibi_slopes, seed, *scalars)
     else:
         out, lse = apply(_Attention, q4, k4, v4, mask, alibi_slopes, seed, scalars, backend)
+        if reference.has_low_part(mask):
+            lse = lse[0]
     if len(leading) != 2:
         batch_shape = leading if max(q.dim(), k.dim(), v.dim()) > 2 else ()
         out, lse = out.reshape(*batch_shape, rows, value_dim), lse.reshape(*batch_shape, rows)

@@ -35,9 +35,9 @@ OPERATION = Operation(
 )
 
 
-def _fwd_outputs(q, k, *_):
-    shape = q.shape[:3]
-    return q.new_empty(*shape, k.shape[2]), q.new_empty(shape, dtype=reference.acc_dtype(q))
+def _fwd_outputs(q, k, attn_mask, *_):
+    lse = q.new_empty(reference.lse_shape(q, attn_mask), dtype=reference.acc_dtype(q))
+    return q.new_empty(*q.shape[:3], k.shape[2]), lse
 
 
 def _bwd_outputs(dweights, q, k, weights, lse, attn_mask, *rest):

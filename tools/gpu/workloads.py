@@ -50,7 +50,7 @@ def attention_call(kernel: str, dtype, head_dim: int, laden: bool):
         batch, heads, length = (1, 2, 40) if small else (4, 16, 4096 if dtype == HALF else 2048)
         q, k, v, dout = (randn(batch, length, heads, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
         out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
-        lse = empty(batch, heads, length, dtype=FLOAT)
+        lse = empty(*((2,) if laden else ()), batch, heads, length, dtype=FLOAT)
         mask = randn(1, heads, length, length, dtype=dtype).expand(batch, -1, -1, -1) if laden else None
         seed = torch.zeros(1, dtype=torch.int64, device=device())
         options = mask, None, seed, 0.0, head_dim**-0.5, 0.0, -1, 0, 0

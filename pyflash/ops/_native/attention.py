@@ -49,13 +49,18 @@ def _memory(q, k, v, kind, threads):
     return _workspace(size, "attention")
 
 
+def _addresses(lse):
+    """Of lse and of its low part, 0 where it has none; see reference.lse_shape."""
+    return lse.data_ptr(), lse[1].data_ptr() if lse.dim() == 4 else 0
+
+
 def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *rest, first_head=0):
     *scalars, out, lse = rest
     slopes = _slopes(alibi_slopes, q)
     threads = torch.get_num_threads()
     workspace = _memory(q, k, v, FWD, threads)
     problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
-    _cpu.attention_fwd(problem, out.data_ptr(), lse.data_ptr(), out.stride(), workspace.data_ptr(), threads)
+    _cpu.attention_fwd(problem, out.data_ptr(), *_addresses(lse), out.stride(), workspace.data_ptr(), threads)
 
 
 def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *rest, first_head=0):
@@ -66,7 +71,7 @@ def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, 
     problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
     tensors = (dout, dlse, out, lse, dq, dk, dv, dmask if need_dmask else None, workspace)
     _cpu.attention_bwd(
-        problem, [0 if t is None else t.data_ptr() for t in tensors],
+        problem, [*(0 if t is None else t.data_ptr() for t in tensors), _addresses(lse)[1]],
         dout.stride(), out.stride(), dq.stride(), dk.stride(), dv.stride(),
         dmask.shape if need_dmask else NOWHERE, False, threads,
     )  # fmt: skip
@@ -78,8 +83,8 @@ def attention_weights_fwd(q, k, attn_mask, seed, *rest):
     workspace = _memory(q, k, None, FWD, threads)
     problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
     _cpu.attention_weights(
-        problem, weights.data_ptr(), lse.data_ptr(), weights.stride(), workspace.data_ptr(), threads
-    )  # fmt: skip
+        problem, weights.data_ptr(), *_addresses(lse), weights.stride(), workspace.data_ptr(), threads
+    )
 
 
 def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *rest):
@@ -89,7 +94,7 @@ def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *rest):
     problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
     tensors = (dweights, None, weights, lse, dq, dk, None, dmask if need_dmask else None, workspace)
     _cpu.attention_bwd(
-        problem, [0 if t is None else t.data_ptr() for t in tensors],
+        problem, [*(0 if t is None else t.data_ptr() for t in tensors), _addresses(lse)[1]],
         dweights.stride(), weights.stride(), dq.stride(), dk.stride(), NOWHERE,
         dmask.shape if need_dmask else NOWHERE, True, threads,
     )  # fmt: skip
