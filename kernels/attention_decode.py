@@ -111,7 +111,7 @@ def _decode_combine(
     acc = tl.zeros([BLOCK_V], tl.float32)
     for split in range(splits):
         one_lse = tl.load(part_lse_ptr + first + split)
-        if one_lse > float("-inf"):
+        if one_lse != float("-inf"):  # NaN too: the part of a query that is not a number
             acc += tl.exp2(one_lse - total) * tl.load(part_out_ptr + (first + split) * BLOCK_V + offs_v)
     mask = offs_v >= 0
     if VALUE_DIM is not None:

@@ -388,6 +388,29 @@ def test_decode(few, max_len, options, dtype):
         assert_error_within((out[b : b + 1], lse[b : b + 1]), *results, q, v)
 
 
+@pytest.mark.parametrize("place", ["query", "key"])
+@pytest.mark.parametrize("of_caches", [False, True])
+def test_few_queries_that_are_not_numbers(of_caches, place):
+    """NaN in a query, or in one key of one part, is NaN in what depends on it, and nowhere else."""
+    q, k, v = torch.randn(2, 2, 3, 8), torch.randn(2, 2, 200, 8), torch.randn(2, 2, 200, 8)
+    if place == "query":
+        q[1, 0, 1, 3] = math.nan
+    else:
+        k[1, 0, 150, 3] = math.nan
+    outputs = torch.empty(2, 2, 3, 8), torch.empty(2, 2, 3)
+    if of_caches:
+        cache_seqlens = torch.tensor([200, 200], dtype=torch.int32)
+        launcher, args = attention_decode.attention_decode, (q, k, v, cache_seqlens, None, 0.25, 0.0, -1, -1)
+    else:
+        launcher, args = attention.attention_fwd, (q, k, v, None, None, None, 0.0, 0.25, 0.0, -1, -1, 0)
+        assert tuning.attention_splits_keys("interpreter", q.shape, k.shape)
+    out, lse = fill(launcher, args, *outputs)
+    expected = torch.zeros(2, 2, 3, dtype=torch.bool)
+    expected[1, 0, 1 if place == "query" else slice(None)] = True
+    assert torch.equal(lse.isnan(), expected)
+    assert torch.equal(out.isnan(), expected[..., None].expand_as(out))
+
+
 def test_the_split_cases_are_split():
     for case in CASES:
         shapes = (case.batch, case.heads, case.L, case.E), (case.batch, case.kv_heads, case.S, case.E)
