@@ -10,6 +10,7 @@ sequence fills its row.
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
@@ -28,6 +29,7 @@ class Scores(NamedTuple):
     right: int | None
     diagonal: int | None  # row i stands at key i + diagonal; None aligns the last row with the last key
     mask: object  # Strided [batch, heads, L, S]; bool: True attends; else added
+    adds_mask: int | None  # 1: a float mask; then what is kept of a row is in the scores' unit, else in log2 units
     slopes: object  # Strided [batch, heads]; ALiBi
 
 
@@ -72,6 +74,7 @@ def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, 
         right=right,
         diagonal=diagonal,
         mask=strided(attn_mask),
+        adds_mask=None if attn_mask is None or attn_mask.dtype == torch.bool else 1,
         slopes=None if alibi_slopes is None else Strided(alibi_slopes, (0, *alibi_slopes.stride())[-2:]),
     )
 
@@ -222,19 +225,9 @@ def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
 
 
 @triton.jit
-def adds_mask(scores):
-    """Is a float mask added? Then numbers of a row are those of scores, else they are in log2 units."""
-    if scores.mask is None:
-        adds: tl.constexpr = False
-    else:
-        adds: tl.constexpr = scores.mask.ptr.dtype.element_ty != tl.int1
-    return adds
-
-
-@triton.jit
 def exponent(score, base, scores):
     """Of exp2: score less base, which is a row's maximum or lse, in that row's unit."""
-    if adds_mask(scores):
+    if scores.adds_mask is not None:
         x = (score - base) * scores.unit
     else:
         x = score * scores.unit - base
@@ -245,7 +238,7 @@ def exponent(score, base, scores):
 def running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY: tl.constexpr):
     """(p, alpha, row_max, row_sum) with one more tile of scores: p is relative to the new maximum, and alpha brings there
     what was summed before. MAYBE_EMPTY: a row may have seen nothing yet."""
-    if adds_mask(scores):
+    if scores.adds_mask is not None:
         new_max = tl.maximum(row_max, tl.max(score, 1))
     else:
         new_max = tl.maximum(row_max, tl.max(score, 1) * scores.unit)
@@ -253,7 +246,7 @@ def running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY: tl.constexpr):
     if MAYBE_EMPTY or scores.mask is not None:  # else -inf - -inf
         shift = tl.where(new_max == float("-inf"), 0.0, new_max)
     p = tl.exp2(exponent(score, shift[:, None], scores))
-    if adds_mask(scores):
+    if scores.adds_mask is not None:
         alpha = tl.exp2((row_max - shift) * scores.unit)
     else:
         alpha = tl.exp2(row_max - shift)
@@ -263,7 +256,7 @@ def running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY: tl.constexpr):
 @triton.jit
 def store_lse(lse, low, row_max, row_sum, empty, scores, offs_m, limit_m):
     """lse in natural units, and its low part where there is one; -inf and 0 for rows that saw nothing."""
-    if adds_mask(scores):
+    if scores.adds_mask is not None:
         log_sum = tl.log2(row_sum) * primitives.LN2
         total = tl.where(empty, float("-inf"), row_max + log_sum)
         store_rows(low, tl.where(empty, 0.0, (row_max - total) + log_sum), offs_m, limit_m)
@@ -323,7 +316,7 @@ def softmax_backward(qk, dp, lse, low, delta, keep, rows, cols, scores, dropout,
     """
     score, curve = score_tile(qk, rows, cols, scores, head, BOUNDED)
     x = exponent(score, lse, scores)
-    if adds_mask(scores):
+    if scores.adds_mask is not None:
         x -= low
     p = tl.exp2(x)
     kept = p
@@ -343,7 +336,7 @@ def load_lse(lse, low, offs_m, limit_m, scores):
     their probabilities zero. Without a low part the second is anything."""
     high = load_rows(lse, offs_m, limit_m, float("-inf"))
     rest = high
-    if adds_mask(scores):
+    if scores.adds_mask is not None:
         rest = load_rows(low, offs_m, limit_m, 0.0) * primitives.LOG2E
     else:
         high *= primitives.LOG2E
