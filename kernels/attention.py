@@ -39,6 +39,7 @@ from pyflash.kernels.attention_tile import (
     store_rows,
     store_tile,
     strided,
+    tile_from,
 )
 from pyflash.kernels.primitives import cast, dot
 
@@ -61,7 +62,7 @@ def _attend(
     if BOUNDED:
         limit = head.seqlen_k
     for first_col in range(start, stop, BLOCK_N):
-        offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
+        offs_n = tile_from(first_col, BLOCK_N)
         keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
         qk = row_products(q, keys, PRECISION)
         score, _ = score_tile(qk, rows, offs_n[None, :], scores, head, BOUNDED)
@@ -92,7 +93,7 @@ def _attention_fwd(
     k = rows_of(k, batch, h // GROUP, k_start)
     v = rows_of(v, batch, h // GROUP, k_start)
 
-    offs_m = first_row + tl.arange(0, BLOCK_M)
+    offs_m = tile_from(first_row, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
     queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)
@@ -134,7 +135,7 @@ def _accumulate_dq(
     if BOUNDED:
         limit = head.seqlen_k
     for first_col in range(start, stop, BLOCK_N):
-        offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
+        offs_n = tile_from(first_col, BLOCK_N)
         keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
         values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
         qk = row_products(q, keys, PRECISION)
@@ -170,7 +171,7 @@ def _attention_bwd_dq(
     k = rows_of(k, batch, h // GROUP, k_start)
     v = rows_of(v, batch, h // GROUP, k_start)
 
-    offs_m = first_row + tl.arange(0, BLOCK_M)
+    offs_m = tile_from(first_row, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
     queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)
@@ -219,7 +220,7 @@ def _accumulate_dkdv(
         limit = None
         if BOUNDED:
             limit = seqlen_q
-        offs_m = tl.multiple_of(first_row, BLOCK_M) + tl.arange(0, BLOCK_M)
+        offs_m = tile_from(first_row, BLOCK_M)
         queries = load_tile(rows_of(q, batch, h, q_start), offs_m, limit, offs_d, HEAD_DIM)
         douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, limit, offs_v, VALUE_DIM)
         lse_h = rows_of(lse, batch, h, q_start)
@@ -260,7 +261,7 @@ def _attention_bwd_dkdv(
     if first_col >= seqlen_k:
         return
 
-    offs_n = first_col + tl.arange(0, BLOCK_N)
+    offs_n = tile_from(first_col, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
     keys = load_tile(rows_of(k, batch, kv_head, k_start), offs_n, seqlen_k, offs_d, HEAD_DIM)
@@ -309,8 +310,8 @@ def _attention_bwd_dmask(
         h = own_head + i // shared[2] // shared[1] % shared[0]
         batch = own_batch + i // shared[2] // shared[1] // shared[0]
         head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
-        offs_m = first_row + tl.arange(0, BLOCK_M)
-        offs_n = first_col + tl.arange(0, BLOCK_N)
+        offs_m = tile_from(first_row, BLOCK_M)
+        offs_n = tile_from(first_col, BLOCK_N)
         queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)
         if v is None:
             dp = cast(load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_n, seqlen_k), tl.float32)

@@ -20,6 +20,7 @@ from pyflash.kernels.attention_tile import (
     running_softmax,
     score_tile,
     strided,
+    tile_from,
 )
 from pyflash.kernels.primitives import LN2, cast, dot
 
@@ -74,7 +75,7 @@ def _decode_split(
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     for first_col in range(start, stop, BLOCK_N):
-        offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
+        offs_n = tile_from(first_col, BLOCK_N)
         keys = load_tile(k, offs_n, length, offs_d, HEAD_DIM)
         qk = row_products(queries, keys, PRECISION)
         score, _ = score_tile(qk, row[:, None], offs_n[None, :], scores, head, BOUNDED=True)

@@ -143,6 +143,13 @@ def rows_of(x, batch, head, start):
 
 
 @triton.jit
+def tile_from(first, BLOCK: tl.constexpr):
+    """first, first + 1, ...: BLOCK numbers from a multiple of BLOCK on, which the compiler cannot know of a loop's
+    variable, and without which it moves half types two bytes at a time. A hint on `first` itself is lost on the way."""
+    return tl.max_contiguous(tl.multiple_of(first + tl.arange(0, BLOCK), BLOCK), BLOCK)
+
+
+@triton.jit
 def load_tile(x, offs_m, limit_m, offs_d, limit_d):
     """[rows, features] of x, zero from the limits on; a limit of None is known to hold."""
     ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]

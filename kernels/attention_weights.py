@@ -39,6 +39,7 @@ from pyflash.kernels.attention_tile import (
     store_rows,
     store_tile,
     strided,
+    tile_from,
 )
 from pyflash.kernels.primitives import cast, dot
 
@@ -65,7 +66,7 @@ def _fold(
 ):  # fmt: skip
     """The running maximum and sum of one tile of rows, with the keys [start, stop)."""
     for first_col in range(start, stop, BLOCK_N):
-        offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
+        offs_n = tile_from(first_col, BLOCK_N)
         score = _score_keys(q, k, offs_m, offs_n, scores, head, HEAD_DIM, PRECISION, BOUNDED)
         _, _, row_max, row_sum = running_softmax(score, row_max, row_sum, scores, BOUNDED)
     return row_max, row_sum
@@ -78,12 +79,12 @@ def _write(
 ):  # fmt: skip
     """The weights of the keys [start, stop): exp2(score - shift) inverse."""
     BLOCK_M: tl.constexpr = q.shape[0]
-    offs_m = first_row + tl.arange(0, BLOCK_M)
+    offs_m = tile_from(first_row, BLOCK_M)
     limit = None
     if BOUNDED:
         limit = head.seqlen_k
     for first_col in range(start, stop, BLOCK_N):
-        offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
+        offs_n = tile_from(first_col, BLOCK_N)
         score = _score_keys(q, k, offs_m, offs_n, scores, head, HEAD_DIM, PRECISION, BOUNDED)
         p = tl.exp2(exponent(score, shift[:, None], scores)) * inverse[:, None]
         if dropout is not None:
@@ -97,7 +98,7 @@ def _write_unseen(weights, inverse, head, offs_m, start, stop, BLOCK_N: tl.const
     """Zeros for the keys [start, stop), which no row of the tile sees; NaN in a row that is NaN, as its softmax is."""
     unseen = tl.broadcast_to((inverse * 0.0)[:, None], [inverse.shape[0], BLOCK_N])
     for first_col in range(start, stop, BLOCK_N):
-        offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
+        offs_n = tile_from(first_col, BLOCK_N)
         store_tile(weights, unseen, offs_m, head.seqlen_q, offs_n, head.seqlen_k)
 
 
@@ -116,7 +117,7 @@ def _attention_weights_fwd(
     k = rows_of(k, batch, h // GROUP, zero)
     weights = rows_of(weights, batch, h, zero)
 
-    offs_m = first_row + tl.arange(0, BLOCK_M)
+    offs_m = tile_from(first_row, BLOCK_M)
     queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, tl.arange(0, BLOCK_D), HEAD_DIM)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -156,8 +157,8 @@ def _row_tile_backward(
 ):  # fmt: skip
     """(d score, d q.k, keys) of a tile of rows and the keys from first_col on."""
     BLOCK_M: tl.constexpr = q.shape[0]
-    offs_m = first_row + tl.arange(0, BLOCK_M)
-    offs_n = tl.multiple_of(first_col, BLOCK_N) + tl.arange(0, BLOCK_N)
+    offs_m = tile_from(first_row, BLOCK_M)
+    offs_n = tile_from(first_col, BLOCK_N)
     limit = None
     if BOUNDED:
         limit = head.seqlen_k
@@ -225,7 +226,7 @@ def _attention_weights_bwd_dq(
     k = rows_of(k, batch, h // GROUP, zero)
     dweights = rows_of(dweights, batch, h, zero)
 
-    offs_m = first_row + tl.arange(0, BLOCK_M)
+    offs_m = tile_from(first_row, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)
     lse = rows_of(lse, batch, h, zero)
@@ -263,7 +264,7 @@ def _accumulate_dk(
     Tiles are [keys, rows], so that dqk^T is a left operand as it is.
     """
     BLOCK_N: tl.constexpr = keys.shape[0]
-    offs_n = first_col + tl.arange(0, BLOCK_N)
+    offs_n = tile_from(first_col, BLOCK_N)
     offs_d = tl.arange(0, keys.shape[1])
     zero = batch * 0
     tiles = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
@@ -276,7 +277,7 @@ def _accumulate_dk(
         if BOUNDED:
             limit_m = seqlen_q
             limit_n = seqlen_k
-        offs_m = tl.multiple_of(first_row, BLOCK_M) + tl.arange(0, BLOCK_M)
+        offs_m = tile_from(first_row, BLOCK_M)
         queries = load_tile(rows_of(q, batch, h, zero), offs_m, limit_m, offs_d, HEAD_DIM)
         dp = cast(load_tile(rows_of(dweights, batch, h, zero), offs_m, limit_m, offs_n, limit_n), tl.float32)
         lse_h = rows_of(lse, batch, h, zero)
@@ -311,7 +312,7 @@ def _attention_weights_bwd_dk(
     batch = pid // tiles // kv_heads
     zero = pid * 0
 
-    offs_n = first_col + tl.arange(0, BLOCK_N)
+    offs_n = tile_from(first_col, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     keys = load_tile(rows_of(k, batch, kv_head, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)
     acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
