@@ -270,13 +270,23 @@ def _attention_bwd_dkdv(
     acc_v = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     head = enter_head(scores, batch, kv_head * GROUP, heads, seqlen_q, seqlen_k)
     edges = row_range(first_col, BLOCK_N, scores, head, BLOCK_M)
-    for part in tl.static_range(3):
-        if part > 0 or scores.right is not None:
-            acc_k, acc_v = _accumulate_dkdv(
-                acc_k, acc_v, keys, values, q, dout, lse, low, delta, scores, dropout, batch, kv_head, heads, q_start,
-                seqlen_q, seqlen_k, first_col, edges[part], edges[part + 1], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M,
-                PRECISION, BOUNDED=part != 1,
-            )  # fmt: skip
+    is_plain: tl.constexpr = scores.mask is None and dropout is None
+    if is_plain and (scores.left is not None or scores.right is not None or cu_seqlens_q_ptr is not None):
+        # One loop, every tile with the comparisons: of three, Triton 3.6 makes code whose products wait one by one. With
+        # a mask or dropout it is the other way round.
+        acc_k, acc_v = _accumulate_dkdv(
+            acc_k, acc_v, keys, values, q, dout, lse, low, delta, scores, dropout, batch, kv_head, heads, q_start,
+            seqlen_q, seqlen_k, first_col, edges[0], edges[3], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M, PRECISION,
+            BOUNDED=True,
+        )  # fmt: skip
+    else:
+        for part in tl.static_range(3):
+            if part > 0 or scores.right is not None:
+                acc_k, acc_v = _accumulate_dkdv(
+                    acc_k, acc_v, keys, values, q, dout, lse, low, delta, scores, dropout, batch, kv_head, heads,
+                    q_start, seqlen_q, seqlen_k, first_col, edges[part], edges[part + 1], GROUP, HEAD_DIM, VALUE_DIM,
+                    BLOCK_M, PRECISION, BOUNDED=part != 1,
+                )  # fmt: skip
     store_tile(rows_of(dk, batch, kv_head, k_start), acc_k * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
     store_tile(rows_of(dv, batch, kv_head, k_start), acc_v, offs_n, seqlen_k, offs_v, VALUE_DIM)
 
