@@ -268,9 +268,12 @@ def _accumulate_dk(
     offs_d = tl.arange(0, keys.shape[1])
     zero = batch * 0
     tiles = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
+    # Not tiles itself: what it divides, it cannot be zero for, concludes the compiler, and the loop's first loads, which
+    # the pipeline moves in front of it, were made also where there are no tiles: behind the end of a tensor.
+    divisor = tl.maximum(tiles, 1)
     for i in range(GROUP * tiles):
-        h = kv_head * GROUP + i // tiles
-        first_row = start + i % tiles * BLOCK_M
+        h = kv_head * GROUP + i // divisor
+        first_row = start + i % divisor * BLOCK_M
         head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
         limit_m = None
         limit_n = None
