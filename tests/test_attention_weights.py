@@ -75,13 +75,13 @@ def test_weights_in_half_types(backend, dtype):
     assert_error_within(ours, run(plain_weights, (q, k, mask), dout), truth, dout, floor_ulp=8)
 
 
-def test_weights_that_triton_refuses():
-    if backend_params("triton") != ["triton"]:
-        pytest.skip("triton is not there")
-    with use("triton"), pytest.raises(NotImplementedError, match="head_dim is 257; triton supports up to 256"):
-        PF.attention_weights(torch.randn(1, 1, 2, 257), torch.randn(1, 1, 2, 257))
-    with use("triton"), pytest.raises(NotImplementedError, match="triton does not serve float64"):
-        PF.attention_weights(torch.randn(1, 1, 2, 8).double(), torch.randn(1, 1, 2, 8).double())
+@pytest.mark.parametrize("backend", backend_params("triton"))
+def test_weights_that_triton_refuses(backend):
+    wide, double = torch.randn(1, 1, 2, 257), torch.randn(1, 1, 2, 8).double()  # where the kernels run
+    with use(backend), pytest.raises(NotImplementedError, match="head_dim is 257; triton supports up to 256"):
+        PF.attention_weights(wide, wide)
+    with use(backend), pytest.raises(NotImplementedError, match="triton does not serve float64"):
+        PF.attention_weights(double, double)
 
 
 def test_weights_second_derivatives_and_causal():
