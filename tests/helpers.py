@@ -108,8 +108,16 @@ def run(function, inputs, douts=None, dtype=None, backend=None):
     return (*(o.detach() for o in outputs), *grads)
 
 
-def assert_error_within(ours, torchs, truth, *scales, factor=2.0, floor_ulp=4.0):
+def relative_error(x, truth):
+    """|x - truth| / |truth|, Frobenius."""
+    return ((x - truth).norm() / truth.norm().clamp_min(torch.finfo(torch.float64).tiny)).item()
+
+
+def assert_error_within(ours, torchs, truth, *scales, factor=2.0, floor_ulp=4.0, half_relative=None):
     """Our error against float64 is at most `factor` times PyTorch's own, plus `floor_ulp` ulp of the largest term.
+
+    In half types that allows as much as one key's share of an average of many; with `half_relative` the error of the
+    whole is also at most that part of it, or `factor` times PyTorch's where that is worse.
 
     The largest term is max(|truth|, |scales|): where a result cancels, the ulp is that of what was added.
     All arguments are tuples as `run` gives them; places where the truth is NaN or infinite must agree exactly.
@@ -144,3 +152,7 @@ def assert_error_within(ours, torchs, truth, *scales, factor=2.0, floor_ulp=4.0)
         allowed = factor * (their64 - true64)[finite].abs().max().item() + floor * torch.finfo(our.dtype).eps * term
         error = (our64 - true64)[finite].abs().max().item()
         assert error <= allowed, f"result {i}: error {error:.3e}, allowed {allowed:.3e}"
+        if half_relative is not None and our.dtype.itemsize == 2:
+            error, their_error = (relative_error(x[finite], true64[finite]) for x in (our64, their64))
+            allowed = max(half_relative, factor * their_error)
+            assert error <= allowed, f"result {i}: relative error {error:.3e}, allowed {allowed:.3e}"
