@@ -16,6 +16,10 @@ from pyflash.ops import _backends
 STAND_IN = os.environ.get("PYFLASH_STAND_IN", "0") == "1" and _backends.INTERPRETING
 DEVICE = "cuda" if STAND_IN or (torch.cuda.is_available() and not _backends.INTERPRETING) else "cpu"
 
+# What a GPU's exp2 may be off by, and libm's is not: ex2.approx, 2 ulp (PTX ISA). A softmax has it twice, in what is
+# divided and in the sum that divides, or in the logarithm that stands for the sum.
+SOFTMAX_ULP = 4.0 if DEVICE == "cuda" and not STAND_IN else 0.0
+
 
 def on_device(device):
     """Context manager: tensors are made on `device` unless they say otherwise."""
