@@ -92,8 +92,7 @@ def counts(kernel):
         "narrow": sum(width <= 2 for width in widths),
         "wide": sum(width == 16 for width in widths),
         "fused": ptx.count("fma.rn"),
-        "serialised": log.count("C7515"),
-        **_measure(kernel, 90),
+        **_measure(kernel, 90, log),
     }
 
 

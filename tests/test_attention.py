@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_error_within, backend_params, run, use
+from helpers import assert_error_within, backend_params, on_its_device, run, use
 from property_tests import given, settings, st
 
 import pyflash
@@ -222,7 +222,7 @@ def far_inputs(rows, keys, value, dtype=torch.float32):
 @pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
 def test_rows_whose_mask_is_far_from_zero(backend, name, value):
     """lse = max + log(sum) has no digits left for log(sum) there: probabilities and gradients were off by the sum."""
-    options = {"enable_gqa": True, "scale": 0.25, **FAR_OPTIONS[name]}
+    options = {"enable_gqa": True, "scale": 0.25, **on_its_device(FAR_OPTIONS[name])}
     is_triton = backend == "triton"
     sizes = ((9, 40),) if is_triton else ((70, 300), (3, 1100))  # of few rows on a CPU, keys are cut in chunks
     for dtype in (torch.float32,) if is_triton else (torch.float32, torch.float64, *HALVES):

@@ -144,6 +144,8 @@ def test_the_smoke_part(tmp_path):
 def test_every_operation_has_cases_at_a_gpus_size():
     for name in OPERATIONS:
         operation = load(name)
+        if operation.outputs_only:  # a whole model launches what the others do
+            continue
         assert operation.gpu, name
         labels = [(case.name, case.dtype) for case in operation.gpu]
         assert len(set(labels)) == len(labels)

@@ -215,7 +215,7 @@ def flat_any(outputs):
 
 INDEXING = {  # of lengths and packed sequences: orders, counts, permuted states
     "arange", "lt", "gt", "le", "argsort", "sort", "resize_", "cumsum", "diff", "sub", "all", "aminmax", "min", "max",
-    "index_select", "index_select_backward", "index_add_",
+    "equal", "index_select", "index_select_backward", "index_add_",
 }  # fmt: skip
 OWN = [
     *((cell, layout) for cell in CELLS for layout in ("padded", "sorted", "unsorted", "ragged")),

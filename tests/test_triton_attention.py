@@ -482,7 +482,7 @@ import re, tempfile
 from benchmarks import aot
 from triton import knobs
 
-def unguarded(kernel, arch):
+def unguarded(kernel, arch, log):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
