@@ -3,7 +3,7 @@
 Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
 """
 
-from pyflash.auto import MEASURED, SMALL, tables
+from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, tables
 
 MIN_ELEMENTS = 2048  # where no table speaks
 
@@ -13,6 +13,5 @@ def rules(where, elements: int, dtype) -> str:
     ours = tables.ours(where, "dropout", "", dtype, "any", (elements,))
     if ours is not None:
         return "" if ours else MEASURED
-    if where.is_gpu:  # on an H200, 32 M elements: 0.79 in bfloat16, 1.13 in float32; a call takes the host 50 us more
-        return "torch's own kernel is as fast on a GPU"
-    return SMALL if elements < MIN_ELEMENTS else ""
+    # On an H200, 64 M elements: forward and backward 1.1 in bfloat16, forward 1.19 in float32.
+    return SMALL if elements < (GPU_ELEMENTS if where.is_gpu else MIN_ELEMENTS) else ""
