@@ -222,7 +222,12 @@ class Refused(dict):
             found = self[key] = self._ask(*tensors)
         if type(found) is not dict:
             return found
-        training = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
+        training = False
+        if torch.is_grad_enabled():
+            for t in tensors:
+                if t is not None and t.requires_grad:
+                    training = True
+                    break
         return found[training, torch.get_num_threads() == 1]
 
     def _ask(self, *tensors):

@@ -6,6 +6,7 @@ The derivative is closed: its two products are `_MatMul`, whose derivatives are 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -361,7 +362,9 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
             except RuntimeError:
                 _check("linear", *_cast_by_autocast((input, weight, bias)))  # the same refusal in our words
                 raise
-    return _linear("linear", input, weight, bias, "", lambda: F.linear(input, weight, bias))
+    return _linear(
+        "linear", input, weight, bias, "", partial(F.linear, input, weight, bias)
+    )  # a closure costs each call
 
 
 def linear_act(
