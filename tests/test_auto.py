@@ -155,7 +155,8 @@ def test_committed_tables_are_whole(path):
     assert path.stem == written["family"]
     assert written["machine"]
     assert tables.grouped(written["rows"])
-    assert all(row["ratio"] > 0 and row["low"] <= row["ratio"] for row in written["rows"])
+    for row in written["rows"]:  # a result that is not right by the suite's check counts as 0: it is torch's
+        assert row["ratio"] == row["low"] == 0 if "note" in row else 0 < row["low"] <= row["ratio"], row
 
 
 AMX = Place("amx", "avx512", "several")

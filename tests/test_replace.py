@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pyflash
 import pyflash.nn as nn
+from pyflash.auto import layer_norm
 from pyflash.nn._twins import ORIGINALS, TWINS
 from pyflash.ops import _backends
 
@@ -265,14 +266,15 @@ def test_report_of_a_forward():
     model = pyflash.replace(Model().eval())
     before = pyflash.counts()
     x, many = torch.randn(2, 5, 16), torch.randn(40, 1024, 16)
+    why, why_many = (
+        layer_norm.rules("cpu", (rows, 16, False), x.dtype) for rows in (10, 40 * 1024)
+    )  # of this processor
     generator, hooks = torch.get_rng_state(), [len(m._forward_hooks) for m in model.modules()]
     with use("auto"):
         report = pyflash.report(model, example_inputs=x)
         rows = {row.name.removeprefix("parts."): row for row in report.rows}
-        assert rows["norm"].backend == "torch" and rows["norm"].reason == pyflash.auto.SMALL
-        assert rows["norm"].took == (
-            {"operation": "layer_norm", "backend": "torch", "reason": pyflash.auto.SMALL, "calls": 1},
-        )
+        assert rows["norm"].backend == "torch" and why and rows["norm"].reason == why
+        assert rows["norm"].took == ({"operation": "layer_norm", "backend": "torch", "reason": why, "calls": 1},)
         assert rows["attend.qkv"].backend == "torch" and rows["drop"].backend == "none needed"
         assert "stays torch's" in rows["attend"].reason and rows["attend"].now == rows["attend"].before
         assert rows["fused"].took and rows["unused"].backend == "" and "not called" in rows["unused"].reason
@@ -280,7 +282,7 @@ def test_report_of_a_forward():
         again = pyflash.report(model, example_inputs={"x": x, "times": 3})
         assert next(row for row in again.rows if row.name.endswith("norm")).took[0]["calls"] == 3
         large = pyflash.report(model, example_inputs=(many,))
-        assert next(row for row in large.rows if row.name.endswith("norm")).backend == "cpu"
+        assert next(row for row in large.rows if row.name.endswith("norm")).backend == ("torch" if why_many else "cpu")
     with use("cpu"):
         fused = {row.name: row for row in pyflash.report(model, example_inputs=x).rows}
         assert fused["parts.fused"].backend == "cpu" and "not called" in fused["parts.fused.0"].reason
@@ -289,7 +291,7 @@ def test_report_of_a_forward():
     assert [len(m._forward_hooks) for m in model.modules()] == hooks
     assert pyflash.counts() != before
     text = str(report)
-    assert f"{pyflash.auto.SMALL}\n" in text and "no class of ours yet: torch.nn.Conv1d (1)\n" in text
+    assert f"{why}\n" in text and "no class of ours yet: torch.nn.Conv1d (1)\n" in text
     assert "what could serve" not in text and "what could serve" in str(pyflash.report(model))
     as_json = json.loads(report.to_json())
     assert as_json["is_observed"] and as_json["modules"][0].keys() >= {
