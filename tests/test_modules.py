@@ -342,3 +342,11 @@ def test_the_profiler_sees_torch():
     with use("torch"):
         seen = operations(lambda: module(*args, **kwargs))
     assert {"linear", "softmax", "relu"} & seen or {"addmm", "layer_norm", "relu"} <= seen
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("module", [nn.Linear(4, 4, bias=False), nn.LayerNorm(4)], ids=["Linear", "LayerNorm"])
+def test_a_result_is_no_view(module, backend):
+    """Of three dimensions, computed as a matrix: an in-place operation on a view drops the hooks of its gradient."""
+    with use(backend):
+        assert not module(torch.randn(2, 3, 4))._is_view()

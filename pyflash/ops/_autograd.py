@@ -99,6 +99,12 @@ def _distinct(args):
     return distinct
 
 
+def shaped(result: torch.Tensor, shape) -> torch.Tensor:
+    """The result of an operation, of which nobody else holds anything, in another shape, and no view of it to autograd, as
+    torch's own results are none: in-place operations on views drop hooks (FSDP2 hangs its backward on one)."""
+    return torch.ops.aten._unsafe_view.default(result, shape)
+
+
 def vjp(function, inputs, grad_outputs):
     """The gradients of `function(*inputs)` for `grad_outputs`, differentiable again to any order.
 

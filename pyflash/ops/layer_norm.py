@@ -11,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.functional import layer_norm as torch_layer_norm
 
 from pyflash.auto import layer_norm as auto
-from pyflash.ops._autograd import Function, apply, vjp
+from pyflash.ops._autograd import Function, apply, shaped, vjp
 from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts
 from pyflash.ops._checks import expect_tensors, is_plain
 from pyflash.ops._registry import Op
@@ -243,7 +243,7 @@ def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
     )
     if is_matrix:
         return y, summed
-    return y.view_as(given), None if residual is None else summed.view_as(given)
+    return shaped(y, given.shape), None if residual is None else shaped(summed, given.shape)
 
 
 def _size_of(training, input, *_):

@@ -17,7 +17,7 @@ from torch.nn.functional import linear as torch_linear
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
-from pyflash.ops._autograd import Function, apply
+from pyflash.ops._autograd import Function, apply, shaped
 from pyflash.ops._backends import UNASKED, Operation, Refused, _state, choose, counts
 from pyflash.ops._checks import device_type, expect, is_plain, scalar_type, size_mismatch
 from pyflash.ops._packed_weights import packed_weights
@@ -311,14 +311,14 @@ def _linear(operation, input, weight, bias, activation, torch_function):
     if is_simple:
         if len(shape) == 2:
             return linear_fwd(x, w, b, activation, wish)
-        return linear_fwd(x.reshape(rows, w.shape[1]), w, b, activation, wish).view(*shape)
+        return shaped(linear_fwd(x.reshape(rows, w.shape[1]), w, b, activation, wish), shape)
     matrix = shape
     if w.dim() == 1:
         w, matrix = w.unsqueeze(0), (*shape, 1)
         b = None if b is None else b.unsqueeze(-1)
     x = x if x.dim() == 2 else x.reshape(rows, x.shape[-1])
     y = linear_fwd(x, w, _flat_bias(b, matrix, rows), activation, wish)
-    return y if y.shape == shape else y.view(shape)
+    return y if y.shape == shape else shaped(y, shape)
 
 
 def _flat_bias(bias, shape, rows):
