@@ -18,6 +18,8 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 import triton
 
+from pyflash.kernels import tuning
+
 TABLE = json.loads(aot.TABLE.read_text())
 ROWS = TABLE["rows"]
 
@@ -49,6 +51,7 @@ OTHER = [aot.TABLE.with_name("aot-3.6.json")]  # of another Triton than the inst
 TABLES = {"installed": ROWS} | {path.stem: json.loads(path.read_text())["rows"] for path in OTHER if path.exists()}
 # Where ptxas waits for every product of a warp group. A bias or dropout leaves too few registers.
 LADEN = ("bias", "dropout", "laden")
+MEASURED_SPILL = 128  # bytes of a thread: dk and dv of D64 and D128 win 1.23 and 1.11 times with some on an H200
 SHARED_MEMORY = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # KB a block may take
 
 
@@ -62,7 +65,17 @@ def test_what_is_compiled_without_a_word_is_short():
 @pytest.mark.parametrize("name", [*ATTENTION, *WEIGHTS, *RECURRENT])
 def test_what_is_promised_does_not_spill(name):
     row = ROWS[name]
-    assert (row["spill_bytes"], row["LDL"], row["STL"]) == (0, 0, 0)
+    if is_measured(name):
+        assert row["spill_bytes"] <= MEASURED_SPILL
+    else:
+        assert (row["spill_bytes"], row["LDL"], row["STL"]) == (0, 0, 0)
+
+
+def is_measured(name: str) -> bool:
+    """Is the kernel's row the fastest of those that were measured on a device (kernels/tuned)?"""
+    arch, _, dtype, head_dim, *_, kernel = name.split("/")
+    width = "half" if dtype == "bfloat16" else dtype
+    return f"{kernel}/{width}/{head_dim}/plain" in tuning.tuned(arch)
 
 
 def test_half_products_use_the_tensor_cores():
