@@ -116,7 +116,6 @@ ROWS = {
     "activation_fwd": lambda: [(matrix(3, 5), "gelu"), (matrix(0, 5), "relu")],
     "activation_bwd": lambda: [(matrix(3, 5), matrix(3, 5), "gelu")],
     "linear_fwd": lambda: [(matrix(4, 6), matrix(5, 6), matrix(5), "gelu", True)],
-    "linear_cached_fwd": lambda: [(matrix(4, 6), matrix(5, 6), None, "")],
     "linear_bwd": lambda: [(matrix(4, 5), matrix(4, 6), matrix(5, 6), matrix(4, 5), "gelu", True, True, True)],
     "matmul": lambda: [(matrix(4, 6), matrix(5, 6).t())],
     "layer_norm_fwd": lambda: [

@@ -98,7 +98,6 @@ def _rnn_bwd(
 
 FORMULAS = {  # of the operators that multiply matrices
     "linear_fwd": _linear_fwd,
-    "linear_cached_fwd": _linear_fwd,
     "linear_bwd": _linear_bwd,
     "matmul": _matmul,
     "attention_fwd": _attention_fwd,

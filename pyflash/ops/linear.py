@@ -57,13 +57,6 @@ _fwd = Op(
     triton="pyflash.kernels.linear:linear_fwd",
     cpu="pyflash.ops._native.linear:linear_fwd",
 )
-_cached_fwd = Op(  # gradients are off: one output; exported programs know it by this name
-    "linear_cached_fwd(Tensor x, Tensor weight, Tensor? bias, str activation, str backend) -> Tensor",
-    outputs=lambda x, weight, bias, activation: (x.new_empty(x.shape[0], weight.shape[0]),),
-    reference=lambda x, weight, bias, activation: (_reference_fwd(x, weight, bias, activation, False)[0],),
-    differentiable=True,
-    cpu="pyflash.ops._native.linear:linear_cached_fwd",
-)
 _matmul = Op(
     "matmul(Tensor a, Tensor b, str backend) -> Tensor",
     outputs=lambda a, b: (a.new_empty(a.shape[0], b.shape[1]),),
@@ -181,8 +174,6 @@ def linear_fwd(x, weight, bias, activation, backend):
     if grads:
         save_preact = bool(activation) and ACTIVATIONS[activation].saves == "x"
         return apply(_Linear, x, weight, bias, activation, save_preact, backend)[0]
-    if backend in ("auto", "cpu") and device_type(x) == "cpu":
-        return _cached_fwd(x, weight, bias, activation, backend)
     return _fwd(x, weight, bias, activation, False, backend)[0]
 
 

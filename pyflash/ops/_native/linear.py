@@ -46,10 +46,6 @@ def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
     _run(x, weight, bias, activation, y, preact if save_preact else None)
 
 
-def linear_cached_fwd(x, weight, bias, activation, y):
-    _run(x, weight, bias, activation, y, None)
-
-
 def matmul(a, b, c):
     _run(a, b.t(), None, "", c, None)
 
