@@ -228,31 +228,40 @@ def row_wise(empty, dtype):
     activation.activation_fwd(x, "gelu", y)
 
 
+class Driver:
+    """What Triton asks of a driver to compile for an architecture (90 is sm_90) that is not here."""
+
+    def __init__(self, arch: int):
+        self.arch = arch
+
+    def get_current_device(self):  # by which a kernel keeps what was compiled
+        return self.arch
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_active_torch_device(self):
+        import torch
+
+        return torch.device("meta")
+
+
 def compile_case(name):
     """{kernel: what it compiled to} for one case; in a process of its own, where nothing is interpreted."""
     os.environ.pop("TRITON_INTERPRET", None)
     import torch
     from triton import knobs
-    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     from pyflash.kernels import tuning
 
     arch, call, arguments = cases()[name]
-
-    class Driver:
-        def get_current_device(self):
-            return arch
-
-        def get_current_stream(self, device):
-            return 0
-
-        def get_current_target(self):
-            return GPUTarget("cuda", arch, 32)
-
-        def get_active_torch_device(self):
-            return torch.device("meta")
 
     compiled, logs = {}, {}
     launch = JITFunction.run
@@ -271,7 +280,7 @@ def compile_case(name):
     knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = (
         True  # a kernel from the cache comes without warnings
     )
-    driver.set_active(Driver())
+    driver.set_active(Driver(arch))
     JITFunction.run = only_compile
     tuning.arch = lambda device: tuning.arch_of(divmod(arch, 10))
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # torch's default is TF32

@@ -15,25 +15,13 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 from triton import knobs
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.aot import _measure
+from benchmarks.aot import Driver, _measure
 from pyflash.kernels import activation, dropout, layer_norm, linear, tuning
 
 FORM = r"(?:ld|st|red)\.global[\w.:]*?\.(v[248]\.)?[bfsu](8|16|32|64)\b|cp\.async\.c[ag]\.[\w.:]+ \[[^]]*\], \[[^]]*\], (0x\w+)"
-
-
-class Driver:
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
 
 
 def empty(*shape, dtype=torch.bfloat16):
@@ -103,7 +91,7 @@ def main(names):
     def only_compile(self, *args, grid, warmup, **kwargs):
         compiled[self.fn.__name__.lstrip("_")] = launch(self, *args, grid=grid, warmup=True, **kwargs)
 
-    driver.set_active(Driver())
+    driver.set_active(Driver(90))
     JITFunction.run = only_compile
     tuning.arch = lambda device: "sm90"
     found = {}

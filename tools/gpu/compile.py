@@ -26,29 +26,17 @@ def compile_share(share: int, shares: int, arch: int, operations: list[str]) -> 
     to this share. Returns how many kernels there are."""
     os.environ.pop("TRITON_INTERPRET", None)
     import torch
-    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    class Driver:
-        def get_current_device(self):
-            return 0
+    from benchmarks.aot import Driver
 
-        def get_current_stream(self, device):
-            return 0
-
-        def get_current_target(self):
-            return GPUTarget("cuda", arch, 32)
-
-        def get_active_torch_device(self):
-            return torch.device("cpu")
-
-    driver.set_active(Driver())
+    driver.set_active(Driver(arch))
     seen: set[str] = set()
     launch = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        binder = self.device_caches[0][4]
+        binder = self.device_caches[arch][4]
         _, specialization, options = binder(*args, **kwargs, debug=False, instrumentation_mode="")
         key = f"{self.__name__} {specialization} {options}"
         if key not in seen:
