@@ -5,12 +5,11 @@ element, so no atomics. Tiles that a window or the end of the keys cuts take a l
 Masks, windows, ALiBi, softcap and dropout are fields of two structs (attention_tile.py); absent ones compile to nothing.
 
 Shapes, all strides free:
-    q, out [batch, heads, L, ...]; k, v [batch, kv_heads, S, ...]; lse, delta [batch, heads, L] float32.
+    q, out [batch, heads, L, ...]; k, v [batch, kv_heads, S, ...]; lse [batch, heads, L] float32.
     A packed batch has batch stride 0, and cu_seqlens say where a sequence starts.
 Source: Dao 2023, arXiv:2307.08691.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -19,14 +18,17 @@ from pyflash.kernels.attention_decode import decode
 from pyflash.kernels.attention_tile import (
     common_arguments,
     enter_head,
+    first_padded_row,
     is_laden,
     keep_of,
     key_range,
     load_lse,
+    load_row_terms,
     load_rows,
     load_tile,
     lse_parts,
     make_dropout,
+    make_row_terms,
     make_scores,
     row_products,
     row_range,
@@ -36,7 +38,7 @@ from pyflash.kernels.attention_tile import (
     sequence,
     softmax_backward,
     store_lse,
-    store_rows,
+    store_row_terms,
     store_tile,
     strided,
     tile_from,
@@ -154,18 +156,19 @@ def _accumulate_dq(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_bwd_dq(
-    q, k, v, out, dout, lse, low, dlse, delta, dq, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads,
+    q, k, v, out, dout, lse, low, dlse, terms, dq, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads,
     seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PAD: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq, and delta = sum(out * dout) - dlse for the kernels that follow."""
+    """dq, and terms for the kernels that follow: up to whole tiles of PAD rows."""
     pid = tl.program_id(0)
     first_row = (tiles - 1 - pid % tiles) * BLOCK_M
     h = pid // tiles % heads
     batch = pid // tiles // heads
     q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
     k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
-    if first_row >= seqlen_q:
+    if first_row >= tl.cdiv(seqlen_q, PAD) * PAD:
         return
     head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
     k = rows_of(k, batch, h // GROUP, k_start)
@@ -185,7 +188,8 @@ def _attention_bwd_dq(
     if dlse is not None:
         delta_m -= load_rows(rows_of(dlse, batch, h, q_start), offs_m, seqlen_q, 0.0)
     delta_m = tl.where(lse_m == float("inf"), 0.0, delta_m)  # the gradient of lse = -inf may be anything
-    store_rows(rows_of(delta, batch, h, q_start), delta_m, offs_m, seqlen_q)
+    padded = first_padded_row(cu_seqlens_q_ptr, batch, q_start, PAD)
+    store_row_terms(terms, batch, h, padded, offs_m, lse_m, low_m, delta_m, scores)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     edges = key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
@@ -200,7 +204,7 @@ def _attention_bwd_dq(
 
 @triton.jit
 def _accumulate_dkdv(
-    acc_k, acc_v, keys, values, q, dout, lse, low, delta, scores, dropout, batch, kv_head, heads, q_start, seqlen_q,
+    acc_k, acc_v, keys, values, q, dout, terms, scores, dropout, batch, kv_head, heads, q_start, padded, seqlen_q,
     seqlen_k, first_col, start, stop, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
@@ -226,12 +230,7 @@ def _accumulate_dkdv(
         offs_m = tile_from(first_row, BLOCK_M)
         queries = load_tile(rows_of(q, batch, h, q_start), offs_m, limit, offs_d, HEAD_DIM)
         douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, limit, offs_v, VALUE_DIM)
-        lse_h = rows_of(lse, batch, h, q_start)
-        low_h = lse_h
-        if low is not None:
-            low_h = rows_of(low, batch, h, q_start)
-        lse_m, low_m = load_lse(lse_h, low_h, offs_m, seqlen_q, scores)
-        delta_m = load_rows(rows_of(delta, batch, h, q_start), offs_m, seqlen_q, 0.0)
+        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, padded, offs_m, scores)
         qk = row_products(keys, queries, PRECISION)
         dp = row_products(values, douts, PRECISION)
         keep = None
@@ -249,9 +248,9 @@ def _accumulate_dkdv(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_bwd_dkdv(
-    q, k, v, dout, lse, low, delta, dk, dv, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads, seqlen_q,
-    seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, k, v, dout, terms, dk, dv, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads, seqlen_q, seqlen_k,
+    tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one tile of keys, summed over the query heads that share it."""
     pid = tl.program_id(0)
@@ -264,6 +263,7 @@ def _attention_bwd_dkdv(
     if first_col >= seqlen_k:
         return
 
+    padded = first_padded_row(cu_seqlens_q_ptr, batch, q_start, PAD)
     offs_n = tile_from(first_col, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
@@ -278,17 +278,16 @@ def _attention_bwd_dkdv(
         # One loop, every tile with the comparisons: of three, Triton 3.6 makes code whose products wait one by one. With
         # a mask or dropout it is the other way round.
         acc_k, acc_v = _accumulate_dkdv(
-            acc_k, acc_v, keys, values, q, dout, lse, low, delta, scores, dropout, batch, kv_head, heads, q_start,
-            seqlen_q, seqlen_k, first_col, edges[0], edges[3], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M, PRECISION,
-            BOUNDED=True,
+            acc_k, acc_v, keys, values, q, dout, terms, scores, dropout, batch, kv_head, heads, q_start, padded, seqlen_q,
+            seqlen_k, first_col, edges[0], edges[3], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M, PRECISION, BOUNDED=True,
         )  # fmt: skip
     else:
         for part in tl.static_range(3):
             if part > 0 or scores.right is not None:
                 acc_k, acc_v = _accumulate_dkdv(
-                    acc_k, acc_v, keys, values, q, dout, lse, low, delta, scores, dropout, batch, kv_head, heads,
-                    q_start, seqlen_q, seqlen_k, first_col, edges[part], edges[part + 1], GROUP, HEAD_DIM, VALUE_DIM,
-                    BLOCK_M, PRECISION, BOUNDED=part != 1,
+                    acc_k, acc_v, keys, values, q, dout, terms, scores, dropout, batch, kv_head, heads, q_start, padded,
+                    seqlen_q, seqlen_k, first_col, edges[part], edges[part + 1], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M,
+                    PRECISION, BOUNDED=part != 1,
                 )  # fmt: skip
     store_tile(rows_of(dk, batch, kv_head, k_start), acc_k * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
     store_tile(rows_of(dv, batch, kv_head, k_start), acc_v, offs_n, seqlen_k, offs_v, VALUE_DIM)
@@ -297,7 +296,7 @@ def _attention_bwd_dkdv(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_bwd_dmask(
-    q, k, v, dout, lse, low, delta, dmask, scores, dropout, heads, seqlen_q, seqlen_k, own, shared, GROUP: tl.constexpr,
+    q, k, v, dout, terms, dmask, scores, dropout, heads, seqlen_q, seqlen_k, own, shared, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUM_ROWS: tl.constexpr,
     SUM_KEYS: tl.constexpr,
@@ -333,10 +332,7 @@ def _attention_bwd_dmask(
         keys = load_tile(rows_of(k, batch, h // GROUP, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)
         if v is not None:
             values = load_tile(rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM)
-        lse_m, low_m = load_lse(
-            rows_of(lse, batch, h, zero), rows_of(low, batch, h, zero), offs_m, seqlen_q, scores
-        )  # fmt: skip
-        delta_m = load_rows(rows_of(delta, batch, h, zero), offs_m, seqlen_q, 0.0)
+        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, zero, offs_m, scores)
         qk = row_products(queries, keys, PRECISION)
         if v is not None:
             dp = row_products(douts, values, PRECISION)
@@ -395,9 +391,9 @@ def attention_bwd(
     scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
     dropout = make_dropout(seed, dropout_p)
     sizes = q.shape[2], k.shape[2]
-    delta = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, scale, dq, dk, dv)
+    terms = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, scale, dq, dk, dv)
     if need_dmask and dmask.numel():
-        mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask)
+        mask_gradient(dout, q, k, v, terms, scores, dropout, dmask)
 
 
 def attention_varlen_fwd(
@@ -464,45 +460,44 @@ def _backward(
     dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scores, dropout, scale,
     dq, dk, dv,
 ):  # fmt: skip
-    """Fill dq, dk, dv; return delta."""
+    """Fill dq, dk, dv; return the rows' terms."""
     batch, heads, seqlen_q, _ = q.shape
     kv_heads, seqlen_k = k.shape[1:3]
     shape_class = tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), is_laden(scores, dropout)
-    # One delta for each lse, packed like it when that is packed.
-    one = lse[:1] if cu_seqlens_q is not None else lse if lse.dim() == 3 else lse[0]
-    delta = torch.empty_like(one, memory_format=torch.contiguous_format).expand(batch, heads, -1)
-    config = tuning.attention_bwd_dq(*shape_class)
-    tiles = launch.cdiv(max_seqlen_q, config["BLOCK_M"])
+    by_rows, by_keys = tuning.attention_bwd_dq(*shape_class), tuning.attention_bwd_dkdv(*shape_class)
+    constants = dict(common_arguments(q, k, v), PAD=max(by_rows["BLOCK_M"], by_keys["BLOCK_M"]))
+    terms = make_row_terms(q, scores, cu_seqlens_q is not None, constants["PAD"])
+    tiles = launch.cdiv(max_seqlen_q, constants["PAD"]) * (constants["PAD"] // by_rows["BLOCK_M"])
     if tiles * batch * heads:
         _attention_bwd_dq[(tiles * heads * batch,)](
-            strided(q), strided(k), strided(v), strided(out), strided(dout), *lse_parts(lse), strided(dlse),
-            strided(delta), strided(dq), cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k,
-            tiles, **common_arguments(q, k, v), **config,
+            strided(q), strided(k), strided(v), strided(out), strided(dout), *lse_parts(lse), strided(dlse), terms,
+            strided(dq), cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles,
+            **constants, **by_rows,
         )  # fmt: skip
-    config = tuning.attention_bwd_dkdv(*shape_class)
-    tiles = launch.cdiv(max_seqlen_k, config["BLOCK_N"])
+    tiles = launch.cdiv(max_seqlen_k, by_keys["BLOCK_N"])
     if tiles * batch * kv_heads:
         _attention_bwd_dkdv[(tiles * kv_heads * batch,)](
-            strided(q), strided(k), strided(v), strided(dout), *lse_parts(lse), strided(delta), strided(dk), strided(dv),
-            cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles,
-            **common_arguments(q, k, v), **config,
+            strided(q), strided(k), strided(v), strided(dout), terms, strided(dk), strided(dv), cu_seqlens_q,
+            cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, **constants, **by_keys,
         )  # fmt: skip
-    return delta
+    return terms
 
 
-def mask_gradient(dout, q, k, v, lse, delta, scores, dropout, dmask):
-    """Fill dmask from lse and delta; v is None where dout is the gradient of the weights."""
+def mask_config(q, v):
+    return tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), laden=True)
+
+
+def mask_gradient(dout, q, k, v, terms, scores, dropout, dmask):
+    """Fill dmask; v is None where dout is the gradient of the weights."""
     batch, heads, seqlen_q, _ = q.shape
     seqlen_k = k.shape[2]
     like_values = k if v is None else v
-    width = max(q.shape[3], like_values.shape[3])
-    config = tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, width, laden=True)
+    config = mask_config(q, like_values)
     tiles = heads, launch.cdiv(seqlen_q, config["BLOCK_M"]), launch.cdiv(seqlen_k, config["BLOCK_N"]), batch
     summed = [dmask.shape[i] == 1 for i in (1, 2, 3, 0)]
     own = [1 if s else n for s, n in zip(summed, tiles, strict=True)]
     shared = [n if s else 1 for s, n in zip(summed, tiles, strict=True)]
     _attention_bwd_dmask[(own[0] * own[1] * own[2] * own[3],)](
-        strided(q), strided(k), strided(v), strided(dout), *lse_parts(lse), strided(delta), strided(dmask), scores,
-        dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **common_arguments(q, k, like_values), **config,
+        strided(q), strided(k), strided(v), strided(dout), terms, strided(dmask), scores, dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **common_arguments(q, k, like_values), **config,
         SUM_ROWS=summed[1], SUM_KEYS=summed[2],
     )  # fmt: skip

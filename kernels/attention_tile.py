@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyflash.kernels import philox, primitives, tuning
+from pyflash.kernels import launch, philox, primitives, tuning
 
 _LOG2E = 1.4426950408889634
 
@@ -44,6 +44,15 @@ class Strided(NamedTuple):
 
     ptr: object
     strides: tuple
+
+
+class RowTerms(NamedTuple):
+    """What the backward needs of each row, one number each and padded to whole tiles: with a comparison in it, such a
+    load moves four bytes a thread. Strided [batch, heads, rows] float32; of a packed batch see `first_padded_row`."""
+
+    lse: object  # in the row's unit; +inf for rows that see nothing or do not exist: their probabilities are zero
+    low: object  # what lse's rounding left out, in log2 units; None if there is no float mask
+    delta: object  # sum(out * dout) - dlse
 
 
 class Head(NamedTuple):
@@ -81,6 +90,19 @@ def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, 
 
 def make_dropout(seed, p):
     return Dropout(seed, philox.threshold(p), philox.keep_scale(p)) if p > 0 else None
+
+
+def make_row_terms(q, scores, packed, pad):
+    """RowTerms to be filled, for tiles of at most `pad` rows; packed: q is a batch seen by cu_seqlens."""
+    batch, heads, rows, _ = q.shape
+    rows = launch.cdiv(rows, pad) * pad + (batch * pad if packed else 0)
+    fields = 3 if scores.adds_mask else 2
+    terms = torch.empty((fields, 1 if packed else batch, heads, rows), dtype=torch.float32, device=q.device)
+    if packed:  # rows after the caller's max_seqlen_q are written by nobody
+        terms[0].fill_(float("inf"))
+        terms[1].zero_()
+    lse, delta, *low = map(strided, terms.expand(fields, batch, heads, rows))
+    return RowTerms(lse, low[0] if low else None, delta)
 
 
 def head_arguments(q, k):
@@ -182,6 +204,35 @@ def load_rows(x, offs_m, limit_m, other):
 @triton.jit
 def store_rows(x, value, offs_m, limit_m):
     tl.store(x.ptr + offs_m.to(tl.int64) * x.strides[2], value, mask=offs_m < limit_m)
+
+
+@triton.jit
+def first_padded_row(cu_seqlens_ptr, batch, start, PAD: tl.constexpr):
+    """Where the rows of a sequence begin in RowTerms: at a multiple of PAD, a tile's room after each sequence."""
+    if cu_seqlens_ptr is not None:
+        start = start // PAD * PAD + batch * PAD
+    return start
+
+
+@triton.jit
+def store_row_terms(terms, batch, head, start, offs_m, lse, low, delta, scores):
+    """Whole tiles, rows that do not exist included."""
+    offs = offs_m.to(tl.int64)
+    tl.store(rows_of(terms.lse, batch, head, start).ptr + offs, lse)
+    if scores.adds_mask is not None:
+        tl.store(rows_of(terms.low, batch, head, start).ptr + offs, low)
+    tl.store(rows_of(terms.delta, batch, head, start).ptr + offs, delta)
+
+
+@triton.jit
+def load_row_terms(terms, batch, head, start, offs_m, scores):
+    """(lse, low, delta) of a tile of rows; without a low part the second is anything."""
+    offs = offs_m.to(tl.int64)
+    lse = tl.load(rows_of(terms.lse, batch, head, start).ptr + offs)
+    low = lse
+    if scores.adds_mask is not None:
+        low = tl.load(rows_of(terms.low, batch, head, start).ptr + offs)
+    return lse, low, tl.load(rows_of(terms.delta, batch, head, start).ptr + offs)
 
 
 @triton.jit
@@ -319,7 +370,7 @@ def _whole_tiles(start, inner, outer, stop, BLOCK: tl.constexpr):
 def softmax_backward(qk, dp, lse, low, delta, keep, rows, cols, scores, dropout, head, BOUNDED: tl.constexpr):
     """(p after dropout, d score, d q.k up to the scale) from the products, in either orientation.
 
-    lse and low are load_lse's; delta is sum(out * dout) - dlse.
+    lse, low and delta are those of RowTerms.
     """
     score, curve = score_tile(qk, rows, cols, scores, head, BOUNDED)
     x = exponent(score, lse, scores)

@@ -6,16 +6,15 @@ them comes from lse, in float32. No program writes another's element, and nothin
 of [L, S].
 
 Shapes, all strides free:
-    q [batch, heads, L, E]; k [batch, kv_heads, S, E]; weights, dweights [batch, heads, L, S]; lse, delta
+    q [batch, heads, L, E]; k [batch, kv_heads, S, E]; weights, dweights [batch, heads, L, S]; lse
     [batch, heads, L] float32.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.attention import mask_gradient
+from pyflash.kernels.attention import mask_config, mask_gradient
 from pyflash.kernels.attention_tile import (
     enter_head,
     exponent,
@@ -24,10 +23,11 @@ from pyflash.kernels.attention_tile import (
     keep_of,
     key_range,
     load_lse,
-    load_rows,
+    load_row_terms,
     load_tile,
     lse_parts,
     make_dropout,
+    make_row_terms,
     make_scores,
     row_products,
     row_range,
@@ -36,7 +36,7 @@ from pyflash.kernels.attention_tile import (
     score_tile,
     softmax_backward,
     store_lse,
-    store_rows,
+    store_row_terms,
     store_tile,
     strided,
     tile_from,
@@ -208,11 +208,11 @@ def _accumulate_dq(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_weights_bwd_dq(
-    q, k, dweights, lse, low, delta, dq, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
+    q, k, dweights, lse, low, terms, dq, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq, and delta = sum(weights * dweights) for the kernels that follow.
+    """dq, and terms for the kernels that follow; delta is sum(weights * dweights).
 
     The sum takes p as computed here: exact also where weights are stored in a half type, and a product costs less than
     reading another matrix.
@@ -241,7 +241,7 @@ def _attention_weights_bwd_dq(
                 delta_m, queries, dweights, lse_m, low_m, k, scores, dropout, head, first_row, edges[part],
                 edges[part + 1], HEAD_DIM, BLOCK_N, PRECISION, BOUNDED=part != 1,
             )  # fmt: skip
-    store_rows(rows_of(delta, batch, h, zero), delta_m, offs_m, seqlen_q)
+    store_row_terms(terms, batch, h, zero, offs_m, lse_m, low_m, delta_m, scores)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for part in tl.static_range(3):
@@ -255,8 +255,8 @@ def _attention_weights_bwd_dq(
 
 @triton.jit
 def _accumulate_dk(
-    acc, keys, q, dweights, lse, low, delta, scores, dropout, batch, kv_head, heads, seqlen_q, seqlen_k, first_col,
-    start, stop, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+    acc, keys, q, dweights, terms, scores, dropout, batch, kv_head, heads, seqlen_q, seqlen_k, first_col, start, stop,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """acc + the sum over the rows [start, stop) of every query head that shares the keys, in one loop.
@@ -283,12 +283,7 @@ def _accumulate_dk(
         offs_m = tile_from(first_row, BLOCK_M)
         queries = load_tile(rows_of(q, batch, h, zero), offs_m, limit_m, offs_d, HEAD_DIM)
         dp = cast(load_tile(rows_of(dweights, batch, h, zero), offs_m, limit_m, offs_n, limit_n), tl.float32)
-        lse_h = rows_of(lse, batch, h, zero)
-        low_h = lse_h
-        if low is not None:
-            low_h = rows_of(low, batch, h, zero)
-        lse_m, low_m = load_lse(lse_h, low_h, offs_m, seqlen_q, scores)
-        delta_m = load_rows(rows_of(delta, batch, h, zero), offs_m, seqlen_q, 0.0)
+        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, zero, offs_m, scores)
         keep = None
         if dropout is not None:
             keep = tl.trans(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
@@ -303,7 +298,7 @@ def _accumulate_dk(
 @launch.cached
 @triton.jit(do_not_specialize=_SIZES)
 def _attention_weights_bwd_dk(
-    q, k, dweights, lse, low, delta, dk, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
+    q, k, dweights, terms, dk, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -324,8 +319,8 @@ def _attention_weights_bwd_dk(
     for part in tl.static_range(3):
         if part > 0 or scores.right is not None:
             acc = _accumulate_dk(
-                acc, keys, q, dweights, lse, low, delta, scores, dropout, batch, kv_head, heads, seqlen_q, seqlen_k,
-                first_col, edges[part], edges[part + 1], GROUP, HEAD_DIM, BLOCK_M, PRECISION, BOUNDED=part != 1,
+                acc, keys, q, dweights, terms, scores, dropout, batch, kv_head, heads, seqlen_q, seqlen_k, first_col,
+                edges[part], edges[part + 1], GROUP, HEAD_DIM, BLOCK_M, PRECISION, BOUNDED=part != 1,
             )  # fmt: skip
     store_tile(rows_of(dk, batch, kv_head, zero), acc * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
 
@@ -371,20 +366,21 @@ def attention_weights_bwd(
     scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, None, q, k)
     dropout = make_dropout(seed, dropout_p)
     shape_class = tuning.arch(q.device), q.dtype, head_dim, is_laden(scores, dropout)
-    delta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    config = tuning.attention_weights_bwd_dq(*shape_class)
-    tiles = triton.cdiv(seqlen_q, config["BLOCK_M"])
+    by_rows, by_keys = tuning.attention_weights_bwd_dq(*shape_class), tuning.attention_weights_bwd_dk(*shape_class)
+    by_tiles = mask_config(q, k)
+    pad = max(config["BLOCK_M"] for config in (by_rows, by_keys, by_tiles))
+    terms = make_row_terms(q, scores, False, pad)
+    tiles = launch.cdiv(seqlen_q, pad) * (pad // by_rows["BLOCK_M"])
     if tiles * batch * heads:
         _attention_weights_bwd_dq[(tiles * heads * batch,)](
-            strided(q), strided(k), strided(dweights), *lse_parts(lse), strided(delta), strided(dq), scores, dropout,
-            scale, heads, seqlen_q, seqlen_k, tiles, **head_arguments(q, k), **config,
+            strided(q), strided(k), strided(dweights), *lse_parts(lse), terms, strided(dq), scores, dropout, scale, heads,
+            seqlen_q, seqlen_k, tiles, **head_arguments(q, k), **by_rows,
         )  # fmt: skip
-    config = tuning.attention_weights_bwd_dk(*shape_class)
-    tiles = triton.cdiv(seqlen_k, config["BLOCK_N"])
+    tiles = launch.cdiv(seqlen_k, by_keys["BLOCK_N"])
     if tiles * batch * kv_heads:
         _attention_weights_bwd_dk[(tiles * kv_heads * batch,)](
-            strided(q), strided(k), strided(dweights), *lse_parts(lse), strided(delta), strided(dk), scores, dropout,
-            scale, heads, seqlen_q, seqlen_k, tiles, **head_arguments(q, k), **config,
+            strided(q), strided(k), strided(dweights), terms, strided(dk), scores, dropout, scale, heads, seqlen_q,
+            seqlen_k, tiles, **head_arguments(q, k), **by_keys,
         )  # fmt: skip
     if need_dmask and dmask.numel():
-        mask_gradient(dweights, q, k, None, lse, delta, scores, dropout, dmask)
+        mask_gradient(dweights, q, k, None, terms, scores, dropout, dmask)

@@ -256,7 +256,11 @@ def lse_like(mask, *shape):
 def fill(launcher, args, *outputs):
     """The outputs of launcher(*args, *outputs): NaN before, their guards untouched after."""
     outputs = [poisoned(output) for output in outputs]
-    launcher(*args, *outputs)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # what the launcher allocates is NaN before, as well
+    try:
+        launcher(*args, *outputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
     for output in outputs:
         guard = output.as_strided((GUARD,), (1,), output.storage_offset() + span_of(output))
         assert (guard == GUARD_VALUE).all()
