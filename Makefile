@@ -2,7 +2,7 @@
 #   make demo          a Transformer trained in torch.nn, then after pyflash.replace: same curve, faster   (QUICK=1: a minute)
 #   make test          everything CI holds                          make quick   the fast part, under a minute
 #   make lint          ruff, clang-format, generated files           make generate   render the activation table
-#   make bench OPS=... the benchmark suite                           make inspect   Triton's registers and spills, no GPU needed
+#   make bench OPS=... all of the benchmark suite, or some      make inspect   Triton's registers and spills, no GPU needed
 #   make gpu           tests, benchmarks and tuning on this machine's GPU, with the Python that is there: docs/gpu.md
 #                      PART=smoke|tests|bench|tune|profile OP="attention" TIME=900 (seconds) DEVICE=interpreter (without a GPU)
 #   make gpu-cache     kernels compiled without a GPU, to be carried to one; PYTHON= with its Python, torch and Triton
@@ -22,7 +22,6 @@ endif
 PY := $(VENV)/bin/python
 NATIVE := $(shell find csrc -type f) setup.py
 WORKERS ?= auto
-OPS ?= attention linear layer_norm dropout rnn char_lm transformer
 
 .PHONY: demo test quick lint generate bench inspect gpu gpu-cache build clean
 
@@ -53,7 +52,7 @@ test: build
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 quick: build
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m "not slow" -k "not triton" $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m "not slow and not triton" $(ARGS)
 
 lint: $(VENV)/.ready
 	$(PY) -m ruff check .

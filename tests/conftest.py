@@ -18,6 +18,12 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error::pyflash.FallbackWarning")
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "triton" in str(getattr(getattr(item, "callspec", None), "params", {}).get("backend")):
+            item.add_marker("triton")
+
+
 @pytest.fixture(autouse=True)
 def paranoid():
     """Every output a kernel gets is full of NaN and has guard elements behind it."""

@@ -25,6 +25,8 @@ from tools.gpu import __main__ as main
 from tools.gpu.record import Recorder
 from tools.gpu.workloads import KEYS
 
+pytestmark = pytest.mark.host
+
 # Only pytest of these may be imported without asking: the rest is missing on a usual GPU image.
 OPTIONAL = {"hypothesis", "xdist", "expecttest", "rich", "matplotlib"}
 
@@ -109,7 +111,7 @@ def test_kernels_are_found_without_an_installation(tmp_path):
 
 
 def test_tests_import_nothing_that_may_be_missing():
-    for path in sorted((ROOT / "tests").glob("*.py")):
+    for path in sorted((ROOT / "tests").rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

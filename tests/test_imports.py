@@ -9,6 +9,8 @@ import pytest
 
 import pyflash
 
+pytestmark = pytest.mark.host
+
 ROOT = Path(pyflash.__file__).parent
 MAY_IMPORT = {  # package or module: what of pyflash it may import
     "kernels": {"kernels"},

@@ -10,6 +10,8 @@ from helpers import DEVICE, STAND_IN, backend_params, use
 import pyflash.functional as PF
 from pyflash.ops._registry import Op
 
+pytestmark = pytest.mark.large
+
 COUNT = 2**31
 TAIL = 4  # rows, or sequences
 DTYPE = torch.bfloat16

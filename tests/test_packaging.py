@@ -64,6 +64,16 @@ def test_a_build_says_how_far_it_is(source, tmp_path):
             assert count > 4 and f" {count} of {count} compiled after " in lines[-1] and len(lines) == count + 1
 
 
+def test_every_folder_is_a_package_of_the_wheel():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = set()
+    for package, folder in project["package-dir"].items():
+        for file in (ROOT / folder).rglob("*.py"):
+            folders.add(".".join((package, *file.parent.relative_to(ROOT / folder).parts)))
+    assert folders == set(project["packages"])
+
+
 @pytest.mark.slow
 def test_a_wheel_without_a_compiler_is_pure_python(source, tmp_path):
     skip_without("pip", "setuptools", "wheel", "pybind11")

@@ -24,7 +24,7 @@ if _backends.MISSING["triton"]:
 
 from pyflash.kernels import attention, attention_decode, attention_weights, tuning
 
-pytestmark = pytest.mark.on_device
+pytestmark = [pytest.mark.triton, pytest.mark.on_device]
 SEED = -987654321987  # both halves of the key, and a sign
 
 

@@ -12,6 +12,8 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
+pytestmark = pytest.mark.triton
+
 HERE = Path(__file__).parent
 
 

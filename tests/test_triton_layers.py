@@ -22,7 +22,7 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.kernels import activation, dropout, layer_norm, linear, primitives, tuning
 from pyflash.ops._registry import OPS
 
-pytestmark = pytest.mark.on_device
+pytestmark = [pytest.mark.triton, pytest.mark.on_device]
 ON_A_GPU = pytest.mark.skipif(_backends.INTERPRETING, reason="takes minutes in the interpreter")
 HALVES_AND_FLOAT32 = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -14,6 +14,8 @@ from pyflash.ops import _backends
 if _backends.MISSING["triton"] or not _backends.INTERPRETING:
     pytest.skip("for the interpreter, on CPU tensors", allow_module_level=True)
 
+pytestmark = pytest.mark.triton
+
 BOTH = {"bidirectional": True}
 HELD, FUSED, STEPPED = 6, 20, 40  # hidden units of each way
 CASES = [

@@ -13,7 +13,7 @@ from pyflash.ops import _backends
 if _backends.MISSING["triton"] or STAND_IN:
     pytest.skip(_backends.MISSING["triton"] or "torch's layers want a real device", allow_module_level=True)
 
-pytestmark = pytest.mark.on_device
+pytestmark = [pytest.mark.triton, pytest.mark.on_device]
 ON_A_GPU = pytest.mark.skipif(_backends.INTERPRETING, reason="takes minutes in the interpreter")
 
 

@@ -44,11 +44,6 @@ def plan(here: Environment, parts: list[str], operations: list[str], results: Pa
     return ordered + steps.get("bench", [])[1:] + steps.get("profile", []) + checked[2:]
 
 
-def selection(*expressions: str) -> list[str]:
-    chosen = " and ".join(f"({expression})" for expression in expressions if expression)
-    return ["-k", chosen] if chosen else []
-
-
 def smoke(here: Environment, operations: list[str], results: Path, stamp: str) -> list[Step]:
     """Every launcher at a real size, its kernels compiled before, side by side; small sizes under NVIDIA's sanitizer."""
     from benchmarks import OPERATIONS
@@ -82,13 +77,11 @@ def tests(here: Environment, operations: list[str], results: Path, stamp: str) -
     if here.has("xdist"):
         pytest += ["-n", str(here.workers), "--max-worker-restart", "64", "-p", "tools.gpu.sticky"]
         alone = ["-n", "0"]  # side by side they would not fit
-    wanted = " or ".join(operations)
-    large, frame = "tests/test_large.py", ("tests/test_gpu.py", "tests/test_imports.py")  # the frame's run on the CPU
-    others = [f"--ignore={path}" for path in (large, *frame)]
+    wanted = ["-k", " or ".join(operations)] if operations else []
     return [
-        Step("kernels", "tests", [*pytest, *others, *selection("triton", wanted)], 0.4),
-        Step("past 2^31 elements", "tests", [*pytest, *alone, large, *selection(wanted)], 0.1),
-        Step("everything else", "tests", [*pytest, f"--ignore={large}", *selection("not triton", wanted)]),
+        Step("kernels", "tests", [*pytest, "-m", "triton and not large", *wanted], 0.4),
+        Step("past 2^31 elements", "tests", [*pytest, *alone, "-m", "large", *wanted], 0.1),
+        Step("everything else", "tests", [*pytest, "-m", "not triton and not large and not host", *wanted]),
     ]
 
 

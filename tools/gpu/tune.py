@@ -40,9 +40,8 @@ class Wrong(Exception):
 
 def sources() -> str:
     """Of the kernels: a table of other sources is measured again."""
-    files = [
-        path for path in sorted((ROOT / "kernels").glob("*.py")) if path.name not in ("tuning.py", "candidates.py")
-    ]
+    every = sorted((ROOT / "kernels").rglob("*.py"))
+    files = [path for path in every if path.name not in ("tuning.py", "candidates.py")]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
