@@ -121,7 +121,7 @@ def cases():
 
 def attention(empty, dtype, head_dim, window=(-1, 0), bias=False, dropout_p=0.0, varlen=False):
     """Forward and backward, causal unless said, 32 query heads on 8 key heads, in [batch, length, heads] order."""
-    from pyflash.kernels import attention as kernels
+    from pyflash.kernels.attention import dense as kernels
 
     scalars = dropout_p, head_dim**-0.5, 0.0, *window
     seed = empty(1, dtype="int64")
@@ -146,7 +146,7 @@ def attention(empty, dtype, head_dim, window=(-1, 0), bias=False, dropout_p=0.0,
 
 def attention_weights(empty, dtype, head_dim, window=(-1, -1), bias=False, dropout_p=0.0):
     """Forward and backward of the matrix, all keys visible unless said, as nn.MultiheadAttention asks for it."""
-    from pyflash.kernels import attention_weights as kernels
+    from pyflash.kernels.attention import weights as kernels
 
     scalars = dropout_p, head_dim**-0.5, 0.0, *window, 0
     seed = empty(1, dtype="int64")
@@ -160,7 +160,7 @@ def attention_weights(empty, dtype, head_dim, window=(-1, -1), bias=False, dropo
 
 
 def decode(empty, dtype, head_dim):
-    from pyflash.kernels import attention_decode as kernels
+    from pyflash.kernels.attention import decode as kernels
 
     q, out = (empty(1, 32, 1, head_dim, dtype=dtype) for _ in range(2))
     k, v = (empty(1, 8, 8192, head_dim, dtype=dtype) for _ in range(2))
@@ -184,7 +184,7 @@ def linear(empty, dtype, kind="gelu"):
 
 def recurrent(empty, cell, dtype, hidden):
     """One direction of 64 rows, 128 steps; the backward of stored gates."""
-    from pyflash.kernels import rnn as kernels
+    from pyflash.kernels.recurrent import layers as kernels
 
     gates, length, batch = kernels.GATES[cell], 128, 64
     x, y, dy, dx = (empty(length, batch, hidden, dtype=dtype) for _ in range(4))
@@ -206,7 +206,7 @@ def recurrent(empty, cell, dtype, hidden):
 
 def layer_norm(empty, dtype, cols):
     """Rows that no program holds in its registers."""
-    from pyflash.kernels import layer_norm as kernels
+    from pyflash.kernels.norm import layer_norm as kernels
 
     x, y, dx = (empty(1024, cols, dtype=dtype) for _ in range(3))
     weight, bias, dweight, dbias = (empty(cols, dtype=dtype) for _ in range(4))
@@ -217,7 +217,8 @@ def layer_norm(empty, dtype, cols):
 
 def row_wise(empty, dtype):
     """LayerNorm with a residual, dropout and an activation."""
-    from pyflash.kernels import activation, dropout, layer_norm
+    from pyflash.kernels.norm import layer_norm
+    from pyflash.kernels.pointwise import activation, dropout
 
     x, residual, y, summed = (empty(4096, 1024, dtype=dtype) for _ in range(4))
     weight, bias, dweight, dbias = (empty(1024, dtype=dtype) for _ in range(4))

@@ -27,7 +27,7 @@ from benchmarks.operation import PROVIDERS, Case, Operation
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import tables
+from pyflash.auto import processor, tables
 from pyflash.cli import explain
 from pyflash.cli._progress import Progress
 
@@ -295,7 +295,7 @@ def read(path: Path, family: str) -> list[dict]:
 
 
 def walk(device: str, operations, seconds: float | None, output: Path | None, threads: str | None) -> int:
-    family = tables.family("cpu" if device == "cpu" else "triton")
+    family = processor.family("cpu" if device == "cpu" else "triton")
     path = output or tables.FOLDER / f"{family}.json"
     path.parent.mkdir(exist_ok=True)
     rows = read(path, family)

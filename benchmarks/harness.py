@@ -23,7 +23,7 @@ from benchmarks.overhead import host_seconds, saved_bytes
 from benchmarks.rows import Row
 from benchmarks.sampling import SAMPLERS, Sample, first_seconds, median_interval, paired_ratios, quartiles
 from pyflash.cli._memory import Memory
-from pyflash.ops import _backends
+from pyflash.ops.core import backends
 
 MIN_CLEAN = 5
 MOVING = 4  # rounds after which a CPU's tensors are put elsewhere: what their places are worth is noise of a row, too
@@ -106,7 +106,7 @@ def timed_call(bound: Bound, mode: str, case: Case) -> Callable[[], object]:
 def prepare(provider: Provider, reference: Reference) -> Contender:
     """Builds, checks, and makes the first calls. Raises Wrong rather than let a wrong result be timed."""
     operation, case, mode = reference.operation, reference.case, reference.mode
-    before = _backends.counts.copy()
+    before = backends.counts.copy()
     with provider.scope():
         bound = reference.bind(reference.build(lambda case: provider.build(operation, case)))
         sampler = SAMPLERS[reference.device]
@@ -123,7 +123,7 @@ def prepare(provider: Provider, reference: Reference) -> Contender:
                 contender.seconds = min(sampler(contender.call, 1).seconds for _ in range(calls))
             if mode == "training":
                 contender.saved_bytes = saved_bytes(bound)
-            contender.served = ", ".join(sorted({backend for _, backend, _ in _backends.counts - before}))
+            contender.served = ", ".join(sorted({backend for _, backend, _ in backends.counts - before}))
             only_ours = contender.served == "cpu" and mode != "double-backward" and not case.optimizer
             if reference.device != "cpu" or only_ours:
                 contender.host_seconds = host_seconds(contender.call, reference.device, calls)

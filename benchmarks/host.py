@@ -75,18 +75,18 @@ def stubbed() -> Iterator[StubDriver]:
 
     import pyflash
     from pyflash.kernels import tuning
-    from pyflash.ops import _backends
+    from pyflash.ops.core import backends
 
     stub = StubDriver(Launches())
-    devices, missing, arch = _backends.DEVICES["triton"], _backends.MISSING["triton"], tuning.arch
+    devices, missing, arch = backends.DEVICES["triton"], backends.MISSING["triton"], tuning.arch
     driver.set_active(stub)
-    _backends.DEVICES["triton"], _backends.MISSING["triton"] = ("cuda", "cpu"), ""
+    backends.DEVICES["triton"], backends.MISSING["triton"] = ("cuda", "cpu"), ""
     tuning.arch = lambda device: "sm90"
     try:
         with pyflash.use_backend("triton"):
             yield stub
     finally:
-        _backends.DEVICES["triton"], _backends.MISSING["triton"], tuning.arch = devices, missing, arch
+        backends.DEVICES["triton"], backends.MISSING["triton"], tuning.arch = devices, missing, arch
         driver._active = None
 
 

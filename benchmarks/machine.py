@@ -124,7 +124,7 @@ def fma_peak(dtype: str) -> float:
     """
     try:
         from pyflash import _cpu
-        from pyflash.ops._native import DTYPES
+        from pyflash.ops.core.native import DTYPES
     except ImportError:
         return 0.0
     arguments = (1_000_000, DTYPES[getattr(torch, dtype)], torch.get_num_threads())

@@ -7,9 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
-from pyflash.kernels import activations, launch, tuning
-from pyflash.kernels.activation import activation_bwd
-from pyflash.kernels.attention_tile import Strided
+from pyflash.kernels import launch, tuning
+from pyflash.kernels.attention.tile import Strided
+from pyflash.kernels.pointwise import activations
+from pyflash.kernels.pointwise.activation import activation_bwd
 from pyflash.kernels.primitives import cast, dot
 
 

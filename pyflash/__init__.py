@@ -3,10 +3,10 @@
 import torch  # noqa: F401  before the native module, so that both share one OpenMP runtime
 
 from pyflash import functional, nn
-from pyflash.ops import _flops
-from pyflash.ops._backends import FallbackWarning, use_backend
-from pyflash.ops._backends import call_counts as counts
-from pyflash.ops.linear import clear_cache
+from pyflash.ops.core import flops as _flops
+from pyflash.ops.core.backends import FallbackWarning, use_backend
+from pyflash.ops.core.backends import call_counts as counts
+from pyflash.ops.linear.linear import clear_cache
 from pyflash.overrides import overrides
 from pyflash.replace import Report, replace, report, restore
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from pyflash.ops._backends import counts
+from pyflash.ops.core.backends import counts
 
 _CALL = torch.nn.Module._call_impl.__code__
 

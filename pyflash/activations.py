@@ -1,6 +1,6 @@
 """The activation table: one row serves Triton, C++ (every instruction set), modules, tests, benchmarks and documents.
 
-`make generate` renders the expressions to kernels/activations.py and csrc/common/activations.inc (tools/generate.py).
+`make generate` renders the expressions to kernels/pointwise/activations.py and csrc/common/activations.inc (tools/generate.py).
 Expressions are Python over `x` (input), `y` (output), `dy`, numbers, comparisons, `where` and the functions of
 `FUNCTIONS`. A gradient is written whole rather than as a factor of `dy`, because torch's ReLU gives 0 where the factor
 would give inf * 0. `reference` is torch's own function, so a row cannot agree with itself.

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 import pyflash.functional as ours
-from pyflash.ops._backends import _state, use_backend
+from pyflash.ops.core.backends import _state, use_backend
 
 
 def _layers(function, data, *args, **options):

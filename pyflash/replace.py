@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 import pyflash.nn as nn
 from pyflash._observe import observe
 from pyflash.nn._twins import ORIGINALS, TWINS, class_of, holds_own_forward, is_bare, set_class
-from pyflash.ops import _backends
+from pyflash.ops.core import backends
 
 _OPERATIONS = {  # what the forward of a class asks for; one that only calls its children has none
     nn.Linear: ("linear",),
@@ -316,23 +316,23 @@ def _backend(module, model) -> str:
     names = _OPERATIONS.get(class_of(module), ())
     if class_of(module) is nn.GELU and module.approximate == "tanh":
         names = ("gelu_tanh",)
-    found = {name: _serves(_backends.OPERATIONS[name], device, dtype) for name in names if name in _backends.OPERATIONS}
+    found = {name: _serves(backends.OPERATIONS[name], device, dtype) for name in names if name in backends.OPERATIONS}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     whose = "its parent's" if class_of(module) is _OUT_PROJ else "its children's"
     return ", ".join(f"{name}: {backend}" for name, backend in found.items()) or whose
 
 
-def _serves(operation: _backends.Operation, device: str, dtype: torch.dtype) -> str:
-    wish = _backends._state.wish
+def _serves(operation: backends.Operation, device: str, dtype: torch.dtype) -> str:
+    wish = backends._state.wish
     if wish == "torch":
         return "torch (asked for)"
     if wish != "auto":
         reason = operation.unserved(wish, device, dtype)
         return f"{wish} would raise: {reason}" if reason else wish
     reason = ""
-    for name in _backends.ORDER:
-        if name in operation.dtypes and device in _backends.DEVICES[name] and (device != "cpu" or name == "cpu"):
+    for name in backends.ORDER:
+        if name in operation.dtypes and device in backends.DEVICES[name] and (device != "cpu" or name == "cpu"):
             reason = operation.unserved(name, device, dtype)
             if not reason:
                 return name

@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 import helpers
 import pytest
 
-from pyflash.ops._registry import Op
+from pyflash.ops.core.registry import Op
 
 
 def pytest_configure(config):

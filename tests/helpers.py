@@ -10,11 +10,11 @@ import stand_in
 import torch
 
 import pyflash
-from pyflash.ops import _backends
+from pyflash.ops.core import backends
 
 # Where the Triton kernels' tests make their tensors. In the interpreter that is the CPU, or what stands in for a device.
-STAND_IN = os.environ.get("PYFLASH_STAND_IN", "0") == "1" and _backends.INTERPRETING
-DEVICE = "cuda" if STAND_IN or (torch.cuda.is_available() and not _backends.INTERPRETING) else "cpu"
+STAND_IN = os.environ.get("PYFLASH_STAND_IN", "0") == "1" and backends.INTERPRETING
+DEVICE = "cuda" if STAND_IN or (torch.cuda.is_available() and not backends.INTERPRETING) else "cpu"
 
 # What a GPU's exp2 may be off by, and libm's is not: ex2.approx, 2 ulp (PTX ISA). A softmax has it twice, in what is
 # divided and in the sum that divides, or in the logarithm that stands for the sum.
@@ -38,7 +38,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def cpu_isas() -> list[str]:
     """Instruction sets of the native module that this machine runs; empty when it is not built."""
-    if _backends.MISSING["cpu"]:
+    if backends.MISSING["cpu"]:
         return []
     from pyflash import _cpu
 
@@ -49,7 +49,7 @@ def backend_params(*names: str) -> list:
     """pytest parameters: "cpu:<isa>" for every instruction set, "triton", "torch"; a missing backend is a skip."""
     params = []
     for name in names or ("cpu", "triton", "torch"):
-        missing = _backends.MISSING[name] if name != "torch" else ""
+        missing = backends.MISSING[name] if name != "torch" else ""
         if missing:
             params.append(pytest.param(name, marks=pytest.mark.skip(reason=f"{name}: {missing}")))
         elif name == "cpu":

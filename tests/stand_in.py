@@ -37,7 +37,7 @@ class OnDevice(torch.Tensor):
         kwargs = dict(kwargs or {})
         expect_one_device(func, (args, kwargs))
         if func.namespace == "pyflash":  # our own code below the dispatcher sees the device too
-            from pyflash.ops._registry import OPS
+            from pyflash.ops.core.registry import OPS
 
             with Constructors("cpu"):
                 return OPS[func._schema.name.split("::")[1]]._run(*args, **kwargs)
@@ -128,7 +128,9 @@ def device(default="cuda"):
     """Inside, "cuda" is the stand-in, and tensors are made on `default`."""
     from triton.runtime import interpreter
 
-    from pyflash.ops import _checks, attention, attention_weights
+    from pyflash.ops.attention import dense as attention
+    from pyflash.ops.attention import weights as attention_weights
+    from pyflash.ops.core import checks
 
     run = interpreter.GridExecutor.__call__
 
@@ -148,7 +150,7 @@ def device(default="cuda"):
     with (
         patch.object(interpreter.GridExecutor, "__call__", on_inner),
         patch.object(torch.autograd, "_engine_run_backward", backward),
-        patch.object(_checks, "_is_traced", or_on_device(_checks._is_traced)),
+        patch.object(checks, "_is_traced", or_on_device(checks._is_traced)),
         patch.object(attention, "_plain_mask", or_on_device(attention._plain_mask)),
         patch.object(attention_weights, "_plain_mask", or_on_device(attention_weights._plain_mask)),
         Constructors(default),

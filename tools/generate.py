@@ -125,7 +125,7 @@ PF_INLINE void for_activation(int activation, F f) {{
     )
 
 
-OUTPUTS = {"kernels/activations.py": triton_file, "csrc/common/activations.inc": cpp_file}
+OUTPUTS = {"kernels/pointwise/activations.py": triton_file, "csrc/common/activations.inc": cpp_file}
 
 
 def main() -> int:

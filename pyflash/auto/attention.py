@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, tables
+from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, processor, tables
 
 MIN_SIZE = 1 << 22  # of scores times (head_dim + value_dim): half the multiplications. Set on Zen 4
 FUSED = ("plain", "causal", "mask")  # the kinds that torch has a kernel for on a CPU; on a GPU dropout, too
@@ -33,7 +33,7 @@ class Size(NamedTuple):
     training: bool
 
 
-def decide(where: tables.Place, size: Size, dtype) -> str:
+def decide(where: processor.Place, size: Size, dtype) -> str:
     kind, *sizes, training = size
     if kind == "extended" or (kind == "dropout" and not where.is_gpu):
         return ""  # torch's is several times slower at every size: 2 to 65 times on two Emerald Rapids cores
@@ -56,9 +56,18 @@ def decide(where: tables.Place, size: Size, dtype) -> str:
         return SMALL
     if dtype == torch.float64:
         return "float64: torch's matrix products are faster"
-    if kind in ("plain", "causal") and where.family not in tables.MEASURED_BY_HAND:
+    if kind in ("plain", "causal") and where.family not in processor.MEASURED_BY_HAND:
         return "torch has a fused kernel, and no table of this processor says that ours is faster"
     return ""
 
 
 rules = tables.remembered(decide)
+
+
+# Several heads and encoder layers as a whole. Provisional: benchmarks transformer, the rows "tiny".
+MIN_FLOPS = {"cpu": 1 << 22}  # below it Python's share of our composition outweighs what the kernels gain
+
+
+def prefers_torch(device: str, elements: int, embed_dim: int, keys: int) -> bool:
+    """elements: of the query. Four projections and two products with the keys."""
+    return 2 * elements * (4 * embed_dim + 2 * keys) < MIN_FLOPS.get(device, 0)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 import pyflash
-from pyflash.ops import _backends
-from pyflash.ops._backends import OPERATIONS, ORDER
+from pyflash.ops.core import backends
+from pyflash.ops.core.backends import OPERATIONS, ORDER
 
 
 def cpu_name() -> str:
@@ -30,9 +30,9 @@ def info() -> dict:
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "backends": {name: _backends.MISSING[name] or "ready" for name in ORDER},
+        "backends": {name: backends.MISSING[name] or "ready" for name in ORDER},
     }
-    if not _backends.MISSING["cpu"]:
+    if not backends.MISSING["cpu"]:
         from pyflash import _cpu
 
         facts["instruction set"] = _cpu.isa()

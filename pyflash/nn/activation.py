@@ -10,8 +10,8 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import ORIGINALS, adopt, is_bare, leaf, twin
 from pyflash.nn.linear import Linear, NonDynamicallyQuantizableLinear
-from pyflash.ops._backends import record, use_backend
-from pyflash.ops.multi_head_attention import multi_head_attention, torch_is_quicker
+from pyflash.ops.attention.multi_head import multi_head_attention, torch_is_quicker
+from pyflash.ops.core.backends import record, use_backend
 
 _OUT_PROJS = tuple(cls for ours in (Linear, NonDynamicallyQuantizableLinear) for cls in (ours, ORIGINALS[ours]))
 

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import pyflash.functional as F
 from pyflash.nn._twins import leaf, twin, twin_of
-from pyflash.ops.rnn_cell import pair_of_states
+from pyflash.ops.recurrent.cells import pair_of_states
 
 
 def _own(module: torch.nn.Module, names) -> list[Tensor]:

@@ -20,7 +20,7 @@ from pyflash.nn.activation import _OUT_PROJS, MultiheadAttention, nested_to_torc
 from pyflash.nn.dropout import Dropout
 from pyflash.nn.linear import Linear
 from pyflash.nn.normalization import LayerNorm
-from pyflash.ops.multi_head_attention import canonical_masks, torch_is_quicker
+from pyflash.ops.attention.multi_head import canonical_masks, torch_is_quicker
 
 _PARTS = {  # of an encoder layer, and the classes whose weights torch's fast path takes them for
     "self_attn": (MultiheadAttention, torch.nn.MultiheadAttention),

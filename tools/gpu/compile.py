@@ -48,9 +48,9 @@ def compile_share(share: int, shares: int, arch: int, operations: list[str]) -> 
 
     import pyflash
     from pyflash.kernels import tuning
-    from pyflash.ops import _backends
+    from pyflash.ops.core import backends
 
-    _backends.DEVICES["triton"], _backends.MISSING["triton"] = ("cuda", "cpu"), ""
+    backends.DEVICES["triton"], backends.MISSING["triton"] = ("cuda", "cpu"), ""
     tuning.arch = lambda device: tuning.arch_of(divmod(arch, 10))
     torch.randn = lambda *shape, **_: torch.empty(*shape)  # nothing is read, and 64M random numbers take a second
     with pyflash.use_backend("triton"):

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pyflash.kernels import attention, attention_decode, attention_weights, layer_norm, linear, rnn, tuning
+from pyflash.kernels import linear, tuning
+from pyflash.kernels.attention import decode as attention_decode
+from pyflash.kernels.attention import dense as attention
+from pyflash.kernels.attention import weights as attention_weights
+from pyflash.kernels.norm import layer_norm
+from pyflash.kernels.recurrent import layers as rnn
 
 INTERPRETED = tuning.INTERPRETED.value
 HALF, FLOAT = torch.bfloat16, torch.float32

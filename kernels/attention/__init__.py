@@ -1,0 +1,1 @@
+"""Attention: dense, few queries, the matrix of weights."""

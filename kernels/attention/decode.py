@@ -1,0 +1,162 @@
+"""Attention of a few queries over many keys: the keys are split among programs, the parts then combined.
+
+The query heads that share a key head are packed into the rows of one tile, so the cache is read once for all of them.
+Each part is a softmax of its own; the combination weights its out by exp2(lse - total). Both steps are deterministic.
+Source: Dao et al. 2023, "Flash-Decoding for long-context inference".
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from pyflash.kernels import launch, tuning
+from pyflash.kernels.attention.tile import (
+    Head,
+    common_arguments,
+    load_tile,
+    make_scores,
+    row_products,
+    rows_of,
+    running_softmax,
+    score_tile,
+    strided,
+    tile_from,
+)
+from pyflash.kernels.primitives import LN2, cast, dot
+
+
+@launch.cached
+@triton.jit(do_not_specialize=["queries_len", "keys_len", "tiles", "splits", "split_len"])
+def _decode_split(
+    q, k, v, part_out_ptr, part_lse_ptr, cache_seqlens_ptr, scores, kv_heads, queries_len, keys_len, tiles, splits,
+    split_len, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Parts [batch, heads, queries_len, splits, ...], lse in log2 units, over keys [split, split + 1) * split_len."""
+    pid = tl.program_id(0)
+    split = pid % splits
+    tile = pid // splits % tiles
+    kv_head = pid // splits // tiles % kv_heads
+    batch = pid // splits // tiles // kv_heads
+    length = keys_len
+    if cache_seqlens_ptr is not None:
+        length = tl.minimum(tl.maximum(tl.load(cache_seqlens_ptr + batch).to(tl.int32), 0), keys_len)
+    diagonal = scores.diagonal
+    if scores.diagonal is None:  # the last query stands at the last key
+        diagonal = length - queries_len
+
+    packed = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # over (query head of the group, query)
+    inside = packed < GROUP * queries_len
+    row = packed % queries_len
+    h = kv_head * GROUP + packed // queries_len
+    slope = batch * 0
+    if scores.slopes is not None:
+        offs = batch * scores.slopes.strides[0] + h * scores.slopes.strides[1]
+        slope = tl.load(scores.slopes.ptr + offs, mask=inside, other=0.0).to(tl.float32)[:, None]
+    head = Head(kv_head, batch * 0, slope, diagonal, queries_len, length)
+
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    q_mask = inside[:, None]
+    if HEAD_DIM is not None:
+        q_mask = q_mask & (offs_d[None, :] < HEAD_DIM)
+    offs = batch.to(tl.int64) * q.strides[0] + h.to(tl.int64) * q.strides[1] + row.to(tl.int64) * q.strides[2]
+    queries = tl.load(q.ptr + offs[:, None] + offs_d.to(tl.int64)[None, :] * q.strides[3], mask=q_mask, other=0.0)
+    k = rows_of(k, batch, kv_head, batch * 0)
+    v = rows_of(v, batch, kv_head, batch * 0)
+
+    start = split * split_len
+    stop = tl.minimum(start + split_len, length)
+    if scores.left is not None:  # the first query sees furthest back
+        start = tl.maximum(start, tl.maximum(diagonal - scores.left, 0) // BLOCK_N * BLOCK_N)
+    if scores.right is not None:
+        stop = tl.minimum(stop, queries_len + diagonal + scores.right)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    for first_col in range(start, stop, BLOCK_N):
+        offs_n = tile_from(first_col, BLOCK_N)
+        keys = load_tile(k, offs_n, length, offs_d, HEAD_DIM)
+        qk = row_products(queries, keys, PRECISION)
+        score, _ = score_tile(qk, row[:, None], offs_n[None, :], scores, head, BOUNDED=True)
+        p, alpha, row_max, row_sum = running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY=True)
+        values = load_tile(v, offs_n, length, offs_v, VALUE_DIM)
+        acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)
+
+    empty = row_sum == 0
+    row_sum = tl.where(empty, 1.0, row_sum)
+    part = ((batch.to(tl.int64) * kv_heads * GROUP + h) * queries_len + row) * splits + split
+    tl.store(part_lse_ptr + part, tl.where(empty, float("-inf"), row_max + tl.log2(row_sum)), mask=inside)
+    offs = part[:, None] * BLOCK_V + offs_v[None, :]
+    tl.store(part_out_ptr + offs, acc * (1 / row_sum)[:, None], mask=inside[:, None])
+
+
+@launch.cached
+@triton.jit(do_not_specialize=["queries_len", "splits"])
+def _decode_combine(
+    part_out_ptr, part_lse_ptr, out, lse, heads, queries_len, splits, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """One query's out and lse from its parts."""
+    pid = tl.program_id(0)
+    row = pid % queries_len
+    h = pid // queries_len % heads
+    batch = pid // queries_len // heads
+    first = pid.to(tl.int64) * splits
+    offs_s = tl.arange(0, BLOCK_S)
+    offs_v = tl.arange(0, BLOCK_V)
+    part_lse = tl.load(part_lse_ptr + first + offs_s, mask=offs_s < splits, other=float("-inf"))
+    largest = tl.max(part_lse, 0)
+    largest = tl.where(largest == float("-inf"), 0.0, largest)
+    total = largest + tl.log2(tl.sum(tl.exp2(part_lse - largest), 0))
+    acc = tl.zeros([BLOCK_V], tl.float32)
+    for split in range(splits):
+        one_lse = tl.load(part_lse_ptr + first + split)
+        if one_lse != float("-inf"):  # NaN too: the part of a query that is not a number
+            acc += tl.exp2(one_lse - total) * tl.load(part_out_ptr + (first + split) * BLOCK_V + offs_v)
+    mask = offs_v >= 0
+    if VALUE_DIM is not None:
+        mask = offs_v < VALUE_DIM
+    out = rows_of(out, batch, h, row)
+    tl.store(out.ptr + offs_v.to(tl.int64) * out.strides[3], cast(acc, out.ptr.dtype.element_ty), mask=mask)
+    lse = rows_of(lse, batch, h, row)
+    tl.store(lse.ptr, total * LN2)
+
+
+def attention_decode(
+    q, k_cache, v_cache, cache_seqlens, alibi_slopes, scale, softcap, window_left, window_right, out, lse
+):  # fmt: skip
+    """Fill out and lse.
+
+    Args:
+        q: [batch, heads, few, E]; the last query stands at the last key of its cache.
+        k_cache, v_cache: [batch, kv_heads, max_len, ...], any strides.
+        cache_seqlens: int32 [batch], keys in use; never read on the host, clamped to max_len.
+        window_right: 0 is causal; negative lets every query see the whole cache.
+        out: [batch, heads, few, Ev]; lse: [batch, heads, few], float32, natural logarithm.
+    """
+    scores = make_scores(scale, softcap, window_left, window_right, None, None, alibi_slopes, q, k_cache)
+    decode(q, k_cache, v_cache, cache_seqlens, scores, out, lse)
+
+
+def decode(q, k, v, cache_seqlens, scores, out, lse):
+    """attention_decode with the scores made; scores.mask is None."""
+    batch, heads, queries_len, _ = q.shape
+    kv_heads, keys_len = k.shape[1:3]
+    if out.numel() == 0 and lse.numel() == 0:
+        return
+    arch = tuning.arch(q.device)
+    common = common_arguments(q, k, v)
+    config = tuning.attention_decode(arch, q.dtype, max(q.shape[3], v.shape[3]), common["GROUP"] * queries_len)
+    tiles = triton.cdiv(common["GROUP"] * queries_len, config["BLOCK_M"])
+    splits, split_len = tuning.decode_splits(arch, batch * kv_heads * tiles, keys_len, config["BLOCK_N"])
+    part_out = q.new_empty(batch, heads, queries_len, splits, common["BLOCK_V"], dtype=torch.float32)
+    part_lse = q.new_empty(batch, heads, queries_len, splits, dtype=torch.float32)
+    _decode_split[(splits * tiles * kv_heads * batch,)](
+        strided(q), strided(k), strided(v), part_out, part_lse, cache_seqlens, scores, kv_heads, queries_len, keys_len,
+        tiles, splits, split_len, **common, **config,
+    )  # fmt: skip
+    _decode_combine[(batch * heads * queries_len,)](
+        part_out, part_lse, strided(out), strided(lse), heads, queries_len, splits, common["VALUE_DIM"],
+        common["BLOCK_V"], BLOCK_S=triton.next_power_of_2(splits), num_warps=1,
+    )  # fmt: skip

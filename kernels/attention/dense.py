@@ -1,0 +1,503 @@
+"""Fused attention: out = softmax(scores(q k^T)) v without the [L, S] matrix, forward and a deterministic backward.
+
+A program owns one tile of rows (or keys, for dK and dV) and walks the tiles it meets; no two programs write the same
+element, so no atomics. Tiles that a window or the end of the keys cuts take a loop of their own with the comparisons.
+Masks, windows, ALiBi, softcap and dropout are fields of two structs (attention_tile.py); absent ones compile to nothing.
+
+Shapes, all strides free:
+    q, out [batch, heads, L, ...]; k, v [batch, kv_heads, S, ...]; lse [batch, heads, L] float32.
+    A packed batch has batch stride 0, and cu_seqlens say where a sequence starts.
+Source: Dao 2023, arXiv:2307.08691.
+"""
+
+import triton
+import triton.language as tl
+
+from pyflash.kernels import launch, tuning
+from pyflash.kernels.attention.decode import decode
+from pyflash.kernels.attention.tile import (
+    common_arguments,
+    enter_head,
+    first_padded_row,
+    is_laden,
+    keep_of,
+    key_range,
+    load_lse,
+    load_row_terms,
+    load_rows,
+    load_tile,
+    lse_parts,
+    make_dropout,
+    make_row_terms,
+    make_scores,
+    row_products,
+    row_range,
+    rows_of,
+    running_softmax,
+    score_tile,
+    sequence,
+    softmax_backward,
+    store_lse,
+    store_row_terms,
+    store_tile,
+    strided,
+    tile_from,
+)
+from pyflash.kernels.primitives import cast, dot
+
+# Sizes that change from call to call must not compile a kernel each.
+_SIZES = ["seqlen_q", "seqlen_k", "tiles"]
+
+
+@triton.jit
+def _attend(
+    acc, row_max, row_sum, q, k, v, scores, dropout, head, first_row, start, stop,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    BOUNDED: tl.constexpr,
+):  # fmt: skip
+    """Fold the keys [start, stop) into the running softmax of one tile of rows."""
+    BLOCK_M: tl.constexpr = q.shape[0]
+    offs_d = tl.arange(0, q.shape[1])
+    offs_v = tl.arange(0, acc.shape[1])
+    rows = first_row + tl.arange(0, BLOCK_M)[:, None]
+    limit = None
+    if BOUNDED:
+        limit = head.seqlen_k
+    for first_col in range(start, stop, BLOCK_N):
+        offs_n = tile_from(first_col, BLOCK_N)
+        keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
+        qk = row_products(q, keys, PRECISION)
+        score, _ = score_tile(qk, rows, offs_n[None, :], scores, head, BOUNDED)
+        p, alpha, row_max, row_sum = running_softmax(score, row_max, row_sum, scores, BOUNDED)
+        if dropout is not None:  # after the sum: the softmax is of all the keys
+            p = tl.where(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N), p, 0.0)
+        values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
+        acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)
+    return acc, row_max, row_sum
+
+
+@launch.cached
+@triton.jit(do_not_specialize=_SIZES)
+def _attention_fwd(
+    q, k, v, out, lse, low, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, heads, seqlen_q, seqlen_k, tiles,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    first_row = (tiles - 1 - pid % tiles) * BLOCK_M  # the longest causal rows first
+    h = pid // tiles % heads
+    batch = pid // tiles // heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    if first_row >= seqlen_q:
+        return
+    head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+    k = rows_of(k, batch, h // GROUP, k_start)
+    v = rows_of(v, batch, h // GROUP, k_start)
+
+    offs_m = tile_from(first_row, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    edges = key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
+    for part in tl.static_range(3):
+        if part > 0 or scores.left is not None:
+            acc, row_max, row_sum = _attend(
+                acc, row_max, row_sum, queries, k, v, scores, dropout, head, first_row, edges[part], edges[part + 1],
+                HEAD_DIM, VALUE_DIM, BLOCK_N, PRECISION, BOUNDED=part != 1,
+            )  # fmt: skip
+
+    empty = row_sum == 0
+    row_sum = tl.where(empty, 1.0, row_sum)
+    inverse = 1 / row_sum
+    if dropout is not None:
+        inverse *= dropout.scale
+    store_tile(rows_of(out, batch, h, q_start), acc * inverse[:, None], offs_m, seqlen_q, offs_v, VALUE_DIM)
+    lse = rows_of(lse, batch, h, q_start)
+    if low is not None:
+        low = rows_of(low, batch, h, q_start)
+    store_lse(lse, low, row_max, row_sum, empty, scores, offs_m, seqlen_q)
+
+
+@triton.jit
+def _accumulate_dq(
+    acc, q, dout, lse, low, delta, k, v, scores, dropout, head, first_row, start, stop,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    BOUNDED: tl.constexpr,
+):  # fmt: skip
+    """acc + the sum over the keys [start, stop) of dqk k."""
+    BLOCK_M: tl.constexpr = q.shape[0]
+    offs_d = tl.arange(0, q.shape[1])
+    offs_v = tl.arange(0, dout.shape[1])
+    rows = first_row + tl.arange(0, BLOCK_M)[:, None]
+    limit = None
+    if BOUNDED:
+        limit = head.seqlen_k
+    for first_col in range(start, stop, BLOCK_N):
+        offs_n = tile_from(first_col, BLOCK_N)
+        keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
+        values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
+        qk = row_products(q, keys, PRECISION)
+        dp = row_products(dout, values, PRECISION)
+        keep = None
+        if dropout is not None:
+            keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
+        _, _, dqk = softmax_backward(
+            qk, dp, lse[:, None], low[:, None], delta[:, None], keep, rows, offs_n[None, :], scores, dropout, head,
+            BOUNDED,
+        )  # fmt: skip
+        acc = dot(cast(dqk, keys.dtype), keys, acc, PRECISION)
+    return acc
+
+
+@launch.cached
+@triton.jit(do_not_specialize=_SIZES)
+def _attention_bwd_dq(
+    q, k, v, out, dout, lse, low, dlse, terms, dq, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads,
+    seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PAD: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dq, and terms for the kernels that follow: up to whole tiles of PAD rows."""
+    pid = tl.program_id(0)
+    first_row = (tiles - 1 - pid % tiles) * BLOCK_M
+    h = pid // tiles % heads
+    batch = pid // tiles // heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    if first_row >= tl.cdiv(seqlen_q, PAD) * PAD:
+        return
+    head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+    k = rows_of(k, batch, h // GROUP, k_start)
+    v = rows_of(v, batch, h // GROUP, k_start)
+
+    offs_m = tile_from(first_row, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)
+    outputs = load_tile(rows_of(out, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)
+    douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)
+    lse = rows_of(lse, batch, h, q_start)
+    if low is not None:
+        low = rows_of(low, batch, h, q_start)
+    lse_m, low_m = load_lse(lse, low, offs_m, seqlen_q, scores)
+    delta_m = tl.sum(outputs.to(tl.float32) * douts.to(tl.float32), 1)
+    if dlse is not None:
+        delta_m -= load_rows(rows_of(dlse, batch, h, q_start), offs_m, seqlen_q, 0.0)
+    delta_m = tl.where(lse_m == float("inf"), 0.0, delta_m)  # the gradient of lse = -inf may be anything
+    padded = first_padded_row(cu_seqlens_q_ptr, batch, q_start, PAD)
+    store_row_terms(terms, batch, h, padded, offs_m, lse_m, low_m, delta_m, scores)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    edges = key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
+    for part in tl.static_range(3):
+        if part > 0 or scores.left is not None:
+            acc = _accumulate_dq(
+                acc, queries, douts, lse_m, low_m, delta_m, k, v, scores, dropout, head, first_row, edges[part],
+                edges[part + 1], HEAD_DIM, VALUE_DIM, BLOCK_N, PRECISION, BOUNDED=part != 1,
+            )  # fmt: skip
+    store_tile(rows_of(dq, batch, h, q_start), acc * scale, offs_m, seqlen_q, offs_d, HEAD_DIM)
+
+
+@triton.jit
+def _accumulate_dkdv(
+    acc_k, acc_v, keys, values, q, dout, terms, scores, dropout, batch, kv_head, heads, q_start, padded, seqlen_q,
+    seqlen_k, first_col, start, stop, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
+):  # fmt: skip
+    """acc_k, acc_v + sums over the rows [start, stop) of every query head that shares the keys, in one loop.
+
+    Tiles are [keys, rows], so that p^T and dqk^T are left operands as they are.
+    """
+    BLOCK_N: tl.constexpr = keys.shape[0]
+    offs_d = tl.arange(0, keys.shape[1])
+    offs_v = tl.arange(0, values.shape[1])
+    cols = first_col + tl.arange(0, BLOCK_N)[:, None]
+    tiles = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
+    # Not tiles itself: what it divides, it cannot be zero for, concludes the compiler, and the loop's first loads, which
+    # the pipeline moves in front of it, were made also where there are no tiles: behind the end of a tensor.
+    divisor = tl.maximum(tiles, 1)
+    for i in range(GROUP * tiles):
+        h = kv_head * GROUP + i // divisor
+        first_row = start + i % divisor * BLOCK_M
+        head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+        limit = None
+        if BOUNDED:
+            limit = seqlen_q
+        offs_m = tile_from(first_row, BLOCK_M)
+        queries = load_tile(rows_of(q, batch, h, q_start), offs_m, limit, offs_d, HEAD_DIM)
+        douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, limit, offs_v, VALUE_DIM)
+        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, padded, offs_m, scores)
+        qk = row_products(keys, queries, PRECISION)
+        dp = row_products(values, douts, PRECISION)
+        keep = None
+        if dropout is not None:
+            keep = tl.trans(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
+        p, _, dqk = softmax_backward(
+            qk, dp, lse_m[None, :], low_m[None, :], delta_m[None, :], keep, offs_m[None, :], cols, scores, dropout,
+            head, BOUNDED,
+        )  # fmt: skip
+        acc_v = dot(cast(p, douts.dtype), douts, acc_v, PRECISION)
+        acc_k = dot(cast(dqk, queries.dtype), queries, acc_k, PRECISION)
+    return acc_k, acc_v
+
+
+@launch.cached
+@triton.jit(do_not_specialize=_SIZES)
+def _attention_bwd_dkdv(
+    q, k, v, dout, terms, dk, dv, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads, seqlen_q, seqlen_k,
+    tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of one tile of keys, summed over the query heads that share it."""
+    pid = tl.program_id(0)
+    first_col = pid % tiles * BLOCK_N  # the first keys are seen by the most causal rows
+    kv_heads = heads // GROUP
+    kv_head = pid // tiles % kv_heads
+    batch = pid // tiles // kv_heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    if first_col >= seqlen_k:
+        return
+
+    padded = first_padded_row(cu_seqlens_q_ptr, batch, q_start, PAD)
+    offs_n = tile_from(first_col, BLOCK_N)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    keys = load_tile(rows_of(k, batch, kv_head, k_start), offs_n, seqlen_k, offs_d, HEAD_DIM)
+    values = load_tile(rows_of(v, batch, kv_head, k_start), offs_n, seqlen_k, offs_v, VALUE_DIM)
+    acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    acc_v = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
+    head = enter_head(scores, batch, kv_head * GROUP, heads, seqlen_q, seqlen_k)
+    edges = row_range(first_col, BLOCK_N, scores, head, BLOCK_M)
+    is_plain: tl.constexpr = scores.mask is None and dropout is None
+    if is_plain and (scores.left is not None or scores.right is not None or cu_seqlens_q_ptr is not None):
+        # One loop, every tile with the comparisons: of three, Triton 3.6 makes code whose products wait one by one. With
+        # a mask or dropout it is the other way round.
+        acc_k, acc_v = _accumulate_dkdv(
+            acc_k, acc_v, keys, values, q, dout, terms, scores, dropout, batch, kv_head, heads, q_start, padded, seqlen_q,
+            seqlen_k, first_col, edges[0], edges[3], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M, PRECISION, BOUNDED=True,
+        )  # fmt: skip
+    else:
+        for part in tl.static_range(3):
+            if part > 0 or scores.right is not None:
+                acc_k, acc_v = _accumulate_dkdv(
+                    acc_k, acc_v, keys, values, q, dout, terms, scores, dropout, batch, kv_head, heads, q_start, padded,
+                    seqlen_q, seqlen_k, first_col, edges[part], edges[part + 1], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M,
+                    PRECISION, BOUNDED=part != 1,
+                )  # fmt: skip
+    store_tile(rows_of(dk, batch, kv_head, k_start), acc_k * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
+    store_tile(rows_of(dv, batch, kv_head, k_start), acc_v, offs_n, seqlen_k, offs_v, VALUE_DIM)
+
+
+@launch.cached
+@triton.jit(do_not_specialize=_SIZES)
+def _attention_bwd_dmask(
+    q, k, v, dout, terms, dmask, scores, dropout, heads, seqlen_q, seqlen_k, own, shared, GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUM_ROWS: tl.constexpr,
+    SUM_KEYS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of an additive mask, one program per tile of it. Without v, dout is that of the weights: [L, S].
+
+    own and shared factor the tiles of the scores as [heads, row tiles, key tiles] with the batch in front: own ones
+    belong to distinct programs, and a program walks those that share its elements of a broadcast mask in order, so the
+    sum is deterministic and needs no workspace.
+    """
+    pid = tl.program_id(0)
+    own_key = pid % own[2]
+    own_row = pid // own[2] % own[1]
+    own_head = pid // own[2] // own[1] % own[0]
+    own_batch = pid // own[2] // own[1] // own[0]
+    zero = pid * 0
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for i in range(shared[3] * shared[2] * shared[1] * shared[0]):
+        first_col = (own_key + i % shared[2]) * BLOCK_N
+        first_row = (own_row + i // shared[2] % shared[1]) * BLOCK_M
+        h = own_head + i // shared[2] // shared[1] % shared[0]
+        batch = own_batch + i // shared[2] // shared[1] // shared[0]
+        head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+        offs_m = tile_from(first_row, BLOCK_M)
+        offs_n = tile_from(first_col, BLOCK_N)
+        queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)
+        if v is None:
+            dp = cast(load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_n, seqlen_k), tl.float32)
+        else:
+            douts = load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_v, VALUE_DIM)
+        keys = load_tile(rows_of(k, batch, h // GROUP, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)
+        if v is not None:
+            values = load_tile(rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM)
+        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, zero, offs_m, scores)
+        qk = row_products(queries, keys, PRECISION)
+        if v is not None:
+            dp = row_products(douts, values, PRECISION)
+        keep = None
+        if dropout is not None:
+            keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
+        _, dscore, _ = softmax_backward(
+            qk, dp, lse_m[:, None], low_m[:, None], delta_m[:, None], keep, offs_m[:, None], offs_n[None, :], scores,
+            dropout, head, BOUNDED=True,
+        )  # fmt: skip
+        acc += dscore
+
+    rows = seqlen_q
+    cols = seqlen_k
+    if SUM_ROWS:
+        acc = tl.broadcast_to(tl.sum(acc, 0, keep_dims=True), [BLOCK_M, BLOCK_N])
+        rows = 1
+    if SUM_KEYS:
+        acc = tl.broadcast_to(tl.sum(acc, 1, keep_dims=True), [BLOCK_M, BLOCK_N])
+        cols = 1
+    offs_m = own_row * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = own_key * BLOCK_N + tl.arange(0, BLOCK_N)
+    store_tile(rows_of(dmask, own_batch, own_head, zero), acc, offs_m, rows, offs_n, cols)
+
+
+def attention_fwd(
+    q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal, out, lse
+):  # fmt: skip
+    """Fill out and lse.
+
+    Args:
+        q: [batch, heads, L, E]; k: [batch, kv_heads, S, E]; v: [batch, kv_heads, S, Ev]; E, Ev <= 256, any strides.
+        attn_mask: bool (True attends) or floating (added), expanded to [batch, heads, L, S]; or None.
+        alibi_slopes: [heads] or [batch, heads]; or None.
+        seed: int64, one element; read only if dropout_p > 0.
+        window_left, window_right: keys visible before and after the diagonal; negative is unlimited.
+        diagonal: row i stands at key i + diagonal.
+        lse: [batch, heads, L], float32, natural logarithm; -inf for a row that sees nothing, whose out is 0. With a
+            floating mask [2, batch, heads, L]: that, and what its rounding left out.
+    """
+    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
+    if attn_mask is None and dropout_p == 0 and tuning.attention_splits_keys(tuning.arch(q.device), q.shape, k.shape):
+        return decode(q, k, v, None, scores, out, lse)
+    _forward(q, k, v, None, None, q.shape[2], scores, make_dropout(seed, dropout_p), out, lse)
+
+
+def attention_bwd(
+    dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right,
+    diagonal, need_dmask, dq, dk, dv, dmask,
+):  # fmt: skip
+    """Fill dq, dk, dv and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1."""
+    if q.shape[1] == 0:  # nobody reads the keys, and there is no group of heads to divide by
+        for gradient in (dk, dv, dmask):
+            gradient.zero_()
+        return
+    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
+    dropout = make_dropout(seed, dropout_p)
+    sizes = q.shape[2], k.shape[2]
+    terms = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, scale, dq, dk, dv)
+    if need_dmask and dmask.numel():
+        mask_gradient(dout, q, k, v, terms, scores, dropout, dmask)
+
+
+def attention_varlen_fwd(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, dropout_p, scale, softcap,
+    window_left, window_right, bottom_right, out, lse,
+):  # fmt: skip
+    """attention_fwd over sequences packed one after another.
+
+    Args:
+        q, out: [total_q, heads, ...]; k, v: [total_k, kv_heads, ...]; lse: [heads, total_q].
+        cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], first token of each sequence; never read on the host, and
+            clamped to the tokens there are. Tokens of no sequence get out = 0, lse = -inf.
+        max_seqlen_q: at least the longest sequence; rows beyond it are not computed.
+        bottom_right: align the last row of a sequence with its last key, instead of the first with the first.
+    """
+    out.zero_()
+    lse.fill_(float("-inf"))
+    q, k, v, out, lse = (_unpacked(x, cu_seqlens_q) for x in (q, k, v, out, lse.t()))
+    diagonal = None if bottom_right else 0
+    scores = make_scores(scale, softcap, window_left, window_right, diagonal, None, alibi_slopes, q, k)
+    _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, make_dropout(seed, dropout_p), out, lse)
+
+
+def attention_varlen_bwd(
+    dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k,
+    dropout_p, scale, softcap, window_left, window_right, bottom_right, dq, dk, dv,
+):  # fmt: skip
+    """attention_bwd over packed sequences; tokens of no sequence get zero gradients."""
+    for gradient in (dq, dk, dv):
+        gradient.zero_()
+    if q.shape[1] == 0:
+        return
+    dlse = None if dlse is None else _unpacked(dlse.t(), cu_seqlens_q)
+    q, k, v, out, dout, lse, dq, dk, dv = (
+        _unpacked(x, cu_seqlens_q) for x in (q, k, v, out, dout, lse.t(), dq, dk, dv)
+    )
+    diagonal = None if bottom_right else 0
+    scores = make_scores(scale, softcap, window_left, window_right, diagonal, None, alibi_slopes, q, k)
+    dropout = make_dropout(seed, dropout_p)
+    sizes = max_seqlen_q, max_seqlen_k
+    _backward(dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *sizes, scores, dropout, scale, dq, dk, dv)
+
+
+def _unpacked(x, cu_seqlens):
+    """[tokens, heads, ...] seen as [batch, heads, tokens, ...] with batch stride 0."""
+    x = x.transpose(0, 1)
+    return x.expand(cu_seqlens.numel() - 1, *x.shape)
+
+
+def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout, out, lse):
+    batch, heads, seqlen_q, _ = q.shape
+    width = max(q.shape[3], v.shape[3])
+    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, width, is_laden(scores, dropout))
+    tiles = launch.cdiv(max_seqlen_q, config["BLOCK_M"])
+    if tiles * batch * heads == 0:
+        return
+    _attention_fwd[(tiles * heads * batch,)](
+        strided(q), strided(k), strided(v), strided(out), *lse_parts(lse), cu_seqlens_q, cu_seqlens_k, scores, dropout,
+        heads, seqlen_q, k.shape[2], tiles, **common_arguments(q, k, v), **config,
+    )  # fmt: skip
+
+
+def _backward(
+    dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scores, dropout, scale,
+    dq, dk, dv,
+):  # fmt: skip
+    """Fill dq, dk, dv; return the rows' terms."""
+    batch, heads, seqlen_q, _ = q.shape
+    kv_heads, seqlen_k = k.shape[1:3]
+    shape_class = tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), is_laden(scores, dropout)
+    by_rows, by_keys = tuning.attention_bwd_dq(*shape_class), tuning.attention_bwd_dkdv(*shape_class)
+    constants = dict(common_arguments(q, k, v), PAD=max(by_rows["BLOCK_M"], by_keys["BLOCK_M"]))
+    terms = make_row_terms(q, scores, cu_seqlens_q is not None, constants["PAD"])
+    tiles = launch.cdiv(max_seqlen_q, constants["PAD"]) * (constants["PAD"] // by_rows["BLOCK_M"])
+    if tiles * batch * heads:
+        _attention_bwd_dq[(tiles * heads * batch,)](
+            strided(q), strided(k), strided(v), strided(out), strided(dout), *lse_parts(lse), strided(dlse), terms,
+            strided(dq), cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles,
+            **constants, **by_rows,
+        )  # fmt: skip
+    tiles = launch.cdiv(max_seqlen_k, by_keys["BLOCK_N"])
+    if tiles * batch * kv_heads:
+        _attention_bwd_dkdv[(tiles * kv_heads * batch,)](
+            strided(q), strided(k), strided(v), strided(dout), terms, strided(dk), strided(dv), cu_seqlens_q,
+            cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, **constants, **by_keys,
+        )  # fmt: skip
+    return terms
+
+
+def mask_config(q, v):
+    return tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), laden=True)
+
+
+def mask_gradient(dout, q, k, v, terms, scores, dropout, dmask):
+    """Fill dmask; v is None where dout is the gradient of the weights."""
+    batch, heads, seqlen_q, _ = q.shape
+    seqlen_k = k.shape[2]
+    like_values = k if v is None else v
+    config = mask_config(q, like_values)
+    tiles = heads, launch.cdiv(seqlen_q, config["BLOCK_M"]), launch.cdiv(seqlen_k, config["BLOCK_N"]), batch
+    summed = [dmask.shape[i] == 1 for i in (1, 2, 3, 0)]
+    own = [1 if s else n for s, n in zip(summed, tiles, strict=True)]
+    shared = [n if s else 1 for s, n in zip(summed, tiles, strict=True)]
+    _attention_bwd_dmask[(own[0] * own[1] * own[2] * own[3],)](
+        strided(q), strided(k), strided(v), strided(dout), terms, strided(dmask), scores, dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **common_arguments(q, k, like_values), **config,
+        SUM_ROWS=summed[1], SUM_KEYS=summed[2],
+    )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Activations: on a CPU both are limited by memory, and torch's own is as fast or faster for most rows. Dropout: torch draws
+its mask serially on a CPU, so ours wins as soon as Python's share of a call is paid.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, processor, tables
+
+# Where no table speaks. Measured in benchmarks/results, rows "activation", ours over torch's speed, forward at 64x3072
+# and 4096x3072. 2026-11-22-cpu-granite-rapids: gelu_tanh 2.7x and 1.0x; silu 0.9x and 1.0x; sigmoid 0.9x and 1.0x; relu
+# 0.7x and 1.0x; gelu 0.6x both; tanh 0.6x and 0.7x. 2026-11-25-cpu-zen4: gelu_tanh 3.3x, tanh 4.7x at 64x3072; the others
+# as before. Outputs of 32 MB and more are ours: their pages take longer than the arithmetic, and we ask for large ones
+# (ops/core/registry.py): 4096x3072 on Zen 4, relu 3.7x, gelu 1.6x. In float64 ours is slower in every row; in bfloat16 on
+# Zen 4 gelu_tanh is 2.6x and tanh 2.2x.
+OURS_ON_CPU = ("gelu_tanh",)
+OURS_ON_ZEN = ("tanh",)  # torch's comes from Intel's library, which is slow on other processors
+MIN_ACTIVATED = 65536  # below it Python's share of a call outweighs the kernel's
+LARGE_BYTES = 32 << 20
+# On an H200, 64 M elements, bfloat16: gelu 1.27 and 1.23 in the backward, silu 1.08 and 1.04, tanh 1.04 and 1.00, relu 1.0;
+# in float32 1.0, gelu 0.9.
+OURS_ON_GPU = ("gelu", "silu")
+
+
+def decide_activation(name: str, where: processor.Place, size, dtype) -> str:
+    """size: (elements, are gradients needed)."""
+    elements, training = size
+    ours = tables.ours(where, "activation", name, dtype, "training" if training else "inference", (elements,))
+    if ours is not None:
+        return "" if ours else MEASURED
+    if where.is_gpu:
+        if name not in OURS_ON_GPU or dtype != torch.bfloat16:
+            return "torch's own kernel is as fast on a GPU"
+        return SMALL if elements < GPU_ELEMENTS else ""
+    if elements < MIN_ACTIVATED:
+        return SMALL
+    best = OURS_ON_CPU + OURS_ON_ZEN if where.family in processor.MEASURED_BY_HAND else OURS_ON_CPU
+    is_large = elements * dtype.itemsize >= LARGE_BYTES
+    return "" if (name in best or is_large) and dtype != torch.float64 else "torch's own kernel is as fast on a CPU"
+
+
+def activation_rules(name: str):
+    return tables.remembered(partial(decide_activation, name))
+
+
+MIN_DROPPED = 2048  # elements, where no table speaks
+
+
+@tables.remembered
+def dropout_rules(where, elements: int, dtype) -> str:
+    """Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with."""
+    ours = tables.ours(where, "dropout", "", dtype, "any", (elements,))
+    if ours is not None:
+        return "" if ours else MEASURED
+    # On an H200, 64 M elements: forward and backward 1.1 in bfloat16, forward 1.19 in float32.
+    return SMALL if elements < (GPU_ELEMENTS if where.is_gpu else MIN_DROPPED) else ""

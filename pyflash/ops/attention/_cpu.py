@@ -1,0 +1,100 @@
+"""Attention on CPU tensors."""
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops.core.native import DTYPES
+from pyflash.ops.core.workspace import take_workspace
+
+FWD, BWD = 0, 1  # csrc/common/attention.h, AttentionPass
+BOOLEAN, NO_MASK = 4, -1  # MaskType
+NOWHERE = (0, 0, 0, 0)
+FAR = 1 << 29  # a window or diagonal beyond this sees the same keys; sums stay within 31 bits
+
+
+def _clamp(value):
+    return max(-FAR, min(FAR, value))
+
+
+def _problem(
+    q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal, first_head=0
+):  # fmt: skip
+    """What every attention kernel is told; bindings/attention.cpp reads it by position."""
+    mask_type = NO_MASK
+    if attn_mask is not None:
+        mask_type = BOOLEAN if attn_mask.dtype == torch.bool else DTYPES[attn_mask.dtype]
+    slopes_stride = (0, 0)
+    if alibi_slopes is not None:
+        slopes_stride = (alibi_slopes.stride(0) if alibi_slopes.dim() == 2 else 0, alibi_slopes.stride(-1))
+    return (
+        q.shape, k.shape, 0 if v is None else v.shape[3],
+        q.data_ptr(), k.data_ptr(), 0 if v is None else v.data_ptr(),
+        0 if attn_mask is None else attn_mask.data_ptr(),
+        0 if alibi_slopes is None else alibi_slopes.data_ptr(),
+        q.stride(), k.stride(), NOWHERE if v is None else v.stride(), NOWHERE if attn_mask is None else attn_mask.stride(), slopes_stride,
+        min(window_left, FAR), min(window_right, FAR), _clamp(diagonal),
+        scale, softcap, dropout_p, int(seed) if dropout_p > 0 else 0, DTYPES[q.dtype], mask_type, first_head,
+    )  # fmt: skip
+
+
+def _slopes(alibi_slopes, q):
+    """In the arithmetic type, which is what the kernels read."""
+    if alibi_slopes is None:
+        return None
+    return alibi_slopes.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+
+
+def _memory(q, k, v, kind, threads):
+    size = _cpu.attention_workspace(q.shape, k.shape[2], 0 if v is None else v.shape[3], DTYPES[q.dtype], kind, threads)
+    return take_workspace(size, "attention")
+
+
+def _addresses(lse):
+    """Of lse and of its low part, 0 where it has none; see reference.lse_shape."""
+    return lse.data_ptr(), lse[1].data_ptr() if lse.dim() == 4 else 0
+
+
+def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *rest, first_head=0):
+    *scalars, out, lse = rest
+    slopes = _slopes(alibi_slopes, q)
+    threads = torch.get_num_threads()
+    workspace = _memory(q, k, v, FWD, threads)
+    problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
+    _cpu.attention_fwd(problem, out.data_ptr(), *_addresses(lse), out.stride(), workspace.data_ptr(), threads)
+
+
+def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *rest, first_head=0):
+    *scalars, need_dmask, dq, dk, dv, dmask = rest
+    slopes = _slopes(alibi_slopes, q)
+    threads = torch.get_num_threads()
+    workspace = _memory(q, k, v, BWD, threads)
+    problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
+    tensors = (dout, dlse, out, lse, dq, dk, dv, dmask if need_dmask else None, workspace)
+    _cpu.attention_bwd(
+        problem, [*(0 if t is None else t.data_ptr() for t in tensors), _addresses(lse)[1]],
+        dout.stride(), out.stride(), dq.stride(), dk.stride(), dv.stride(),
+        dmask.shape if need_dmask else NOWHERE, False, threads,
+    )  # fmt: skip
+
+
+def attention_weights_fwd(q, k, attn_mask, seed, *rest):
+    *scalars, weights, lse = rest
+    threads = torch.get_num_threads()
+    workspace = _memory(q, k, None, FWD, threads)
+    problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
+    _cpu.attention_weights(
+        problem, weights.data_ptr(), *_addresses(lse), weights.stride(), workspace.data_ptr(), threads
+    )
+
+
+def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *rest):
+    *scalars, need_dmask, dq, dk, dmask = rest
+    threads = torch.get_num_threads()
+    workspace = _memory(q, k, None, BWD, threads)
+    problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
+    tensors = (dweights, None, weights, lse, dq, dk, None, dmask if need_dmask else None, workspace)
+    _cpu.attention_bwd(
+        problem, [*(0 if t is None else t.data_ptr() for t in tensors), _addresses(lse)[1]],
+        dweights.stride(), weights.stride(), dq.stride(), dk.stride(), NOWHERE,
+        dmask.shape if need_dmask else NOWHERE, True, threads,
+    )  # fmt: skip

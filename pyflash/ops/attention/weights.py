@@ -1,0 +1,158 @@
+"""The matrix of attention weights itself, for those who ask to see it (nn.MultiheadAttention's need_weights)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pyflash.auto import attention as auto
+from pyflash.ops.attention import reference
+from pyflash.ops.attention.dense import (
+    _SCALARS,
+    _check,
+    _expand_mask,
+    _four,
+    _in_order_of,
+    _kv_heads,
+    _mask_four,
+    _plain_mask,
+)  # fmt: skip
+from pyflash.ops.core import backends
+from pyflash.ops.core.autograd import Function, apply, vjp
+from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.checks import expect_tensors, is_plain
+from pyflash.ops.core.choice import choose
+from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, acc_dtype, cast_by_autocast
+from pyflash.ops.core.philox import draw_seed
+from pyflash.ops.core.registry import Op
+
+OPERATION = Operation(
+    "attention_weights",
+    dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64},
+    rules=auto.rules,
+    sizes="pyflash.auto.attention.Size",
+)
+
+
+def _fwd_outputs(q, k, attn_mask, *_):
+    lse = q.new_empty(reference.lse_shape(q, attn_mask), dtype=acc_dtype(q.dtype))
+    return q.new_empty(*q.shape[:3], k.shape[2]), lse
+
+
+def _bwd_outputs(dweights, q, k, weights, lse, attn_mask, *rest):
+    dmask = attn_mask.new_empty(reference.unexpanded_shape(attn_mask)) if rest[-1] else q.new_empty(0)
+    return _in_order_of(q, q.shape[3]), _in_order_of(k, k.shape[3]), dmask
+
+
+_fwd = Op(
+    "attention_weights_fwd(Tensor q, Tensor k, Tensor? attn_mask, Tensor? seed, "
+    + _SCALARS
+    + ", str backend) -> (Tensor weights, Tensor lse)",
+    outputs=_fwd_outputs,
+    reference=reference.attention_weights_fwd,
+    differentiable=True,
+    triton="pyflash.kernels.attention.weights:attention_weights_fwd",
+    cpu="pyflash.ops.attention._cpu:attention_weights_fwd",
+)
+_bwd = Op(
+    "attention_weights_bwd(Tensor dweights, Tensor q, Tensor k, Tensor weights, Tensor lse, Tensor? attn_mask, "
+    "Tensor? seed, " + _SCALARS + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dmask)",
+    outputs=_bwd_outputs,
+    reference=reference.attention_weights_bwd,
+    triton="pyflash.kernels.attention.weights:attention_weights_bwd",
+    cpu="pyflash.ops.attention._cpu:attention_weights_bwd",
+)
+
+
+class _Weights(Function):
+    @staticmethod
+    def forward(q, k, attn_mask, seed, scalars, backend):
+        return _fwd(q, k, _expand_mask(attn_mask, q, k), seed, *scalars, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.scalars, ctx.backend = inputs
+        ctx.mark_non_differentiable(outputs[1])
+        ctx.save_for_backward(*tensors, *outputs)
+
+    @staticmethod
+    def backward(ctx, dweights, _):
+        q, k, attn_mask, seed, weights, lse = ctx.saved_tensors
+        need_dmask = ctx.needs_input_grad[2]
+        dq, dk, dmask = apply(
+            _WeightsBwd, dweights, q, k, weights, lse, attn_mask, seed, (*ctx.scalars, need_dmask), ctx.backend
+        )
+        return dq, dk, dmask if need_dmask else None, None, None, None
+
+
+class _WeightsBwd(Function):
+    @staticmethod
+    def forward(dweights, q, k, weights, lse, attn_mask, seed, scalars, backend):
+        dq, dk, dmask = _bwd(dweights, q, k, weights, lse, _expand_mask(attn_mask, q, k), seed, *scalars, backend)
+        if scalars[-1] and dmask.shape != attn_mask.shape:
+            dmask = dmask.sum_to_size(attn_mask.shape)
+        return dq, dk, dmask
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        dweights, q, k, _, _, attn_mask, seed, ctx.scalars, _ = inputs
+        ctx.save_for_backward(dweights, q, k, attn_mask, seed)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *inputs, seed = ctx.saved_tensors
+        *scalars, need_dmask = ctx.scalars
+
+        def forward(q, k, attn_mask):
+            return reference.attention_weights_fwd(q, k, _expand_mask(attn_mask, q, k), seed, *scalars)[0]
+
+        def backward(dweights, q, k, attn_mask):
+            dq, dk, dmask = reference.gradients(forward, (q, k, attn_mask), (dweights,))
+            return (dq, dk, dmask) if need_dmask else (dq, dk)
+
+        second = vjp(backward, inputs, grads)
+        return *second[:3], None, None, second[3], None, None, None
+
+
+def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, seed=None):
+    """dropout(softmax(scale q k^T + mask)), [..., heads, L, S]: what `attention` multiplies v with.
+
+    Args:
+        q, k, attn_mask, dropout_p, is_causal, scale, enable_gqa: as in `scaled_dot_product_attention`.
+        seed: int64, one element; the same seed drops the same weights in `attention`.
+    Numerics: a row that sees no key is 0. Differentiable in q, k and a floating-point mask, twice.
+    """
+    name = "attention_weights"
+    expect_tensors(name, ("attn_mask",), q=q, k=k, attn_mask=attn_mask)
+    q, k, attn_mask = cast_by_autocast((q, k, attn_mask))
+    leading = _check(name, q, k, k, attn_mask, dropout_p, enable_gqa)
+    (rows, head_dim), keys = q.shape[-2:], k.shape[-2]
+    if scale is None:
+        scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
+    scalars = (float(dropout_p), float(scale), 0.0, -1, 0 if is_causal else -1, 0)
+    mask = None if attn_mask is None else _mask_four(name, attn_mask, leading, rows, keys, q.dtype)
+    refused = ""
+    if not (is_plain(q) and is_plain(k) and _plain_mask(attn_mask)):
+        refused = "only strided tensors are served"
+    elif head_dim > 256 and (not q.is_cpu or backends._state.wish == "triton"):
+        refused = f"head_dim is {head_dim}; triton supports up to 256"
+    others = [t for t in (k, attn_mask) if t is not None]
+    # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
+    training = not dropout_p and torch.is_grad_enabled() and any([t.requires_grad for t in (q, *others)])
+    size = auto.Size("weights", math.prod(leading), rows, keys, head_dim, training)
+    backend = choose(OPERATION, q, others, size=size, refused=refused)
+    if dropout_p == 0:
+        seed = None
+    elif seed is None:
+        seed = draw_seed(q)
+    of_k, _ = _kv_heads(k, k, leading, enable_gqa)
+    q4, k4 = _four(q, leading, leading[-1]), _four(k, leading, of_k)
+    if backend is None:
+        weights, _ = reference.attention_weights_fwd(q4, k4, mask, seed, *scalars)
+    else:
+        weights, _ = apply(_Weights, q4, k4, mask, seed, scalars, backend)
+    if len(leading) == 2:
+        return weights
+    return weights.reshape(*(leading if max(q.dim(), k.dim()) > 2 else ()), rows, keys)

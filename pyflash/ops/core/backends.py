@@ -1,0 +1,174 @@
+"""The backends: which is wished for, what each can do here, and the record of what was taken."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+ORDER = ("cuda", "triton", "cpu")  # what `auto` tries on a tensor's device, best first; then torch
+NAMES = ("auto", *ORDER, "torch")
+
+
+class FallbackWarning(UserWarning):
+    """`auto` gave a call to PyTorch because no kernel of ours serves it. Once per operation and reason."""
+
+
+class _State:
+    wish = os.environ.get("PYFLASH_BACKEND", "auto")
+    strict = os.environ.get("PYFLASH_STRICT", "0") == "1"
+
+
+_state = _State()
+if _state.wish not in NAMES:
+    raise ImportError(f"PYFLASH_BACKEND is {_state.wish!r}, expected one of {', '.join(NAMES)}")
+
+counts: Counter[tuple[str, str, str]] = Counter()  # (operation, backend, reason) -> calls
+_warned: set[tuple[str, str]] = set()
+
+
+def call_counts(*, reset: bool = False) -> Counter[tuple[str, str, str]]:
+    """How often this process has called each operation: (operation, backend, reason) -> calls. A copy; the reason says
+    why a call went to torch. Calls of a compiled graph are not counted.
+
+    Args:
+        reset: start again from zero, after this answer.
+    """
+    found = counts.copy()
+    if reset:
+        counts.clear()
+    return found
+
+
+class use_backend:
+    """Calls of pyflash take this backend, for the whole process: inside a `with` block, or, without one, from here on
+    (as torch.set_grad_enabled does it).
+
+    Args:
+        name: "cpu", "triton", "cuda" or "torch"; such a choice runs or raises. "auto" falls back to PyTorch.
+    Raises:
+        ValueError: no such backend.
+    """
+
+    def __init__(self, name: str):
+        if name not in NAMES:
+            raise ValueError(f"pyflash.use_backend: name is {name!r}, expected one of {', '.join(NAMES)}")
+        self.name = name
+        self.outer = _state.wish
+        self.is_fresh = True  # made, and not yet entered
+        _state.wish = name
+
+    def __enter__(self):
+        if not self.is_fresh:
+            self.outer = _state.wish
+        self.is_fresh = False
+        _state.wish = self.name
+        return self
+
+    def __exit__(self, *_):
+        _state.wish = self.outer
+
+
+# Triton's interpreter, on CPU tensors, is chosen for the process when a kernel module is imported.
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+# Device types whose tensors a backend takes.
+DEVICES = {
+    "cuda": ("cuda",),
+    "triton": ("cuda", "cpu") if INTERPRETING else ("cuda",),
+    "cpu": ("cpu",),
+}
+
+
+def _why_missing(backend: str) -> str:
+    if backend == "cpu":
+        try:
+            import pyflash._cpu  # noqa: F401
+        except ImportError as error:
+            if "PYFLASH_CPU_ISA" in str(error):
+                raise
+            return f"the native module is not built ({error}); install g++ and reinstall pyflash"
+    elif backend == "triton":
+        if find_spec("triton") is None:
+            return "triton is not installed; pip install triton"
+        if torch.version.cuda is None and not INTERPRETING:
+            return "this build of torch has no CUDA; TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly"
+    elif backend == "cuda":
+        return "no CUDA C++ kernel is in this release"
+    return ""
+
+
+# Why a backend does not exist on this machine; empty when it does. Found out without initialising CUDA.
+MISSING = {name: _why_missing(name) for name in ORDER}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a public operation can be given, as `choose` and `explain` read it.
+
+    Args:
+        name: as in `pyflash.functional`.
+        dtypes: backend -> dtypes it serves; a backend that is not named has no kernel.
+        rules: for `auto`, from pyflash/auto: (backend, size, dtype) -> reason to prefer torch, or "".
+        sizes: what `rules` takes as the size, in words.
+        notes: backend -> which of its calls it does not take, for `explain`.
+    """
+
+    name: str
+    dtypes: dict[str, tuple[torch.dtype, ...]]
+    rules: object = None
+    sizes: str = "elements"
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        OPERATIONS[self.name] = self
+
+    def unserved(self, backend: str, device: str, dtype: torch.dtype) -> str:
+        """Why `backend` cannot take this call; empty when it can."""
+        if backend not in self.dtypes:
+            return f"{backend} has no {self.name} kernel"
+        if MISSING[backend]:
+            return MISSING[backend]
+        if device not in DEVICES[backend]:
+            return f"{backend} takes {' or '.join(DEVICES[backend])} tensors, not {device}"
+        if dtype not in self.dtypes[backend]:
+            return f"{backend} does not serve {str(dtype).removeprefix('torch.')}"
+        return ""
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def record(operation: str, backend: str, reason: str = "") -> None:
+    if not torch.compiler.is_compiling():
+        counts[operation, backend, reason] += 1
+
+
+def fall_back(operation: str, reason: str) -> None:
+    """`auto` has no kernel for this call: count it, and say so once; an error under PYFLASH_STRICT=1."""
+    if torch.compiler.is_compiling():
+        return
+    counts[operation, "torch", reason] += 1
+    if _state.strict:
+        raise NotImplementedError(f"pyflash.{operation}: {reason} (PYFLASH_STRICT=1 forbids the fallback to PyTorch)")
+    if (operation, reason) not in _warned:
+        _warned.add((operation, reason))
+        message = f"pyflash.{operation} runs through PyTorch: {reason}"
+        warnings.warn(message, FallbackWarning, stacklevel=_levels_to_the_caller())
+
+
+_LIBRARIES = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[2]))
+
+
+def _levels_to_the_caller() -> int:
+    """How many frames lie between the warning and the code that is neither ours nor torch's."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,0 +1,145 @@
+"""Which backend serves a call.
+
+A public function asks `choose` once. The answer is either the wish that goes into the operation ("auto" or a name, so a
+compiled or exported graph carries it) or None: torch's own function is called, and the reason is counted for `explain`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+from pyflash.auto.processor import place
+from pyflash.ops.core.backends import DEVICES, ORDER, Operation, _state, fall_back, record
+from pyflash.ops.core.checks import device_type
+
+
+def is_jit_tracing() -> bool:
+    """torch.jit.trace records torch's operators, and would take what a kernel of ours writes for uninitialised memory."""
+    return torch._C._get_tracing_state() is not None
+
+
+def tracing_derivatives(tensors) -> bool:
+    """torch.func transforms and forward-mode duals see torch operations, which have every rule."""
+    return torch._C._are_functorch_transforms_active() or (
+        forward_ad._current_level >= 0
+        and any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    )
+
+
+UNASKED: dict = {}  # of a call that no rule was asked about
+
+
+class Refused(dict):
+    """What `auto` said of calls that were alike in what is cheap to read: shapes, dtype, is_cpu. A look into it is all that
+    a call of torch's costs.
+
+    A value is what is counted for a call of torch's; None where the call is ours; or where it depends, a dictionary of
+    these by (are gradients needed, is there one thread). Only for exact tensors, eagerly, where the wish is "auto".
+    """
+
+    LIMIT = 4096  # sizes of a process; sequences have many lengths
+
+    def __init__(self, operation: Operation, size_of):
+        """size_of: (are gradients needed, *tensors) -> what the rule takes as the size; None where they do not fit."""
+        self.operation, self.size_of = operation, size_of
+        _all_refused.append(self)
+
+    def look(self, key, *tensors) -> tuple[str, str, str] | None:
+        """What is counted, or None, of a call whose key has no value or a dictionary."""
+        found = self.get(key)
+        if found is None:
+            if len(self) >= self.LIMIT:
+                self.clear()
+            found = self[key] = self._ask(*tensors)
+        if type(found) is not dict:
+            return found
+        training = False
+        if torch.is_grad_enabled():
+            for t in tensors:
+                if t is not None and t.requires_grad:
+                    training = True
+                    break
+        return found[training, torch.get_num_threads() == 1]
+
+    def _ask(self, *tensors):
+        x = tensors[0]
+        backend = "cpu" if x.is_cpu else "triton" if x.is_cuda else ""
+        if not backend or self.size_of(False, *tensors) is None:
+            return None
+        if self.operation.unserved(backend, device_type(x), x.dtype):
+            return None
+        here, found = place(backend), {}
+        for training in (False, True):
+            for threads in ("one", "several"):
+                where = here if here.is_gpu else here._replace(threads=threads)
+                reason = self.operation.rules.decide(where, self.size_of(training, *tensors), x.dtype)
+                found[training, threads == "one"] = (self.operation.name, "torch", reason) if reason else None
+        return found if len(set(found.values())) > 1 else found[False, True]
+
+
+_all_refused: list[Refused] = []
+
+
+def forget_refused() -> None:
+    """After a change of what the rules read: the instruction set, a table."""
+    for refused in _all_refused:
+        refused.clear()
+
+
+def _subclass_of(tensors) -> str:
+    """ ", not DTensor": the class that makes these no tensors for a kernel, for the reason given."""
+    kinds = {type(t).__name__ for t in tensors if isinstance(t, torch.Tensor)} - {"Tensor", "Parameter"}
+    return f", not {' or '.join(sorted(kinds))}" if kinds else ""
+
+
+def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None = None, refused: str = "") -> str | None:
+    """The wish to pass to the operation, or None: call torch's own function.
+
+    Args:
+        operation: whose kernels are asked for.
+        x: the tensor whose device and dtype decide.
+        tensors: the other tensors of the call.
+        size: what the `auto` rules compare; default the number of elements of `x`.
+        refused: why no kernel of ours takes these arguments at all, when that is so.
+    Raises:
+        NotImplementedError: a backend asked for by name cannot serve the call.
+    """
+    wish = _state.wish
+    if refused:
+        refused += _subclass_of((x, *tensors))
+    if wish == "torch":
+        record(operation.name, "torch", "asked for")
+        return None
+    if tracing_derivatives((x, *tensors)):
+        record(operation.name, "torch", "torch.func transform or forward-mode derivative")
+        return None
+    if is_jit_tracing():
+        record(operation.name, "torch", "torch.jit.trace")
+        return None
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return None  # ONNX has no operators of ours
+    device = device_type(x)
+    if wish != "auto":
+        reason = refused or operation.unserved(wish, device, x.dtype)
+        if reason:
+            raise NotImplementedError(f'pyflash.{operation.name}: {reason}; use_backend("torch") serves it')
+        record(operation.name, wish)
+        return wish
+    reason = refused
+    for backend in ORDER:
+        if backend not in operation.dtypes or device not in DEVICES[backend] or (device == "cpu" and backend != "cpu"):
+            continue
+        reason = refused or operation.unserved(backend, device, x.dtype)
+        if reason:
+            continue
+        # An exported program serves sizes that are not known yet: a threshold would refuse those on its other side.
+        if operation.rules is not None and not torch.compiler.is_exporting():
+            preferred = operation.rules(backend, x.numel() if size is None else size, x.dtype)
+            if preferred:
+                record(operation.name, "torch", preferred)
+                return None
+        record(operation.name, backend)
+        return "auto"
+    fall_back(operation.name, reason or f"no kernel for {device} tensors")
+    return None

@@ -1,0 +1,1 @@
+"""Matrix products: Linear, its activation and bias fused."""

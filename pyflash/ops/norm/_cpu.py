@@ -1,0 +1,45 @@
+"""LayerNorm over the rows of a matrix."""
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops.core.native import DTYPES
+from pyflash.ops.core.workspace import take_workspace
+
+
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _row_stride(tensor):
+    return 0 if tensor is None else tensor.stride(0)
+
+
+def _param(param, statistics):
+    """The kernel reads weight and bias in its arithmetic type; a row's worth of conversion for half types."""
+    return param if param is None or param.dtype == statistics.dtype else param.to(statistics.dtype)
+
+
+def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
+    weight, bias = _param(weight, mean), _param(bias, mean)
+    _cpu.layer_norm_fwd(
+        x.data_ptr(), _address(residual), _address(weight), _address(bias),
+        y.data_ptr(), 0 if residual is None else summed.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        *x.shape, x.stride(0), _row_stride(residual), eps,
+        DTYPES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def layer_norm_bwd(
+    dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, need_dbias, dx, dweight, dbias
+):  # fmt: skip
+    weight, workspace = _param(weight, mean), None
+    if need_dweight or need_dbias:
+        workspace = take_workspace(_cpu.layer_norm_bwd_workspace(*x.shape) * mean.element_size(), "layer_norm")
+    _cpu.layer_norm_bwd(
+        dy.data_ptr(), _address(dsummed), x.data_ptr(), _address(weight), mean.data_ptr(), rstd.data_ptr(),
+        dx.data_ptr() if need_dx else 0, dweight.data_ptr() if need_dweight else 0,
+        dbias.data_ptr() if need_dbias else 0, _address(workspace),
+        *x.shape, dy.stride(0), _row_stride(dsummed), x.stride(0),
+        DTYPES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip

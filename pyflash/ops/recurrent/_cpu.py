@@ -1,0 +1,170 @@
+"""One layer of RNN, LSTM or GRU on CPU tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops.core.native import DTYPES
+from pyflash.ops.core.packed_weights import packed_weights
+from pyflash.ops.core.workspace import take_workspace
+from pyflash.ops.recurrent.reference import GATES, SAVED_GATES, split
+
+CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}  # csrc/common/rnn.h
+
+# Sequences times steps from which a call compares every element of its weights with what was packed: as much work as
+# packing, an eighth of a product of 64 rows. Of one row it would take as long as the step, so calls of fewer compare one
+# line of each 4 KB, another one in each call: 5 us of 40 for LSTMCell with H256, 15 of 100 with H512, 48 of 540 with H1024
+# (Zen 5, one thread).
+WHOLE_ROWS = 64
+
+
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class _Problem:
+    """What every kernel is told; bindings/rnn.cpp reads the tuples by position. Keeps what they point to alive."""
+
+    def __init__(self, x, h_0, weights, rows, steps, cell, batch_first):
+        directions, batch, output = h_0.shape
+        self.directions = split([w.contiguous() for w in weights], directions)
+        hidden = self.directions[0][0].shape[0] // GATES[cell]
+        is_packed = x.dim() == 2
+        if is_packed:
+            length, x_strides, y_rows = steps.shape[0], (x.stride(0), x.stride(0)), (1, 1)
+        elif batch_first:
+            length, x_strides, y_rows = x.shape[1], (x.stride(1), x.stride(0)), (1, x.shape[1])
+        else:
+            length, x_strides, y_rows = x.shape[0], (x.stride(0), x.stride(1)), (batch, 1)
+        self.rows, self.steps, self.offsets = rows, steps, None
+        if steps is not None:
+            self._check(x, length, batch, is_packed)
+            self.offsets = steps.cumsum(0) - steps
+        self.shape = (
+            length, batch, x.shape[-1], hidden, output, directions, CELLS[cell],
+            self.directions[0][4] is not None, DTYPES[x.dtype],
+        )  # fmt: skip
+        self.layout = (_address(steps), _address(self.offsets), _address(rows), is_packed, *x_strides, *y_rows)
+        self.weights = [[_address(w) for w in direction] for direction in self.directions]
+
+    def _check(self, x, length, batch, is_packed):
+        """The kernels go where these say; a compiled graph comes here without the public function."""
+        steps, rows = self.steps, self.rows
+        fits = steps.shape == (length,) and steps.is_contiguous() and steps.dtype == torch.int64
+        fits = (
+            fits and length > 0 and 0 <= int(steps[-1]) and int(steps[0]) <= batch and bool((steps.diff() <= 0).all())
+        )
+        fits = fits and (not is_packed or (int(steps.sum()) == x.shape[0] and int(steps[-1]) > 0))
+        if rows is not None:
+            fits = fits and rows.shape == (batch,) and rows.is_contiguous() and rows.dtype == torch.int64
+            fits = fits and torch.equal(rows.sort()[0], torch.arange(batch, device="cpu"))
+        if not fits:
+            raise RuntimeError(
+                "pyflash::rnn: steps are not the descending numbers of sequences still running at each step,"
+                " or rows not an order of the batch"
+            )
+
+    def panels(self, backward: bool, threads: int, is_kept: bool = False) -> torch.Tensor:
+        size = _cpu.rnn_sizes(self.shape, 0, backward, threads)[0]
+        if is_kept:
+            panels = torch.empty(size, dtype=torch.uint8, device="cpu")
+        else:
+            panels = take_workspace(size, "rnn_bwd_panels" if backward else "rnn_panels")
+        _cpu.rnn_pack(self.shape, self.weights, panels.data_ptr(), backward, threads)
+        return panels
+
+    def workspace(self, backward: bool, threads: int) -> torch.Tensor:
+        rows = self.shape[0] * self.shape[1] if self.steps is None else int(self.steps.sum())
+        return take_workspace(_cpu.rnn_sizes(self.shape, rows, backward, threads)[1], "rnn")
+
+
+def _contiguous(tensor):
+    return None if tensor is None else tensor.contiguous()
+
+
+def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, c_n, cells, gates):
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    h_0, c_0 = h_0.contiguous(), _contiguous(c_0)
+    problem, threads = _Problem(x, h_0, weights, rows, steps, cell, batch_first), torch.get_num_threads()
+    kept = None
+    if is_kept:
+        kept = find_kept(problem.shape, weights, lambda: problem.panels(False, threads, True), threads)
+        if kept is not None and not kept.native.is_current(problem.shape[0] * problem.shape[1], threads):
+            kept = find_kept(problem.shape, weights, lambda: problem.panels(False, threads, True), threads, True)
+    panels = problem.panels(False, threads) if kept is None else kept.panels
+    workspace = problem.workspace(False, threads)
+    _cpu.rnn_fwd(
+        problem.shape, problem.layout, x.data_ptr(), panels.data_ptr(), h_0.data_ptr(), _address(c_0),
+        y.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), cells.data_ptr() if cells.numel() else 0,
+        gates.data_ptr() if gates.numel() else 0, workspace.data_ptr(), threads,
+    )  # fmt: skip
+
+
+class Kept:
+    """Packed weights, and the native object that knows whether they are still those of the weights.
+
+    Not is_kept: for one call, whose weights are packed now.
+    """
+
+    __slots__ = ("__weakref__", "native", "nbytes", "panels", "used")
+
+    def __init__(self, shape, weights, make, threads, is_kept=True):
+        places = [(w.data_ptr(), *(w.shape if w.dim() == 2 else (1, w.numel()))) for w in weights]
+        self.native = _cpu.RnnKept(shape, places if is_kept else [], WHOLE_ROWS, threads)
+        self.panels = make()
+        self.nbytes = self.panels.nbytes
+        self.native.set_panels(self.panels.data_ptr())
+
+
+def find_kept(shape, weights, make, threads, is_renewed=False):
+    """The `Kept` of these weights, or one of what `make` packs now; gradients are off. None: they are not kept.
+
+    shape is a `_Problem`'s. It is current once its native object says so: when it does not, the caller asks again with
+    `is_renewed`.
+    """
+    if any([w.is_inference() or not w.is_contiguous() for w in weights]):  # no version, and a change is not seen
+        return None
+    places = [(w.data_ptr(), w.shape) for w in weights]
+    place = (*shape[2:], *places, _cpu.isa())  # the same memory may serve layers of other shapes
+    if is_renewed:
+        packed_weights.drop(place)
+    return packed_weights.find(
+        place, tuple([w._version for w in weights]), weights, lambda: _cpu.rnn_sizes(shape, 0, False, threads)[0],
+        lambda: Kept(shape, weights, make, threads),
+    )  # fmt: skip
+
+
+def rnn_fwd(
+    x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, save_gates, y, h_n, c_n, cells, gates
+):  # fmt: skip
+    _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, False, y, h_n, c_n, cells, gates)
+
+
+def rnn_cached_fwd(
+    x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, y, h_n, c_n, cells, gates
+):  # fmt: skip
+    """For calls whose gradients are off: the packed weights are kept for the next one."""
+    _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, True, y, h_n, c_n, cells, gates)
+
+
+def rnn_bwd(
+    x, dy, dh_n, dc_n, dcells, h_0, c_0, weights, rows, steps, y, cells, gates, cell, batch_first, needs, *grads
+):  # fmt: skip
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    dy, dh_n, dc_n, dcells, h_0, c_0, y = map(_contiguous, (dy, dh_n, dc_n, dcells, h_0, c_0, y))
+    problem, threads = _Problem(x, h_0, weights, rows, steps, cell, batch_first), torch.get_num_threads()
+    has_gates = gates.numel() > 0
+    panels, workspace = problem.panels(True, threads), problem.workspace(True, threads)
+    fwd_panels = None if has_gates or not SAVED_GATES[cell] else problem.panels(False, threads)
+    wanted = [grad if need else None for grad, need in zip(grads, needs)]
+    _cpu.rnn_bwd(
+        problem.shape, problem.layout, problem.weights,
+        [[_address(w) for w in direction] for direction in split(wanted[3:], h_0.shape[0])],
+        [_address(t) for t in (
+            x, panels, fwd_panels, h_0, c_0, y, cells, gates if has_gates else None, dy, dh_n, dc_n, dcells,
+            *wanted[:3], workspace,
+        )], threads,
+    )  # fmt: skip

@@ -1,0 +1,158 @@
+"""Cells and layers in one direction on the CPU with gradients off, told by one look at each tensor.
+
+A step of a stream costs little more than these looks. Whatever is not as usual, errors too, is None here: the caller
+looks closer.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import _VF, Tensor
+from torch.autograd import forward_ad
+
+from pyflash.auto import recurrent as auto
+from pyflash.auto.processor import place
+from pyflash.ops.core import backends
+from pyflash.ops.core.dtypes import FLOATS
+from pyflash.ops.core.registry import Op, expect_guards, poisoned
+from pyflash.ops.recurrent.reference import GATES
+
+TORCH_CELLS = {
+    "lstm": _VF.lstm_cell, "gru": _VF.gru_cell, "rnn_tanh": _VF.rnn_tanh_cell, "rnn_relu": _VF.rnn_relu_cell,
+}  # fmt: skip
+TORCH_LAYERS = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}
+NO_MEMORY = "a tensor has no memory"
+NOT_KEPT = "its packed weights are not kept: no room under PYFLASH_CACHE_BYTES, or weights of inference mode"
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
+
+
+@lru_cache(maxsize=1024)
+def _reason_for_torch(cell, module, steps, batch, inputs, hidden, layers, dtype, where):
+    size = auto.Size(cell, module, steps, batch, inputs, hidden, layers, 1, False, False, False)
+    return auto.decide(where, size, dtype)
+
+
+@lru_cache(maxsize=1)
+def _kernel():
+    from pyflash.ops.recurrent._cpu_stream import rnn_infer
+
+    return rnn_infer
+
+
+def _are_usual(tensors):
+    """Plain values of one type on the CPU, and nothing of torch that wants to see more of the call than these."""
+    dtype, wish = getattr(tensors[0], "dtype", None), backends._state.wish
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or (wish != "auto" and wish != "cpu")
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd._profiler_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
+        or backends.MISSING["cpu"]
+        or dtype not in FLOATS
+    ):
+        return False
+    for t in tensors:
+        if type(t) not in _PLAIN_TYPES or t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
+            return False
+        if t.is_nested or t.is_neg() or not t.is_contiguous():
+            return False
+    return True
+
+
+def _hidden_of(cell, weights, each, inputs):
+    """H of layers in one direction without projection, where these are their weights, `each` a layer; else 0."""
+    if weights[1].dim() != 2 or len(weights) % each:
+        return 0
+    rows, hidden = weights[1].shape
+    if rows != GATES[cell] * hidden:
+        return 0
+    for i in range(0, len(weights), each):
+        if weights[i].shape != (rows, inputs) or weights[i + 1].shape != (rows, hidden):
+            return 0
+        if each == 4 and (weights[i + 2].shape != (rows,) or weights[i + 3].shape != (rows,)):
+            return 0
+        inputs = hidden
+    return hidden
+
+
+def _reason(*size):
+    """Why `auto` prefers torch."""
+    return _reason_for_torch(*size, place("cpu")) if backends._state.wish == "auto" else ""
+
+
+def _run(operation, cell, x, h, c, weights, layers, order, outputs, may_pack):
+    """outputs (y, h_n, c_n) filled, or None and why: NO_MEMORY, or NOT_KEPT unless `may_pack`."""
+    if Op.paranoid:
+        outputs = tuple([t if t is None else poisoned(t) for t in outputs])
+    why_not = _kernel()(cell, x, h, c, weights, layers, order, *outputs, may_pack=may_pack)
+    if why_not:
+        return None, why_not
+    if Op.paranoid:
+        expect_guards(operation, [t for t in outputs if t is not None])
+    backends.counts[operation, "cpu", ""] += 1
+    return outputs, ""
+
+
+def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
+    """(h, c) after a cell's step, c None unless lstm; or None."""
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    if b_ih is None or b_hh is None or not _are_usual((x, h, *weights) if c is None else (x, h, c, *weights)):
+        return None
+    shape = h.shape
+    if x.dim() != 2 or len(shape) != 2 or x.shape[0] != shape[0]:
+        return None
+    batch, inputs = x.shape
+    hidden = _hidden_of(cell, weights, 4, inputs)
+    if not (batch and hidden) or shape[1] != hidden or (c is not None and c.shape != shape):
+        return None
+    reason = _reason(cell, "cell", 1, batch, inputs, hidden, 1, x.dtype)
+    if not reason:
+        outputs = None, x.new_empty(*shape), None if c is None else x.new_empty(*shape)
+        found, reason = _run(operation, cell, x, h, c, weights, 1, False, outputs, backends._state.wish != "auto")
+        if reason is not NOT_KEPT:
+            return found and found[1:]
+    backends.counts[operation, "torch", reason] += 1
+    found = TORCH_CELLS[cell](x, h if c is None else (h, c), *weights)
+    return (found, None) if c is None else found
+
+
+def infer_layers(operation, cell, x, states, weights, batch_first):
+    """(y, h_n, c_n) of layers in one direction without dropout, c_n None unless lstm; or None.
+
+    Args as `recurrent.lstm`'s; states: [h_0], or [h_0, c_0] for lstm, all None for zeros.
+    """
+    if type(x) not in _PLAIN_TYPES or x.dim() != 3 or len(weights) < 2:
+        return None
+    is_zero = states[0] is None and states[-1] is None
+    if not _are_usual((x, *weights) if is_zero else (x, *states, *weights)):
+        return None
+    first, second, inputs = x.shape
+    steps, batch = (second, first) if batch_first else (first, second)
+    each = 4 if len(weights) > 2 and weights[2].dim() == 1 else 2
+    layers, hidden = len(weights) // each, _hidden_of(cell, weights, each, inputs)
+    state = (layers, batch, hidden)
+    if not (steps and batch and hidden) or not (is_zero or all([s.shape == state for s in states])):
+        return None
+    is_lstm = cell == "lstm"
+    reason = _reason(cell, "layers", steps, batch, inputs, hidden, layers, x.dtype)
+    if not reason:
+        y, h_n = x.new_empty(first, second, hidden), x.new_empty(layers, batch, hidden)
+        c_0, c_n = (states[1], x.new_empty(layers, batch, hidden)) if is_lstm else (None, None)
+        may_pack = steps > 1 or backends._state.wish != "auto"
+        outputs = y, h_n, c_n
+        found, reason = _run(operation, cell, x, states[0], c_0, weights, layers, batch_first, outputs, may_pack)
+        if reason is not NOT_KEPT:
+            return found
+    backends.counts[operation, "torch", reason] += 1
+    given = [x.new_zeros(state) for _ in states] if is_zero else states
+    found = TORCH_LAYERS[cell](
+        x, given if is_lstm else given[0], weights, each == 4, layers, 0.0, False, False, batch_first
+    )
+    return found if is_lstm else (*found, None)

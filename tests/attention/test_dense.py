@@ -1,0 +1,563 @@
+"""Fused attention against torch's own function in float64, on every backend."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_error_within, backend_params, run, use
+from property_tests import given, settings, st
+
+import pyflash
+import pyflash.functional as PF
+from pyflash.ops.attention import reference
+from pyflash.ops.core.philox import attention_keep
+
+HALVES = (torch.bfloat16, torch.float16)
+CPU = backend_params("cpu")
+
+CASES = [  # B, H, Hkv, L, S, E, Ev, layout, why it is here
+    (1, 1, 1, 1, 1, 1, 1, "bhld", "smallest"),
+    (2, 3, 3, 37, 53, 17, 17, "bhld", "odd everything"),
+    (1, 2, 2, 70, 150, 64, 64, "blhd", "two key blocks; heads inside rows, as nn.MultiheadAttention has them"),
+    (2, 4, 2, 33, 40, 32, 32, "bhld", "two query heads a key head"),
+    (1, 6, 1, 3, 130, 16, 16, "blhd", "one key head, few rows: heads share a block"),
+    (1, 2, 2, 130, 20, 65, 3, "bhld", "more queries than keys; E != Ev, neither a multiple of a vector"),
+    (1, 1, 1, 40, 300, 80, 96, "bhld", "three key blocks, one head"),
+    (1, 2, 2, 20, 30, 63, 200, "last_strided", "columns not adjacent"),
+    (2, 2, 2, 20, 30, 24, 40, "expanded", "K and V of stride 0 over the batch"),
+    (1, 1, 1, 9, 35, 128, 256, "bhld", "longest chains: 128 and 256"),
+    (1, 1, 1, 9, 35, 256, 128, "holes", "rows with holes between them"),
+    (0, 2, 2, 5, 6, 8, 8, "bhld", "no batch"),
+    (1, 2, 2, 0, 6, 8, 8, "bhld", "no queries"),
+    (1, 2, 2, 5, 0, 8, 8, "bhld", "no keys"),
+    (2, 0, 0, 5, 6, 8, 8, "bhld", "no heads"),
+    (2, 0, 0, 40, 6, 8, 8, "bhld", "no heads, more rows than a block"),
+    (2, 0, 2, 5, 6, 8, 8, "bhld", "no query heads a key head: key gradients are zero"),
+    (1, 4, 2, 3, 40, 16, 16, "bhld", "six rows a key head: more than a block of double in the smallest vectors"),
+]
+
+
+def make(batch, heads, rows, dim, layout, dtype=torch.float32):
+    if layout == "blhd":
+        return torch.randn(batch, rows, heads, dim, dtype=dtype).transpose(1, 2)
+    if layout == "last_strided":
+        return torch.randn(batch, heads, dim, rows, dtype=dtype).mT
+    if layout == "expanded":
+        return torch.randn(1, heads, rows, dim, dtype=dtype).expand(batch, -1, -1, -1)
+    if layout == "holes":
+        return torch.randn(batch, heads, rows, dim + 3, dtype=dtype)[..., :dim]
+    return torch.randn(batch, heads, rows, dim, dtype=dtype)
+
+
+def tensors(case, dtype=torch.float32):
+    batch, heads, kv_heads, rows, keys, dim, dim_v, layout, _ = case
+    q = make(batch, heads, rows, dim, layout if layout != "expanded" else "bhld", dtype)
+    k, v = make(batch, kv_heads, keys, dim, layout, dtype), make(batch, kv_heads, keys, dim_v, layout, dtype)
+    return (q, k, v), torch.randn(batch, heads, rows, dim_v, dtype=dtype)
+
+
+def make_mask(kind, batch, heads, rows, keys):
+    if kind == "none":
+        return None
+    shape = {"full": (batch, heads, rows, keys), "rows": (rows, keys), "padding": (batch, 1, 1, keys)}[
+        kind.split("_")[1]
+    ]
+    if kind.startswith("float"):
+        return torch.randn(shape)
+    mask = torch.rand(shape) > 0.4
+    return mask if kind.endswith("padding") else mask.mT.contiguous().mT  # columns not adjacent
+
+
+def plain(mask=None, **options):
+    """torch's and our function with these options, of q, k, v and, when it is floating, the mask."""
+
+    def make_call(function):
+        if mask is not None and mask.is_floating_point():
+            return lambda q, k, v, m: function(q, k, v, m, **options)
+        return lambda q, k, v: function(q, k, v, mask, **options)
+
+    inputs = [mask] if mask is not None and mask.is_floating_point() else []
+    return make_call(F.scaled_dot_product_attention), make_call(PF.scaled_dot_product_attention), inputs
+
+
+def compare(backend, qkv, dout, mask=None, dtype=torch.float32, scales=(), **options):
+    theirs, ours, extra = plain(mask, **options)
+    inputs = [*qkv, *extra]
+    truth = run(theirs, inputs, dout, torch.float64)
+    assert_error_within(
+        run(ours, inputs, dout, dtype, backend), run(theirs, inputs, dout, dtype), truth, dout, *scales, floor_ulp=8
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c[-1])
+@pytest.mark.parametrize("backend", CPU)
+def test_matches_float64(backend, case):
+    qkv, dout = tensors(case)
+    gqa = case[1] != case[2]
+    for is_causal in (False, True):
+        compare(backend, qkv, dout, is_causal=is_causal, enable_gqa=gqa)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bool_full", "bool_rows", "bool_padding", "float_full", "float_rows", "float_padding"]
+)
+@pytest.mark.parametrize("backend", CPU)
+def test_masks(backend, kind):
+    for case in (CASES[1], CASES[3], CASES[4], CASES[6]):
+        batch, heads, kv_heads, rows, keys = case[:5]
+        qkv, dout = tensors(case)
+        compare(backend, qkv, dout, make_mask(kind, batch, heads, rows, keys), enable_gqa=heads != kv_heads)
+
+
+@pytest.mark.parametrize("empty", ["L", "S", "E", "Ev", "heads", "batch"])
+def test_empty_dimensions_below_several_of_batch(empty):
+    sizes = {"batch": 3, "heads": 2, "L": 5, "S": 6, "E": 8, "Ev": 4, empty: 0}
+    batch, heads, rows, keys, dim, dim_v = sizes.values()
+    q, k, v = (torch.randn(2, batch, heads, *s) for s in ((rows, dim), (keys, dim), (keys, dim_v)))
+    for mask in (None, torch.rand(batch, 1, rows, keys) > 0.5):
+        compare("cpu", (q, k, v), torch.randn(2, batch, heads, rows, dim_v), mask)
+    slopes = torch.rand(2, batch, heads)
+    with use("cpu"):
+        assert PF.attention(q, k, v, alibi_slopes=slopes).shape == (2, batch, heads, rows, dim_v)
+        assert PF.attention_weights(q, k).shape == (2, batch, heads, rows, keys)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *HALVES], ids=str)
+@pytest.mark.parametrize("backend", CPU)
+def test_dtypes(backend, dtype):
+    # bfloat16 has products of its own: every shape and layout
+    for case in CASES if dtype == torch.bfloat16 else (CASES[1], CASES[3], CASES[-1], CASES[5], CASES[7]):
+        (q, k, v), dout = tensors(case, dtype)
+        for is_causal in (False, True):
+            compare(backend, (q, k, v), dout, dtype=dtype, is_causal=is_causal, enable_gqa=case[1] != case[2])
+    for case in (CASES[1], CASES[7]):
+        (q, k, v), dout = tensors(case, dtype)
+        compare(backend, (q, k, v), dout, torch.randn(case[3], case[4], dtype=dtype), dtype=dtype)
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_odd_bfloat16(backend):
+    """Pairs that do not come out even: columns, keys, rows an odd number of elements apart, windows from an odd key."""
+    for rows, keys, dim, dim_v in ((33, 65, 7, 5), (70, 129, 33, 31), (9, 1, 1, 1), (300, 511, 18, 40)):
+        (q, k, v), dout = tensors((1, 2, 2, rows, keys, dim, dim_v, "holes", ""), torch.bfloat16)
+        mask = torch.rand(rows, keys) > 0.3
+        mask[:, 0] = True
+        for m in (None, mask, torch.randn(rows, keys, dtype=torch.bfloat16)):
+            compare(backend, (q, k, v), dout, m, dtype=torch.bfloat16)
+        for options in ({"window_size": (5, 3)}, {"dropout_p": 0.3}, {"softcap": 2.0}):
+            options = {"seed": torch.tensor([5]), "return_lse": True, **options}
+
+            def call(q, k, v, options=options):
+                return PF.attention(q, k, v, **options)
+
+            lse = run(call, (q, k, v), backend="torch")[1]
+            douts = (dout, torch.where(lse == -torch.inf, 0.0, torch.randn(lse.shape)))
+            truth = run(call, (q, k, v), douts, torch.float64, "torch")
+            assert_error_within(
+                run(call, (q, k, v), douts, None, backend), run(call, (q, k, v), douts, None, "torch"), truth, dout,
+                floor_ulp=8,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("backend", CPU)
+def test_half_nan_and_infinity(backend, dtype):
+    q, k, v = (torch.randn(1, 1, 40, 8, dtype=dtype) for _ in range(3))
+    for place, value in (("q", math.nan), ("k", -math.nan), ("v", math.nan), ("v", math.inf)):
+        changed = {"q": q.clone(), "k": k.clone(), "v": v.clone()}
+        changed[place][0, 0, 5, 2] = value
+        with use(backend):
+            out = PF.scaled_dot_product_attention(changed["q"], changed["k"], changed["v"])
+        expected = F.scaled_dot_product_attention(
+            changed["q"], changed["k"], changed["v"], torch.zeros(40, 40, dtype=dtype)
+        )
+        assert torch.equal(out.isnan(), expected.isnan()) and torch.equal(out.isinf(), expected.isinf())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 20, 35), (1, 3, 20, 35), (2, 1, 20, 35), (20, 35), (2, 1, 1, 35), (2, 3, 20, 1),
+                                   (1, 1, 1, 1), (35,), (20, 1), (3, 1, 35)])  # fmt: skip
+def test_bias_gradient_of_every_broadcast(shape):
+    qkv, dout = tensors((2, 3, 3, 20, 35, 8, 8, "bhld", ""))
+    compare("cpu", qkv, dout, torch.randn(shape))
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_masked_rows_are_zero(backend):
+    (q, k, v), dout = tensors((1, 2, 2, 20, 30, 16, 16, "bhld", ""))
+    mask = torch.rand(20, 30) > 0.5
+    mask[3] = False
+    for m in (mask, torch.where(mask, 0.0, -torch.inf)):
+        with use(backend):
+            inputs = [t.clone().requires_grad_() for t in (q, k, v)]
+            out, lse = PF.attention(*inputs, m, return_lse=True)
+            dq, dk, dv = torch.autograd.grad((out, lse), inputs, (dout, torch.ones_like(lse)))
+        assert (out[:, :, 3] == 0).all() and (lse[:, :, 3] == -torch.inf).all() and (dq[:, :, 3] == 0).all()
+        assert all(t.isfinite().all() for t in (out, dq, dk, dv)) and lse[:, :, 4].isfinite().all()
+
+
+EXTENDED = {
+    "lse": {},
+    "window": {"window_size": (5, 3)},
+    "left window, causal": {"window_size": (20, -1), "is_causal": True},
+    "causal from the end": {"is_causal": True, "causal_align": "bottom_right"},
+    "window from the end": {"window_size": (0, 0), "causal_align": "bottom_right"},
+    "alibi": {"alibi_slopes": torch.tensor([0.5, 0.1, 0.02])},
+    "softcap": {"softcap": 2.0},
+    "dropout": {"dropout_p": 0.3},
+    "everything": {"dropout_p": 0.2, "softcap": 5.0, "alibi_slopes": torch.tensor([[0.5, 0.1, 0.02]]),
+                   "window_size": (9, 40), "scale": -0.3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXTENDED)
+@pytest.mark.parametrize("backend", CPU)
+def test_extended(backend, name):
+    """Against the reference in torch operations, with gradients through out and lse."""
+    options = {"seed": torch.tensor([-(2**62) + 12345]), "return_lse": True, **EXTENDED[name]}
+    for rows, keys, heads, kv_heads in ((40, 70, 3, 3), (150, 140, 3, 1), (7, 200, 3, 1)):
+        (q, k, v), dout = tensors((1, heads, kv_heads, rows, keys, 20, 24, "bhld", ""))
+
+        def call(q, k, v, options=options):
+            return PF.attention(q, k, v, enable_gqa=True, **options)
+
+        lse = run(call, (q, k, v), backend="torch")[1]
+        # a row without a key has lse -inf: its gradient is nobody's
+        douts = (dout, torch.where(lse == -torch.inf, 0.0, torch.randn(lse.shape)))
+        truth = run(call, (q, k, v), douts, torch.float64, "torch")
+        assert_error_within(
+            run(call, (q, k, v), douts, None, backend), run(call, (q, k, v), douts, None, "torch"), truth, dout, floor_ulp=8
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", backend_params("triton"))
+def test_triton_serves_the_same_operator(backend):
+    """The kernels have tests of their own; this is the seam."""
+    for case in (CASES[1], CASES[3]):
+        qkv, dout = tensors(case)
+        compare(backend, qkv, dout, torch.randn(case[3], case[4]), enable_gqa=case[1] != case[2])
+
+
+def test_mask_together_with_causal_means_both():
+    (q, k, v), _ = tensors((1, 2, 2, 20, 20, 8, 8, "bhld", ""))
+    mask = torch.rand(20, 20) > 0.3
+    expected = F.scaled_dot_product_attention(q, k, v, mask & torch.ones(20, 20, dtype=torch.bool).tril())
+    for backend in ("cpu", "torch"):
+        with use(backend):
+            torch.testing.assert_close(PF.scaled_dot_product_attention(q, k, v, mask, is_causal=True), expected)
+
+
+SHAPES = [  # q, k, v, enable_gqa
+    ((4, 8), (5, 8), (5, 3), False),
+    ((3, 4, 8), (3, 5, 8), (3, 5, 8), False),
+    ((3, 4, 8), (5, 8), (5, 8), False),
+    ((2, 3, 4, 8), (1, 3, 5, 8), (2, 1, 5, 8), False),
+    ((1, 4, 4, 8), (1, 1, 5, 8), (2, 1, 5, 8), False),
+    ((2, 2, 3, 4, 8), (2, 1, 3, 5, 8), (5, 8), False),
+    ((4, 4, 8), (2, 5, 8), (2, 5, 8), True),
+    ((2, 2, 4, 4, 8), (2, 2, 2, 5, 8), (2, 2, 2, 5, 8), True),
+]
+
+
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+def test_leading_dimensions(shapes):
+    *shapes, gqa = shapes
+    inputs = [torch.randn(shape) for shape in shapes]
+    theirs, ours, _ = plain(enable_gqa=gqa)
+    dout = torch.randn(theirs(*inputs).shape)
+    truth = run(theirs, inputs, dout, torch.float64)
+    assert_error_within(run(ours, inputs, dout, backend="cpu"), run(theirs, inputs, dout), truth, dout)
+
+
+def test_masks_of_five_dimensions():
+    inputs = [torch.randn(2, 3, 2, 4, 8) for _ in range(3)]
+    for shape in ((2, 1, 1, 4, 4), (3, 1, 4, 4), (4, 4), (1, 1, 2, 1, 4)):
+        theirs, ours, extra = plain(torch.randn(shape))
+        dout = torch.randn(2, 3, 2, 4, 8)
+        truth = run(theirs, [*inputs, *extra], dout, torch.float64)
+        assert_error_within(
+            run(ours, [*inputs, *extra], dout, backend="cpu"), run(theirs, [*inputs, *extra], dout), truth, dout
+        )
+
+
+# ---- dropout --------------------------------------------------------------------------------------------------------
+def test_philox_known_answers():
+    """From the authors' Random123 distribution, kat_vectors."""
+    from pyflash.ops.core.philox import philox_words
+
+    def words(seed, *counter):
+        return [hex(int(w)) for w in philox_words(torch.tensor([seed]), [torch.tensor([c]) for c in counter])]
+
+    assert words(0, 0, 0, 0, 0) == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
+    ones = 0xFFFFFFFF
+    assert words(-1, ones, ones, ones, ones) == ["0x408f276d", "0x41c83b0e", "0xa20bc7c6", "0x6d5451fd"]
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_dropout_keeps_the_same_weights_everywhere(backend):
+    """v is the identity: out is the matrix of weights."""
+    seed = torch.tensor([987654321987654321])
+    q, k, v = torch.randn(2, 3, 50, 8), torch.randn(2, 3, 150, 8), torch.eye(150).expand(2, 3, 150, 150)
+    with use(backend):
+        w = PF.attention(q, k, v, dropout_p=0.4, seed=seed)
+    assert torch.equal(w != 0, attention_keep(seed, 2, 3, 50, 150, 0.4))
+
+
+def test_dropout_statistics():
+    keep = attention_keep(torch.tensor([3]), 4, 4, 64, 256, 0.1)
+    n = keep.numel()
+    assert abs(keep.float().mean().item() - 0.9) < 4 * math.sqrt(0.09 / n)
+    assert torch.unique(keep.flatten(2).float().mean(-1)).numel() > 8  # heads differ
+    with use("cpu"):
+        q = torch.randn(1, 1, 9, 8)
+        torch.manual_seed(1)
+        a, b = (PF.scaled_dot_product_attention(q, q, q, dropout_p=0.5) for _ in range(2))
+        torch.manual_seed(1)
+        c = PF.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
+        assert torch.equal(a, c) and not torch.equal(a, b)
+        assert (PF.scaled_dot_product_attention(q, q, q, dropout_p=1.0) == 0).all()
+
+
+# ---- behaviour ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("heads, rows, keys", [(1, 200, 700), (3, 70, 300)])
+def test_the_same_bits_whatever_the_threads(heads, rows, keys):
+    qkv, dout = tensors((1, heads, heads, rows, keys, 16, 16, "bhld", ""))
+    mask = torch.randn(rows, keys)
+    before = torch.get_num_threads()
+    _, ours, _ = plain(mask, dropout_p=0.1)
+    results = []
+    try:
+        for threads in (1, 2, 3, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            results.append(run(ours, [*qkv, mask], dout, backend="cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result))
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_nan_and_infinity_propagate_as_in_torch(backend):
+    q, k, v = (torch.randn(1, 1, 12, 8) for _ in range(3))
+    for place, value in (("q", math.nan), ("k", math.nan), ("v", math.nan), ("v", math.inf), ("q", math.inf)):
+        changed = {"q": q.clone(), "k": k.clone(), "v": v.clone()}
+        changed[place][0, 0, 5, 2] = value
+        with use(backend):
+            out = PF.scaled_dot_product_attention(changed["q"], changed["k"], changed["v"])
+        expected = F.scaled_dot_product_attention(changed["q"], changed["k"], changed["v"], torch.zeros(12, 12))
+        torch.testing.assert_close(out, expected, equal_nan=True)
+
+
+def test_second_derivatives():
+    q, k, v = (torch.randn(1, 2, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    k, v = (t[:, :1].detach().requires_grad_() for t in (k, v))
+    mask = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    seed = torch.tensor([7])
+
+    def call(q, k, v, mask):
+        return PF.attention(
+            q, k, v, mask, is_causal=True, enable_gqa=True, return_lse=True, dropout_p=0.2, seed=seed, softcap=3.0
+        )
+
+    with use("cpu"):
+        assert torch.autograd.gradcheck(call, (q, k, v, mask))
+        assert torch.autograd.gradgradcheck(call, (q, k, v, mask))
+        plain_call = PF.scaled_dot_product_attention
+        assert torch.autograd.gradgradcheck(lambda k, v: plain_call(q.detach(), k, v, enable_gqa=True), (k, v))
+
+
+def test_compile_and_export():
+    (q, k, v), _ = tensors((1, 2, 2, 9, 9, 8, 8, "blhd", ""))
+    mask = torch.randn(1, 1, 9, 9, requires_grad=True)
+
+    def call(q, k, v, mask):
+        with use("cpu"):
+            return PF.scaled_dot_product_attention(q, k, v, mask, is_causal=True).sin().sum()
+
+    eager = torch.autograd.grad(call(q, k, v, mask), mask)[0]
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(q, k, v, mask), mask)[0], eager)
+
+    class Module(torch.nn.Module):
+        def forward(self, q, k, v):
+            return PF.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    with use("cpu"):
+        program = torch.export.export(Module(), (q, k, v))
+        assert any("pyflash.attention_fwd" in str(node.target) for node in program.graph.nodes)
+        torch.testing.assert_close(program.module()(q, k, v), Module()(q, k, v))
+
+
+def test_functorch_takes_torch():
+    q, k, v = (torch.randn(3, 2, 4, 8) for _ in range(3))
+    with use("cpu"):
+        out = torch.func.vmap(lambda q, k, v: PF.scaled_dot_product_attention(q, k, v))(q, k, v)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v))
+
+
+def test_autocast_follows_torch():
+    q = torch.randn(1, 2, 5, 8)
+    for dtype in HALVES:
+        with torch.autocast("cpu", dtype), use("cpu"):
+            assert PF.scaled_dot_product_attention(q, q, q, torch.randn(5, 5)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (((4, 8), (5, 7), (5, 8), {}), "key has head_dim 7"),
+        (((4, 8), (5, 8), (6, 8), {}), "value has 6 keys"),
+        (((8,), (5, 8), (5, 8), {}), "at least 2"),
+        (((2, 4, 8), (3, 4, 8), (3, 4, 8), {}), "do not broadcast"),
+        (
+            ((4, 4, 8), (3, 4, 8), (3, 4, 8), {"enable_gqa": True}),
+            "must divide the number of heads in query: key has 3 and value 3 heads",
+        ),
+        (((4, 8), (5, 8), (5, 8), {"dropout_p": 1.5}), "got 1.5 as dropout_p"),
+        (((4, 8), (5, 8), (5, 8), {"attn_mask": torch.zeros(4, 4)}), "attn_mask has shape"),
+        (
+            ((4, 8), (5, 8), (5, 8), {"attn_mask": torch.zeros(4, 5, dtype=torch.int32)}),
+            "attn_mask.dtype: int and  query.dtype: float",
+        ),
+        (((4, 8), (5, 8), (5, 8), {"attn_mask": torch.zeros(4, 5, dtype=torch.float64)}), "attn_mask.dtype: double"),
+    ],
+    ids=lambda a: a if isinstance(a, str) else "",
+)
+def test_bad_input(arguments, message):
+    *shapes, options = arguments
+    inputs = [torch.randn(shape) for shape in shapes]
+    with pytest.raises((RuntimeError, IndexError)):
+        F.scaled_dot_product_attention(*inputs, **options)
+    for backend in ("cpu", "torch", "auto"):
+        with use(backend), pytest.raises(RuntimeError, match=message):
+            PF.scaled_dot_product_attention(*inputs, **options)
+
+
+def test_bad_types():
+    q = torch.randn(4, 8)
+    for other in (q.double(), q.bfloat16()):
+        with use("cpu"), pytest.raises(RuntimeError, match=r"query.dtype: float key.dtype: .*convert key"):
+            PF.scaled_dot_product_attention(q, other, q)
+    four = q[None, None]
+    for backend in ("auto", "cpu"):  # torch's fused kernel on a CPU believes both
+        with use(backend), pytest.raises(RuntimeError, match="value has 3 keys, expected 4"):
+            PF.scaled_dot_product_attention(four, four, four[:, :, :3])
+        with use(backend), pytest.raises(RuntimeError, match="attn_mask is on meta, query on cpu"):
+            PF.scaled_dot_product_attention(four, four, four, torch.zeros(4, 4, device="meta"))
+    with use("cpu"), pytest.raises(ValueError, match="causal_align is 'middle'"):
+        PF.attention(q, q, q, causal_align="middle")
+    with use("cpu"), pytest.raises(ValueError, match="alibi_slopes has shape"):
+        PF.attention(q, q, q, alibi_slopes=torch.zeros(3))
+    with use("cpu"), pytest.raises(RuntimeError, match="alibi_slopes is on meta"):
+        PF.attention(q, q, q, alibi_slopes=torch.zeros(1, device="meta"))
+    with use("cpu"), pytest.raises(ValueError, match="softcap is inf"):
+        PF.attention(q, q, q, softcap=float("inf"))
+
+
+def test_memory_is_linear():
+    """At N = 16384, D = 64 forward and backward add less than three times the inputs to the peak."""
+    code = """
+import resource, torch, pyflash, pyflash.functional as PF
+q, k, v = (torch.randn(1, 1, 16384, 64, requires_grad=True) for _ in range(3))
+def step(n):
+    with pyflash.use_backend("cpu"):
+        a, b, c = (t[:, :, :n] for t in (q, k, v))
+        out = PF.attention(a, b, c, window_size=(64, 0))  # the memory of all keys, in less time
+        torch.autograd.grad(out.sum(), (a, b, c))
+step(64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(16384)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) * 1024
+    assert grown < 3 * (3 * 16384 * 64 * 4), f"{grown / 2**20:.1f} MiB"
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_shape_stride_and_mask(data):
+    batch, kv_heads, group = (data.draw(st.integers(1, 2)) for _ in range(3))
+    rows, keys = data.draw(st.integers(0, 70)), data.draw(st.integers(0, 140))
+    dim, dim_v = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    layout = data.draw(st.sampled_from(["bhld", "blhd", "last_strided", "holes"]))
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    qkv, dout = tensors((batch, kv_heads * group, kv_heads, rows, keys, dim, dim_v, layout, ""))
+    mask = None
+    if rows * keys and data.draw(st.booleans()):  # torch has no gradient of the mask for an empty result
+        full = (batch, kv_heads * group, rows, keys)
+        mask = torch.randn([size if data.draw(st.booleans()) else 1 for size in full])
+        mask = mask if data.draw(st.booleans()) else mask > -0.5
+    is_causal = mask is None and data.draw(st.booleans())
+    # with few keys dq is a difference of terms as large as dout v^T times k
+    q, k, v = qkv
+    terms = [t.abs().max() for t in (dout, v, torch.cat([q.flatten(), k.flatten()])) if t.numel()]
+    scales = [math.prod(terms) * math.sqrt(dim_v / dim)]
+    compare("cpu", qkv, dout, mask, scales=scales, is_causal=is_causal, enable_gqa=group > 1)
+
+
+def test_reference_is_torch():
+    q, k, v = (torch.randn(2, 4, 9, 8, dtype=torch.float64) for _ in range(3))
+    out, _ = reference.attention_fwd(q, k, v, None, None, None, 0.0, 0.3, 0.0, -1, 0, 0)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3))
+
+
+def small_functions():
+    """Calls that `auto` would leave to torch for their size, but for their derivatives."""
+    torch.manual_seed(2)
+    attend = pyflash.nn.MultiheadAttention(4, 2, batch_first=True).double()
+    layer = pyflash.nn.TransformerEncoderLayer(4, 2, 8, 0.0, torch.tanh, batch_first=True).double()
+    return {
+        "scaled_dot_product_attention": lambda x: PF.scaled_dot_product_attention(x, x.sin(), x.cos()),
+        "causal": lambda x: PF.scaled_dot_product_attention(x, x.sin(), x.cos(), is_causal=True),
+        "MultiheadAttention": lambda x: attend(x, x, x, need_weights=False)[0],
+        "MultiheadAttention with weights": lambda x: attend(x, x, x)[1],
+        "TransformerEncoderLayer": layer,
+    }
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+@pytest.mark.parametrize("name", small_functions())
+def test_small_calls_have_every_derivative(name, backend):
+    """torch's fused kernel on a CPU has no second derivative and no forward mode."""
+    function, x = small_functions()[name], torch.randn(2, 3, 4, dtype=torch.float64)
+    with use(backend):
+        assert torch.autograd.gradcheck(function, [x.clone().requires_grad_()])
+        assert torch.autograd.gradgradcheck(function, [x.clone().requires_grad_()])
+        jacobian = torch.autograd.functional.jacobian(lambda x: function(x)[0], x)
+        torch.testing.assert_close(torch.func.jacfwd(lambda x: function(x)[0])(x), jacobian)
+        torch.testing.assert_close(torch.func.jacrev(lambda x: function(x)[0])(x), jacobian)
+        hessian = torch.autograd.functional.hessian(lambda x: function(x).square().sum(), x)
+        torch.testing.assert_close(torch.func.hessian(lambda x: function(x).square().sum())(x), hessian)
+        batch = torch.stack([x, x + 1])
+        torch.testing.assert_close(torch.func.vmap(function)(batch), torch.stack([function(b) for b in batch]))
+
+
+def test_integers_and_complex_numbers_are_refused_as_in_torch():
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        q = torch.ones(2, 4, 8).to(dtype)
+        with pytest.raises(RuntimeError) as theirs:
+            F.scaled_dot_product_attention(q, q, q)
+        for backend in ("auto", "cpu", "torch"):
+            with use(backend), pytest.raises(RuntimeError) as ours:
+                PF.scaled_dot_product_attention(q, q, q)
+            assert ours.type is theirs.type
+
+
+@pytest.mark.parametrize("window_size", [4, (4,), (1, 2, 3), None])
+def test_a_window_is_a_pair(window_size):
+    q = torch.randn(1, 2, 4, 8)
+    packed, offsets = torch.randn(4, 2, 8), torch.tensor([0, 4], dtype=torch.int32)
+    lengths = torch.tensor([4], dtype=torch.int32)
+    calls = {
+        "attention": lambda: PF.attention(q, q, q, window_size=window_size),
+        "attention_varlen": lambda: PF.attention_varlen(
+            packed, packed, packed, offsets, offsets, 4, 4, window_size=window_size
+        ),
+        "attention_decode": lambda: PF.attention_decode(q, q, q, lengths, window_size=window_size),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=rf"pyflash\.{name}: window_size is .*expected a pair \(left, right\)"):
+            call()

@@ -1,0 +1,166 @@
+"""overrides: calls of torch.nn.functional, and checkpoints inside."""
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import use
+from torch.utils.checkpoint import checkpoint
+
+import pyflash
+from pyflash.ops.core import backends
+from tests.frame.test_replace import transformer
+
+CALLS = {
+    "linear": lambda f: f.linear(torch.ones(64, 64), torch.ones(8, 64), torch.ones(8)),
+    "layer_norm": lambda f: f.layer_norm(torch.eye(8), (8,), torch.ones(8), bias=torch.ones(8), eps=1e-3),
+    "dropout": lambda f: f.dropout(torch.ones(8, 8), p=1.0),
+    "scaled_dot_product_attention": lambda f: f.scaled_dot_product_attention(*[torch.eye(8)[None, None]] * 3),
+    "relu": lambda f: f.relu(torch.eye(4) - 0.5, inplace=True),
+    "gelu": lambda f: f.gelu(torch.eye(4), approximate="tanh"),
+    "silu": lambda f: f.silu(torch.eye(4)),
+    "tanh": lambda f: f.tanh(torch.eye(4)),
+    "sigmoid": lambda f: f.sigmoid(torch.eye(4)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_overrides(name):
+    call, recorded = CALLS[name], {"gelu": "gelu_tanh", "scaled_dot_product_attention": "attention"}.get(name, name)
+
+    def ours():
+        return sum(n for (op, backend, _), n in backends.counts.items() if op == recorded and backend == "cpu")
+
+    expected, before = call(F), ours()
+    with use("cpu"):
+        call(F)
+        assert ours() == before
+        with pyflash.overrides():
+            torch.testing.assert_close(call(F), expected)
+            assert ours() == before + 1
+            with pyflash.overrides():
+                torch.testing.assert_close(call(F), expected)
+            assert ours() == before + 2
+            call(F)
+        assert ours() == before + 3
+        call(F)
+    assert ours() == before + 3
+
+
+def test_overrides_reach_into_torchs_modules():
+    model = transformer()
+    src, tgt = torch.randn(2, 5, 16), torch.randn(2, 4, 16)
+    expected = model(src, tgt)
+    before = backends.counts.copy()
+    with pyflash.overrides(), use("cpu"):
+        found = model(src, tgt)
+    torch.testing.assert_close(found, expected)
+    new = backends.counts - before
+    assert {op for op, backend, _ in new if backend == "cpu"} >= {"linear", "layer_norm", "attention", "relu"}
+    assert not any(backend == "torch" for _, backend, _ in new)
+
+
+def test_overrides_leave_other_functions_alone():
+    with pyflash.overrides():
+        assert torch.equal(torch.ones(2) + 1, torch.full((2,), 2.0))
+        assert F.softmax(torch.zeros(2), 0).tolist() == [0.5, 0.5]
+    with pytest.raises(RuntimeError, match="boom"), pyflash.overrides():
+        raise RuntimeError("boom")
+    assert not torch._C._len_torch_function_stack()
+
+
+def test_overrides_write_where_they_are_told():
+    """`out=` is torch's: our functions allocate their results."""
+    x, y = torch.randn(5, 5), torch.empty(5, 5)
+    calls = {
+        torch.tanh: torch.tanh(x), torch.sigmoid: torch.sigmoid(x),
+        torch.nn.functional.gelu: torch.nn.functional.gelu(x),
+    }  # fmt: skip
+    with use("cpu"), pyflash.overrides():
+        for function, expected in calls.items():
+            assert function(x, out=y) is y and torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("backward", ["inside", "outside", "in another thread"])
+@pytest.mark.parametrize("wish", ["auto", "cpu"])
+def test_a_checkpoint_inside_overrides_drops_what_its_forward_dropped(wish, backward, use_reentrant):
+    """Zeros of the gradient are those of the output: where the backend is asked for, small inputs are ours, too."""
+
+    def block(x):
+        inner = checkpoint(lambda x: F.dropout(x, 0.5, True) + 0 * x.tanh(), x, use_reentrant=use_reentrant)
+        return F.dropout(inner, 0.1, True)
+
+    def run_backward():
+        y.backward(torch.ones_like(y))
+
+    for shape in ((7, 11), (300, 200)):
+        x = torch.ones(shape, requires_grad=True)
+        torch.manual_seed(0)
+        with use(wish), pyflash.overrides(), pyflash.overrides():
+            y = checkpoint(block, x, use_reentrant=use_reentrant)
+            if backward == "inside":
+                run_backward()
+        if backward == "outside":
+            run_backward()
+        elif backward != "inside":
+            thread = threading.Thread(target=run_backward)
+            thread.start()
+            thread.join()
+        assert 0 < (y == 0).sum() < y.numel()
+        assert torch.equal(x.grad, y.detach())
+
+
+def test_checkpoints_are_torchs_again_after_overrides():
+    module = torch.utils.checkpoint
+    before = module.CheckpointFunction.apply, module._CheckpointFrame.__init__
+    entered, leave = threading.Event(), threading.Event()
+
+    def other_thread():
+        with pyflash.overrides():
+            entered.set()
+            leave.wait(20)
+
+    thread = threading.Thread(target=other_thread)
+    with pytest.raises(RuntimeError, match="boom"), pyflash.overrides(), pyflash.overrides():
+        thread.start()
+        assert entered.wait(20)
+        raise RuntimeError("boom")
+    kept = []
+    x = torch.ones(3, requires_grad=True)
+
+    def function(x):
+        kept.append(torch._C._len_torch_function_stack())
+        return x.sin()
+
+    for use_reentrant in (True, False):  # without the mode in this thread: torch's own, though another thread has it
+        checkpoint(function, x, use_reentrant=use_reentrant).sum().backward()
+    leave.set()
+    thread.join()
+    assert kept == [0] * 4
+    assert module._CheckpointFrame.__init__ is before[1] and module.CheckpointFunction.apply == before[0]
+    assert "apply" not in vars(module.CheckpointFunction)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_of_transformers_inside_overrides(use_reentrant):
+    """GPT-2 with dropout: the gradients are those without checkpointing, from the same seed."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_layer=2, n_head=2, n_embd=64, vocab_size=50, resid_pdrop=0.3, embd_pdrop=0.0, attn_pdrop=0.3
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).train()
+    tokens = torch.randint(50, (2, 96))
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.zero_grad()
+        torch.manual_seed(1)
+        with use("cpu" if not backends.MISSING["cpu"] else "auto"), pyflash.overrides():
+            loss = model(tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(found[1], found[0])

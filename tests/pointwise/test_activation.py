@@ -1,0 +1,228 @@
+"""Every row of the activation table on every backend, against torch's own function."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, on_its_device, run, use
+
+import pyflash.functional as PF
+from pyflash.activations import ACTIVATIONS
+from pyflash.auto import pointwise as auto
+from pyflash.auto.processor import Place
+from pyflash.ops.core import backends
+from pyflash.ops.pointwise.activation import activation_fwd
+
+CASES = [  # shape, layout, why it is here
+    ((1,), "contiguous", "smallest"),
+    ((3, 37), "contiguous", "odd width: tail of a vector"),
+    ((2, 3, 4, 5), "channels_last", "dense, not contiguous"),
+    ((40, 48), "transposed", "dense, transposed"),
+    ((40, 48), "strided", "holes between rows"),
+    ((0, 64), "contiguous", "empty"),
+    ((), "contiguous", "no dimensions"),
+]
+
+PUBLIC = {
+    "relu": PF.relu,
+    "gelu": PF.gelu,
+    "gelu_tanh": lambda x: PF.gelu(x, approximate="tanh"),
+    "silu": PF.silu,
+    "tanh": PF.tanh,
+    "sigmoid": PF.sigmoid,
+}
+
+
+def make(shape, layout):
+    x = torch.randn(shape) * 3
+    if layout == "channels_last":
+        return x.to(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.t().contiguous().t()
+    if layout == "strided":
+        return torch.randn(shape[0], 2 * shape[1])[:, : shape[1]]
+    return x
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_matches_float64(name, backend, dtype):
+    for shape, layout, _why in CASES:
+        x = make(shape, layout).to(dtype)
+        dy = torch.randn(shape, dtype=dtype)
+        reference = ACTIVATIONS[name].reference
+        truth = run(reference, [x], dy, torch.float64)
+        assert_error_within(run(PUBLIC[name], [x], dy, backend=backend), run(reference, [x], dy), truth, dy)
+
+
+def test_every_row_is_public():
+    assert set(PUBLIC) == set(ACTIVATIONS)
+
+
+# torch's own GELU cancels in the left tail even in float64.
+WITHOUT_CANCELLATION = {
+    "gelu": lambda x: 0.5 * x * torch.special.erfc(-x / 2**0.5),
+    "gelu_tanh": lambda x: x * torch.sigmoid(1.5957691216057308 * (x + 0.044715 * x**3)),
+}
+
+
+def ulp_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
+    """Largest error of float32 values, in units of the last place of the float64 truth."""
+    exponent = torch.frexp(truth)[1].clamp(min=-125)
+    return ((ours.double() - truth).abs() / torch.exp2(exponent.double() - 24)).max().item()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+def test_max_ulp_over_the_whole_range(name, backend):
+    """Every 4001st float: all exponents, both signs."""
+    bits = np.arange(0, 2**32, 4001, dtype=np.uint32)
+    x = on_its_device(torch.from_numpy(bits.view(np.float32)))
+    x = x[x.isfinite()]
+    with use(backend):
+        y = PUBLIC[name](x)
+    truth = WITHOUT_CANCELLATION.get(name, ACTIVATIONS[name].reference)(x.double())
+    # near the subnormals a factor is one already, and a product has no more digits than it
+    normal = truth.abs().to(torch.float32).isfinite() & ((truth.abs() >= 2.0**-118) | (truth == 0))
+    on_a_gpu = backend == "triton" and not backends.INTERPRETING
+    limit = ACTIVATIONS[name].max_ulp + (ACTIVATIONS[name].gpu_ulp if on_a_gpu else 0)
+    assert ulp_error(y[normal], truth[normal]) <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("backend", backend_params("triton"))
+def test_every_half_value_is_rounded_once(name, backend, dtype):
+    """The coarse forms of kernels/primitives.py are within 2^-15, which a half type's rounding hides but for that much."""
+    digits = 8 if dtype == torch.bfloat16 else 11
+    x = on_its_device(torch.arange(-(2**15), 2**15, device="cpu").to(torch.int16).view(dtype))
+    x = x[x.isfinite()]
+    with use(backend):
+        y = PUBLIC[name](x)
+    truth = WITHOUT_CANCELLATION.get(name, ACTIVATIONS[name].reference)(x.double())
+    # float32's own subnormals, which bfloat16 shares, are another matter, and 2^-118 as in the test above
+    least = 2.0**-118 if dtype == torch.bfloat16 else 0.0
+    kept = (truth.abs() <= torch.finfo(dtype).max) & (truth.abs() >= least) & (x.double().abs() >= least)
+    exponent = torch.frexp(truth)[1].double().clamp(min=-125 if dtype == torch.bfloat16 else -13)
+    error = ((y.double() - truth).abs() / torch.exp2(exponent - digits))[kept]
+    assert error.max() <= 0.5 + 2.0 ** (digits - 15)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+def test_special_values(name, backend):
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40, 3e38, -3e38])
+    with use(backend):
+        y = PUBLIC[name](x)
+    # in float64: torch's float32 GELU of infinity is NaN where its float64 one is infinite
+    torch.testing.assert_close(y, ACTIVATIONS[name].reference(x.double()).float(), equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gradients_of_gradients(name):
+    x = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    with use("cpu"):
+        assert torch.autograd.gradcheck(PUBLIC[name], (x,))
+        assert torch.autograd.gradgradcheck(PUBLIC[name], (x,))
+
+
+def test_backward_after_the_context_has_ended():
+    x = torch.randn(100, requires_grad=True)
+    with use("cpu"):
+        y = PF.gelu(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert_error_within(
+        (dx,), *(run(torch.nn.functional.gelu, [x], torch.ones(100), d)[1:] for d in (torch.float32, torch.float64))
+    )
+
+
+def test_inplace_relu_writes_the_input():
+    x = torch.randn(50)
+    expected = x.relu()
+    with use("cpu"):
+        y = PF.relu(x, inplace=True)
+    assert y is x and torch.equal(x, expected)
+
+
+def test_integers_follow_torch():
+    x = torch.arange(-3, 3)
+    assert torch.equal(PF.relu(x), x.relu())
+    with pytest.raises(RuntimeError):
+        PF.gelu(x)
+
+
+def test_an_unknown_approximation_is_refused():
+    with pytest.raises(RuntimeError, match="either none or tanh, got 'fast'"):
+        PF.gelu(torch.randn(3), approximate="fast")
+
+
+def test_paranoid_mode_sees_an_overrun():
+    from pyflash.ops.core.registry import OPS, Op
+
+    op = Op(
+        "test_overrun(Tensor x, str backend) -> Tensor",
+        outputs=lambda x: (torch.empty_like(x),),
+        reference=lambda x: (x,),
+        cpu=f"{__name__}:_overrun",
+    )
+    del OPS["test_overrun"]  # another test looks at all there are
+    with pytest.raises(AssertionError, match="wrote behind its output 0"):
+        op(torch.zeros(4), "cpu")
+
+
+def _overrun(x, y):
+    y.as_strided((5,), (1,)).zero_()
+
+
+def test_dense_memory_is_not_copied():
+    x = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last)
+    assert activation_fwd(x, "relu", "cpu").stride() == x.stride()
+
+
+AUTO = [  # where no table speaks: name, is the processor Intel's, elements, dtype, does `auto` take ours
+    ("gelu_tanh", True, 1 << 20, torch.float32, True),
+    ("gelu_tanh", False, 1 << 20, torch.bfloat16, True),
+    ("gelu_tanh", False, 1 << 20, torch.float64, False),
+    ("gelu_tanh", False, 1 << 10, torch.float32, False),
+    ("tanh", True, 1 << 20, torch.float32, False),
+    ("tanh", False, 1 << 20, torch.float32, True),
+    ("relu", False, 1 << 20, torch.float32, False),
+    ("relu", True, 1 << 23, torch.float32, True),
+    ("relu", True, 1 << 23, torch.bfloat16, False),
+    ("relu", True, 1 << 23, torch.float64, False),
+]
+
+
+@pytest.mark.parametrize(("name", "is_intel", "elements", "dtype", "ours"), AUTO)
+def test_auto_takes_the_faster(name, is_intel, elements, dtype, ours):
+    where = Place("other" if is_intel else "zen4", "avx512", "several")
+    assert (auto.decide_activation(name, where, (elements, False), dtype) == "") is ours
+
+
+@pytest.mark.parametrize("name", ["gelu", "tanh", "dropout"])
+def test_memory_with_holes_keeps_its_order(name):
+    """A slice of images whose channels are last comes back with channels last."""
+    images = torch.randn(2, 3, 4, 10).to(memory_format=torch.channels_last)[..., ::2]
+    for x in (images, torch.randn(4, 10)[:, ::2].t()):
+        x = x.detach().requires_grad_()
+        with use("cpu"):
+            y = getattr(PF, name)(x)
+        assert y.stride() == torch.relu(x).stride()
+        assert torch.autograd.grad(y.sum(), x)[0].stride() == y.stride()
+
+
+@pytest.mark.parametrize("name", ["relu", "silu"])
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+def test_in_place_has_torchs_gradient(name, backend):
+    """silu's derivative wants the input that was overwritten."""
+    ours, theirs = (torch.linspace(-3, 3, 50).requires_grad_() for _ in range(2))
+    dy = torch.randn(50)
+    with use(backend):
+        x = ours * 1
+        y = getattr(PF, name)(x, inplace=True)
+        assert y is x
+        y.backward(dy)
+    getattr(torch.nn.functional, name)(theirs * 1, inplace=True).backward(dy)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    with use(backend), pytest.raises(RuntimeError):
+        getattr(PF, name)(ours, inplace=True)  # a leaf that requires its gradient

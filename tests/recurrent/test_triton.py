@@ -1,0 +1,166 @@
+"""The Triton kernels of the recurrent layers in the interpreter, through the public modules, against float64 torch.
+
+There up to 16 units walk with the matrix held, up to 32 in one launch that re-reads it, more in a launch a step.
+"""
+
+import pytest
+import torch
+from helpers import assert_error_within
+
+import pyflash.nn as nn
+from pyflash.ops.core import backends
+from tests.recurrent.rnn_helpers import CELLS, Case, functional, leaf, results, serving, truth_and_torch
+
+if backends.MISSING["triton"] or not backends.INTERPRETING:
+    pytest.skip("for the interpreter, on CPU tensors", allow_module_level=True)
+
+pytestmark = pytest.mark.triton
+
+BOTH = {"bidirectional": True}
+HELD, FUSED, STEPPED = 6, 20, 40  # hidden units of each way
+CASES = [
+    *(Case(cell, "held", steps=5, hidden=HELD) for cell in CELLS),
+    *(Case(cell, "fused", steps=3, hidden=FUSED, options=BOTH) for cell in CELLS),
+    *(Case(cell, "stepped", steps=3, hidden=STEPPED, batch=3) for cell in CELLS),
+    Case("RNN", "relu, no bias", steps=3, options={"nonlinearity": "relu", "bias": False}),
+    Case("GRU", "no bias, no states", steps=3, options={"bias": False}, has_states=False),
+    Case("LSTM", "stepped, no bias, both directions", 2, 2, 3, STEPPED, {"bias": False, **BOTH}),
+    Case("LSTM", "blocks that are full", steps=2, hidden=16, options=BOTH),
+    Case("GRU", "fused, blocks that are full", steps=2, hidden=32),
+    Case("LSTM", "stepped, blocks that are full", steps=2, hidden=64, batch=2),
+    Case("GRU", "stepped, sums in parts", steps=2, hidden=90, batch=2),
+    *(Case(cell, "smallest", steps=1, batch=1, inputs=1, hidden=1) for cell in CELLS),
+    Case("GRU", "two tiles of rows", steps=2, batch=19, hidden=HELD),
+    Case("LSTM", "two tiles of rows, stepped", steps=2, batch=19, hidden=33),
+    Case("LSTM", "batch first, two layers", steps=3, options={"batch_first": True, "num_layers": 2, **BOTH}),
+    Case("GRU", "batch first, unbatched", steps=3, layout="unbatched", options={"batch_first": True}),
+    Case("LSTM", "unsorted", layout="unsorted", lengths=(2, 7, 1, 6), options=BOTH),
+    Case("GRU", "sorted, stepped", steps=3, hidden=STEPPED, layout="sorted", lengths=(3, 3, 2, 1), options=BOTH),
+    Case("RNN", "unsorted, fused", steps=3, hidden=FUSED, layout="unsorted", lengths=(1, 3, 2, 2), options=BOTH),
+    Case("LSTM", "ragged, stepped", steps=3, hidden=33, layout="ragged", lengths=(2, 0, 3, 1), options=BOTH),
+    Case("GRU", "ragged", layout="ragged", lengths=(0, 7, 0, 2), options={"batch_first": True, **BOTH}),
+    Case("RNN", "ragged, fused", steps=3, hidden=FUSED, layout="ragged", lengths=(1, 3, 0, 2), options=BOTH),
+    Case("LSTM", "one x for all rows", steps=3, strides="expanded"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_float64(case):
+    check(case, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.why in ("held", "stepped", "ragged")], ids=str)
+def test_half_types(case, dtype):
+    check(case, dtype)
+
+
+def check(case, dtype):
+    truth, theirs = truth_and_torch(case, dtype)
+    with serving("triton"):
+        ours = results(case.module(dtype, ours=True), case, dtype)
+    assert_error_within(ours, theirs, truth, *truth, floor_ulp=16)
+
+
+@pytest.mark.parametrize("layout", ["padded", "ragged", "batch first"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_gates_stored_or_computed_again(cell, layout):
+    case = Case(cell, "", steps=3, hidden=FUSED, batch=3, options={"batch_first": layout == "batch first", **BOTH})
+    lengths = torch.tensor([2, 0, 3]) if layout == "ragged" else None
+    module = case.module(torch.float32, ours=True)
+    x, states = case.inputs_of(torch.float32)
+    grads = []
+    with serving("triton"):
+        for save_gates in (True, False):
+            leaves = [leaf(x), *map(leaf, states)]
+            hx = tuple(leaves[1:]) if cell == "LSTM" else leaves[1]
+            y = functional(module, leaves[0], hx, lengths=lengths, save_gates=save_gates)[0]
+            grads.append(torch.autograd.grad(y.square().sum(), [*leaves, *module.parameters()]))
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [HELD, 33])
+def test_what_lies_past_the_end_is_not_read(hidden):
+    case = Case("LSTM", "", steps=3, hidden=hidden, options=BOTH)
+    module, lengths = case.module(torch.float32, ours=True), torch.tensor([1, 3, 0, 2])
+    x, _ = case.inputs_of(torch.float32)
+    grads = []
+    with serving("triton"):
+        for padding in (0.0, float("nan")):
+            past = torch.arange(3)[:, None] >= lengths
+            own = leaf(torch.where(past[..., None], padding, x))
+            y, (h_n, c_n), cells = module(own, lengths=lengths, return_cells=True)
+            assert not y[past].any() and not cells[:, past].any()
+            total = y.sum() + h_n.square().sum() + c_n.sum() + cells.square().sum()
+            grads.append(torch.autograd.grad(total, [own, *module.parameters()]))
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+    assert not grads[0][0][past].any()
+
+
+def test_nothing_but_empty_sequences():
+    case = Case("LSTM", "", steps=3, options=BOTH)
+    x, states = case.inputs_of(torch.float32)
+    with serving("triton"):
+        y, (h_n, c_n) = case.module(torch.float32, ours=True)(
+            x, tuple(states), lengths=torch.zeros(4, dtype=torch.long)
+        )
+    assert torch.equal(h_n, states[0]) and torch.equal(c_n, states[1]) and not y.any()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradient_of_a_part(cell):
+    """Only the last state is used, and only some of the inputs want a gradient."""
+    case = Case(cell, "", steps=3, options=BOTH)
+    modules = case.module(torch.float32, ours=True), case.module(torch.float32)
+    x, _ = case.inputs_of(torch.float32)
+    grads = []
+    for module, backend in zip(modules, ("triton", "torch")):
+        module.weight_hh_l0.requires_grad_(False)
+        module.bias_ih_l0_reverse.requires_grad_(False)
+        with serving(backend):
+            h_n = module(x)[1]
+            (h_n[-1] if cell == "LSTM" else h_n)[1].sum().backward()
+        grads.append([torch.zeros(()) if p.grad is None else p.grad for p in module.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_cells(cell):
+    torch.manual_seed(0)
+    ours, theirs = getattr(nn, cell + "Cell")(5, 7), getattr(torch.nn, cell + "Cell")(5, 7)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 5)
+    with serving("triton"):
+        h = ours(x, ours(x))
+    torch.testing.assert_close(h, theirs(x, theirs(x)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_step_without_gradients(cell):
+    """A stream's: the CPU has an operator of its own for it, Triton has none."""
+    layers, one = getattr(nn, cell)(5, HELD, 2, batch_first=True), getattr(nn, f"{cell}Cell")(5, HELD)
+    x = torch.randn(3, 1, 5)
+    with torch.no_grad():
+        with serving("torch"):
+            expected = layers(x), one(x[:, 0])
+        with serving("triton"):
+            torch.testing.assert_close((layers(x), one(x[:, 0])), expected)
+
+
+def test_large_pre_activations_saturate():
+    """An exponential of them would overflow."""
+    ours, theirs = nn.LSTM(2, 3), torch.nn.LSTM(2, 3)
+    for p in ours.parameters():
+        p.data.mul_(1e4)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 2, 2) * 1e3
+    with serving("triton"):
+        y = ours(x)[0]
+    torch.testing.assert_close(y, theirs(x)[0])
+
+
+def test_a_projection_is_refused_with_its_reason():
+    module = nn.LSTM(5, 6, proj_size=2)
+    with serving("triton"), pytest.raises(NotImplementedError, match="proj_size"):
+        module(torch.randn(3, 2, 5))
+    assert "proj_size" in backends.OPERATIONS["lstm"].notes["triton"]
