@@ -6,14 +6,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
 from pyflash.auto import attention as auto
 from pyflash.ops.attention import reference
 from pyflash.ops.core import backends
 from pyflash.ops.core.autograd import Function, apply, vjp
-from pyflash.ops.core.backends import Operation, _state, counts
+from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import (
     expect,
     expect_tensors,
@@ -22,7 +20,7 @@ from pyflash.ops.core.checks import (
     size_mismatch,
     window_pair,
 )
-from pyflash.ops.core.choice import UNASKED, Refused, choose, tracing_derivatives
+from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, acc_dtype, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
 from pyflash.ops.core.registry import Op
@@ -352,7 +350,11 @@ def _size_of(kind):
     return size_of
 
 
-_REFUSED = {kind: Refused(OPERATION, _size_of(kind)) for kind in auto.FUSED}  # without dropout
+def _key_of(query, key, value):
+    return query.shape, key.shape, value.shape, query.dtype, query.is_cpu
+
+
+_REFUSED = {kind: Refused(OPERATION, _size_of(kind), _key_of) for kind in auto.FUSED}  # without dropout
 
 
 # ---- public ---------------------------------------------------------------------------------------------------------
@@ -386,28 +388,17 @@ def scaled_dot_product_attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if (
-        not is_dynamo_compiling()
-        and _state.wish == "auto"
-        and type(query) is Tensor
-        and not dropout_p
-        and (attn_mask is None or not (is_causal or attn_mask.requires_grad or attn_mask.is_cpu is not query.is_cpu))
+    if not dropout_p and (
+        attn_mask is None or not (is_causal or attn_mask.requires_grad or attn_mask.is_cpu is not query.is_cpu)
     ):
         refused = _REFUSED["mask" if attn_mask is not None else "causal" if is_causal else "plain"]
-        shapes = query.shape, key.shape, value.shape, query.dtype, query.is_cpu
-        counted = refused.get(shapes, UNASKED)
-        if type(counted) is dict:
-            counted = refused.look(shapes, query, key, value)
-        if counted is not None and not tracing_derivatives((query, key, value)):
+        if not tracing_derivatives((query, key, value)) and refused.holds(query, key, value):
             try:
-                out = F.scaled_dot_product_attention(
+                return F.scaled_dot_product_attention(
                     query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
                 )
             except (RuntimeError, IndexError):
                 pass  # said below in our words
-            else:
-                counts[counted] += 1
-                return out
     return attention(
         query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
         _operation="scaled_dot_product_attention",

@@ -7,10 +7,12 @@ compiled or exported graph carries it) or None: torch's own function is called, 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from pyflash.auto.processor import place
-from pyflash.ops.core.backends import DEVICES, ORDER, Operation, _state, fall_back, record
+from pyflash.ops.core.backends import DEVICES, ORDER, Operation, _state, counts, fall_back, record
 from pyflash.ops.core.checks import device_type
 
 
@@ -27,25 +29,49 @@ def tracing_derivatives(tensors) -> bool:
     )
 
 
-UNASKED: dict = {}  # of a call that no rule was asked about
+_UNASKED: dict = {}  # of a call that no rule was asked about
+
+
+def _shape_of(x, *_):
+    return x.shape, x.dtype, x.is_cpu
 
 
 class Refused(dict):
-    """What `auto` said of calls that were alike in what is cheap to read: shapes, dtype, is_cpu. A look into it is all that
-    a call of torch's costs.
+    """What `auto` said of calls that were alike in what is cheap to read. `holds` is the first thing that a public function
+    asks: a look into this is all that a call of torch's costs.
 
     A value is what is counted for a call of torch's; None where the call is ours; or where it depends, a dictionary of
-    these by (are gradients needed, is there one thread). Only for exact tensors, eagerly, where the wish is "auto".
+    these by (are gradients needed, is there one thread).
     """
 
     LIMIT = 4096  # sizes of a process; sequences have many lengths
 
-    def __init__(self, operation: Operation, size_of):
-        """size_of: (are gradients needed, *tensors) -> what the rule takes as the size; None where they do not fit."""
-        self.operation, self.size_of = operation, size_of
+    def __init__(self, operation: Operation, size_of, key_of=_shape_of):
+        """
+        size_of: (are gradients needed, *tensors) -> what the rule takes as the size; None where they do not fit.
+        key_of: (*tensors) -> what of them the rule depends on.
+        """
+        self.operation, self.size_of, self.key_of = operation, size_of, key_of
         _all_refused.append(self)
 
-    def look(self, key, *tensors) -> tuple[str, str, str] | None:
+    def holds(self, x, *others) -> bool:
+        """Does `auto` leave this call to torch? Then it is counted. Never where the wish is another, while a graph is made,
+        or for a subclass of Tensor: `choose` says more of those."""
+        if _state.wish != "auto" or type(x) is not Tensor or is_dynamo_compiling():
+            return False
+        try:
+            key = self.key_of(x, *others)
+        except (RuntimeError, AttributeError):  # a NestedTensor has no shape, and what is no tensor nothing of it
+            return False
+        counted = self.get(key, _UNASKED)
+        if type(counted) is dict:
+            counted = self._look(key, x, *others)
+        if counted is None:
+            return False
+        counts[counted] += 1
+        return True
+
+    def _look(self, key, *tensors) -> tuple[str, str, str] | None:
         """What is counted, or None, of a call whose key has no value or a dictionary."""
         found = self.get(key)
         if found is None:

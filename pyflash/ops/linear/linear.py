@@ -10,17 +10,14 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.compiler import is_dynamo_compiling
-from torch.nn import Parameter
 from torch.nn.functional import linear as torch_linear
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
 from pyflash.ops.core.autograd import Function, apply, shaped
-from pyflash.ops.core.backends import Operation, _state, counts
+from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import expect, is_plain, scalar_type, size_mismatch
-from pyflash.ops.core.choice import UNASKED, Refused, choose
+from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.packed_weights import packed_weights
 from pyflash.ops.core.registry import Op
@@ -265,7 +262,11 @@ def _size_of(training, input, weight, *_):
     return math.prod(input.shape[:-1]), *weight.shape, training
 
 
-_refused = Refused(OPERATIONS["linear"], _size_of)
+def _key_of(input, weight, *_):
+    return input.shape, weight.shape, input.dtype, input.is_cpu, weight.is_cpu
+
+
+_refused = Refused(OPERATIONS["linear"], _size_of, _key_of)
 
 
 def _linear(operation, input, weight, bias, activation, torch_function):
@@ -324,27 +325,12 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         RuntimeError: shapes, types or devices disagree, as in torch.
     Numerics: accumulates in float32 (float64 for float64), in chunks of 128; the same result for any number of threads.
     """
-    kind = type(weight)
-    if (
-        not is_dynamo_compiling()
-        and _state.wish == "auto"
-        and type(input) is Tensor
-        and (kind is Parameter or kind is Tensor)
-    ):
+    if _refused.holds(input, weight, bias):
         try:
-            key = input.shape, weight.shape, input.dtype, input.is_cpu, weight.is_cpu
-        except RuntimeError:  # a NestedTensor has none
-            key = None
-        counted = _refused.get(key, UNASKED) if key else None
-        if type(counted) is dict:
-            counted = _refused.look(key, input, weight, bias)
-        if counted is not None:
-            counts[counted] += 1
-            try:
-                return torch_linear(input, weight, bias)
-            except RuntimeError:
-                _check("linear", *cast_by_autocast((input, weight, bias)))  # the same refusal in our words
-                raise
+            return torch_linear(input, weight, bias)
+        except RuntimeError:
+            _check("linear", *cast_by_autocast((input, weight, bias)))  # the same refusal in our words
+            raise
     return _linear(
         "linear", input, weight, bias, "", partial(F.linear, input, weight, bias)
     )  # a closure costs each call

@@ -6,15 +6,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 from torch.nn.functional import layer_norm as torch_layer_norm
 
 from pyflash.auto import norm as auto
 from pyflash.ops.core.autograd import Function, apply, shaped, vjp
-from pyflash.ops.core.backends import Operation, _state, counts
+from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import expect_tensors, is_plain
-from pyflash.ops.core.choice import UNASKED, Refused, choose
+from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, HALVES, acc_dtype, cast_by_autocast
 from pyflash.ops.core.registry import Op
 
@@ -274,22 +272,11 @@ def layer_norm(
     Numerics: statistics in float32 (float64 for float64) from deviations, so a large mean costs no digits;
         deterministic, whatever the number of threads.
     """
-    if not is_dynamo_compiling() and _state.wish == "auto" and type(input) is Tensor:
+    if _refused.holds(input, weight, bias):
         try:
-            key = input.shape, input.dtype, input.is_cpu
-        except RuntimeError:  # a NestedTensor has none
-            key = None
-        counted = _refused.get(key, UNASKED) if key else None
-        if type(counted) is dict:
-            counted = _refused.look(key, input, weight, bias)
-        if counted is not None:
-            try:
-                out = torch_layer_norm(input, normalized_shape, weight, bias, eps)
-            except (RuntimeError, TypeError):
-                pass  # the same refusal in our words, or torch's own again
-            else:
-                counts[counted] += 1
-                return out
+            return torch_layer_norm(input, normalized_shape, weight, bias, eps)
+        except (RuntimeError, TypeError):
+            pass  # the same refusal in our words, or torch's own again
     if not isinstance(input, torch.Tensor):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)  # its error, or torch.fx's record of the call
     expect_tensors("layer_norm", ("weight", "bias"), weight=weight, bias=bias)
@@ -324,23 +311,12 @@ def add_layer_norm(
         (layer_norm(x + residual), x + residual)
     """
     expect_tensors("add_layer_norm", ("weight", "bias"), x=x, residual=residual, weight=weight, bias=bias)
-    if not is_dynamo_compiling() and _state.wish == "auto" and type(x) is Tensor:
+    if _refused_add.holds(x, residual, weight, bias):
         try:
-            key = x.shape, x.dtype, x.is_cpu
-        except RuntimeError:
-            key = None
-        counted = _refused_add.get(key, UNASKED) if key else None
-        if type(counted) is dict:
-            counted = _refused_add.look(key, x, residual, weight, bias)
-        if counted is not None:
-            try:
-                summed = x + residual
-                out = torch_layer_norm(summed, normalized_shape, weight, bias, eps)
-            except (RuntimeError, TypeError):
-                pass  # as in `layer_norm`
-            else:
-                counts[counted] += 1
-                return out, summed
+            summed = x + residual
+            return torch_layer_norm(summed, normalized_shape, weight, bias, eps), summed
+        except (RuntimeError, TypeError):
+            pass  # as in `layer_norm`
     x, residual, weight, bias = _cast_for_autocast(x, residual, weight, bias)
     served = _is_served(x, residual, weight, bias)
     if served:

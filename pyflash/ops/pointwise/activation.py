@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import pointwise as auto
 from pyflash.ops.core.autograd import Function, apply, vjp
-from pyflash.ops.core.backends import Operation, _state, counts
+from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import is_dense, is_plain
-from pyflash.ops.core.choice import UNASKED, Refused, choose
+from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op
 
@@ -107,24 +105,14 @@ def _size_of(training, input):
     return (input.numel(), training) if is_plain(input) else None
 
 
-_REFUSED = {name: Refused(operation, _size_of) for name, operation in OPERATION.items()}
+def _key_of(input):
+    return input.numel(), input.dtype, input.is_cpu
+
+
+_REFUSED = {name: Refused(operation, _size_of, _key_of) for name, operation in OPERATION.items()}
 _RELU, _GELU, _GELU_TANH, _SILU, _TANH, _SIGMOID = map(
     _REFUSED.get, ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 )
-
-
-def _is_refused(refused: Refused, input) -> bool:
-    """Does `auto` leave the call to torch? Then it is counted."""
-    if is_dynamo_compiling() or _state.wish != "auto" or type(input) is not Tensor:
-        return False
-    key = input.numel(), input.dtype, input.is_cpu
-    counted = refused.get(key, UNASKED)
-    if type(counted) is dict:
-        counted = refused.look(key, input)
-    if counted is None:
-        return False
-    counts[counted] += 1
-    return True
 
 
 def _apply(name: str, input, torch_function, inplace: bool = False):
@@ -151,7 +139,7 @@ def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
         input: any shape, float32, float64, bfloat16 or float16; other types go to torch.
         inplace: write the result into `input`.
     """
-    if _is_refused(_RELU, input):
+    if _RELU.holds(input):
         return F.relu(input, inplace)
     return _apply("relu", input, lambda x: F.relu(x, inplace), inplace)
 
@@ -165,32 +153,32 @@ def gelu(input: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
     Numerics: within a few ulp in the left tail too, where 1 + erf(x) cancels.
     """
     if approximate == "none":
-        if _is_refused(_GELU, input):
+        if _GELU.holds(input):
             return F.gelu(input)
         return _apply("gelu", input, F.gelu)
     if approximate != "tanh":
         raise RuntimeError(f"pyflash.gelu: approximate argument must be either none or tanh, got {approximate!r}")
-    if _is_refused(_GELU_TANH, input):
+    if _GELU_TANH.holds(input):
         return F.gelu(input, approximate="tanh")
     return _apply("gelu_tanh", input, lambda x: F.gelu(x, approximate="tanh"))
 
 
 def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     """x sigmoid(x), as torch.nn.functional.silu. Elfwing et al. 2017, arXiv:1702.03118."""
-    if _is_refused(_SILU, input):
+    if _SILU.holds(input):
         return F.silu(input, inplace)
     return _apply("silu", input, lambda x: F.silu(x, inplace), inplace)
 
 
 def tanh(input: torch.Tensor) -> torch.Tensor:
     """tanh(x), as torch.tanh."""
-    if _is_refused(_TANH, input):
+    if _TANH.holds(input):
         return torch.tanh(input)
     return _apply("tanh", input, torch.tanh)
 
 
 def sigmoid(input: torch.Tensor) -> torch.Tensor:
     """1 / (1 + exp(-x)), as torch.sigmoid."""
-    if _is_refused(_SIGMOID, input):
+    if _SIGMOID.holds(input):
         return torch.sigmoid(input)
     return _apply("sigmoid", input, torch.sigmoid)
