@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 import pyflash.functional as ours
+from pyflash.nn._twins import ORIGINALS
 from pyflash.ops.core.backends import _state, use_backend
 
 
@@ -65,7 +66,7 @@ class overrides(TorchFunctionMode):
 
     A torch function mode: no function is patched, other threads see nothing, and it may be nested. What
     torch.utils.checkpoint computes inside it is computed again by the same functions, wherever the backward runs.
-    Every call of a torch function inside costs about 1.3 us more: that pays in training and on long sequences, and does
+    Every call of a torch function inside costs about 1.3 us more (none within modules of ours): that pays in training and on long sequences, and does
     not where a call is small, as in a model that generates one token at a time.
     """
 
@@ -74,20 +75,20 @@ class overrides(TorchFunctionMode):
             return func(*args, **kwargs)  # our functions allocate their results
         return _OURS.get(func, func)(*args, **(kwargs or {}))
 
-    holds_checkpoints = False
+    is_counted = False
 
     def __enter__(self):
         if not torch.compiler.is_compiling():  # a graph computes again what it is made of
-            self.holds_checkpoints = True
-            _checkpoints.enter()
+            self.is_counted = True
+            _active.enter()
         return super().__enter__()
 
     def __exit__(self, *exception):
         try:
             return super().__exit__(*exception)
         finally:
-            if self.holds_checkpoints:
-                _checkpoints.leave()
+            if self.is_counted:
+                _active.leave()
 
 
 def _is_on() -> bool:
@@ -115,41 +116,69 @@ def _again_as_now(function):
     return again
 
 
-class _Checkpoints:
-    """While any `overrides` is active, the function that torch.utils.checkpoint keeps for the backward is wrapped.
+def _without_mode(forward):
+    """`forward` of a module of ours, with the mode off where it is the innermost and nobody else's module is inside: what it
+    calls is ours already, and each shape that it reads would go through the mode."""
 
-    Autograd calls it when the mode is off, and nothing that a mode is asked about tells it so. Both kinds of checkpoint
-    come through one place each, whoever imported `checkpoint` before: those two are wrapped, and given back at the end.
-    In a thread without the mode they do what they did.
+    @functools.wraps(forward)
+    def quietly(self, *args, **kwargs):
+        if torch.compiler.is_compiling() or self._modules or not torch._C._len_torch_function_stack():
+            return forward(self, *args, **kwargs)
+        mode = torch._C._pop_torch_function_stack()
+        try:
+            if isinstance(mode, overrides):
+                return forward(self, *args, **kwargs)
+        finally:
+            torch._C._push_on_torch_function_stack(mode)
+        return forward(self, *args, **kwargs)
+
+    return quietly
+
+
+class _Active:
+    """What is wrapped while any `overrides` is active, and given back after; in a thread without the mode it does what it did.
+
+    The forward of our modules, whose functions are ours without a mode. And the function that torch.utils.checkpoint keeps
+    for the backward: autograd calls it when the mode is off, and nothing that a mode is asked about tells it so. Both kinds
+    of checkpoint come through one place each, whoever imported `checkpoint` before.
     """
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.active = 0
+        self.count = 0
+        self.forwards: dict[type, object] = {}
 
     def enter(self):
         with self.lock:
-            self.active += 1
-            if self.active == 1:
-                reentrant, frame = torch_checkpoint.CheckpointFunction, torch_checkpoint._CheckpointFrame
-                apply, self.init = reentrant.apply, frame.__init__
-                init = self.init
-
-                def apply_again(function, *args):
-                    return apply(_again_as_now(function), *args)
-
-                @functools.wraps(init)
-                def init_again(self, recompute, *args, **kwargs):
-                    init(self, _again_as_now(recompute), *args, **kwargs)
-
-                reentrant.apply, frame.__init__ = apply_again, init_again
+            self.count += 1
+            if self.count == 1:
+                self._wrap_checkpoints()
+                self.forwards = {cls: cls.forward for cls in ORIGINALS if "forward" in vars(cls)}
+                for cls, forward in self.forwards.items():
+                    cls.forward = _without_mode(forward)
 
     def leave(self):
         with self.lock:
-            self.active -= 1
-            if not self.active:
+            self.count -= 1
+            if not self.count:
                 del torch_checkpoint.CheckpointFunction.apply  # Function's again
                 torch_checkpoint._CheckpointFrame.__init__ = self.init
+                for cls, forward in self.forwards.items():
+                    cls.forward = forward
+
+    def _wrap_checkpoints(self):
+        reentrant, frame = torch_checkpoint.CheckpointFunction, torch_checkpoint._CheckpointFrame
+        apply, self.init = reentrant.apply, frame.__init__
+        init = self.init
+
+        def apply_again(function, *args):
+            return apply(_again_as_now(function), *args)
+
+        @functools.wraps(init)
+        def init_again(self, recompute, *args, **kwargs):
+            init(self, _again_as_now(recompute), *args, **kwargs)
+
+        reentrant.apply, frame.__init__ = apply_again, init_again
 
 
-_checkpoints = _Checkpoints()
+_active = _Active()

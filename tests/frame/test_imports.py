@@ -19,7 +19,7 @@ MAY_IMPORT = {  # package or module: what of pyflash it may import
     "ops": {"ops", "auto", "activations", "kernels", "_cpu"},
     "functional": {"ops"},
     "nn": {"nn", "functional", "ops"},
-    "overrides": {"functional", "ops"},
+    "overrides": {"functional", "nn", "ops"},
     "models": {"models", "nn", "functional"},
     "_observe": {"ops"},
     "replace": {"nn", "ops", "_observe"},

@@ -164,3 +164,41 @@ def test_gradient_checkpointing_of_transformers_inside_overrides(use_reentrant):
         loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_our_modules_read_nothing_through_the_mode():
+    """Their functions are ours already; what somebody put into one of them is still asked for by the mode."""
+    seen = []
+
+    class Watched(pyflash.overrides):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs)
+
+    modules = [
+        pyflash.nn.Linear(8, 8),
+        pyflash.nn.LayerNorm(8),
+        pyflash.nn.ReLU(),
+        pyflash.nn.Tanh(),
+        pyflash.nn.Dropout(0.5),
+    ]
+    forwards = [type(module).forward for module in modules]
+    x = torch.randn(4, 8)
+    with torch.no_grad(), Watched():
+        for module in modules:
+            module(x)
+        assert not seen
+        assert torch._C._len_torch_function_stack() == 1
+
+        class Own(torch.nn.Module):
+            def forward(self, x):
+                return F.linear(x, torch.ones(32, 8))
+
+        layer = pyflash.nn.TransformerEncoderLayer(8, 2, 32, batch_first=True).eval()
+        layer.linear1 = Own()
+        layer(x[None])
+        assert F.linear in seen
+        with pytest.raises(RuntimeError):
+            modules[0](torch.ones(4, 9))
+        assert torch._C._len_torch_function_stack() == 1
+    assert [type(module).forward for module in modules] == forwards
