@@ -1,6 +1,7 @@
 """The activation table: one row serves Triton, C++ (every instruction set), modules, tests, benchmarks and documents.
 
-`make generate` renders the expressions to kernels/pointwise/activations.py and csrc/common/activations.inc (tools/generate.py).
+`make generate` (tools/generate.py) renders the expressions to kernels/pointwise/activations.py and csrc/common/activations.inc,
+the functions to pyflash/ops/pointwise/functions.py and the modules to pyflash/nn/_activations.py.
 Expressions are Python over `x` (input), `y` (output), `dy`, numbers, comparisons, `where` and the functions of
 `FUNCTIONS`. A gradient is written whole rather than as a factor of `dy`, because torch's ReLU gives 0 where the factor
 would give inf * 0. `reference` is torch's own function, so a row cannot agree with itself.
@@ -22,7 +23,12 @@ FUNCTIONS = ("exp", "tanh", "erf", "sigmoid", "normal_cdf", "normal_pdf", "where
 class Activation:
     """A row: `name`; `forward` in x; `backward` in dy and what `saves` names ("x" or "y"); torch's `reference`;
     `max_ulp`, the largest float32 error of `forward` over the whole range, and `gpu_ulp`, what a GPU may add: its 2^x and
-    its division are each within 2 ulp (PTX: ex2.approx, div.full) where the C library's are within a half."""
+    its division are each within 2 ulp (PTX: ex2.approx, div.full) where the C library's are within a half.
+
+    And what it is in torch: the class `module` of torch.nn, the function in torch.nn.functional (`function`, the row's name
+    if it says none), other `torch_functions` that do the same, whether both work `inplace`, and the `attribute` of the
+    module, a keyword of the function, whose value tells rows of one function apart. `meaning` is for documents.
+    """
 
     name: str
     forward: str
@@ -30,7 +36,16 @@ class Activation:
     saves: str
     reference: Callable[[torch.Tensor], torch.Tensor]
     max_ulp: int
+    module: str
+    meaning: str
     gpu_ulp: int = 0
+    function: str = ""
+    torch_functions: tuple[Callable, ...] = ()
+    inplace: bool = False
+    attribute: tuple[str, str] | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "function", self.function or self.name)
 
 
 # gpu_ulp: 1.5 for 2^x and 1.5 for the quotient; of tanh's 1 - 2 / (e^2x + 1) both are at most a third of the result.
@@ -40,24 +55,44 @@ _GELU_TANH_ARGUMENT = "1.5957691216057308 * x * (1 + 0.044715 * x * x)"
 ACTIVATIONS = {
     row.name: row
     for row in (
-        Activation("relu", "where(x < 0, 0, x)", "where(y <= 0, 0, dy)", "y", F.relu, max_ulp=0),
         Activation(
-            "gelu", "x * normal_cdf(x)", "dy * (normal_cdf(x) + x * normal_pdf(x))", "x", F.gelu, max_ulp=9, gpu_ulp=3
+            "relu", "where(x < 0, 0, x)", "where(y <= 0, 0, dy)", "y", F.relu, max_ulp=0,
+            module="ReLU", torch_functions=(torch.relu, torch.Tensor.relu), inplace=True,
+            meaning="max(x, 0); NaN stays NaN",
+        ),
+        Activation(
+            "gelu", "x * normal_cdf(x)", "dy * (normal_cdf(x) + x * normal_pdf(x))", "x", F.gelu, max_ulp=9, gpu_ulp=3,
+            module="GELU", attribute=("approximate", "none"),
+            meaning="x Phi(x). Hendrycks & Gimpel 2016, arXiv:1606.08415",
         ),
         Activation(
             "gelu_tanh",
             f"x * sigmoid({_GELU_TANH_ARGUMENT})",
             f"dy * sigmoid({_GELU_TANH_ARGUMENT}) * (1 + x * sigmoid(-({_GELU_TANH_ARGUMENT}))"
             " * 1.5957691216057308 * (1 + 0.134145 * x * x))",
-            "x",
-            partial(F.gelu, approximate="tanh"),
-            max_ulp=200,
-            gpu_ulp=3,
+            "x", partial(F.gelu, approximate="tanh"), max_ulp=200, gpu_ulp=3,
+            module="GELU", function="gelu", attribute=("approximate", "tanh"),
+            meaning="its tanh form",
         ),
         Activation(
-            "silu", "x * sigmoid(x)", "dy * sigmoid(x) * (1 + x * (1 - sigmoid(x)))", "x", F.silu, max_ulp=4, gpu_ulp=3
+            "silu", "x * sigmoid(x)", "dy * sigmoid(x) * (1 + x * (1 - sigmoid(x)))", "x", F.silu, max_ulp=4, gpu_ulp=3,
+            module="SiLU", inplace=True, meaning="x sigmoid(x). Elfwing et al. 2017, arXiv:1702.03118",
         ),
-        Activation("tanh", "tanh(x)", "dy * (1 - y * y)", "y", torch.tanh, max_ulp=2, gpu_ulp=1),
-        Activation("sigmoid", "sigmoid(x)", "dy * y * (1 - y)", "y", torch.sigmoid, max_ulp=3, gpu_ulp=3),
+        Activation(
+            "tanh", "tanh(x)", "dy * (1 - y * y)", "y", torch.tanh, max_ulp=2, gpu_ulp=1,
+            module="Tanh", torch_functions=(torch.tanh, torch.Tensor.tanh), meaning="tanh(x)",
+        ),
+        Activation(
+            "sigmoid", "sigmoid(x)", "dy * y * (1 - y)", "y", torch.sigmoid, max_ulp=3, gpu_ulp=3,
+            module="Sigmoid", torch_functions=(torch.sigmoid, torch.Tensor.sigmoid), meaning="1 / (1 + exp(-x))",
+        ),
     )
-}
+}  # fmt: skip
+
+
+def rows_by(field: str) -> dict[str, list[Activation]]:
+    """Rows that share a `function` or a `module`, in the table's order."""
+    found: dict[str, list[Activation]] = {}
+    for row in ACTIVATIONS.values():
+        found.setdefault(getattr(row, field), []).append(row)
+    return found

@@ -1,19 +1,19 @@
 """torch.nn.functional's names and signatures, and the fused operations beside them."""
 
-from pyflash.ops.attention.decode import attention_decode
-from pyflash.ops.attention.dense import attention, scaled_dot_product_attention
-from pyflash.ops.attention.multi_head import multi_head_attention_forward
-from pyflash.ops.attention.varlen import attention_varlen
-from pyflash.ops.attention.weights import attention_weights
-from pyflash.ops.linear.linear import linear, linear_act
-from pyflash.ops.norm.layer_norm import add_layer_norm, layer_norm
-from pyflash.ops.pointwise.activation import gelu, relu, sigmoid, silu, tanh
-from pyflash.ops.pointwise.dropout import dropout
-from pyflash.ops.recurrent.cells import gru_cell, lstm_cell, rnn_cell
-from pyflash.ops.recurrent.layers import gru, lstm, rnn
+from pyflash.ops.attention import public as _attention
+from pyflash.ops.attention.public import *  # noqa: F403
+from pyflash.ops.linear import public as _linear
+from pyflash.ops.linear.public import *  # noqa: F403
+from pyflash.ops.norm import public as _norm
+from pyflash.ops.norm.public import *  # noqa: F403
+from pyflash.ops.pointwise import public as _pointwise
+from pyflash.ops.pointwise.public import *  # noqa: F403
+from pyflash.ops.recurrent import public as _recurrent
+from pyflash.ops.recurrent.public import *  # noqa: F403
 
-__all__ = [
-    "add_layer_norm", "attention", "attention_decode", "attention_varlen", "attention_weights", "dropout", "gelu",
-    "gru", "gru_cell", "layer_norm", "linear", "linear_act", "lstm", "lstm_cell", "multi_head_attention_forward", "relu", "rnn", "rnn_cell",
-    "scaled_dot_product_attention", "sigmoid", "silu", "tanh",
-]  # fmt: skip
+__all__: list[str] = []
+__all__ += _attention.__all__
+__all__ += _linear.__all__
+__all__ += _norm.__all__
+__all__ += _pointwise.__all__
+__all__ += _recurrent.__all__

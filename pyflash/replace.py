@@ -18,30 +18,10 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 import pyflash.nn as nn
 from pyflash._observe import observe
-from pyflash.nn._twins import ORIGINALS, TWINS, class_of, holds_own_forward, is_bare, set_class
+from pyflash.nn._fuse import is_activation, row_of
+from pyflash.nn._twins import ASKS_FOR, ORIGINALS, TWINS, class_of, holds_own_forward, is_bare, set_class
 from pyflash.ops.core import backends
 
-_OPERATIONS = {  # what the forward of a class asks for; one that only calls its children has none
-    nn.Linear: ("linear",),
-    nn.LazyLinear: ("linear",),
-    nn.LayerNorm: ("layer_norm",),
-    nn.Dropout: ("dropout",),
-    nn.ReLU: ("relu",),
-    nn.Sequential: ("linear_act",),
-    nn.GELU: ("gelu",),
-    nn.SiLU: ("silu",),
-    nn.Tanh: ("tanh",),
-    nn.Sigmoid: ("sigmoid",),
-    nn.RNN: ("rnn",),
-    nn.LSTM: ("lstm",),
-    nn.GRU: ("gru",),
-    nn.RNNCell: ("rnn_cell",),
-    nn.LSTMCell: ("lstm_cell",),
-    nn.GRUCell: ("gru_cell",),
-    nn.MultiheadAttention: ("linear", "attention"),
-    nn.TransformerEncoderLayer: ("linear_act", "add_layer_norm"),
-    nn.TransformerDecoderLayer: ("linear_act", "add_layer_norm"),
-}
 _CONTAINERS = (
     torch.nn.Sequential,
     torch.nn.ModuleList,
@@ -51,7 +31,6 @@ _CONTAINERS = (
     ParametrizationList,
 )
 _NOTHING_TO_SERVE = (torch.nn.Identity, torch.nn.Flatten, torch.nn.Unflatten)  # no arithmetic
-_ACTIVATIONS = (torch.nn.ReLU, torch.nn.GELU, torch.nn.SiLU, torch.nn.Tanh, torch.nn.Sigmoid)
 _NO_CLASS = "no class of ours yet"
 _NOTHING_TO_FUSE = "no Linear with an activation behind it"
 _OUT_PROJ = nn.linear.NonDynamicallyQuantizableLinear
@@ -277,7 +256,7 @@ def _has_pair(sequential) -> bool:
     """Is there a Linear with an activation right behind it, that are ours or will be?"""
     pairs = zip(map(class_of, sequential), map(class_of, list(sequential)[1:]))
     linear = (torch.nn.Linear, torch.nn.LazyLinear)
-    return any(ORIGINALS.get(a, a) in linear and ORIGINALS.get(b, b) in _ACTIVATIONS for a, b in pairs)
+    return any(ORIGINALS.get(a, a) in linear and is_activation(b) for a, b in pairs)
 
 
 def _why_left(module) -> str:
@@ -313,9 +292,8 @@ def _backend(module, model) -> str:
     """The backend of each operation the module asks for, on its device and in its dtype."""
     tensor = next((p for m in (module, model) for p in m.parameters() if p.is_floating_point()), None)
     device, dtype = (tensor.device.type, tensor.dtype) if tensor is not None else ("cpu", torch.get_default_dtype())
-    names = _OPERATIONS.get(class_of(module), ())
-    if class_of(module) is nn.GELU and module.approximate == "tanh":
-        names = ("gelu_tanh",)
+    row = row_of(module)
+    names = ASKS_FOR.get(class_of(module), ()) if row is None else (row.name,)
     found = {name: _serves(backends.OPERATIONS[name], device, dtype) for name in names if name in backends.OPERATIONS}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))

@@ -5,46 +5,25 @@ Names that are not ours (Module, ModuleList, Embedding, ...) are torch.nn's own.
 
 import torch
 
-from pyflash.nn.activation import GELU, MultiheadAttention, ReLU, Sigmoid, SiLU, Tanh
-from pyflash.nn.container import Sequential
-from pyflash.nn.dropout import Dropout
-from pyflash.nn.linear import LazyLinear, Linear
-from pyflash.nn.normalization import LayerNorm
-from pyflash.nn.positional import PositionalEncoding
-from pyflash.nn.rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-from pyflash.nn.transformer import (
-    Transformer,
-    TransformerDecoder,
-    TransformerDecoderLayer,
-    TransformerEncoder,
-    TransformerEncoderLayer,
-)
+from pyflash.nn import activation, container, dropout, linear, normalization, positional, rnn, transformer
+from pyflash.nn.activation import *  # noqa: F403
+from pyflash.nn.container import *  # noqa: F403
+from pyflash.nn.dropout import *  # noqa: F403
+from pyflash.nn.linear import *  # noqa: F403
+from pyflash.nn.normalization import *  # noqa: F403
+from pyflash.nn.positional import *  # noqa: F403
+from pyflash.nn.rnn import *  # noqa: F403
+from pyflash.nn.transformer import *  # noqa: F403
 
-__all__ = [
-    "GELU",
-    "GRU",
-    "LSTM",
-    "RNN",
-    "Dropout",
-    "GRUCell",
-    "LSTMCell",
-    "LayerNorm",
-    "LazyLinear",
-    "Linear",
-    "MultiheadAttention",
-    "PositionalEncoding",
-    "RNNCell",
-    "ReLU",
-    "Sequential",
-    "SiLU",
-    "Sigmoid",
-    "Tanh",
-    "Transformer",
-    "TransformerDecoder",
-    "TransformerDecoderLayer",
-    "TransformerEncoder",
-    "TransformerEncoderLayer",
-]
+__all__: list[str] = []
+__all__ += activation.__all__
+__all__ += container.__all__
+__all__ += dropout.__all__
+__all__ += linear.__all__
+__all__ += normalization.__all__
+__all__ += positional.__all__
+__all__ += rnn.__all__
+__all__ += transformer.__all__
 
 
 def __getattr__(name: str):

@@ -15,19 +15,21 @@ from torch.nn.modules import module as _torch_module
 
 TWINS: dict[type, type] = {}  # torch.nn class -> ours
 ORIGINALS: dict[type, type] = {}  # ours -> torch.nn class
+ASKS_FOR: dict[type, tuple[str, ...]] = {}  # ours -> operations of its forward
 
 
-def twin(cls: type) -> type:
-    """Class decorator: `cls` stands for the torch.nn class it derives from."""
-    return twin_of(cls.__bases__[0])(cls)
+def twin(*operations: str, of: type | None = None):
+    """Class decorator: the class stands for `of`, a class of torch.nn; for its first base, unless it is said.
 
-
-def twin_of(original: type):
-    """Class decorator: the class stands for `original`, a torch.nn class, from which it need not derive."""
+    Args:
+        operations: what its forward asks for, as `explain` names it; a class that only calls its children has none.
+    """
 
     def register(cls: type) -> type:
+        original = of or cls.__bases__[0]
         TWINS[original] = cls
         ORIGINALS[cls] = original
+        ASKS_FOR[cls] = operations
         cls.__prepare_scriptable__ = _scriptable
         return cls
 

@@ -1,4 +1,4 @@
-"""Activations and MultiheadAttention, as in torch.nn."""
+"""MultiheadAttention, and the activations of the table, as in torch.nn."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import functools
 import torch
 from torch import Tensor
 
-import pyflash.functional as F
+from pyflash.nn import _activations
+from pyflash.nn._activations import *  # noqa: F403
 from pyflash.nn._twins import ORIGINALS, adopt, is_bare, leaf, twin
 from pyflash.nn.linear import Linear, NonDynamicallyQuantizableLinear
 from pyflash.ops.attention.multi_head import multi_head_attention, torch_is_quicker
 from pyflash.ops.core.backends import record, use_backend
+
+__all__ = ["MultiheadAttention"]
+__all__ += _activations.__all__
 
 _OUT_PROJS = tuple(cls for ours in (Linear, NonDynamicallyQuantizableLinear) for cls in (ours, ORIGINALS[ours]))
 
@@ -32,47 +36,7 @@ def nested_to_torch(operation: str, parts: dict[torch.nn.Module, tuple[type, ...
     return use_backend("torch")
 
 
-@twin
-class ReLU(torch.nn.ReLU):
-    """max(x, 0), as torch.nn.ReLU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.relu(input, self.inplace)
-
-
-@twin
-class GELU(torch.nn.GELU):
-    """x Phi(x) or its tanh approximation, as torch.nn.GELU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.gelu(input, approximate=self.approximate)
-
-
-@twin
-class SiLU(torch.nn.SiLU):
-    """x sigmoid(x), as torch.nn.SiLU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.silu(input, self.inplace)
-
-
-@twin
-class Tanh(torch.nn.Tanh):
-    """tanh(x), as torch.nn.Tanh."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.tanh(input)
-
-
-@twin
-class Sigmoid(torch.nn.Sigmoid):
-    """1 / (1 + exp(-x)), as torch.nn.Sigmoid."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.sigmoid(input)
-
-
-@twin
+@twin("linear", "attention")
 @leaf
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """Projects, attends with several heads, projects back, as torch.nn.MultiheadAttention.

@@ -9,8 +9,10 @@ from pyflash.nn._fuse import activation_name
 from pyflash.nn._twins import ORIGINALS, is_bare, twin
 from pyflash.nn.linear import Linear
 
+__all__ = ["Sequential"]
 
-@twin
+
+@twin("linear_act")
 class Sequential(torch.nn.Sequential):
     """One module after another, as torch.nn.Sequential; a Linear and the activation behind it are one kernel.
 

@@ -6,8 +6,10 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import twin
 
+__all__ = ["Dropout"]
 
-@twin
+
+@twin("dropout")
 class Dropout(torch.nn.Dropout):
     """Zeroes elements with probability p in training, as torch.nn.Dropout; the mask is recomputed, never stored."""
 

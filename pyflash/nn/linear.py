@@ -6,8 +6,10 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import twin
 
+__all__ = ["LazyLinear", "Linear"]
 
-@twin
+
+@twin("linear")
 class Linear(torch.nn.Linear):
     """input weight^T + bias, as torch.nn.Linear."""
 
@@ -20,13 +22,13 @@ class Linear(torch.nn.Linear):
         return F.linear(input, weight, bias)
 
 
-@twin
+@twin("linear")
 class LazyLinear(torch.nn.LazyLinear, Linear):
     """A Linear whose in_features its first input tells, as torch.nn.LazyLinear; from then on it is a Linear of ours."""
 
     cls_to_become = Linear
 
 
-@twin
+@twin()
 class NonDynamicallyQuantizableLinear(torch.nn.modules.linear.NonDynamicallyQuantizableLinear, Linear):
     """MultiheadAttention's out_proj, whose weights are read there: a Linear of ours to whoever asks for one."""

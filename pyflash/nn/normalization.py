@@ -6,8 +6,10 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import twin
 
+__all__ = ["LayerNorm"]
 
-@twin
+
+@twin("layer_norm")
 class LayerNorm(torch.nn.LayerNorm):
     """Normalises over the last dimensions, as torch.nn.LayerNorm. Ba et al. 2016, arXiv:1607.06450."""
 

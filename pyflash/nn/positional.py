@@ -7,6 +7,8 @@ from torch import Tensor
 
 import pyflash.functional as F
 
+__all__ = ["PositionalEncoding"]
+
 
 class PositionalEncoding(torch.nn.Module):
     """x + encoding of each position, then dropout.

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 import pyflash.functional as F
-from pyflash.nn._twins import leaf, twin, twin_of
+from pyflash.nn._twins import leaf, twin
 from pyflash.ops.recurrent.cells import pair_of_states
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
 def _own(module: torch.nn.Module, names) -> list[Tensor]:
@@ -37,7 +39,7 @@ class _Layers(torch.nn.RNNBase):
         }
 
 
-@twin_of(torch.nn.RNN)
+@twin("rnn", of=torch.nn.RNN)
 @leaf
 class RNN(_Layers):
     """Plain recurrent layers, as torch.nn.RNN; `lengths` as in `pyflash.functional.lstm`. Elman 1990."""
@@ -58,7 +60,7 @@ class RNN(_Layers):
         return F.rnn(input, hx, self._weights(), nonlinearity=nonlinearity, **self._options(lengths))
 
 
-@twin_of(torch.nn.LSTM)
+@twin("lstm", of=torch.nn.LSTM)
 @leaf
 class LSTM(_Layers):
     """LSTM layers, as torch.nn.LSTM; `lengths` and `return_cells` as in `pyflash.functional.lstm`."""
@@ -81,7 +83,7 @@ class LSTM(_Layers):
         return F.lstm(input, hx, self._weights(), return_cells=return_cells, **self._options(lengths))
 
 
-@twin_of(torch.nn.GRU)
+@twin("gru", of=torch.nn.GRU)
 @leaf
 class GRU(_Layers):
     """GRU layers, as torch.nn.GRU; `lengths` as in `pyflash.functional.lstm`. Cho et al. 2014, arXiv:1406.1078."""
@@ -118,7 +120,7 @@ def _rows(module, input, states):
     return input, states, is_batched
 
 
-@twin
+@twin("rnn_cell")
 @leaf
 class RNNCell(torch.nn.RNNCell):
     """One step of a plain recurrent layer, as torch.nn.RNNCell."""
@@ -129,7 +131,7 @@ class RNNCell(torch.nn.RNNCell):
         return h if is_batched else h.squeeze(0)
 
 
-@twin
+@twin("lstm_cell")
 @leaf
 class LSTMCell(torch.nn.LSTMCell):
     """One step of an LSTM, as torch.nn.LSTMCell."""
@@ -140,7 +142,7 @@ class LSTMCell(torch.nn.LSTMCell):
         return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
 
 
-@twin
+@twin("gru_cell")
 @leaf
 class GRUCell(torch.nn.GRUCell):
     """One step of a GRU, as torch.nn.GRUCell."""

@@ -22,6 +22,14 @@ from pyflash.nn.linear import Linear
 from pyflash.nn.normalization import LayerNorm
 from pyflash.ops.attention.multi_head import canonical_masks, torch_is_quicker
 
+__all__ = [
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+]
+
 _PARTS = {  # of an encoder layer, and the classes whose weights torch's fast path takes them for
     "self_attn": (MultiheadAttention, torch.nn.MultiheadAttention),
     "linear1": (Linear, torch.nn.Linear),
@@ -87,7 +95,7 @@ def _adopt_children(layer: torch.nn.Module) -> None:
             adopt(child)
 
 
-@twin
+@twin("linear_act", "add_layer_norm")
 @leaf
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """Self-attention and feed-forward with residuals and norms, as torch.nn.TransformerEncoderLayer."""
@@ -131,7 +139,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         return self.dropout2(feed_forward(x, self.linear1, self.activation, self.dropout, self.linear2))
 
 
-@twin
+@twin("linear_act", "add_layer_norm")
 @leaf
 class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
     """Self-attention, attention to the encoder's output and feed-forward, as torch.nn.TransformerDecoderLayer."""
@@ -166,7 +174,7 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
         return self.dropout3(feed_forward(x, self.linear1, self.activation, self.dropout, self.linear2))
 
 
-@twin
+@twin()
 @leaf
 class TransformerEncoder(torch.nn.TransformerEncoder):
     """A stack of encoder layers, as torch.nn.TransformerEncoder.
@@ -225,13 +233,13 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         return padding
 
 
-@twin
+@twin()
 @leaf
 class TransformerDecoder(torch.nn.TransformerDecoder):
     """A stack of decoder layers, as torch.nn.TransformerDecoder."""
 
 
-@twin
+@twin()
 @leaf
 class Transformer(torch.nn.Transformer):
     """Encoder and decoder, as torch.nn.Transformer. Vaswani et al. 2017, arXiv:1706.03762."""

@@ -18,7 +18,7 @@ MAY_IMPORT = {  # package or module: what of pyflash it may import
     "auto": {"auto", "_cpu"},
     "ops": {"ops", "auto", "activations", "kernels", "_cpu"},
     "functional": {"ops"},
-    "nn": {"nn", "functional", "ops"},
+    "nn": {"nn", "functional", "ops", "activations"},
     "overrides": {"functional", "nn", "ops"},
     "models": {"models", "nn", "functional"},
     "_observe": {"ops"},

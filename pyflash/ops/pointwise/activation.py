@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import pointwise as auto
@@ -109,13 +108,16 @@ def _key_of(input):
     return input.numel(), input.dtype, input.is_cpu
 
 
-_REFUSED = {name: Refused(operation, _size_of, _key_of) for name, operation in OPERATION.items()}
-_RELU, _GELU, _GELU_TANH, _SILU, _TANH, _SIGMOID = map(
-    _REFUSED.get, ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
-)
+REFUSED = {name: Refused(operation, _size_of, _key_of) for name, operation in OPERATION.items()}
 
 
-def _apply(name: str, input, torch_function, inplace: bool = False):
+def activate(name: str, input, torch_function, inplace: bool = False):
+    """A row of the table on whatever a user passed; torch_function is torch's own of one tensor.
+
+    Args:
+        input: any shape, float32, float64, bfloat16 or float16; other types go to torch.
+        inplace: write the result into `input`.
+    """
     operation = OPERATION[name]
     if not isinstance(input, torch.Tensor):
         return torch_function(input)
@@ -130,55 +132,3 @@ def _apply(name: str, input, torch_function, inplace: bool = False):
         return activation_fwd(input, name, backend)
     needs_x = torch.is_grad_enabled() and input.requires_grad and ACTIVATIONS[name].saves == "x"
     return input.copy_(activation_fwd(input.clone() if needs_x else input, name, backend))
-
-
-def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
-    """max(x, 0), element by element, as torch.nn.functional.relu; NaN stays NaN.
-
-    Args:
-        input: any shape, float32, float64, bfloat16 or float16; other types go to torch.
-        inplace: write the result into `input`.
-    """
-    if _RELU.holds(input):
-        return F.relu(input, inplace)
-    return _apply("relu", input, lambda x: F.relu(x, inplace), inplace)
-
-
-def gelu(input: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
-    """x Phi(x), or its tanh approximation, as torch.nn.functional.gelu. Hendrycks & Gimpel 2016, arXiv:1606.08415.
-
-    Args:
-        input: any shape, float32, float64, bfloat16 or float16.
-        approximate: "none" or "tanh".
-    Numerics: within a few ulp in the left tail too, where 1 + erf(x) cancels.
-    """
-    if approximate == "none":
-        if _GELU.holds(input):
-            return F.gelu(input)
-        return _apply("gelu", input, F.gelu)
-    if approximate != "tanh":
-        raise RuntimeError(f"pyflash.gelu: approximate argument must be either none or tanh, got {approximate!r}")
-    if _GELU_TANH.holds(input):
-        return F.gelu(input, approximate="tanh")
-    return _apply("gelu_tanh", input, lambda x: F.gelu(x, approximate="tanh"))
-
-
-def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
-    """x sigmoid(x), as torch.nn.functional.silu. Elfwing et al. 2017, arXiv:1702.03118."""
-    if _SILU.holds(input):
-        return F.silu(input, inplace)
-    return _apply("silu", input, lambda x: F.silu(x, inplace), inplace)
-
-
-def tanh(input: torch.Tensor) -> torch.Tensor:
-    """tanh(x), as torch.tanh."""
-    if _TANH.holds(input):
-        return torch.tanh(input)
-    return _apply("tanh", input, torch.tanh)
-
-
-def sigmoid(input: torch.Tensor) -> torch.Tensor:
-    """1 / (1 + exp(-x)), as torch.sigmoid."""
-    if _SIGMOID.holds(input):
-        return torch.sigmoid(input)
-    return _apply("sigmoid", input, torch.sigmoid)

@@ -1,0 +1,17 @@
+"""What the family offers in pyflash.functional, and which of torch's functions that stands for."""
+
+import torch.nn.functional as F
+
+from pyflash.activations import ACTIVATIONS
+from pyflash.ops.core.public import stands_for
+from pyflash.ops.pointwise import functions
+from pyflash.ops.pointwise.dropout import dropout
+from pyflash.ops.pointwise.functions import *  # noqa: F403
+
+__all__ = ["dropout"]
+__all__ += functions.__all__
+
+stands_for({F.dropout: dropout})
+for _row in ACTIVATIONS.values():  # F.tanh and F.sigmoid reach a mode as the tensor methods that they call
+    _torchs = {getattr(F, _row.function), *_row.torch_functions}
+    stands_for(dict.fromkeys(_torchs, getattr(functions, _row.function)))
