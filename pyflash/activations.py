@@ -52,6 +52,11 @@ class Activation:
 # tanh(sqrt(2/pi) (x + 0.044715 x^3)) = 2 sigmoid(2 sqrt(2/pi) ...) - 1: in this form the left tail does not cancel.
 _GELU_TANH_ARGUMENT = "1.5957691216057308 * x * (1 + 0.044715 * x * x)"
 
+# mish: with e = exp(x) and n = e (e + 2), tanh(log(1 + e)) = n / (n + 2), and its square falls short of 1 by 4 (n + 1) /
+# (n + 2)^2: nothing cancels. From 20 on the quotient is 1 in every type, and e^2 stays finite.
+_MISH_E = "exp(where(x < 20, x, 20))"
+_MISH_N = f"({_MISH_E} * ({_MISH_E} + 2))"
+
 ACTIVATIONS = {
     row.name: row
     for row in (
@@ -77,6 +82,14 @@ ACTIVATIONS = {
         Activation(
             "silu", "x * sigmoid(x)", "dy * sigmoid(x) * (1 + x * (1 - sigmoid(x)))", "x", F.silu, max_ulp=4, gpu_ulp=3,
             module="SiLU", inplace=True, meaning="x sigmoid(x). Elfwing et al. 2017, arXiv:1702.03118",
+        ),
+        Activation(
+            "mish",
+            f"x * ({_MISH_N} / ({_MISH_N} + 2))",
+            f"dy * ({_MISH_N} / ({_MISH_N} + 2)"
+            f" + x * sigmoid(x) * (4 * ({_MISH_N} + 1) / (({_MISH_N} + 2) * ({_MISH_N} + 2))))",
+            "x", F.mish, max_ulp=6, gpu_ulp=4,
+            module="Mish", inplace=True, meaning="x tanh(log(1 + exp(x))). Misra 2019, arXiv:1908.08681",
         ),
         Activation(
             "tanh", "tanh(x)", "dy * (1 - y * y)", "y", torch.tanh, max_ulp=2, gpu_ulp=1,

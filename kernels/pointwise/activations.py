@@ -47,6 +47,16 @@ def silu_bwd(dy, x, COARSE: tl.constexpr):
 
 
 @triton.jit
+def mish_fwd(x, COARSE: tl.constexpr):
+    return x * ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) / ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 2.0))
+
+
+@triton.jit
+def mish_bwd(dy, x, COARSE: tl.constexpr):
+    return dy * (((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) / ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 2.0)) + ((x * primitives.sigmoid(x, COARSE)) * ((4.0 * ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 1.0)) / (((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 2.0) * ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 2.0)))))
+
+
+@triton.jit
 def tanh_fwd(x, COARSE: tl.constexpr):
     return primitives.tanh(x, COARSE)
 
@@ -77,6 +87,8 @@ def fwd(x, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
         return gelu_tanh_fwd(x, COARSE)
     elif ACTIVATION == "silu":
         return silu_fwd(x, COARSE)
+    elif ACTIVATION == "mish":
+        return mish_fwd(x, COARSE)
     elif ACTIVATION == "tanh":
         return tanh_fwd(x, COARSE)
     elif ACTIVATION == "sigmoid":
@@ -97,6 +109,8 @@ def bwd(dy, saved, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
         return gelu_tanh_bwd(dy, saved, COARSE)
     elif ACTIVATION == "silu":
         return silu_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "mish":
+        return mish_bwd(dy, saved, COARSE)
     elif ACTIVATION == "tanh":
         return tanh_bwd(dy, saved, COARSE)
     elif ACTIVATION == "sigmoid":

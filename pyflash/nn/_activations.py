@@ -8,6 +8,7 @@ from pyflash.nn._twins import twin
 
 __all__ = [
     "GELU",
+    "Mish",
     "ReLU",
     "SiLU",
     "Sigmoid",
@@ -37,6 +38,14 @@ class SiLU(torch.nn.SiLU):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.silu(input, self.inplace)
+
+
+@twin("mish")
+class Mish(torch.nn.Mish):
+    """x tanh(log(1 + exp(x))), as torch.nn.Mish. Misra 2019, arXiv:1908.08681."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.mish(input, self.inplace)
 
 
 @twin("tanh")

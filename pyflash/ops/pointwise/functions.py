@@ -7,6 +7,7 @@ from pyflash.ops.pointwise.activation import REFUSED, activate
 
 __all__ = [
     "gelu",
+    "mish",
     "relu",
     "sigmoid",
     "silu",
@@ -17,6 +18,7 @@ _relu = REFUSED["relu"]
 _gelu = REFUSED["gelu"]
 _gelu_tanh = REFUSED["gelu_tanh"]
 _silu = REFUSED["silu"]
+_mish = REFUSED["mish"]
 _tanh = REFUSED["tanh"]
 _sigmoid = REFUSED["sigmoid"]
 
@@ -46,6 +48,13 @@ def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     if _silu.holds(input):
         return F.silu(input, inplace)
     return activate("silu", input, lambda x: F.silu(x, inplace), inplace)
+
+
+def mish(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """x tanh(log(1 + exp(x))), as torch.nn.functional.mish. Misra 2019, arXiv:1908.08681."""
+    if _mish.holds(input):
+        return F.mish(input, inplace)
+    return activate("mish", input, lambda x: F.mish(x, inplace), inplace)
 
 
 def tanh(input: torch.Tensor) -> torch.Tensor:
