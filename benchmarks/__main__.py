@@ -134,10 +134,9 @@ def list_cases(options) -> int:
         operation = load(name)
         print(name)
         for case in operation.cases:
-            modes = [mode if floor is None else f"{mode} (asked {floor:.3g}x)" for mode, floor in case.floors.items()]
             origin = f"  [{case.model}]" if case.model else ""
             print(
-                f"  {case.name:<34} {case.dtype:<9} {', '.join(modes)}{origin}{'  quick' * case.quick}{'  full' * case.full}"
+                f"  {case.name:<34} {case.dtype:<9} {', '.join(case.modes)}{origin}{'  quick' * case.quick}{'  full' * case.full}"
             )
         if operation.peers:
             print("  with --peers:", ", ".join(peer.name for peer in operation.peers))
@@ -217,7 +216,7 @@ def plot_file(options) -> int:
 
 def draw(found: list[rows.Row], here: machine.Machine, path: Path) -> int:
     try:
-        drawn = plot.plot(found, path, f"{here.label}, torch {here.torch}")
+        drawn = plot.plot(found, path, f"{here.title}, torch {here.torch}")
     except ImportError:
         print("no picture: matplotlib is not installed (pip install 'pyflash[bench]')")
         return 1

@@ -138,14 +138,14 @@ def module(case: Case) -> nn.Module:
 
         hf.logging.set_verbosity_error()
     whole = Whole(make(hf), reads)
-    if "training" in case.floors:
+    if "training" in case.modes:
         freeze_unused(whole, case)
     return whole
 
 
 def freeze_unused(whole: Whole, case: Case) -> None:
     """Parameters that this answer does not depend on (a pooler's, say) have no gradient to ask for."""
-    one = inputs(Case(case.name, Shape(case.shape.name, 2), case.floors))
+    one = inputs(Case(case.name, Shape(case.shape.name, 2), case.modes))
     whole.train()(*one).sum().backward()
     for parameter in whole.parameters():
         parameter.requires_grad_(parameter.grad is not None)
@@ -182,7 +182,7 @@ class Overridden(nn.Module):
 
 CASES = tuple(
     Case(
-        f"{name} B{batch}{' step' * (mode == 'training')}", Shape(name, batch), {mode: None}, model=origin,
+        f"{name} B{batch}{' step' * (mode == 'training')}", Shape(name, batch), (mode,), model=origin,
         quick=name in ("GPT-2", "BERT") and batch == 1, optimizer=mode == "training",
     )
     for name, (_, _, origin) in MODELS.items()

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import OPERATIONS, aot, compare, harness, known, report, rows, sampling
+from benchmarks import OPERATIONS, aot, compare, harness, known, machine, report, rows, sampling
 from benchmarks.__main__ import main
 from benchmarks.operation import load
 from benchmarks.rows import Row
+from pyflash.auto import tables
 from tests.test_benchmarks import HERE
 
 ROOT = Path(report.__file__).resolve().parent.parent
@@ -197,6 +198,20 @@ def test_the_report_puts_losses_first(tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.index("- linear, 64, forward: 0.80x") < text.index("| 64 | forward | 1 ms")
     assert known.STORIES["linear"].limit in text and "Gaps:" in text
+    assert "asked" not in text and "| share of the limit |" in text
+
+
+def test_a_reason_that_holds_on_one_processor_is_given_for_no_other():
+    row = Row("linear", "64", "forward", "bfloat16", "pyflash", ratio=0.5)
+    gap = known.Gap("", "the matrix units", dtype="bfloat16", families=("amx",))
+    assert gap.explains(row, dataclasses.replace(HERE, family="amx"))
+    assert not gap.explains(row, dataclasses.replace(HERE, family="zen4"))
+    assert dataclasses.replace(gap, families=()).explains(row, HERE)
+
+
+def test_every_reason_is_of_a_known_processor():
+    named = {family for story in known.STORIES.values() for gap in story.gaps for family in gap.families}
+    assert named and named <= set(machine.FAMILIES) and set(machine.FAMILIES) <= set(tables.FAMILIES)
 
 
 def test_every_operation_has_its_story():
