@@ -27,7 +27,7 @@ def rate(row: Row) -> str:
     """GFLOP/s where arithmetic is what a call mostly does, else GB/s."""
     if row.flops_per_s is None:
         return ""
-    if row.flops_per_s > 8 * row.bytes_per_s:
+    if row.flops_per_s > 8 * row.bytes_per_s:  # also where only FLOPs were counted
         return f"{row.flops_per_s * 1e-9:.4g} GF/s"
     return f"{row.bytes_per_s * 1e-9:.3g} GB/s"
 
