@@ -59,8 +59,12 @@ class Machine:
     @property
     def title(self) -> str:
         """The label with the processor's generation, where the maker's name leaves it out."""
-        name = FAMILIES.get(self.family, "")
+        name = self.generation
         return self.label.replace(self.cpu, f"{self.cpu} ({name})", 1) if name and name not in self.cpu else self.label
+
+    @property
+    def generation(self) -> str:
+        return FAMILIES.get(self.family, "")
 
     @property
     def peaks(self) -> str:
