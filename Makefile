@@ -1,5 +1,6 @@
 # Each target does its own set-up; a second run starts in seconds.
 #   make demo          a Transformer trained in torch.nn, then after pyflash.replace: same curve, faster   (QUICK=1: a minute)
+#                      installs only what it needs and builds this processor's instruction set alone
 #   make test          everything CI holds                          make quick   the fast part, under a minute
 #   make lint          ruff, clang-format, generated files           make generate   render the activation table
 #   make bench OPS=... all of the benchmark suite, or some      make inspect   Triton's registers and spills, no GPU needed
@@ -19,31 +20,57 @@ BASE := python3 -m venv
 PINS := -c constraints.txt
 endif
 
+# Without a GPU, torch without CUDA's libraries (gigabytes), where its index can be reached; only asked when installing.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+CPU_TORCH = $(if $(PYTHON)$(wildcard /dev/nvidiactl),,$(shell python3 -c 'import urllib.request as u; \
+    u.urlopen("$(CPU_INDEX)/torch/", timeout=5); print("--extra-index-url $(CPU_INDEX)")' 2>/dev/null))
+
+# The instruction set that this processor's kernels are built for, where one is enough; empty: all there are.
+has = $(shell grep -qw $(1) /proc/cpuinfo 2>/dev/null && echo $(1))
+BEST := $(or $(if $(call has,avx512vl),$(if $(call has,avx512_bf16),avx512_bf16,avx512)),$(call has,avx2))
+
 PY := $(VENV)/bin/python
+INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 NATIVE := $(shell find csrc -type f) setup.py
 WORKERS ?= auto
 
 .PHONY: demo test quick lint generate bench inspect gpu gpu-cache build clean
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.venv: constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "python3 is older than 3.10"; exit 1; }
 	test -x $(PY) || $(BASE) $(VENV)
 ifdef PYTHON
 	@# An interpreter of a virtual environment: what is installed there is not the system's.
 	@$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth
 endif
-	$(PY) -m pip install -q --disable-pip-version-check -U pip "setuptools>=77" wheel
-	$(PY) -m pip install -q --disable-pip-version-check $(PINS) torch numpy triton pybind11 pytest pytest-xdist hypothesis expecttest rich matplotlib ruff clang-format
-	PYFLASH_NO_NATIVE=1 $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(INSTALL) $(PINS) "setuptools>=77" wheel pybind11
+	@touch $@
+
+# What the demo computes and draws with; the kernels are built meanwhile.
+$(VENV)/.torch: $(VENV)/.venv
+	$(INSTALL) $(PINS) $(CPU_TORCH) torch numpy matplotlib
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml
+	$(INSTALL) $(PINS) torch numpy triton pybind11 pytest pytest-xdist hypothesis expecttest rich matplotlib ruff clang-format
+	PYFLASH_NO_NATIVE=1 $(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.ready $(NATIVE)
 	PYFLASH_BUILD_ISA=$(ISA) $(PY) setup.py -q build_ext --inplace
+	@rm -f $(VENV)/.built-one
 	@$(if $(ISA),rm -f,touch) $@  # a build of one instruction set is none for the next target
+
+# One instruction set, unless all of them are there already.
+$(VENV)/.built-one: $(VENV)/.venv $(NATIVE)
+	@test -e $(VENV)/.built && test -z "$$(find csrc setup.py -newer $(VENV)/.built)" || \
+	    { rm -f $(VENV)/.built; PYFLASH_BUILD_ISA=$(BEST) $(PY) setup.py -q build_ext --inplace; }
+	@touch $@
 
 build: $(VENV)/.built
 
-demo: build
+demo:
+	@$(MAKE) --no-print-directory -j2 $(VENV)/.torch $(VENV)/.built-one
 	OMP_PROC_BIND=true $(PY) -m pyflash demo $(if $(QUICK),--quick) $(ARGS)
 
 # One OpenMP thread a worker: tests that need more ask for them.

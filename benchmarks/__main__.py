@@ -1,4 +1,4 @@
-"""python -m benchmarks list | run | auto | compare | plot | report | inspect: parse, call, print."""
+"""python -m benchmarks list | run | auto | compare | plot | report | overview | inspect: parse, call, print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import OPERATIONS, aot, auto, compare, harness, machine, plot, report, rows, table
+from benchmarks import OPERATIONS, aot, auto, compare, harness, machine, overview, plot, report, rows, table
 from benchmarks.operation import DTYPES, MODES, PROVIDERS, Operation, Provider, load, select
 from pyflash.cli._progress import Progress
 
@@ -67,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("json", type=Path, nargs="*", help="default: the committed results")
     command.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
     command.set_defaults(act=report_files)
+
+    command = commands.add_parser("overview", help="README's short table and picture, from the committed results")
+    command.add_argument("--readme", type=Path, default=overview.README, help="a document with the marks of the table")
+    command.add_argument("--png", type=Path, default=overview.PICTURE)
+    command.set_defaults(act=write_overview)
 
     command = commands.add_parser("inspect", help="what the Triton kernels compile to, without a GPU")
     aot.add_arguments(command)
@@ -134,10 +139,9 @@ def list_cases(options) -> int:
         operation = load(name)
         print(name)
         for case in operation.cases:
-            modes = [mode if floor is None else f"{mode} (asked {floor:.3g}x)" for mode, floor in case.floors.items()]
             origin = f"  [{case.model}]" if case.model else ""
             print(
-                f"  {case.name:<34} {case.dtype:<9} {', '.join(modes)}{origin}{'  quick' * case.quick}{'  full' * case.full}"
+                f"  {case.name:<34} {case.dtype:<9} {', '.join(case.modes)}{origin}{'  quick' * case.quick}{'  full' * case.full}"
             )
         if operation.peers:
             print("  with --peers:", ", ".join(peer.name for peer in operation.peers))
@@ -217,7 +221,7 @@ def plot_file(options) -> int:
 
 def draw(found: list[rows.Row], here: machine.Machine, path: Path) -> int:
     try:
-        drawn = plot.plot(found, path, f"{here.label}, torch {here.torch}")
+        drawn = plot.plot(found, path, f"{here.title}, torch {here.torch}")
     except ImportError:
         print("no picture: matplotlib is not installed (pip install 'pyflash[bench]')")
         return 1
@@ -241,6 +245,23 @@ def report_files(options) -> int:
         print(page, end="")
     else:
         options.output.write_text(page)
+    return 0
+
+
+def write_overview(options) -> int:
+    writable(options.readme)
+    picture(options.png)
+    results = [(path, *read(path)) for path in report.committed()]
+    try:
+        options.readme.write_text(overview.written_into(options.readme.read_text(), overview.markdown(results)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{options.readme}: {error}") from None
+    try:
+        overview.draw(results, options.png)
+    except ImportError:
+        print("no picture: matplotlib is not installed (pip install 'pyflash[bench]')")
+        return 1
+    print(f"table: {options.readme}\npicture: {options.png}")
     return 0
 
 

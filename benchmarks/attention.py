@@ -34,34 +34,32 @@ class Shape:
         return self.keys or self.queries
 
 
-def both(forward: float | None, training: float | None) -> dict[str, float | None]:
-    return {"forward": forward, "training": training}
+BOTH = ("forward", "training")
 
 
 CASES = (
-    Case("B1 H8 N2048 D64", Shape(1, 8, 2048, 64), both(2.2, 2.4), quick=True, model="Transformer base, 2048 tokens"),
-    Case("B1 H8 N2048 D64 causal", Shape(1, 8, 2048, 64, causal=True), both(2.5, 2.6), quick=True,
+    Case("B1 H8 N2048 D64", Shape(1, 8, 2048, 64), BOTH, quick=True, model="Transformer base, 2048 tokens"),
+    Case("B1 H8 N2048 D64 causal", Shape(1, 8, 2048, 64, causal=True), BOTH, quick=True,
          model="the same as a decoder"),
-    Case("B1 H8 N2048 D32", Shape(1, 8, 2048, 32), both(1.9, 1.9), model="the demo's heads"),
-    Case("B1 H8 N2048 D96", Shape(1, 8, 2048, 96), both(1.9, 1.9), model="Phi-3 mini heads"),
-    Case("B1 H8 N2048 D128", Shape(1, 8, 2048, 128), both(1.9, 1.9), model="Llama heads"),
-    Case("B2 H8 N512 D64", Shape(2, 8, 512, 64), both(1.9, 1.9), quick=True, model="BERT heads, 512 tokens"),
-    Case("B8 H8 N128 D64", Shape(8, 8, 128, 64), both(1.9, 1.9), quick=True, model="BERT heads, 128 tokens"),
-    Case("twice B8 H8 N128 D64", Shape(8, 8, 128, 64, twice=True), {"double-backward": None}, quick=True,
+    Case("B1 H8 N2048 D32", Shape(1, 8, 2048, 32), BOTH, model="the demo's heads"),
+    Case("B1 H8 N2048 D96", Shape(1, 8, 2048, 96), BOTH, model="Phi-3 mini heads"),
+    Case("B1 H8 N2048 D128", Shape(1, 8, 2048, 128), BOTH, model="Llama heads"),
+    Case("B2 H8 N512 D64", Shape(2, 8, 512, 64), BOTH, quick=True, model="BERT heads, 512 tokens"),
+    Case("B8 H8 N128 D64", Shape(8, 8, 128, 64), BOTH, quick=True, model="BERT heads, 128 tokens"),
+    Case("twice B8 H8 N128 D64", Shape(8, 8, 128, 64, twice=True), ("double-backward",), quick=True,
          model="a gradient penalty"),
-    Case("B16 H8 N256 D32 causal", Shape(16, 8, 256, 32, causal=True), both(None, None), model="the demo's step"),
-    Case("B1 H32/8 N1024 D128 causal", Shape(1, 32, 1024, 128, causal=True, kv_heads=8), both(None, None),
+    Case("B16 H8 N256 D32 causal", Shape(16, 8, 256, 32, causal=True), BOTH, model="the demo's step"),
+    Case("B1 H32/8 N1024 D128 causal", Shape(1, 32, 1024, 128, causal=True, kv_heads=8), BOTH,
          model="Llama 3 8B, grouped queries"),
-    Case("B1 H8 N2048 D64", Shape(1, 8, 2048, 64), both(3.6, None), dtype="bfloat16", isa="avx512_bf16",
+    Case("B1 H8 N2048 D64", Shape(1, 8, 2048, 64), BOTH, dtype="bfloat16",
          quick=True),
-    Case("B1 H8 N2048 D64 causal", Shape(1, 8, 2048, 64, causal=True), both(3.6, None), dtype="bfloat16",
-         isa="avx512_bf16"),
-    Case("B16 H8 N256 D32 causal dropout", Shape(16, 8, 256, 32, causal=True, dropout=0.1), {"training": 12.0},
+    Case("B1 H8 N2048 D64 causal", Shape(1, 8, 2048, 64, causal=True), BOTH, dtype="bfloat16"),
+    Case("B16 H8 N256 D32 causal dropout", Shape(16, 8, 256, 32, causal=True, dropout=0.1), ("training",),
          quick=True, model="the demo's step at dropout 0.1"),
-    Case("B2 H8 N512 D64 dropout", Shape(2, 8, 512, 64, dropout=0.1), {"training": 12.0}, model="BERT training"),
-    Case("decode B8 H8 S4096 D64", Shape(8, 8, 1, 64, keys=4096), {"forward": 1.6}, quick=True,
+    Case("B2 H8 N512 D64 dropout", Shape(2, 8, 512, 64, dropout=0.1), ("training",), model="BERT training"),
+    Case("decode B8 H8 S4096 D64", Shape(8, 8, 1, 64, keys=4096), ("forward",), quick=True,
          model="one token against its cache, through SDPA"),
-    Case("attention_decode B8 H8 S4096 D64", Shape(8, 8, 1, 64, keys=4096, cached=True), {"forward": 1.6},
+    Case("attention_decode B8 H8 S4096 D64", Shape(8, 8, 1, 64, keys=4096, cached=True), ("forward",),
          quick=True, model="the same through attention_decode"),
 )  # fmt: skip
 
@@ -217,6 +215,13 @@ def flops(case: Case, mode: str) -> float:
     return products * product / (2 if shape.causal else 1)
 
 
+def exps(case: Case, mode: str) -> float:
+    """One for each score, and in the backward again: probabilities are not kept."""
+    shape = case.shape
+    scores = shape.batch * shape.heads * shape.queries * shape.all_keys / (2 if shape.causal else 1)
+    return {"forward": 1, "backward": 1, "training": 2}[mode] * scores
+
+
 def bytes_(case: Case, mode: str) -> float:
     """q, k, v, out once; their gradients and they again backward."""
     shape = case.shape
@@ -233,6 +238,7 @@ OPERATION = Operation(
     pyflash=ours,
     flops=flops,
     bytes=bytes_,
+    exps=exps,
     truth=truth,
     peers=peers.ATTENTION,
     gpu=GPU,

@@ -87,7 +87,7 @@ CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
 def declared(point: Point) -> tuple[Operation, Case]:
     def case(shape) -> Case:
-        return Case(str(point.sizes), shape, {MODES[point.mode]: None}, dtype=point.dtype)
+        return Case(str(point.sizes), shape, (MODES[point.mode],), dtype=point.dtype)
 
     kind, sizes = point.kind, point.sizes
     if point.operation in ("linear", "linear_act"):

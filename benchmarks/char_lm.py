@@ -23,17 +23,13 @@ class Shape:
 def step(cell: str, quick: bool) -> Case:
     shape = Shape(cell, 32, 96)
     name = f"step {shape.layers} {cell} layers H{HIDDEN}"
-    return Case(
-        name, shape, {"training": None}, quick=quick, optimizer=True, model="examples/char_lm.py: B32 T96, AdamW"
-    )
+    return Case(name, shape, ("training",), quick=quick, optimizer=True, model="examples/char_lm.py: B32 T96, AdamW")
 
 
 CASES = (step("LSTM", quick=True), step("GRU", quick=False))
 
 # Of 256 units whatever the case says: nothing for the interpreter.
-GPU = tuple(
-    Case(f"{cell} B64 T128", Shape(cell, 64, 128), {"forward": None, "training": None}) for cell in ("LSTM", "GRU")
-)
+GPU = tuple(Case(f"{cell} B64 T128", Shape(cell, 64, 128), ("forward", "training")) for cell in ("LSTM", "GRU"))
 
 
 def module(case: Case) -> torch.nn.Module:

@@ -22,11 +22,11 @@ class Shape:
 
 
 CASES = (
-    Case("1M elements", Shape(1 << 20), {"forward": 20.0, "training": None}, quick=True,
+    Case("1M elements", Shape(1 << 20), ("forward", "training"), quick=True,
          model="the demo, 16 x 256 tokens of 256"),
-    Case("4M elements", Shape(1 << 22), {"forward": 20.0, "training": None},
+    Case("4M elements", Shape(1 << 22), ("forward", "training"),
          model="the demo's feed-forward, 16 x 256 tokens of 1024"),
-    Case("64K elements", Shape(1 << 16), {"forward": None}, quick=True, model="one sequence of 256 tokens"),
+    Case("64K elements", Shape(1 << 16), ("forward",), quick=True, model="one sequence of 256 tokens"),
 )  # fmt: skip
 
 GPU = (

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.check import SEED, Bound, Reference, Wrong, cotangents, outputs_of, second_derivatives
 from benchmarks.cuda_timing import captured_stream
+from benchmarks.limits import set_limit
 from benchmarks.machine import Machine
 from benchmarks.operation import Case, Operation, Provider
 from benchmarks.overhead import host_seconds, saved_bytes
@@ -178,14 +179,6 @@ def fill_times(row: Row, samples: list[Sample]) -> None:
     row.q25, row.median, row.q75 = quartiles(clean)
 
 
-def fill_rates(row: Row, operation: Operation, case: Case, machine: Machine) -> None:
-    if row.mode == "double-backward" or operation.outputs_only:  # nobody has counted a whole model's
-        return
-    flops, bytes_ = operation.flops(case, row.mode), operation.bytes(case, row.mode)
-    row.flops_per_s, row.bytes_per_s = flops / row.median, bytes_ / row.median
-    row.share = machine.roof_seconds(flops, bytes_, case.dtype) / row.median or None
-
-
 def fill_ratios(rows: list[Row], samples: dict[str, list[Sample]]) -> None:
     """Against torch in the same run. A noisy row, or a noisy torch, has no ratio: it neither wins nor loses."""
     baseline = next((row for row in rows if row.provider == "torch" and row.status == "ok"), None)
@@ -257,8 +250,6 @@ def run_case(
         row.first_call, row.host_seconds = contender.first_call, contender.host_seconds
         row.peak_bytes, row.saved_bytes = contender.peak_bytes, contender.saved_bytes
         fill_times(row, samples[row.provider])
-        fill_rates(row, operation, case, machine)
-        if contender.provider.function == "pyflash" and machine.has_isa(case.isa):
-            row.floor, row.extra_us = case.floors.get(mode), case.extra_us.get(row.provider)
+        set_limit(row, operation.work(case, mode), machine)
     fill_ratios(list(rows.values()), samples)
     return list(rows.values())

@@ -1,4 +1,4 @@
-"""What this machine is, and the peaks it reaches in this run: every share in the table is a share of these."""
+"""What this machine is, and the peaks it reaches in this run: limits.py makes of them what a row can be at best."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ import datetime
 import os
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
+import pyflash
+from pyflash import functional
+from pyflash.auto import tables
 from pyflash.cli import explain
+from pyflash.ops.core import backends
 
-CPU_ISAS = ("generic", "avx2", "avx512", "avx512_bf16")  # each includes those before it
+FAMILIES = {"zen4": "Zen 4", "zen5": "Zen 5", "amx": "Xeon with AMX"}  # as pyflash/auto/tables.py calls them
+CACHED = (1 << 20, 4 << 20, 16 << 20, 32 << 20)  # bytes read and written by the copies that may stay in the caches
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The fingerprint that every row carries. Peaks in FLOP/s by dtype, bandwidth in bytes/s."""
+    """The fingerprint that every row carries.
+
+    Args:
+        family: what pyflash/auto/tables.py calls the processor; empty in files that are older than this field.
+        peak_flops: FLOP/s by dtype.
+        bandwidth: bytes/s of a copy in memory.
+        copies: the same in the caches, by the bytes moved; empty where it was not measured.
+        exps: values of exp a second; 0 where it was not measured.
+    """
 
     device: str
     cpu: str
@@ -34,19 +47,32 @@ class Machine:
     bandwidth: float
     triton: str = ""
     driver: str = ""
+    family: str = ""
+    copies: dict[str, float] = field(default_factory=dict)
+    exps: float = 0.0
 
     @property
     def label(self) -> str:
         """What this machine is called in titles and file names: rows of two labels are not comparable."""
         return self.device if self.device != "cpu" else f"{self.cpu}, {self.isa}, {self.threads} threads"
 
-    def has_isa(self, isa: str) -> bool:
-        return self.device == "cpu" and CPU_ISAS.index(self.isa) >= CPU_ISAS.index(isa)
+    @property
+    def title(self) -> str:
+        """The label with the processor's generation, where the maker's name leaves it out."""
+        name = self.generation
+        return self.label.replace(self.cpu, f"{self.cpu} ({name})", 1) if name and name not in self.cpu else self.label
 
-    def roof_seconds(self, flops: float, bytes_: float, dtype: str) -> float:
-        """The least time this machine needs for that work: the roofline. 0 where a peak is not known."""
-        peak = self.peak_flops.get(dtype)
-        return max(flops / peak if peak else 0.0, bytes_ / self.bandwidth if self.bandwidth else 0.0)
+    @property
+    def generation(self) -> str:
+        return FAMILIES.get(self.family, "")
+
+    @property
+    def peaks(self) -> str:
+        """The measured peaks, in words."""
+        words = [f"{dtype} {value * 1e-9:.0f} GFLOP/s" for dtype, value in self.peak_flops.items()]
+        words.append(f"copy {self.bandwidth * 1e-9:.0f} GB/s")
+        words += [f"of {int(size) >> 20} MB {rate * 1e-9:.0f} GB/s" for size, rate in self.copies.items()]
+        return ", ".join(words + [f"exp {self.exps * 1e-9:.2g} G/s"] * (self.exps > 0))
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -59,7 +85,7 @@ def describe(device: str, dtypes: set[str]) -> Machine:
     return Machine(
         device=device if device == "cpu" else facts["cuda device"],
         cpu=facts["cpu"],
-        isa=facts.get("instruction set", "generic"),  # without the native module nothing is asked of us
+        isa=facts.get("instruction set", "generic"),
         threads=facts["threads"],
         python=facts["python"],
         torch=facts["torch"],
@@ -71,6 +97,9 @@ def describe(device: str, dtypes: set[str]) -> Machine:
         bandwidth=copy_bandwidth(device),
         triton=str(facts.get("triton") or ""),
         driver=driver(device),
+        family=family(device),
+        copies={str(size): copy_bandwidth(device, size) for size in CACHED} if device == "cpu" else {},
+        exps=exp_peak() if device == "cpu" else 0.0,  # of a GPU torch's exp would measure memory
     )
 
 
@@ -132,9 +161,29 @@ def fma_peak(dtype: str) -> float:
     return flops / best_seconds(lambda: _cpu.fma_peak(*arguments), 0.3)
 
 
-def copy_bandwidth(device: str) -> float:
-    """Bytes read and written per second by a copy too large for the caches."""
-    if device == "cpu":
+def exp_peak() -> float:
+    """Values of exp a second, in cache: the larger of torch's and those inside our sigmoid."""
+    x = torch.linspace(-4, 4, 1 << 17)
+    out = torch.empty_like(x)
+    seconds = best_seconds(lambda: torch.exp(x, out=out), 0.2)
+    if not backends.MISSING["cpu"]:
+        with torch.no_grad(), pyflash.use_backend("cpu"):
+            seconds = min(seconds, best_seconds(lambda: functional.sigmoid(x), 0.2))
+    return x.numel() / seconds
+
+
+def family(device: str) -> str:
+    try:
+        return tables.family("cpu" if device == "cpu" else "triton")
+    except ImportError:  # without the native module nothing tells processors apart
+        return "other"
+
+
+def copy_bandwidth(device: str, moved: int | None = None) -> float:
+    """Bytes read and written per second by a copy that moves so many; by default one too large for the caches."""
+    if moved is not None:
+        count = moved // 8
+    elif device == "cpu":
         count = max(64 << 20, min(2 * last_level_cache(), available_memory() // 8)) // 4
     else:
         count = 1 << 28  # 1 GB, far past any L2

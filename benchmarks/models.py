@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.operation import Case, Operation, Provider
 
@@ -138,14 +140,14 @@ def module(case: Case) -> nn.Module:
 
         hf.logging.set_verbosity_error()
     whole = Whole(make(hf), reads)
-    if "training" in case.floors:
+    if "training" in case.modes:
         freeze_unused(whole, case)
     return whole
 
 
 def freeze_unused(whole: Whole, case: Case) -> None:
     """Parameters that this answer does not depend on (a pooler's, say) have no gradient to ask for."""
-    one = inputs(Case(case.name, Shape(case.shape.name, 2), case.floors))
+    one = inputs(Case(case.name, Shape(case.shape.name, 2), case.modes))
     whole.train()(*one).sum().backward()
     for parameter in whole.parameters():
         parameter.requires_grad_(parameter.grad is not None)
@@ -168,6 +170,37 @@ def ours(case: Case) -> nn.Module:
     return pyflash.replace(module(case))
 
 
+def _attention(q, k, v, dropout_p=0.0, is_causal=False, **_) -> float:
+    """From shapes; a causal mask leaves half of the products."""
+    return sdpa_flop_count(q, k, v) / (2 if is_causal else 1)
+
+
+def _attention_backward(dout, q, k, v, out, lse, dropout_p=0.0, is_causal=False, **_) -> float:
+    return sdpa_backward_flop_count(dout, q, k, v) / (2 if is_causal else 1)
+
+
+CPU_ATTENTION = {  # which torch's counter does not know
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+@lru_cache(maxsize=2)
+def counted(case: Case, mode: str) -> float:
+    """FLOPs of the products and convolutions of one call of torch's model, as torch's own counter finds them."""
+    if mode == "backward":
+        return counted(case, "training") - counted(case, "forward")
+    whole, one = module(case), inputs(case)
+    with (
+        FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter,
+        torch.set_grad_enabled(mode != "forward"),
+    ):
+        out = whole.train(mode != "forward")(*one)
+        if mode != "forward":
+            out.sum().backward()
+    return float(counter.get_total_flops())
+
+
 class Overridden(nn.Module):
     def __init__(self, whole: nn.Module):
         super().__init__()
@@ -182,7 +215,7 @@ class Overridden(nn.Module):
 
 CASES = tuple(
     Case(
-        f"{name} B{batch}{' step' * (mode == 'training')}", Shape(name, batch), {mode: None}, model=origin,
+        f"{name} B{batch}{' step' * (mode == 'training')}", Shape(name, batch), (mode,), model=origin,
         quick=name in ("GPT-2", "BERT") and batch == 1, optimizer=mode == "training",
     )
     for name, (_, _, origin) in MODELS.items()
@@ -195,8 +228,8 @@ OPERATION = Operation(
     inputs=inputs,
     torch=module,
     pyflash=ours,
-    flops=lambda case, mode: 0.0,
-    bytes=lambda case, mode: 4.0 * case.shape.batch,  # the harness shows no rate of a whole model
+    flops=counted,
+    bytes=lambda case, mode: 0.0,  # each model reads its weights and more; beside the FLOPs it is little
     providers=(
         Provider("torch", "torch"),
         Provider("torch.compile", "torch", compiled=True),

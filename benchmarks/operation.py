@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 import pyflash
 from benchmarks import OPERATIONS
+from benchmarks.limits import Work
 
 # training is a forward and a backward in one; double-backward adds a backward through that backward, whose least work
-# nobody has defined: `flops` and `bytes` are not asked for it
+# nobody has defined: `flops`, `bytes` and `exps` are not asked for it
 MODES = ("forward", "backward", "training", "double-backward")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -25,25 +26,21 @@ class Case:
 
     Args:
         shape: whatever the operation's functions read.
-        floors: the modes the case runs in, each with the least ratio to torch asked of us, or None.
+        modes: what is timed, of MODES.
         model: where the shape comes from.
         quick: also part of --quick.
         full: only part of --full.
-        isa: the floors hold on this instruction set and those after it.
-        extra_us: provider -> the microseconds it may add to torch's time; for tiny tensors.
         optimizer: training includes an AdamW step.
         small: of a case at a GPU's size, the shape that stands for it in Triton's interpreter; None runs on a GPU only.
     """
 
     name: str
     shape: Any
-    floors: dict[str, float | None]
+    modes: tuple[str, ...]
     dtype: str = "float32"
     model: str = ""
     quick: bool = False
     full: bool = False
-    isa: str = "avx512"
-    extra_us: dict[str, float] = field(default_factory=dict)
     optimizer: bool = False
     small: Any = None
 
@@ -52,8 +49,8 @@ class Case:
         return getattr(torch, self.dtype).itemsize
 
     def as_dtype(self, dtype: str) -> Case:
-        """The same work in another dtype, of which nothing is asked."""
-        return replace(self, dtype=dtype, floors=dict.fromkeys(self.floors), extra_us={})
+        """The same work in another dtype."""
+        return replace(self, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,8 @@ class Operation:
         inputs: case -> tensors, float32 or integer, on the CPU; the harness casts and moves them.
         torch: case -> a function of those tensors, or a module: PyTorch's way, and in float64 the truth.
         pyflash: case -> the same with ours; the harness chooses the backend around the call.
-        flops, bytes: (case, mode) -> the least work one call has to do.
+        flops, bytes, exps: (case, mode) -> the least work one call has to do: floating-point operations, bytes read and
+            written, values of exp. flops is None where nobody can say, and the row then has no limit.
         truth: for random operations, (case, bound) -> the float64 function that made the same random choices.
         peers: who else does this operation (peers.py); timed when asked for.
         providers: in place of PROVIDERS, torch first.
@@ -79,7 +77,7 @@ class Operation:
     inputs: Callable[[Case], tuple[torch.Tensor, ...]]
     torch: Callable[[Case], Callable]
     pyflash: Callable[[Case], Callable]
-    flops: Callable[[Case, str], float]
+    flops: Callable[[Case, str], float | None]
     bytes: Callable[[Case, str], float]
     truth: Callable | None = None
     peers: tuple[Provider, ...] = ()
@@ -87,6 +85,11 @@ class Operation:
     outputs_only: bool = False
     gpu: tuple[Case, ...] = ()
     part: Callable[[Case, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None
+    exps: Callable[[Case, str], float] = lambda case, mode: 0.0
+
+    def work(self, case: Case, mode: str) -> Work | None:
+        flops = None if mode == "double-backward" else self.flops(case, mode)
+        return None if flops is None else Work(flops, self.bytes(case, mode), self.exps(case, mode))
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ PROVIDERS = {
 
 
 def gpu_case(name: str, shape: Any, small: Any, *modes: str, dtype: str = "bfloat16") -> Case:
-    return Case(name, shape, dict.fromkeys(modes), dtype, small=small)
+    return Case(name, shape, modes, dtype, small=small)
 
 
 def load(name: str) -> Operation:
@@ -134,7 +137,7 @@ def load(name: str) -> Operation:
 
 
 def in_dtype(cases: tuple[Case, ...], dtype: str | None) -> list[Case]:
-    """All cases in one dtype; those declared in it, with their floors, win over a copy of the same name."""
+    """All cases in one dtype; those declared in it win over a copy of the same name."""
     if dtype is None:
         return list(cases)
     declared = {case.name for case in cases if case.dtype == dtype}
@@ -162,7 +165,7 @@ def select(
                 continue
             if only and only.lower() not in f"{operation.name} {case.name}".lower():
                 continue
-            modes = [one for one in MODES if one in case.floors]
+            modes = [one for one in MODES if one in case.modes]
             if mode is not None:  # whoever trains can also be asked for its backward alone
                 modes = [mode] if mode in modes or (mode != "forward" and modes != ["forward"]) else []
             rows += [(operation, case, one) for one in modes]

@@ -1,4 +1,4 @@
-"""One bar per row of ours: how many times torch's speed, with the ratio asked for as a mark. A panel per operation."""
+"""One bar per row of ours: how many times torch's speed, with the machine's limit as a mark. A panel per operation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from benchmarks.rows import Row
 
-FASTER, SLOWER, TORCHS, ASKED = "#2b6cb0", "#c05621", "#a0aec0", "#1a202c"
+FASTER, SLOWER, TORCHS, LIMIT = "#2b6cb0", "#c05621", "#a0aec0", "#1a202c"
 WIDTH, BAR, HEADING = 8.0, 0.22, 0.5  # inches: of a column of panels, of a bar, around a panel
+NEAR = 1.5  # a limit so near a bar has its label after it, which would cross it otherwise
 ONE_COLUMN, LONGEST = 30, 32  # bars: of a picture with one column, of a panel
 
 
@@ -18,18 +19,27 @@ def colour(row: Row) -> str:
 
 
 def draw(axes, name: str, bars: list[Row], low: float, high: float) -> None:
-    """One operation, its first row on top."""
+    """One operation, its first row on top. `low` and `high`: the least and the most that the axis shows."""
     axes.barh(
         range(len(bars)), [row.ratio - 1 for row in bars], left=1, color=[colour(row) for row in bars], height=0.7
     )
     for place, row in enumerate(bars):
         offset, side = (3, "left") if row.ratio >= 1 else (-3, "right")
         label = f"{row.ratio:.2f}x"
+        is_near = row.ratio >= 1 and row.limit_ratio is not None and row.limit_ratio < NEAR * row.ratio
         axes.annotate(
-            label, (row.ratio, place), (offset, 0), textcoords="offset points", ha=side, va="center", fontsize=7
+            label,
+            (max(row.ratio, row.limit_ratio) if is_near else row.ratio, place),
+            (offset, 0),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=7,
         )
-        if row.floor is not None:
-            axes.plot([row.floor] * 2, [place - 0.4, place + 0.4], color=ASKED, linewidth=1.5)
+        if row.limit_ratio is not None and row.limit_ratio <= high:
+            axes.plot([row.limit_ratio] * 2, [place - 0.4, place + 0.4], color=LIMIT, linewidth=1.5)
+        elif row.limit_ratio is not None:  # farther than any bar: at the edge, as an arrow
+            axes.plot([high * 1.25], [place], color=LIMIT, marker=">", markersize=3, clip_on=False)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.set_xlim(low / 1.35, high * 1.35)
@@ -64,6 +74,13 @@ def columns(panels: list[list[Row]]) -> list[list[list[Row]]]:
             return [panels[:count], panels[count:]]
 
 
+def bounds(bars: list[Row]) -> tuple[float, float]:
+    """Of the axis, with all bars; limits farther than twice the longest bar do not make the others small."""
+    longest = max([2.0, *(row.ratio for row in bars)])
+    marks = [row.limit_ratio for row in bars if row.limit_ratio is not None and row.limit_ratio <= 2 * longest]
+    return min([0.5, *(row.ratio for row in bars)]), max([longest, *marks])
+
+
 def plot(rows: list[Row], path: Path, title: str) -> bool:
     """Writes the picture; False where there is nothing to show. Raises ImportError without matplotlib."""
     import matplotlib
@@ -76,7 +93,7 @@ def plot(rows: list[Row], path: Path, title: str) -> bool:
     bars = [row for row in rows if row.provider == shown and row.ratio is not None]
     if not bars:
         return False
-    low, high = min(0.5, *(row.ratio for row in bars)), max(2.0, *(max(row.ratio, row.floor or 0) for row in bars))
+    low, high = bounds(bars)
     sides = columns(cut(bars))
     height = max(sum(len(panel) * BAR + HEADING for panel in side) for side in sides)
     figure = plt.figure(figsize=(WIDTH * len(sides), height + 0.8), layout="constrained")
@@ -87,7 +104,8 @@ def plot(rows: list[Row], path: Path, title: str) -> bool:
         for i, panel in enumerate(side):
             draw(part.add_subplot(grid[i]), panel[0].operation, panel, low, high)
     figure.suptitle(
-        f"{title}\n{shown}: times the speed of torch in the same run; grey: torch computes; dark marks: asked for",
+        f"{title}\n{shown}: times the speed of torch in the same run; grey: torch computes;"
+        " dark marks: this machine's limit, by the peaks measured in that run",
         fontsize=9,
     )
     figure.savefig(path, dpi=120)

@@ -1,6 +1,6 @@
 """RNN, LSTM and GRU layers: whole sequences, packed batches, both directions, and single steps of a stream.
 
-By default the shapes of which something is asked, those of named models, and a cross through the grid: narrow layers at
+By default the shapes of named models and of streams, and a cross through the grid: narrow layers at
 every batch, small batches at every width, for short and long sequences. `--full` adds the rest of the grid, every cell,
 length, batch and width, in inference and in training, padded and packed: three times as many rows.
 """
@@ -18,6 +18,11 @@ from benchmarks.operation import Case, Operation
 MODULES = {"LSTM": torch.nn.LSTM, "GRU": torch.nn.GRU, "RNN": torch.nn.RNN}
 CELLS = {"LSTM": torch.nn.LSTMCell, "GRU": torch.nn.GRUCell, "RNN": torch.nn.RNNCell}
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+EXPS = {
+    "LSTM": 5,
+    "GRU": 3,
+    "RNN": 1,
+}  # a unit and step: of each gate's sigmoid or tanh, and of tanh of LSTM's cell state
 
 
 @dataclass(frozen=True)
@@ -39,52 +44,51 @@ class Shape:
         return [first - (first - last) * b // max(1, self.batch - 1) for b in range(self.batch)]
 
 
-def case(cell, length, batch, hidden, floors, *, quick=False, full=False, dtype="float32", model="", **rest) -> Case:
+def case(cell, length, batch, hidden, modes, *, quick=False, full=False, dtype="float32", model="", **rest) -> Case:
     shape = Shape(cell, length, batch, hidden, **rest)
     words = [cell + ("Cell" if shape.step else ""), f"T{length} B{batch} H{hidden}"]
     words += [f"x{shape.layers}"] * (shape.layers > 1) + ["bidirectional"] * shape.bidirectional
     return Case(
-        " ".join(words + ["packed"] * shape.packed), shape, floors, dtype=dtype, quick=quick, full=full, model=model
+        " ".join(words + ["packed"] * shape.packed), shape, modes, dtype=dtype, quick=quick, full=full, model=model
     )
 
 
-def both(forward=None, training=None) -> dict[str, float | None]:
-    return {"forward": forward, "training": training}
+BOTH = ("forward", "training")
 
 
 CHOSEN = (
-    case("GRU", 128, 32, 256, both(3.4, 3.1), quick=True, model="a character model's layer"),
-    case("GRU", 128, 1, 256, both(7.0, None), quick=True),
-    case("LSTM", 128, 32, 256, both(1.1, 1.25), quick=True, model="a character model's layer"),
-    case("LSTM", 128, 1, 256, both(1.7, None), quick=True),
-    case("RNN", 128, 32, 256, both(3.2, 3.1), quick=True),
-    case("RNN", 128, 1, 256, both(6.0, None)),
+    case("GRU", 128, 32, 256, BOTH, quick=True, model="a character model's layer"),
+    case("GRU", 128, 1, 256, BOTH, quick=True),
+    case("LSTM", 128, 32, 256, BOTH, quick=True, model="a character model's layer"),
+    case("LSTM", 128, 1, 256, BOTH, quick=True),
+    case("RNN", 128, 32, 256, BOTH, quick=True),
+    case("RNN", 128, 1, 256, BOTH),
     *(
-        case(cell, 1, 1, hidden, both(floor), quick=hidden == 256, model="one step of a stream")
-        for cell, floor in (("LSTM", 4.0), ("GRU", None), ("RNN", None))
+        case(cell, 1, 1, hidden, BOTH, quick=hidden == 256, model="one step of a stream")
+        for cell in ("LSTM", "GRU", "RNN")
         for hidden in (64, 256, 1024)
     ),
-    case("LSTM", 1, 1, 256, {"forward": 1.5}, step=True, quick=True, model="one step of a stream"),
-    case("GRU", 1, 1, 256, {"forward": 1.5}, step=True, quick=True, model="one step of a stream"),
-    case("GRU", 128, 32, 256, both(2.5), packed=True, quick=True, model="sentences, longest first"),
-    case("LSTM", 128, 32, 256, both(2.5), packed=True),
-    case("GRU", 128, 32, 256, {"forward": 2.5}, layers=2, bidirectional=True, model="a tagger"),
-    case("LSTM", 128, 32, 256, both(None, None), layers=2, bidirectional=True, model="a tagger"),
+    case("LSTM", 1, 1, 256, ("forward",), step=True, quick=True, model="one step of a stream"),
+    case("GRU", 1, 1, 256, ("forward",), step=True, quick=True, model="one step of a stream"),
+    case("GRU", 128, 32, 256, BOTH, packed=True, quick=True, model="sentences, longest first"),
+    case("LSTM", 128, 32, 256, BOTH, packed=True),
+    case("GRU", 128, 32, 256, ("forward",), layers=2, bidirectional=True, model="a tagger"),
+    case("LSTM", 128, 32, 256, BOTH, layers=2, bidirectional=True, model="a tagger"),
     *(
-        case(cell, 64, 64, hidden, both(forward, training))  # 85 % of what is asked at 256
-        for cell, forward, training in (("GRU", 2.9, 2.6), ("LSTM", 0.94, 1.06), ("RNN", 2.7, 2.6))
+        case(cell, 64, 64, hidden, BOTH)
+        for cell in ("GRU", "LSTM", "RNN")
         for hidden in (512, 1024)
     ),
     *(
-        case(cell, length, batch, hidden, both())
+        case(cell, length, batch, hidden, BOTH)
         for cell in MODULES
         for length in (32, 128)
         for batch, hidden in ((1, 64), (8, 64), (64, 64), (8, 256), (8, 512), (1, 1024))
     ),
-    case("LSTM", 128, 32, 256, both(), dtype="bfloat16", model="oneDNN's own ground"),
-    case("GRU", 128, 32, 256, both(), dtype="bfloat16"),
-    case("GRU", 32, 8, 128, {"double-backward": None}, quick=True, model="a gradient penalty; torch has none for LSTM"),
-    case("RNN", 32, 8, 128, {"double-backward": None}, model="the same"),
+    case("LSTM", 128, 32, 256, BOTH, dtype="bfloat16", model="oneDNN's own ground"),
+    case("GRU", 128, 32, 256, BOTH, dtype="bfloat16"),
+    case("GRU", 32, 8, 128, ("double-backward",), quick=True, model="a gradient penalty; torch has none for LSTM"),
+    case("RNN", 32, 8, 128, ("double-backward",), model="the same"),
 )  # fmt: skip
 
 
@@ -92,7 +96,7 @@ def grid() -> list[Case]:
     """Every combination, less what is chosen already. One row has nothing to pack, nor has one step."""
     declared = {(one.name, one.dtype) for one in CHOSEN}
     rows = [
-        case(cell, length, batch, hidden, both(), full=True, packed=packed)
+        case(cell, length, batch, hidden, BOTH, full=True, packed=packed)
         for cell, length, batch, hidden, packed in product(
             MODULES, (1, 32, 128), (1, 8, 32, 64), (64, 256, 512, 1024), (False, True)
         )
@@ -105,15 +109,15 @@ CASES = (*CHOSEN, *grid())
 
 # Held on the chip up to 128 units, a launch a step above.
 GPU = tuple(
-    Case(f"{cell} T64 B64 H{hidden}", Shape(cell, 64, 64, hidden), both(), dtype, small=Shape(cell, 3, 4, small))
+    Case(f"{cell} T64 B64 H{hidden}", Shape(cell, 64, 64, hidden), BOTH, dtype, small=Shape(cell, 3, 4, small))
     for hidden, small in ((64, 12), (128, 12), (256, 20), (512, 20))
     for cell in MODULES
     for dtype in ("bfloat16", "float32")
 )
 GPU += (
-    Case("GRU T64 B64 H128 packed", Shape("GRU", 64, 64, 128, packed=True), both(), "bfloat16",
+    Case("GRU T64 B64 H128 packed", Shape("GRU", 64, 64, 128, packed=True), BOTH, "bfloat16",
          small=Shape("GRU", 4, 3, 12, packed=True)),
-    Case("LSTM T64 B64 H128x2 bidirectional", Shape("LSTM", 64, 64, 128, layers=2, bidirectional=True), both(),
+    Case("LSTM T64 B64 H128x2 bidirectional", Shape("LSTM", 64, 64, 128, layers=2, bidirectional=True), BOTH,
          "bfloat16", small=Shape("LSTM", 3, 2, 12, layers=2, bidirectional=True)),
 )  # fmt: skip
 
@@ -180,7 +184,12 @@ def bytes_(case: Case, mode: str) -> float:
     )
 
 
+def exps(case: Case, mode: str) -> float:
+    """Of the forward; the backward finds gates and states saved."""
+    return 0.0 if mode == "backward" else EXPS[case.shape.cell] * _steps(case.shape) * case.shape.hidden
+
+
 OPERATION = Operation(
     name="rnn", cases=CASES, inputs=inputs, torch=lambda case: _Layer(case.shape), pyflash=ours, flops=flops,
-    bytes=bytes_, gpu=GPU,
+    bytes=bytes_, exps=exps, gpu=GPU,
 )  # fmt: skip

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from benchmarks.limits import set_older_limit
 from benchmarks.machine import Machine
 
 
@@ -30,12 +31,12 @@ class Row:
     calls_per_sample: int = 0
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
-    share: float | None = None  # of what this machine's measured peaks allow
+    exps_per_s: float | None = None
+    limit: str = ""  # what of this machine limits the row (limits.py); empty where nothing says
+    share: float | None = None  # of that limit: its time over this one's
     ratio: float | None = None  # torch's time over this one's, the median of the rounds
     ratio_low: float | None = None  # 95% interval of that median
     ratio_high: float | None = None
-    floor: float | None = None  # the least ratio asked for
-    extra_us: float | None = None  # the most microseconds it may add to torch's time
     torch_median: float | None = None
     first_call: float | None = None  # what is compiled, packed or looked up once, included
     host_seconds: float | None = None  # of one call, besides its kernels: overhead.py
@@ -50,15 +51,9 @@ class Row:
         return self.operation, self.case, self.mode, self.dtype, self.provider
 
     @property
-    def reached(self) -> bool | None:
-        """Whether what is asked was measured; None where nothing is asked or nothing was measured."""
-        if self.status != "ok" or self.ratio is None:
-            return None
-        if self.floor is not None:
-            return self.ratio >= self.floor
-        if self.extra_us is not None:
-            return (self.median - self.torch_median) * 1e6 <= self.extra_us
-        return None
+    def limit_ratio(self) -> float | None:
+        """How many times torch's speed the limit is; None where there is none."""
+        return None if self.share is None or self.ratio is None else self.ratio / self.share
 
 
 # JSON: a list of rows, each with the machine it was measured on.
@@ -72,6 +67,7 @@ def save(path: Path, rows: list[Row], machine: Machine) -> None:
     unfinished.replace(path)
 
 
+NAMED = {"zen4": "zen4", "zen5": "zen5", "granite-rapids": "amx"}  # older files tell the family by their name alone
 KINDS = {"str": str, "int": int, "float": int | float, "None": type(None), "dict[str, float]": dict}
 
 
@@ -86,10 +82,15 @@ def checked(what: type, values: dict) -> dict:
 
 
 def read(path: Path) -> tuple[list[Row], list[Machine]]:
-    """Raises ValueError, in one line, on anything that save() did not write."""
+    """Raises ValueError, in one line, on anything that save() did not write. Files without limits get those that they allow."""
     try:
         loaded = json.loads(path.read_text())
-        machines = [Machine(**checked(Machine, row["machine"])) for row in loaded]
-        return [Row(**checked(Row, row)) for row in loaded], machines
+        family = next((name for word, name in NAMED.items() if word in path.name), "")
+        machines = [Machine(**{"family": family, **checked(Machine, row["machine"])}) for row in loaded]
+        found = [Row(**checked(Row, row)) for row in loaded]
     except (OSError, TypeError, KeyError, AttributeError, ValueError, RecursionError) as failure:
         raise ValueError(f"{path}: not a benchmark result ({failure})") from None
+    for row, values, machine in zip(found, loaded, machines, strict=True):
+        if "limit" not in values:
+            set_older_limit(row, machine)
+    return found, machines

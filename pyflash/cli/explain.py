@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 import pyflash
+from pyflash.activations import ACTIVATIONS
+from pyflash.auto import tables
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
@@ -54,21 +56,73 @@ def explain(device: str | None = None) -> dict:
         {"operation": operation, "backend": backend, "reason": reason, "calls": count}
         for (operation, backend, reason), count in sorted(pyflash.counts().items())
     ]
-    return {"device": device, "operations": table, "calls": calls, "benchmarks": benchmark_share(device)}
+    return {
+        "device": device,
+        "operations": table,
+        "calls": calls,
+        "measured": measured(device, table),
+        "benchmarks": benchmark_share(device),
+    }
+
+
+def measured(device: str, operations) -> dict:
+    """What `auto` knows of this processor's kind: of each operation how many points its table has, measured on one."""
+    family = _family(device)
+    found = {name: 0 for name in operations}
+    for (question, _), group in tables.table(family).items():
+        for name in found:
+            operation, kinds = _asked_as(name)
+            if question.operation == operation and question.kind in kinds:
+                found[name] += len(group.lows)
+    return {"family": family, "points": found}
+
+
+def _family(device: str) -> str:
+    try:
+        return tables.family("cpu" if device == "cpu" else "triton")
+    except ImportError:  # no native module
+        return "other"
+
+
+def _asked_as(name: str) -> tuple[str, tuple[str, ...]]:
+    """The operation and the kinds that `auto` looks up in a table for an operation of ours."""
+    cell = name.removesuffix("_cell")
+    if name in ACTIVATIONS:
+        return "activation", (name,)
+    if cell in ("lstm", "gru", "rnn"):
+        return "rnn", (f"{cell} {'layers' if cell == name else 'cell'}",)
+    if name == "attention_weights":
+        return "attention", ("weights",)
+    return name, ("plain", "causal", "mask", "dropout") if name == "attention" else ("",)
+
+
+NAMED = {"zen4": "zen4", "zen5": "zen5", "granite-rapids": "amx"}  # older results tell the family by their file's name
 
 
 def benchmark_share(device: str) -> dict | None:
-    """How many rows of the newest committed benchmark run on this kind of device our kernels take under `auto`."""
+    """How many rows of the committed benchmark runs our kernels take under `auto`: of the runs on this processor's kind,
+    or, where there is none, of the newest on another."""
     results = Path(pyflash.__file__).parent.parent / "benchmarks" / "results"  # in a checkout; not in a wheel
+    runs = {}
     for path in sorted(results.glob(f"*{device}*.json"), reverse=True):
         rows = [row for row in json.loads(path.read_text()) if row["provider"] == "pyflash" and row["served"]]
-        return {
-            "file": f"benchmarks/results/{path.name}",
-            "cpu": rows[0]["machine"]["cpu"] if rows else "",
+        if rows:
+            by_name = next((name for word, name in NAMED.items() if word in path.name), "")
+            runs[path] = rows, rows[0]["machine"].get("family") or by_name
+    here = [path for path, (_, family) in runs.items() if family == _family(device)]
+    chosen = here or list(runs)[:1]
+    rows = [row for path in chosen for row in runs[path][0]]
+    return (
+        {
+            "files": [f"benchmarks/results/{path.name}" for path in chosen],
+            "cpu": rows[0]["machine"]["cpu"],
+            "same kind": bool(here),
             "rows": len(rows),
             "ours": sum(row["served"] != "torch" for row in rows),
         }
-    return None
+        if rows
+        else None
+    )
 
 
 def _cell(operation, backend: str, device: str) -> dict:
@@ -96,10 +150,11 @@ SHORT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16
 def print_explain(facts: dict) -> None:
     columns = [name for name in ORDER if any(row[name]["served"] for row in facts["operations"].values())]
     print(f"{facts['device']} tensors; every operation also runs through torch")
-    print(f"{'operation':28}" + "".join(f"{name:20}" for name in columns))
+    print(f"{'operation':28}" + "".join(f"{name:20}" for name in columns) + "measured on this kind of processor")
     for operation, row in facts["operations"].items():
         cells = [" ".join(SHORT[d] for d in row[name]["served"]) or "-" for name in columns]
-        print(f"{operation:28}" + "".join(f"{cell:20}" for cell in cells))
+        points = facts["measured"]["points"][operation]
+        print(f"{operation:28}" + "".join(f"{cell:20}" for cell in cells) + (f"{points} points" if points else "-"))
     reasons = {}
     for operation, row in facts["operations"].items():
         for name in ORDER:
@@ -112,10 +167,22 @@ def print_explain(facts: dict) -> None:
         for name in ORDER:
             if row[name]["served"] and row[name]["note"]:
                 print(f"{operation}: {row[name]['note']}")
+    family = facts["measured"]["family"]
+    if any(facts["measured"]["points"].values()):
+        print(
+            f"`auto` goes by the table of this kind of processor ({family}) where it has points, else by rules of thumb"
+        )
+    else:
+        print(
+            f"`auto` has no table of this kind of processor ({family}) and goes by rules of thumb;"
+            " `python -m benchmarks auto`, in a checkout, writes one"
+        )
     share = facts["benchmarks"]
     if share:
+        where = "this kind of processor" if share["same kind"] else "another kind of processor"
         print(
-            f"under `auto` our kernels take {share['ours']} of {share['rows']} benchmark rows ({share['file']}, {share['cpu']})"
+            f"under `auto` our kernels take {share['ours']} of {share['rows']} benchmark rows, measured on {where}"
+            f" ({share['cpu']}; {', '.join(share['files'])})"
         )
     else:
         print("under `auto`: the share of benchmark rows is known in a checkout with benchmarks/results")

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import OPERATIONS, aot, compare, harness, known, report, rows, sampling
+from benchmarks import OPERATIONS, aot, compare, harness, known, machine, overview, report, rows, sampling
 from benchmarks.__main__ import main
 from benchmarks.operation import load
 from benchmarks.rows import Row
+from pyflash.auto import tables
 from tests.frame.test_benchmarks import HERE
 
 ROOT = Path(report.__file__).resolve().parent.parent
@@ -197,6 +198,20 @@ def test_the_report_puts_losses_first(tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.index("- linear, 64, forward: 0.80x") < text.index("| 64 | forward | 1 ms")
     assert known.STORIES["linear"].limit in text and "Gaps:" in text
+    assert "asked" not in text and "| share of the limit |" in text
+
+
+def test_a_reason_that_holds_on_one_processor_is_given_for_no_other():
+    row = Row("linear", "64", "forward", "bfloat16", "pyflash", ratio=0.5)
+    gap = known.Gap("", "the matrix units", dtype="bfloat16", families=("amx",))
+    assert gap.explains(row, dataclasses.replace(HERE, family="amx"))
+    assert not gap.explains(row, dataclasses.replace(HERE, family="zen4"))
+    assert dataclasses.replace(gap, families=()).explains(row, HERE)
+
+
+def test_every_reason_is_of_a_known_processor():
+    named = {family for story in known.STORIES.values() for gap in story.gaps for family in gap.families}
+    assert named and named <= set(machine.FAMILIES) and set(machine.FAMILIES) <= set(tables.FAMILIES)
 
 
 def test_every_operation_has_its_story():
@@ -327,3 +342,46 @@ print(json.dumps(aot.compile_case("sm80/attention/bfloat16/64/full")["attention_
     committed = json.loads(aot.TABLE.read_text())["rows"]["sm80/attention/bfloat16/64/full/attention_fwd"]
     assert planted["spill_bytes"] > 0 == committed["spill_bytes"]
     assert any("spills" in loss for loss in aot.worse(committed, planted))
+
+
+# README's picture and table.
+
+
+def test_readme_is_made_of_the_committed_results():
+    results = [(path, *rows.read(path)) for path in report.committed()]
+    text = overview.README.read_text()
+    assert overview.written_into(text, overview.markdown(results)) == text
+
+
+def test_every_row_that_readme_shows_is_a_row_of_the_suite():
+    for shown in overview.SHOWN:
+        cases = {(case.name, case.dtype): case for case in load(shown.operation).cases}
+        assert shown.mode in cases[shown.case, shown.dtype].modes
+
+
+def result(name: str, family: str, **values) -> tuple:
+    here = dataclasses.replace(HERE, family=family)
+    row = Row("linear", "4096x256x1024", "forward", "float32", "pyflash", **timed(values))
+    return report.RESULTS / name, [row], [here]
+
+
+def test_readme_takes_the_newest_row_and_invents_none(tmp_path):
+    new, old = result("b.json", "zen5", ratio=1.5), result("a.json", "zen4", ratio=1.2, share=0.5, limit="FLOPs")
+    text = overview.markdown([new, old])
+    assert "| Linear | 4096 rows, 256 to 1024 | 1.50 (Zen 5) | – | – |" in text and "a.json" not in text
+    text = overview.markdown([result("c.json", "amx", ratio=0.9, served="torch"), old])
+    assert "| Linear | 4096 rows, 256 to 1024 | 1.20 (Zen 4) | 0.90* | 50% FLOPs |" in text
+    assert text.count("\n| ") == 2  # of the rows that no result has, none
+
+
+def test_the_overview_is_written_between_its_marks(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    readme, picture = tmp_path / "README.md", tmp_path / "overview.png"
+    readme.write_text(f"before\n{overview.BEGIN}\nold\n{overview.END}\nafter\n")
+    assert main(["overview", "--readme", str(readme), "--png", str(picture)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "| what |" in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    readme.write_text("no marks")
+    assert main(["overview", "--readme", str(readme), "--png", str(picture)]) == 2
+    assert "to write between" in capsys.readouterr().err and readme.read_text() == "no marks"

@@ -337,6 +337,25 @@ def test_commands_print_and_give_json(command, capsys):
         assert facts["operations"]["gelu"]["cuda"]["reason"]
 
 
+@pytest.mark.parametrize(("family", "says"), [("zen5", "the table of this kind"), ("other", "no table of this kind")])
+def test_explain_says_what_was_measured_on_this_kind_of_processor(family, says, monkeypatch, capsys):
+    """Zen 5 has a table; what no table has is "other". A single name that `auto` did not look up would have no points."""
+    from pyflash.__main__ import main
+    from pyflash.cli import explain
+
+    monkeypatch.setattr(explain, "_family", lambda device: family)
+    found = explain.measured("cpu", explain.OPERATIONS)["points"]
+    without_points = {name for name, points in found.items() if not points}
+    if family == "zen5":
+        assert without_points == {"attention_decode", "attention_varlen"}  # `auto` has no rule for them: always ours
+    else:
+        assert without_points == set(found)
+    main(["explain"])
+    out = capsys.readouterr().out
+    assert says in out and f"({family})" in out
+    assert ("measured on this kind of processor (" in out) == (family == "zen5")
+
+
 def test_generated_files_are_what_the_table_gives():
     done = subprocess.run([sys.executable, "tools/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -45,6 +45,27 @@ def test_the_source_distribution_holds_what_a_build_reads(source, tmp_path):
     assert not tables - held
 
 
+def planned(target, tmp_path) -> str:
+    """What make would run, in a checkout where nothing is installed."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    command = ["make", "-n", f"VENV={tmp_path / 'venv'}", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.replace(str(tmp_path), "")
+
+
+def test_the_demo_installs_and_builds_only_what_it_needs(tmp_path):
+    demo, tests = planned("demo", tmp_path), planned("test", tmp_path)
+    unneeded = ("pytest", "hypothesis", "ruff", "clang-format", "rich", " triton")
+    assert not [word for word in unneeded if word in demo] and all(word in tests for word in unneeded)
+    assert "torch" in demo and "-m pyflash demo" in demo
+    assert "PYFLASH_BUILD_ISA= " in tests  # every instruction set; of the demo this processor's
+    if "avx2" in Path("/proc/cpuinfo").read_text().split():
+        assert "PYFLASH_BUILD_ISA=avx" in demo
+    assert list(tmp_path.iterdir()) == []  # and that was only asked, not done
+
+
 def test_a_build_says_how_far_it_is(source, tmp_path):
     """It takes minutes. Here the compiler is one that does nothing."""
     skip_without("setuptools", "pybind11")

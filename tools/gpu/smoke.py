@@ -61,7 +61,7 @@ def plan(operations: list[str], small: bool) -> list[Work]:
         if small:  # one of those that shrink to the same
             shrunk = {(case.small, case.dtype): replace(case, shape=case.small) for case in cases if case.small}
             cases = tuple(shrunk.values())
-        found += [Work(operation, case, mode, small) for case in cases for mode in case.floors]
+        found += [Work(operation, case, mode, small) for case in cases for mode in case.modes]
     return found
 
 
