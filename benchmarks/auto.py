@@ -21,9 +21,13 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from benchmarks import activation, attention, dropout, harness, layer_norm, linear, machine, rnn
+from benchmarks import harness, machine
 from benchmarks.check import Reference, Wrong
 from benchmarks.operation import PROVIDERS, Case, Operation
+from benchmarks.operations import attention, linear
+from benchmarks.operations.norm import layer_norm
+from benchmarks.operations.pointwise import activation, dropout
+from benchmarks.operations.recurrent import rnn
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
 from pyflash.activations import ACTIVATIONS

@@ -13,7 +13,7 @@ import torch
 
 import pyflash
 from pyflash import functional
-from pyflash.auto import tables
+from pyflash.auto import processor
 from pyflash.cli import explain
 from pyflash.ops.core import backends
 
@@ -174,7 +174,7 @@ def exp_peak() -> float:
 
 def family(device: str) -> str:
     try:
-        return tables.family("cpu" if device == "cpu" else "triton")
+        return processor.family("cpu" if device == "cpu" else "triton")
     except ImportError:  # without the native module nothing tells processors apart
         return "other"
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import pyflash
-from benchmarks import OPERATIONS
+from benchmarks import FILES, FOLDER, OPERATIONS
 from benchmarks.limits import Work
 
 # training is a forward and a backward in one; double-backward adds a backward through that backward, whose least work
@@ -132,8 +132,14 @@ def gpu_case(name: str, shape: Any, small: Any, *modes: str, dtype: str = "bfloa
     return Case(name, shape, modes, dtype, small=small)
 
 
+def module_of(name: str):
+    """The file of an operation: OPERATION, and STORY for what its figures cannot say."""
+    parts = FILES[name].relative_to(FOLDER).with_suffix("").parts
+    return importlib.import_module(".".join(("benchmarks", "operations", *parts)))
+
+
 def load(name: str) -> Operation:
-    return importlib.import_module(f"benchmarks.{name}").OPERATION
+    return module_of(name).OPERATION
 
 
 def in_dtype(cases: tuple[Case, ...], dtype: str | None) -> list[Case]:

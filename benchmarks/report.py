@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmarks.known import STORIES
 from benchmarks.machine import Machine
+from benchmarks.operation import module_of
 from benchmarks.rows import Row
 from benchmarks.table import HOST, host, megabytes, rate, seconds, share
 
@@ -89,7 +89,7 @@ def least(row: Row) -> float:
 def operation_section(
     operation: str, rows: list[Row], torchs: dict[tuple[str, ...], Row], machine: Machine
 ) -> list[str]:
-    story = STORIES[operation]
+    story = module_of(operation).STORY
     lines = [
         f"### {operation}\n",
         f"Limit: {story.limit}  \nElsewhere: {story.elsewhere}\n",

@@ -10,7 +10,7 @@ import torch
 
 import pyflash
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import tables
+from pyflash.auto import processor, tables
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
@@ -79,7 +79,7 @@ def measured(device: str, operations) -> dict:
 
 def _family(device: str) -> str:
     try:
-        return tables.family("cpu" if device == "cpu" else "triton")
+        return processor.family("cpu" if device == "cpu" else "triton")
     except ImportError:  # no native module
         return "other"
 

@@ -16,7 +16,7 @@ from benchmarks.limits import Work
 from benchmarks.operation import MODES, PROVIDERS, Case, Operation, Provider, load, select
 from benchmarks.rows import Row
 from benchmarks.sampling import Sample
-from pyflash.auto import tables
+from pyflash.auto import processor
 
 HERE = machine.Machine(
     device="cpu", cpu="a processor", isa="avx512", threads=2, python="3", torch="2", pyflash="0", commit="abc",
@@ -190,7 +190,7 @@ def test_a_gradient_with_another_mask_is_refused():
 
 
 def attention_row(ours) -> Row:
-    from benchmarks import attention
+    from benchmarks.operations import attention
 
     case = Case("small", attention.Shape(1, 2, 24, 16, causal=True, dropout=0.25), {"training": None})
     broken = Operation(**{**vars(attention.OPERATION), "pyflash": lambda case: ours})
@@ -475,7 +475,7 @@ def test_peaks_are_measured():
     """Small: what they are, not how fast."""
     assert machine.exp_peak() > 1e6
     assert machine.copy_bandwidth("cpu", 1 << 20) > 1e6
-    assert machine.family("cpu") in tables.FAMILIES
+    assert machine.family("cpu") in processor.FAMILIES
 
 
 def test_a_limit_far_from_every_bar_does_not_make_them_small():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmarks import models
 from benchmarks.check import Reference
 from benchmarks.operation import Case
+from benchmarks.operations.models import models
 
 
 def case_of(name: str, mode: str) -> Case:

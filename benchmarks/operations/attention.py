@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import peers
 from benchmarks.check import SEED, Bound, Wrong
-from benchmarks.dropout import expect_share
+from benchmarks.known import AMX, TWICE, Gap, Story
 from benchmarks.operation import Case, Operation, gpu_case
+from benchmarks.operations.pointwise.dropout import expect_share
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,23 @@ def bytes_(case: Case, mode: str) -> float:
     keys = shape.batch * (shape.kv_heads or shape.heads) * shape.all_keys * shape.dim
     return {"forward": 1, "backward": 2, "training": 3}[mode] * 2 * (queries + keys) * case.itemsize
 
+
+STORY = Story(
+    limit="FLOPs: 4 N^2 D a head forward, 10 backward, half of it causal; one query reads the cache once: memory.",
+    elsewhere="On GPUs FlashAttention-3 reports 75% of an H100's bfloat16 peak forward (Shah et al. 2024). On CPUs"
+    " torch's flash kernel calls MKL for its products and reaches half of the peak.",
+    gaps=(
+        TWICE,
+        Gap(
+            "",
+            "the peak is that of the matrix units (AMX), which our kernels do not use; `auto` takes torch's",
+            dtype="bfloat16",
+            families=AMX,
+        ),
+        Gap("dropout", "a random number for each score: ten rounds of Philox for every four, forward and backward"),
+        Gap("", "softmax, rescaling and the packing of each tile take what is missing to the peak"),
+    ),
+)
 
 OPERATION = Operation(
     name="attention",

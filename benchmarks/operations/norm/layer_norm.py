@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import peers
+from benchmarks.known import AMX, TINY, TWICE, ZEN_4, Gap, Story
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -69,6 +70,24 @@ def bytes_(case: Case, mode: str) -> float:
     tensors = {"forward": forward, "backward": backward, "training": forward + backward}[mode]
     return tensors * case.shape.rows * case.shape.cols * case.itemsize
 
+
+STORY = Story(
+    limit="Memory: x and y once, with a residual x, r, y and the sum once.",
+    elsewhere="torch's kernel alone is at the limit out of cache; the separate sum is what fusing saves.",
+    gaps=(
+        TWICE,
+        TINY,
+        Gap(
+            "256x1024",
+            "in cache the kernel takes about 40 us; Python and the outputs' allocation are the rest",
+            families=ZEN_4 + AMX,
+        ),
+        Gap(
+            "",
+            "the sums over rows for the weight's and bias's gradients; where the C library puts the output, in or out of cache",
+        ),
+    ),
+)
 
 OPERATION = Operation(
     name="layer_norm",

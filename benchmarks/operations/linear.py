@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from benchmarks.known import AMX, TINY, TWICE, Gap, Story
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -99,6 +100,29 @@ def bytes_(case: Case, mode: str) -> float:
     once = shape.rows * shape.inner + shape.inner * shape.cols + shape.rows * shape.cols
     return {"forward": 1, "backward": 2, "training": 3}[mode] * once * case.itemsize
 
+
+STORY = Story(
+    limit="FLOPs: 2 M N K a product, two products backward; small batches are bound by reading the weight.",
+    elsewhere="MKL and oneDNN: 75 to 90% of the peak they use. MKL stays on 256-bit vectors on AMD, so on Zen 5 half"
+    " of the peak is out of its reach; on Zen 4, whose 512-bit units are half as wide, nothing is.",
+    gaps=(
+        TWICE,
+        TINY,
+        Gap("1x", "one row is a matrix-vector product, bound by memory; torch's is nearer to it and `auto` takes it"),
+        Gap(
+            "",
+            "the matrix units (AMX) compute bfloat16, and our kernels do not use them; `auto` takes torch's",
+            dtype="bfloat16",
+            families=AMX,
+        ),
+        Gap(
+            "",
+            "widening bfloat16 to float32 takes the time that the dot product would save; `auto` takes torch's",
+            dtype="bfloat16",
+        ),
+        Gap("", "both are near the peak, and neither side's product is far from the other's"),
+    ),
+)
 
 OPERATION = Operation(
     name="linear", cases=CASES, inputs=inputs, torch=torchs, pyflash=ours, flops=flops, bytes=bytes_, gpu=GPU

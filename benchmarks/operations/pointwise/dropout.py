@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.check import SEED, Bound, Wrong
+from benchmarks.known import Gap, Story
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -64,6 +65,12 @@ def ours(case: Case):
 
     return lambda x: dropout(x, case.shape.p, True)
 
+
+STORY = Story(
+    limit="Memory, and ten rounds of Philox for every four elements.",
+    elsewhere="torch draws its mask one element after another on one thread.",
+    gaps=(Gap("", "the page faults of a fresh output, which torch pays as well"),),
+)
 
 OPERATION = Operation(
     name="dropout",

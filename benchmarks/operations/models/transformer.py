@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from benchmarks.known import Gap, Story
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -147,6 +148,16 @@ def bytes_(case: Case, mode: str) -> float:
     once = parameters(shape) + 2 * shape.layers * shape.batch * shape.tokens * shape.width
     return {"forward": 1, "backward": 2, "training": 3}[mode] * once * case.itemsize
 
+
+STORY = Story(
+    limit="Linear's and attention's FLOPs together; the smaller the model, the more everything between them.",
+    elsewhere="torch.compile gains nothing here on a CPU: it calls the same MKL and flash kernels.",
+    gaps=(
+        Gap("tiny", "what remains is Python, once for every operation inside"),
+        Gap("import", "ours is torch's import and a little more"),
+        Gap("", "the share of Linear, where torch is near the peak as well (Amdahl)"),
+    ),
+)
 
 OPERATION = Operation(
     name="transformer",
