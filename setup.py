@@ -1,4 +1,5 @@
-"""The native builds, each optional: without a compiler the wheel is pure Python and `python -m pyflash info` says so.
+"""The native builds, each optional: without a compiler the wheel is pure Python, the build says why, and so does
+`python -m pyflash info`. PYFLASH_REQUIRE_NATIVE=1: a native build that fails fails the whole.
 
 The CPU core is one source compiled once per instruction set (csrc/cpu/isa/<isa>.cpp), in parallel, and again only when
 something it reads changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set (with generic), for a quick edit loop; PYFLASH_NO_NATIVE=1 none.
@@ -25,7 +26,13 @@ X86_FLAGS = {
 # -ffast-math is never used: it would set flush-to-zero for the whole process and drop NaN. The warnings that are off
 # come from the compilers' own intrinsics headers and from vectors as template arguments.
 KERNEL_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wextra"]
-KERNEL_FLAGS += ["-Wno-psabi", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+KERNEL_FLAGS += [
+    "-Wno-psabi",
+    "-Wno-ignored-attributes",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+    "-Wno-unknown-warning-option",
+]
 
 
 def native_sources():
@@ -52,6 +59,15 @@ def pybind11_headers():
         return str(Path(find_spec("torch").origin).parent / "include")
 
 
+FAILED = """
+*** pyflash: the native CPU core was NOT built: {error}
+*** pyflash works without it, on PyTorch's own kernels and slower: `python -m pyflash info`.
+*** What {compiler} said is above this (under pip: only with `pip install -v`). Wanted are g++ 9 or clang 12 with OpenMP,
+*** or later ones (CC and CXX choose), and the headers of Python. PYFLASH_NO_NATIVE=1 builds none and says nothing;
+*** with PYFLASH_REQUIRE_NATIVE=1 this is an error.
+"""
+
+
 class BuildNative(build_ext):
     def say(self, message):
         """What the build is at, for `pip install -v`; not when it is asked to be quiet."""
@@ -59,6 +75,26 @@ class BuildNative(build_ext):
             print(f"pyflash native core: {message}", flush=True)
 
     def build_extension(self, ext):
+        try:
+            self.build_native(ext)
+        except Exception as error:
+            # An optional extension's failure is a warning that -q and pip swallow; and a module of older sources would
+            # answer in its place.
+            stale = [Path(self.get_ext_fullpath(ext.name)), Path("pyflash", Path(self.get_ext_filename(ext.name)).name)]
+            for module in stale[: 1 + self.was_inplace]:
+                module.unlink(missing_ok=True)
+            print(
+                FAILED.format(error=error, compiler=" ".join(self.compiler.compiler_so[:1])),
+                file=sys.stderr,
+                flush=True,
+            )
+            raise
+
+    def run(self):
+        self.was_inplace = bool(self.inplace)  # setuptools clears it while it builds
+        super().run()
+
+    def build_native(self, ext):
         self.include_dirs.append(pybind11_headers())
         headers = [path for path in CSRC.rglob("*") if path.suffix in (".h", ".inc")]
         newest_header = max(path.stat().st_mtime for path in headers)
@@ -91,6 +127,8 @@ class BuildNative(build_ext):
         with ThreadPoolExecutor(processors) as pool:
             waiting = {pool.submit(compile_one, item): item[0] for item in sources.items()}
             for done in as_completed(waiting):
+                if done.exception() is not None:
+                    pool.shutdown(cancel_futures=True)
                 objects[waiting[done]] = done.result()
                 seconds = time.monotonic() - start
                 self.say(f"{len(objects)} of {len(sources)} compiled after {seconds:.0f} s: {waiting[done]}")
@@ -101,7 +139,9 @@ class BuildNative(build_ext):
 
 
 if sys.platform == "linux" and os.environ.get("PYFLASH_NO_NATIVE", "0") != "1":
-    native = [Extension("pyflash._cpu", [str(path) for path in native_sources()], optional=True)]
+    is_optional = os.environ.get("PYFLASH_REQUIRE_NATIVE", "0") != "1"
+    native = [Extension("pyflash._cpu", [str(path) for path in native_sources()], optional=is_optional)]
 else:
     native = []
-setup(ext_modules=native, cmdclass={"build_ext": BuildNative})
+if __name__ == "__main__":  # tests read the flags from here
+    setup(ext_modules=native, cmdclass={"build_ext": BuildNative})

@@ -1,8 +1,5 @@
 // Element-wise activations, forward and backward, over dense memory.
 
-// Below this an element-wise loop is quicker on one thread than the region is opened.
-constexpr int64_t kElementwiseGrain = 16384;
-
 namespace {
 
 // From the end to the beginning: an output often lies one cache line further into its page than the input (allocated

@@ -19,20 +19,22 @@
 namespace PF_ISA {
 
 #include "simd/vec.h"
+#include "simd/transpose.h"
 #include "simd/operand.h"
 #include "simd/math.h"
 #include "simd/philox.h"
 #include "../common/activations.inc"
-#include "parallel.h"
+#include "core/memory.h"
+#include "core/parallel.h"
 
-#include "peak.h"
+#include "core/peak.h"
+#include "core/fingerprint.h"
 #include "activation.h"
 #include "gemm.h"
 #include "linear.h"
 #include "layer_norm.h"
 #include "dropout.h"
 #include "attention.h"
-#include "fingerprint.h"
 #include "rnn.h"
 
 extern const KernelTable table;

@@ -51,22 +51,6 @@ PF_INLINE void for_row_groups(int64_t rows, F f) {
   if (row < rows) f(RowGroup<1>{}, row);
 }
 
-// Lane i of the result is the sum of rows[i]: neighbours are added while they change places as in a transposition.
-template <class V>
-PF_INLINE V sum_each_row(V* rows) {
-  constexpr int n = kLanes<Element<V>>;
-  const Lanes<V> lane = lane_index<V>();
-  PF_UNROLL
-  for (int step = 1; step < n; step *= 2) {
-    Lanes<V> is_odd = (lane & step) != 0;
-    Lanes<V> low = is_odd ? lane + (n - step) : lane, high = is_odd ? lane + n : lane + step;
-    PF_UNROLL
-    for (int i = 0; i < n; i += 2 * step)
-      rows[i] = __builtin_shuffle(rows[i], rows[i + step], low) + __builtin_shuffle(rows[i], rows[i + step], high);
-  }
-  return rows[0];
-}
-
 // Columns [col, col + n) of a row, zeros behind the last.
 template <bool kAdjacent, class S>
 PF_INLINE Vec<Acc<S>> load_columns(const S* row, int64_t step, int64_t col, int64_t cols) {

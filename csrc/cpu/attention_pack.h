@@ -12,30 +12,6 @@ PF_INLINE Lanes<V> lane_index() {
   return index;
 }
 
-// rows[i][j] <-> rows[j][i], by exchanging ever larger blocks.
-template <class V>
-PF_INLINE void transpose(V* rows) {
-  constexpr int n = kLanes<Element<V>>;
-  const Lanes<V> lane = lane_index<V>();
-  PF_UNROLL
-  for (int step = 1; step < n; step *= 2) {
-    Lanes<V> is_odd = (lane & step) != 0;
-    Lanes<V> low = is_odd ? lane + (n - step) : lane, high = is_odd ? lane + n : lane + step;
-    PF_UNROLL
-    for (int i = 0; i < n; i++) {
-      if (i & step) continue;
-      V a = rows[i], b = rows[i + step];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + step] = __builtin_shuffle(a, b, high);
-    }
-  }
-}
-
-template <class V>
-__attribute__((noinline)) void transpose_in_memory(V* rows) {
-  transpose(rows);
-}
-
 template <class S>
 __attribute__((noinline)) Vec<Acc<S>> gather(const S* p, int64_t stride, int64_t count) {
   Acc<S> buffer[kLanes<Acc<S>>] __attribute__((aligned(64)));

@@ -146,16 +146,4 @@ PF_INLINE vd exp_difference(vd x) {
   return exp(x);
 }
 
-// Bytes handed out from one block of memory, 64 at a time; with a null block it only counts.
-struct Carver {
-  char* at;
-  int64_t used;
-  template <class T>
-  T* take(int64_t count) {
-    T* here = (T*)(at + used);
-    used += round_up(count * (int64_t)sizeof(T), 64);
-    return here;
-  }
-};
-
 }  // namespace

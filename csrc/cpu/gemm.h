@@ -12,7 +12,7 @@
 //         for chunk of K                                   kChunk x kPanel of B                       in L1
 //           for tile of rows                               kTileRows x kPanel accumulators            registers
 //
-// What other kernels use: gemm_accumulate (the register tile), gemm_pack_b / gemm_transpose (gemm_pack.h), gemm (all of
+// What other kernels use: gemm_accumulate (the register tile), gemm_pack_b (gemm_pack.h), gemm (all of
 // it).
 
 // 24 of 32 registers for sums, 4 for B; 12 of 16 and 2. Six rows keep panels a power of two wide.
@@ -28,12 +28,8 @@ constexpr int64_t kChunk = 128;
 constexpr int64_t kBlockBytes = 1 << 20;  // of A, per thread: half of a large L2
 constexpr int64_t kMinBlockRows = 16 * kTileRows, kMaxBlockRows = 80 * kTileRows;
 constexpr int64_t kPackedK = 512;  // K of a block when A is packed: wide blocks, 2 KB of each row of memory at a time
-constexpr int64_t kThreadFlops = 1 << 18;  // per thread, or a region costs more than it gains
 
 constexpr int64_t kMaxCopies = 4;  // threads that may each pack all of B for themselves
-
-template <class T>
-constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
 
 #include "gemm_pack.h"
 
@@ -160,7 +156,7 @@ struct GemmTurnedSink {
                   Vec<T> square[lanes];
                   for (int i = 0; i < lanes; i++)
                     square[i] = r + i < rows ? load(tile + (r + i) * kPanel<T> + c) : Vec<T>{};
-                  gemm_transpose(square);
+                  transpose(square);
                   for (int i = 0; i < lanes; i++) store(turned + (c + i) * kPanel<T>, square[i]);
                 }
                 to.write(to.self, column, row + r, columns, min_of(lanes, rows - r), turned);
@@ -232,19 +228,6 @@ struct GemmPlan {
   PF_INLINE int64_t bytes(const GemmPlan& p) { return p.b_bytes + p.sums_bytes + p.threads * p.thread_bytes; }
 };
 
-// Asks for `rows` rows of `count` elements.
-template <class T>
-PF_INLINE void gemm_prefetch(const T* p, int64_t stride, int64_t rows, int64_t count) {
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t e = 0; e < count; e += kLine<T>) __builtin_prefetch(p + r * stride + e);
-}
-
-// The same into L2.
-template <class T>
-PF_INLINE void gemm_prefetch_far(const T* p, int64_t count) {
-  for (int64_t e = 0; e < count; e += kLine<T>) __builtin_prefetch(p + e, 0, 2);
-}
-
 // One task: rows [row, row_end) of panels [panel, panel_end), over K [k_begin, k_end).
 template <class S, bool kPackedA>
 void gemm_task(const Gemm<S>& g, const GemmPlan<S>& p, const Acc<S>* b, int64_t b_panel_stride, Acc<S>* sums,
@@ -281,10 +264,10 @@ void gemm_task(const Gemm<S>& g, const GemmPlan<S>& p, const Acc<S>* b, int64_t 
         const T* a_tile = a + i * a_stride + (kPackedA ? k * rows : k);
         // The processor's own prefetchers follow neither short rows from one to the next nor a panel across a sweep.
         if constexpr (kPackedA)
-          gemm_prefetch(a_tile + rows * a_stride, 0, 1, chunk * rows);
+          prefetch_rows(a_tile + rows * a_stride, 0, 1, chunk * rows);
         else
-          gemm_prefetch(a_tile + rows * a_stride, a_stride, min_of(rows, row_count - i - rows), chunk);
-        if (!p.packs_b_in_task) gemm_prefetch_far(b_next + i / kTileRows * share, share);
+          prefetch_rows(a_tile + rows * a_stride, a_stride, min_of(rows, row_count - i - rows), chunk);
+        if (!p.packs_b_in_task) prefetch_far(b_next + i / kTileRows * share, share);
         if (last) sink.prefetch(sink.self, row + i, column, rows, columns);
         T* tile = strip + i * kPanel<T>;
         gemm_tile_of<T, kPackedA>((int)rows, vectors)(chunk, a_tile, a_stride, b_chunk, tile, first);

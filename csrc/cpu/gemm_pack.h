@@ -2,45 +2,6 @@
 
 namespace {
 
-// Exchanges, in each pair of rows kStep apart, the blocks off the diagonal. log2(lanes) rounds transpose a square.
-template <int kStep, class V>
-PF_INLINE void gemm_exchange(V& a, V& b) {
-  constexpr int lanes = sizeof(V) / sizeof(Element<V>);
-#ifdef __clang__
-  V x, y;
-  for (int i = 0; i < lanes; i++) {
-    x[i] = i & kStep ? b[i - kStep] : a[i];
-    y[i] = i & kStep ? b[i] : a[i + kStep];
-  }
-#else
-  typename VecOf<Element<V> >::mask low, high;
-  for (int i = 0; i < lanes; i++) {
-    low[i] = i & kStep ? lanes + i - kStep : i;
-    high[i] = i & kStep ? lanes + i : i + kStep;
-  }
-  V x = __builtin_shuffle(a, b, low), y = __builtin_shuffle(a, b, high);
-#endif
-  a = x;
-  b = y;
-}
-
-template <int kStep, class V, int kCount>
-PF_INLINE void gemm_transpose_round(V (&rows)[kCount]) {
-  if constexpr (kStep < kCount) {
-    PF_UNROLL
-    for (int i = 0; i < kCount; i++)
-      if (!(i & kStep)) gemm_exchange<kStep>(rows[i], rows[i + kStep]);
-    gemm_transpose_round<kStep * 2>(rows);
-  }
-}
-
-// Transposes a square of lanes x lanes.
-template <class V, int kCount>
-PF_INLINE void gemm_transpose(V (&rows)[kCount]) {
-  static_assert(kCount == sizeof(V) / sizeof(Element<V>));
-  gemm_transpose_round<1>(rows);
-}
-
 constexpr int64_t kAhead = 8;  // rows, or vectors of a row: prefetchers do not follow short pieces of many rows
 
 // B [k, n] (k_begin..k_end of one panel's `columns` columns) into out[k][kPanel]; columns that are not there become
@@ -79,7 +40,7 @@ void gemm_pack_panel(const S* b, int64_t row_stride, int64_t column_stride, int6
           for (int i = 0; i < lanes; i++)
             square[i] = i < there ? load_n(b + (c + i) * column_stride + k, count) : Vec<T>{};
         }
-        gemm_transpose(square);
+        transpose(square);
         if (count == lanes) {
           PF_UNROLL
           for (int i = 0; i < lanes; i++) store(out + (k + i) * kPanel<T> + c, square[i]);

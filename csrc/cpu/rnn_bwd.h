@@ -143,16 +143,15 @@ struct RnnBwdThread {
   void ask_for(int64_t panel, int64_t j) const {
     const int64_t unit = panel * kStripRow<T>, count = min_of(kStripRow<T>, s.hidden - unit);
     T* to = work(all.dgates, all.row, j) + unit;
-    for (int i = 0; i < kGateRow<kGates>; i++) gemm_prefetch_far(to + i * s.hidden, count);
+    for (int i = 0; i < kGateRow<kGates>; i++) prefetch_far(to + i * s.hidden, count);
     if (kGates > 1 && p.gates)
       for (int i = 0; i < kSlots; i++)
-        gemm_prefetch_far((const T*)p.gates + (places.kept(t, j) * kSlots + i) * s.hidden + unit, count);
-    if (p.dy) gemm_prefetch_far((const S*)p.dy + places.y(t, j) * s.output + unit, count);
+        prefetch_far((const T*)p.gates + (places.kept(t, j) * kSlots + i) * s.hidden + unit, count);
+    if (p.dy) prefetch_far((const S*)p.dy + places.y(t, j) * s.output + unit, count);
     const bool is_first = j >= places.active(t_before());
-    if (kGates == 4 && !is_first)
-      gemm_prefetch_far((const T*)p.cells + places.kept(t_before(), j) * s.hidden + unit, count);
-    if (kGates == 3 && !is_first) gemm_prefetch_far((const S*)p.y + places.y(t_before(), j) * s.output + unit, count);
-    if (kGates == 1) gemm_prefetch_far((const S*)p.y + places.y(t, j) * s.output + unit, count);
+    if (kGates == 4 && !is_first) prefetch_far((const T*)p.cells + places.kept(t_before(), j) * s.hidden + unit, count);
+    if (kGates == 3 && !is_first) prefetch_far((const S*)p.y + places.y(t_before(), j) * s.output + unit, count);
+    if (kGates == 1) prefetch_far((const S*)p.y + places.y(t, j) * s.output + unit, count);
   }
 
   // From the gradient of the cell's output to those of its gates.

@@ -127,7 +127,7 @@ struct RnnFwdThread {
     if (memory.ahead > 1 || j >= places.active(t_next)) return;
     const int64_t share = round_up(ceil_div(s.input, panels.count), kLine<S>), first = panel * share;
     if (first < s.input)
-      gemm_prefetch_far(
+      prefetch_far(
           (const S*)p.x + places.step(t_next) * p.rows.x_step_stride + places.sequence(j) * p.rows.x_row_stride + first,
           min_of(share, s.input - first));
   }

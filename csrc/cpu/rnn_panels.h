@@ -72,7 +72,7 @@ void rnn_pack_rows(const S* w, int64_t there, int64_t columns, Acc<S>* out, int6
     const int64_t count = min_of(lanes, columns - k);
     Vec<Acc<S>> square[lanes];
     for (int i = 0; i < lanes; i++) square[i] = i < there ? load_n(w + i * columns + k, count) : Vec<Acc<S>>{};
-    gemm_transpose(square);
+    transpose(square);
     for (int i = 0; i < count; i++) store(out + (k + i) * out_stride, square[i]);
   }
 }

@@ -82,10 +82,6 @@ template <class V>
 PF_INLINE V maximum(V a, V b) {
   return select((a > b) | (a != a), a, b);
 }
-template <class V>
-PF_INLINE V minimum(V a, V b) {
-  return select((a < b) | (a != a), a, b);
-}
 PF_INLINE vf abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
 PF_INLINE vd abs(vd x) { return (vd)((vl)x & 0x7fffffffffffffffLL); }
 PF_INLINE vf copy_sign(vf magnitude, vf sign) {
@@ -241,10 +237,6 @@ PF_INLINE void store_n(float* p, vf x, int64_t count) {
   if (count >= kF32) return store(p, x);
   store_first(p, x, (int)count);
 }
-
-// From how many bytes of inputs and outputs together store_stream pays: it saves reading what will be overwritten, a
-// third of the traffic, where caches could not keep the outputs for their reader anyway.
-constexpr int64_t kStreamBytes = 32 << 20;
 
 // Between two looks at memory that another thread will write.
 PF_INLINE void spin_pause() {

@@ -2,6 +2,10 @@
 // count is per thread and stale in a new one), 1 in a forked child. No region is opened for one thread. Included inside
 // `namespace PF_ISA`.
 
+// Below this an element-wise loop is quicker on one thread than the region is opened.
+constexpr int64_t kElementwiseGrain = 16384;
+constexpr int64_t kThreadFlops = 1 << 18;  // of a product, per thread, or a region costs more than it gains
+
 // body(begin, end) over contiguous parts of [0, n), cut at multiples of `grain`, at most one a thread.
 template <class Body>
 PF_INLINE void parallel_ranges(int64_t n, int64_t grain, int threads, Body body) {
