@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,11 +51,46 @@ def test_clang_takes_every_instruction_set(isa, tmp_path):
         "-std=c++17",
         "-fopenmp",
         *native.KERNEL_FLAGS,
+        f"-DPF_ISA={isa}",
         *native.X86_FLAGS[isa],
         "-Werror",
         "-idirafter",
         str(tmp_path),
     ]
-    source = ROOT / "csrc/cpu/isa" / f"{isa}.cpp"
+    source = tmp_path / "all.cpp"
+    source.write_text("".join(f'#include "{path}"\n' for path in sorted(ROOT.glob("csrc/cpu/*/kernels.cpp"))))
     done = subprocess.run([*compiler, *flags, "-fsyntax-only", str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_object_is_made_again_when_what_it_includes_changed(tmp_path):
+    """By the compiler's own list: a header of one family concerns the objects of no other."""
+    is_current = build().is_current
+    source, header, target = tmp_path / "kernels.cpp", tmp_path / "tile.h", tmp_path / "kernels.o"
+    for path in (source, header, target):
+        path.write_text("")
+    target.with_suffix(".d").write_text(f"{target}: {source} \\\n {header}\n")
+    target.with_suffix(".command").write_text("g++ -O3")
+    for path in (source, header):
+        os.utime(path, (1, 1))
+    assert is_current(target, "g++ -O3")
+    assert not is_current(target, "g++ -O2")
+    os.utime(header)
+    os.utime(target, (2, 2))
+    assert not is_current(target, "g++ -O3")
+    header.unlink()
+    assert not is_current(target, "g++ -O3")
+    target.with_suffix(".d").unlink()
+    assert not is_current(target, "g++ -O3")
+
+
+def test_families_include_what_lies_below_them():
+    """simd <- core <- gemm <- the families, which use each other only for products and for epilogues."""
+    shared = {"simd": set(), "core": {"simd"}, "gemm": {"simd", "core"}}
+    for path in sorted(ROOT.glob("csrc/cpu/*/*")):
+        family = path.parent.name
+        may = shared.get(family, {"simd", "core", "gemm", "linear", "pointwise"}) | {family, "common"}
+        for name in re.findall(r'^#include "(.*)"', path.read_text(), re.MULTILINE):
+            included = (path.parent / name).resolve()
+            assert included.is_file(), f"{path} includes {name}"
+            assert included.parent.name in may, f"{path} includes {name}"

@@ -2,7 +2,13 @@
 
 #include <pybind11/stl.h>
 
+#include "../common/attention.h"
 #include "bindings.h"
+
+PF_KERNEL(attention, workspace, AttentionWorkspace)
+PF_KERNEL(attention, fwd, AttentionFwd)
+PF_KERNEL(attention, bwd, AttentionBwd)
+PF_KERNEL(attention, weights, AttentionFwd)
 
 namespace {
 
@@ -10,7 +16,7 @@ typedef std::array<int64_t, 4> Four;
 Strides4 strides(const Four& a) { return {{a[0], a[1], a[2], a[3]}}; }
 
 // The tuple that _native/attention.py makes (`_problem`), in its order.
-Attention attention(const py::tuple& t) {
+Attention problem_of(const py::tuple& t) {
   auto address = [&](int i) { return at<const void>(t[i].cast<Address>()); };
   auto four = [&](int i) { return strides(t[i].cast<Four>()); };
   auto q = t[0].cast<Four>(), k = t[1].cast<Four>();
@@ -36,31 +42,31 @@ int threads_for(const Attention& p, int num_threads) {
 
 }  // namespace
 
-void bind_attention(py::module_& m) {
+PF_BINDINGS(m) {
   m.def("attention_workspace", [](const Four& q_size, int64_t S, int64_t Ev, int dtype, int pass, int num_threads) {
     int64_t bytes = 0;
-    launch(&KernelTable::attention_workspace,
+    launch(attention::workspace,
            {q_size[0], q_size[1], q_size[2], S, q_size[3], Ev, (Dtype)dtype, (AttentionPass)pass,
             allowed_threads(num_threads), &bytes},
            1);
     return bytes;
   });
-  auto def_fwd = [&m](const char* name, auto kernel) {
-    m.def(name, [kernel](const py::tuple& problem, Address out, Address lse, Address lse_low, const Four& out_stride,
-                         Address workspace, int num_threads) {
-      const Attention p = attention(problem);
+  auto def_fwd = [&m](const char* name, const auto& kernel) {
+    m.def(name, [&kernel](const py::tuple& problem, Address out, Address lse, Address lse_low, const Four& out_stride,
+                          Address workspace, int num_threads) {
+      const Attention p = problem_of(problem);
       if (p.H == 0) return;  // nothing to write, and no group of heads to divide by
       launch(kernel, {p, at<void>(out), at<void>(lse), at<void>(lse_low), strides(out_stride), at<void>(workspace)},
              threads_for(p, num_threads));
     });
   };
-  def_fwd("attention_fwd", &KernelTable::attention_fwd);
-  def_fwd("attention_weights", &KernelTable::attention_weights);
+  def_fwd("attention_fwd", attention::fwd);
+  def_fwd("attention_weights", attention::weights);
   m.def("attention_bwd", [](const py::tuple& problem, const std::array<Address, 10>& tensors, const Four& dout_stride,
                             const Four& out_stride, const Four& dq_stride, const Four& dk_stride, const Four& dv_stride,
                             const Four& dmask_size, bool of_weights, int num_threads) {
     AttentionBwd p = {};
-    p.of = attention(problem);
+    p.of = problem_of(problem);
     p.dout = at<void>(tensors[0]), p.dlse = at<void>(tensors[1]), p.out = at<void>(tensors[2]);
     p.lse = at<void>(tensors[3]), p.dq = at<void>(tensors[4]), p.dk = at<void>(tensors[5]), p.dv = at<void>(tensors[6]);
     p.dmask = at<void>(tensors[7]), p.workspace = at<void>(tensors[8]), p.lse_low = at<void>(tensors[9]);
@@ -68,6 +74,6 @@ void bind_attention(py::module_& m) {
     p.dk_stride = strides(dk_stride), p.dv_stride = strides(dv_stride);
     p.of_weights = of_weights;
     for (int i = 0; i < 4; i++) p.dmask_size[i] = dmask_size[i];
-    launch(&KernelTable::attention_bwd, p, threads_for(p.of, num_threads));
+    launch(attention::bwd, p, threads_for(p.of, num_threads));
   });
 }

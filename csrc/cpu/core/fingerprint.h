@@ -1,4 +1,9 @@
 // fingerprint: one line (64 bytes) in kPhases of every row and every column, or all, at the rate of memory.
+#pragma once
+#include "../../common/core.h"
+#include "parallel.h"
+
+namespace PF_ISA::core {
 
 namespace {
 
@@ -83,3 +88,5 @@ void fingerprint(const Fingerprint& p, int num_threads) {
                   });
   *p.hash = hash;
 }
+
+}  // namespace PF_ISA::core

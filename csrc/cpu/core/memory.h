@@ -1,4 +1,8 @@
 // Memory: a workspace cut into pieces, and what is asked for ahead of its use.
+#pragma once
+#include "../simd/vec.h"
+
+namespace PF_ISA {
 
 // Bytes handed out from one block of memory, 64 at a time; with a null block it only counts.
 struct Carver {
@@ -31,3 +35,5 @@ PF_INLINE void prefetch_far(const T* p, int64_t count) {
 // From how many bytes of inputs and outputs together store_stream pays: it saves reading what will be overwritten, a
 // third of the traffic, where caches could not keep the outputs for their reader anyway.
 constexpr int64_t kStreamBytes = 32 << 20;
+
+}  // namespace PF_ISA

@@ -1,6 +1,10 @@
 // Work on threads, in torch's own OpenMP pool. `threads` is torch.get_num_threads() as Python saw it (OpenMP's own
-// count is per thread and stale in a new one), 1 in a forked child. No region is opened for one thread. Included inside
-// `namespace PF_ISA`.
+// count is per thread and stale in a new one), 1 in a forked child. No region is opened for one thread.
+#pragma once
+#include <omp.h>
+#include "../simd/vec.h"
+
+namespace PF_ISA {
 
 // Below this an element-wise loop is quicker on one thread than the region is opened.
 constexpr int64_t kElementwiseGrain = 16384;
@@ -32,3 +36,5 @@ PF_INLINE void parallel_tasks(int64_t n, int threads, Body body) {
 #pragma omp parallel for num_threads((int)min_of(n, threads)) schedule(dynamic, 1)
   for (int64_t i = 0; i < n; i++) body(i, omp_get_thread_num());
 }
+
+}  // namespace PF_ISA

@@ -1,4 +1,9 @@
-// See common/peak.h. Twelve independent chains: more than latency times ports on any processor of today.
+// See FmaPeak in common/core.h. Twelve independent chains: more than latency times ports on any processor of today.
+#pragma once
+#include "../../common/core.h"
+#include "../simd/operand.h"
+
+namespace PF_ISA::core {
 
 namespace {
 
@@ -36,3 +41,5 @@ void fma_peak(const FmaPeak& p, int num_threads) {
 #endif
   peak_loop<float>(p, num_threads, a, b);
 }
+
+}  // namespace PF_ISA::core

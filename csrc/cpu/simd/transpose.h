@@ -1,5 +1,9 @@
 // Exchanging lanes between registers: transposition, and sums of each row. GCC before 12 has no
 // __builtin_shufflevector, clang no __builtin_shuffle.
+#pragma once
+#include "vec.h"
+
+namespace PF_ISA {
 
 template <int... kIndex>
 struct Indices {};
@@ -81,3 +85,5 @@ PF_INLINE V sum_each_row(V (&rows)[kCount]) {
     return sum_each_row<kStep * 2>(rows);
   }
 }
+
+}  // namespace PF_ISA

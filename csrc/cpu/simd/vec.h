@@ -2,11 +2,28 @@
 // + - * / and comparisons are the language's own. What those cannot say is a handful of functions; the defaults here
 // are portable, and vec_<isa>.h replaces those for which the instruction set has one instruction.
 //
-// Included once per instruction set, inside `namespace PF_ISA`: an inline function with external linkage and one name
-// for all instruction sets would let the linker keep the AVX-512 copy for an AVX2 machine.
+// Everything that is compiled once per instruction set lies in `namespace PF_ISA`, and only C headers are included: an
+// inline function with external linkage and one name for all instruction sets would let the linker keep the AVX-512
+// copy for an AVX2 machine. setup.py gives each of these compilations PF_ISA and PF_VECTOR_BYTES.
+#pragma once
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../../common/dtype.h"
+
+#ifndef PF_ISA
+#error "PF_ISA and PF_VECTOR_BYTES say what this is compiled for: see X86_FLAGS in setup.py"
+#endif
 
 #define PF_INLINE static inline __attribute__((always_inline))
 #define PF_UNROLL _Pragma("GCC unroll 32")
+
+namespace PF_ISA {
 
 template <class T>
 struct VecOf;
@@ -255,3 +272,5 @@ PF_INLINE void for_dtype(Dtype dtype, F f) {
     case Dtype::f16: return f(f16{});
   }
 }
+
+}  // namespace PF_ISA

@@ -10,7 +10,7 @@ from pyflash.ops._native.linear import _workspace
 from pyflash.ops._packed_weights import packed_weights
 from pyflash.ops._rnn_reference import GATES, SAVED_GATES, split
 
-CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}  # csrc/common/rnn.h
+CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}  # csrc/common/recurrent.h
 
 # Sequences times steps from which a call compares every element of its weights with what was packed: as much work as
 # packing, an eighth of a product of 64 rows. Of one row it would take as long as the step, so calls of fewer compare one
@@ -24,7 +24,7 @@ def _address(tensor):
 
 
 class _Problem:
-    """What every kernel is told; bindings/rnn.cpp reads the tuples by position. Keeps what they point to alive."""
+    """What every kernel is told; bindings/recurrent.cpp reads the tuples by position. Keeps what they point to alive."""
 
     def __init__(self, x, h_0, weights, rows, steps, cell, batch_first):
         directions, batch, output = h_0.shape
