@@ -13,6 +13,7 @@ namespace PF_ISA::attention {
 namespace {
 
 constexpr int64_t kBwdKeys = 128;
+static_assert(kBwdKeys % 2 == 0, "two keys make one row of pairs");
 
 template <class A>
 constexpr int64_t padded(int64_t cols) {

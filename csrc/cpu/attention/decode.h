@@ -10,8 +10,9 @@ namespace {
 
 constexpr int64_t kFewRows = 8;  // at most; from about 12 rows of float on, queries in the lanes win
 constexpr int64_t kChunk = 1024;
-constexpr int64_t kFewKeys =
-    512;  // of a tile: of 128, the switching between K and V cost a tenth of the time from memory
+// Keys of a tile: of 128, the switching between K and V cost a tenth of the time from memory.
+constexpr int64_t kFewKeys = 512;
+static_assert(kFewKeys % kF32 == 0, "scores are stored in whole vectors");
 
 template <class A>
 struct DecodeScratch {

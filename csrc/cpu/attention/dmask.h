@@ -64,7 +64,8 @@ void dmask_bwd_typed(const AttentionBwd& call, const BwdWorkspace<Operand<S>>& s
       }
     }
     M* to = (M*)call.dmask + (batch_task * of[1] + head_task) * of[2] * of[3];
-    const Vec<A> one = splat<Vec<A>>(1), ones[kTileVectors] = {one, one};
+    Vec<A> ones[kTileVectors];
+    for (Vec<A>& one : ones) one = splat<Vec<A>>(1);
     unpack_transposed<M>(sum, rows, keys, ones, [&](int64_t row) { return to + (query + row) * of[3] + first; });
   });
 }

@@ -22,6 +22,9 @@ constexpr int kTileRows = 8, kTileVectors = 2;
 #else
 constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
+static_assert(kTileRows * kTileVectors + kTileVectors + 1 <= kRegisters, "sums, a row of b and an element of a");
+static_assert(kTileRows % 2 == 0, "two keys make one row of pairs: see seen_of_block");
+static_assert(kTileVectors % 2 == 0, "two vectors make one of pairs; one of random words serves two of double");
 constexpr int kMaxDepth = 128;  // float chains are cut here: as accurate as torch, at no cost
 
 template <class T>
@@ -29,6 +32,7 @@ constexpr int kQueries = kTileVectors * kLanes<T>;  // queries of a block
 
 // Keys of a block: K, V, scores and output of a block fit the second-level cache, the operands of a product the first.
 constexpr int64_t kKeys = 128;
+static_assert(kKeys % 2 == 0, "two keys make one row of pairs");
 
 // ---- products -------------------------------------------------------------------------------------------------------
 enum Into { kStore, kScaled, kAdd, kScaleAdd };  // c = , c = alpha times , c += , c = alpha c +
@@ -119,7 +123,8 @@ PF_INLINE void product_scores(int64_t keys, int64_t depth, Rows<T> k, const T* q
                               int64_t vectors = kTileVectors) {
   constexpr int queries = kQueries<T>;
   if constexpr (kTerms<T> > 1) {  // a long chain costs less than bf16 does
-    const Vec<Acc<T>> alpha[kTileVectors] = {splat<Vec<Acc<T>>>(scale), splat<Vec<Acc<T>>>(scale)};
+    Vec<Acc<T>> alpha[kTileVectors];
+    for (Vec<Acc<T>>& one : alpha) one = splat<Vec<Acc<T>>>(scale);
     product<T, kScaled, kRowMajor>(keys, vectors, ceil_div(depth, kTerms<T>), k, {q_t, queries}, scores, queries,
                                    alpha);
     return;

@@ -7,6 +7,7 @@ namespace PF_ISA::gemm {
 // 24 of 32 registers for sums, 4 for B; 12 of 16 and 2. Six rows keep panels a power of two wide.
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = PF_VECTOR_BYTES == 64 ? 4 : 2;
+static_assert(kTileRows * kTileVectors + kTileVectors + 1 <= kRegisters, "sums, a row of B and an element of A");
 template <class T>
 constexpr int kPanel = kTileVectors * kLanes<T>;
 

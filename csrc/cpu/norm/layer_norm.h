@@ -12,7 +12,8 @@ namespace {
 // Elements summed in float before the sum goes on in double: accuracy of a short sum at the price of a long one.
 constexpr int64_t kNormChunk = 1024;
 constexpr int kNormChains = 4;  // independent sums, to hide the latency of an addition
-constexpr int kNormRows = 4;    // rows whose part of dweight and dbias is added in registers
+static_assert(kNormChains == 4, "sum_chains adds so many");
+constexpr int kNormRows = 4;  // rows whose part of dweight and dbias is added in registers
 
 struct WholeVector {};
 template <class S>

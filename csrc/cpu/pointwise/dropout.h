@@ -9,7 +9,8 @@ namespace PF_ISA::pointwise {
 
 namespace {
 
-constexpr int kDropoutBlock = 64;  // elements of 16 counters
+constexpr int kDropoutBlock = 64;  // elements of 16 counters: part of the contract (common/pointwise.h)
+static_assert(kDropoutBlock == 64 && 16 % kF32 == 0, "16 counters of four words, whole vectors of counters");
 
 // The 64 words of one block, in element order; vectors narrower than 16 lanes take several counters' worth.
 PF_INLINE void dropout_words(int64_t block, uint32_t key0, uint32_t key1, vu words[kDropoutBlock / kF32]) {

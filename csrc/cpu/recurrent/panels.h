@@ -30,6 +30,7 @@ PF_INLINE void for_gates(Cell cell, F f) {
 
 template <int kGates>
 constexpr int kUnitVectors = kGates == 1 ? 4 : 1;  // vectors of units in a panel
+static_assert(kUnitVectors<1> == kSlots, "without gates a panel fills its strip");
 template <int kGates>
 constexpr int kPanelVectors = kGates * kUnitVectors<kGates>;
 

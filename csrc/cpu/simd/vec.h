@@ -73,6 +73,7 @@ using Acc = typename AccOf<S>::type;
 template <class T>
 constexpr int kLanes = PF_VECTOR_BYTES / (int)sizeof(T);
 constexpr int kF32 = kLanes<float>;
+constexpr int kRegisters = PF_VECTOR_BYTES == 64 ? 32 : 16;
 
 PF_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 PF_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
