@@ -25,6 +25,12 @@ PYBIND11_MODULE(_cpu, m) {
     if (end > begin) madvise(at<void>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   });
+  py::dict dtypes;  // torch's names; read by pyflash/ops/_native/__init__.py
+  dtypes["float32"] = (int)Dtype::f32;
+  dtypes["float64"] = (int)Dtype::f64;
+  dtypes["bfloat16"] = (int)Dtype::bf16;
+  dtypes["float16"] = (int)Dtype::f16;
+  m.attr("DTYPES") = dtypes;
   m.def("isas", [] {
     py::list rows;  // (name, is it in this build, does this processor have it), worst first
     for (const Isa* isa = isas(); isa->name; isa++)

@@ -6,6 +6,7 @@
 #include "../common/core.h"
 #include "../common/recurrent.h"
 #include "bindings.h"
+#include "reader.h"
 
 PF_KERNEL(core, fingerprint, Fingerprint)
 PF_KERNEL(recurrent, pack, RnnPack)
@@ -15,25 +16,53 @@ PF_KERNEL(recurrent, bwd, RnnBwd)
 
 namespace {
 
-// The tuples that _native/rnn.py makes, in its order.
-RnnShape shape(const py::tuple& t) {
-  auto size = [&](int i) { return t[i].cast<int64_t>(); };
-  return {size(0), size(1), size(2), size(3), size(4), size(5), (Cell)size(6), size(7) != 0, (Dtype)size(8)};
+// The tuples that _native/rnn.py makes: `shape`, `layout`, and the addresses of weights and gradients.
+RnnShape shape_of(const py::tuple& t, const char* operation) {
+  Reader r(t, operation, "shape");
+  RnnShape s;
+  s.length = r.size("length");
+  s.batch = r.size("batch");
+  s.input = r.size("input");
+  s.hidden = r.size("hidden");
+  s.output = r.size("output");
+  s.directions = r.member<int64_t>("directions", kMaxDirections + 1, 1);
+  s.cell = r.member<Cell>("cell", kCells);
+  s.has_projection = r.flag("has_projection");
+  s.dtype = r.member<Dtype>("dtype", kDtypes);
+  r.done();
+  return s;
 }
 
-RnnRows rows(const py::tuple& t) {
-  auto size = [&](int i) { return t[i].cast<int64_t>(); };
-  auto indices = [&](int i) { return at<const int64_t>(t[i].cast<Address>()); };
-  return {indices(0), indices(1), indices(2), size(3) != 0, size(4), size(5), size(6), size(7)};
+RnnRows rows_of(const py::tuple& t, const char* operation) {
+  Reader r(t, operation, "layout");
+  RnnRows rows;
+  rows.active = r.address<const int64_t>("active");
+  rows.offsets = r.address<const int64_t>("offsets");
+  rows.order = r.address<const int64_t>("order");
+  rows.is_packed = r.flag("is_packed");
+  rows.x_step_stride = r.size("x_step_stride");
+  rows.x_row_stride = r.size("x_row_stride");
+  rows.y_step_rows = r.size("y_step_rows");
+  rows.y_row_rows = r.size("y_row_rows");
+  r.done();
+  return rows;
 }
 
-typedef std::vector<std::array<Address, 5>> Weights;  // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
-
+// RnnWeights or RnnGradients of each direction.
 template <class To>
-void copy_weights(const Weights& from, To& to) {
-  for (size_t d = 0; d < from.size() && d < kMaxDirections; d++)
-    to[d] = {at<void>(from[d][0]), at<void>(from[d][1]), at<void>(from[d][2]), at<void>(from[d][3]),
-             at<void>(from[d][4])};
+void read_weights(const py::list& from, const RnnShape& s, const char* operation, const char* argument, To& to) {
+  if ((int64_t)from.size() != s.directions)
+    throw py::type_error(std::string("pyflash._cpu.") + operation + ": " + argument + " are those of " +
+                         std::to_string(from.size()) + " directions, expected " + std::to_string(s.directions));
+  for (int64_t d = 0; d < s.directions; d++) {
+    Reader r(from[d], operation, argument);
+    to[d].w_ih = r.address<void>("w_ih");
+    to[d].w_hh = r.address<void>("w_hh");
+    to[d].b_ih = r.address<void>("b_ih");
+    to[d].b_hh = r.address<void>("b_hh");
+    to[d].w_hr = r.address<void>("w_hr");
+    r.done();
+  }
 }
 
 typedef std::vector<std::array<int64_t, 3>> Places;  // (address, rows, columns) of each weight, dense
@@ -51,7 +80,7 @@ struct RnnKept {
   // Before they are packed: what changes from here on is seen.
   RnnKept(const py::tuple& of, Places of_weights, int64_t from_rows, int num_threads)
       : weights(std::move(of_weights)), whole_rows(from_rows) {
-    p.shape = shape(of);
+    p.shape = shape_of(of, "RnnKept");
     for (int64_t i = 0; i < kPhases; i++) phases[i] = fingerprint_now(i, num_threads);
     whole = fingerprint_now(-1, num_threads);
   }
@@ -99,16 +128,22 @@ struct RnnKept {
 }  // namespace
 
 PF_BINDINGS(m) {
+  py::dict cells;  // read by _native/rnn.py
+  cells["lstm"] = (int)Cell::lstm;
+  cells["gru"] = (int)Cell::gru;
+  cells["rnn_tanh"] = (int)Cell::rnn_tanh;
+  cells["rnn_relu"] = (int)Cell::rnn_relu;
+  m.attr("CELLS") = cells;
   // (bytes of the panels, bytes of the workspace) of a forward or backward with this number of threads
   m.def("rnn_sizes", [](const py::tuple& of, int64_t rows, bool backward, int num_threads) {
     int64_t panels_bytes = 0, workspace_bytes = 0;
-    call(recurrent::sizes, {shape(of), rows, backward, &panels_bytes, &workspace_bytes}, num_threads);
+    call(recurrent::sizes, {shape_of(of, "rnn_sizes"), rows, backward, &panels_bytes, &workspace_bytes}, num_threads);
     return py::make_tuple(panels_bytes, workspace_bytes);
   });
-  m.def("rnn_pack", [](const py::tuple& of, const Weights& weights, Address panels, bool backward, int num_threads) {
+  m.def("rnn_pack", [](const py::tuple& of, const py::list& weights, Address panels, bool backward, int num_threads) {
     RnnPack p = {};
-    p.shape = shape(of);
-    copy_weights(weights, p.weights);
+    p.shape = shape_of(of, "rnn_pack");
+    read_weights(weights, p.shape, "rnn_pack", "weights", p.weights);
     p.panels = at<void>(panels);
     p.backward = backward;
     launch(recurrent::pack, p, num_threads);
@@ -122,22 +157,36 @@ PF_BINDINGS(m) {
         [](const py::tuple& of, const py::tuple& of_rows, Address x, Address panels, Address h_0, Address c_0,
            Address y, Address h_n, Address c_n, Address cells, Address gates, Address workspace, int num_threads) {
           launch(recurrent::fwd,
-                 {shape(of), rows(of_rows), at<void>(x), at<void>(panels), at<void>(h_0), at<void>(c_0), at<void>(y),
-                  at<void>(h_n), at<void>(c_n), at<void>(cells), at<void>(gates), at<void>(workspace)},
+                 {shape_of(of, "rnn_fwd"), rows_of(of_rows, "rnn_fwd"), at<void>(x), at<void>(panels), at<void>(h_0),
+                  at<void>(c_0), at<void>(y), at<void>(h_n), at<void>(c_n), at<void>(cells), at<void>(gates),
+                  at<void>(workspace)},
                  num_threads);
         });
-  m.def("rnn_bwd", [](const py::tuple& of, const py::tuple& of_rows, const Weights& weights, const Weights& grads,
-                      const std::array<Address, 16>& tensors, int num_threads) {
+  m.def("rnn_bwd", [](const py::tuple& of, const py::tuple& of_rows, const py::list& weights, const py::list& grads,
+                      const py::tuple& tensors, int num_threads) {
     RnnBwd p = {};
-    p.shape = shape(of);
-    p.rows = rows(of_rows);
-    copy_weights(weights, p.weights);
-    copy_weights(grads, p.grads);
-    int i = 0;
-    for (const void** tensor :
-         {&p.x, &p.panels, &p.fwd_panels, &p.h_0, &p.c_0, &p.y, &p.cells, &p.gates, &p.dy, &p.dh_n, &p.dc_n, &p.dcells})
-      *tensor = at<void>(tensors[i++]);
-    for (void** tensor : {&p.dx, &p.dh_0, &p.dc_0, &p.workspace}) *tensor = at<void>(tensors[i++]);
+    p.shape = shape_of(of, "rnn_bwd");
+    p.rows = rows_of(of_rows, "rnn_bwd");
+    read_weights(weights, p.shape, "rnn_bwd", "weights", p.weights);
+    read_weights(grads, p.shape, "rnn_bwd", "grads", p.grads);
+    Reader r(tensors, "rnn_bwd", "tensors");
+    p.x = r.address("x");
+    p.panels = r.address("panels");
+    p.fwd_panels = r.address("fwd_panels");
+    p.h_0 = r.address("h_0");
+    p.c_0 = r.address("c_0");
+    p.y = r.address("y");
+    p.cells = r.address("cells");
+    p.gates = r.address("gates");
+    p.dy = r.address("dy");
+    p.dh_n = r.address("dh_n");
+    p.dc_n = r.address("dc_n");
+    p.dcells = r.address("dcells");
+    p.dx = r.address<void>("dx");
+    p.dh_0 = r.address<void>("dh_0");
+    p.dc_0 = r.address<void>("dc_0");
+    p.workspace = r.address<void>("workspace");
+    r.done();
     launch(recurrent::bwd, p, num_threads);
   });
 }

@@ -5,6 +5,7 @@
 #include "dtype.h"
 
 enum class Cell : int32_t { lstm = 0, gru = 1, rnn_tanh = 2, rnn_relu = 3 };
+constexpr int kCells = 4;
 
 constexpr int kMaxDirections = 2;
 
