@@ -95,7 +95,6 @@ def cpp_row(row: Activation) -> str:
     struct = "".join(part.capitalize() for part in row.name.split("_"))
     return f"""
 struct {struct} {{
-  static constexpr bool kSavesInput = {str(row.saves == "x").lower()};
   template <class V>
   PF_INLINE V forward(V x) {{
     return {CPP(row.forward)};

@@ -12,17 +12,27 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Runs one kernel of the selected instruction set without the interpreter lock.
+// Runs the kernel of the selected instruction set.
 template <class Params>
-void launch(void (*KernelTable::*kernel)(const Params&, int), const Params& params, int num_threads) {
+void call(const Kernel<Params>& kernel, const Params& params, int num_threads) {
+  kernel.of[selected_isa()](params, allowed_threads(num_threads));
+}
+// The same without the interpreter lock.
+template <class Params>
+void launch(const Kernel<Params>& kernel, const Params& params, int num_threads) {
   py::gil_scoped_release release;
-  (kernels().*kernel)(params, allowed_threads(num_threads));
+  call(kernel, params, num_threads);
 }
 
-// One function a kernel family, defined in the file of its name.
-void bind_activation(py::module_&);
-void bind_attention(py::module_&);
-void bind_dropout(py::module_&);
-void bind_layer_norm(py::module_&);
-void bind_linear(py::module_&);
-void bind_rnn(py::module_&);
+// What a family adds to the module: `PF_BINDINGS(m) { m.def(...); }`, once in the file of its name. It registers itself
+// as the library is loaded, so a new family is a new file.
+struct Bindings {
+  void (*define)(py::module_&);
+  const Bindings* next;
+  static const Bindings* first;
+  explicit Bindings(void (*define)(py::module_&)) : define(define), next(first) { first = this; }
+};
+#define PF_BINDINGS(m)                    \
+  static void define(py::module_& m);     \
+  static const Bindings bindings(define); \
+  static void define(py::module_& m)

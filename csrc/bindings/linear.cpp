@@ -1,6 +1,10 @@
+#include "../common/linear.h"
 #include "bindings.h"
 
-void bind_linear(py::module_& m) {
+PF_KERNEL(linear, fwd, LinearFwd)
+PF_KERNEL(linear, sizes, LinearSizes)
+
+PF_BINDINGS(m) {
   // Bytes of the workspace of linear_fwd with the same sizes and number of threads.
   m.def("linear_sizes", [](int64_t M, int64_t n, int64_t k, int64_t x_column_stride, int64_t weight_column_stride,
                            int dtype, int num_threads) {
@@ -8,14 +12,14 @@ void bind_linear(py::module_& m) {
     LinearFwd fwd{};
     fwd.x_column_stride = x_column_stride, fwd.weight_column_stride = weight_column_stride;
     fwd.m = M, fwd.n = n, fwd.k = k, fwd.dtype = (Dtype)dtype;
-    kernels().linear_sizes({fwd, &workspace_bytes}, allowed_threads(num_threads));
+    call(linear::sizes, {fwd, &workspace_bytes}, num_threads);
     return workspace_bytes;
   });
   m.def("linear_fwd",
         [](Address x, int64_t x_row_stride, int64_t x_column_stride, Address weight, int64_t weight_row_stride,
            int64_t weight_column_stride, Address bias, int64_t bias_row_stride, Address y, Address preact,
            Address workspace, int64_t M, int64_t n, int64_t k, int activation, int dtype, int num_threads) {
-          launch(&KernelTable::linear_fwd,
+          launch(linear::fwd,
                  {at<void>(x), x_row_stride, x_column_stride, at<void>(weight), weight_row_stride, weight_column_stride,
                   at<void>(bias), bias_row_stride, at<void>(y), at<void>(preact), at<void>(workspace), M, n, k,
                   activation, (Dtype)dtype},

@@ -1,11 +1,16 @@
 // The module pyflash._cpu: instruction sets, and the kernel families.
 #include <stdlib.h>
 
+#include "../common/core.h"
 #include "bindings.h"
 
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
 #endif
+
+PF_KERNEL(core, fma_peak, FmaPeak)
+
+const Bindings* Bindings::first = nullptr;  // before any constructor runs
 
 PYBIND11_MODULE(_cpu, m) {
   if (const char* wanted = getenv("PYFLASH_CPU_ISA"))
@@ -20,15 +25,21 @@ PYBIND11_MODULE(_cpu, m) {
     if (end > begin) madvise(at<void>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   });
+  py::dict dtypes;  // torch's names; read by pyflash/ops/_native/__init__.py
+  dtypes["float32"] = (int)Dtype::f32;
+  dtypes["float64"] = (int)Dtype::f64;
+  dtypes["bfloat16"] = (int)Dtype::bf16;
+  dtypes["float16"] = (int)Dtype::f16;
+  m.attr("DTYPES") = dtypes;
   m.def("isas", [] {
     py::list rows;  // (name, is it in this build, does this processor have it), worst first
     for (const Isa* isa = isas(); isa->name; isa++)
-      rows.append(py::make_tuple(isa->name, isa->table != nullptr, isa->supported));
+      rows.append(py::make_tuple(isa->name, isa->is_built, isa->is_supported));
     return rows;
   });
-  m.def("isa", [] { return kernels().isa; });
+  m.def("isa", [] { return isas()[selected_isa()].name; });
   m.def("select_isa", [](const std::string& name) { return select_isa(name.c_str()); });
-  m.def("best_isa", [](bool is_intel) { return best_table(is_intel)->isa; });
+  m.def("best_isa", [](bool is_intel) { return isas()[best_isa(is_intel)].name; });
   m.def("processor", [] {  // (maker, family, model)
     const Processor here = processor();
     return py::make_tuple(here.is_intel ? "intel" : here.is_amd ? "amd" : "other", here.family, here.model);
@@ -36,13 +47,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("fma_peak", [](int64_t iterations, int dtype, int num_threads) {
     double flops = 0;
     float sink = 0;
-    launch(&KernelTable::fma_peak, {iterations, (Dtype)dtype, &flops, &sink}, num_threads);
+    launch(core::fma_peak, {iterations, (Dtype)dtype, &flops, &sink}, num_threads);
     return flops;  // the caller's clock makes a rate of it
   });
-  bind_activation(m);
-  bind_linear(m);
-  bind_layer_norm(m);
-  bind_dropout(m);
-  bind_attention(m);
-  bind_rnn(m);
+  for (const Bindings* family = Bindings::first; family; family = family->next) family->define(m);
 }

@@ -4,7 +4,11 @@
 
 #include "dtype.h"
 
-enum class MaskType : int32_t { none = -1, f32 = 0, f64 = 1, bf16 = 2, f16 = 3, boolean = 4 };
+// The type of an additive mask is its Dtype.
+enum class MaskType : int32_t { none = -1, f32, f64, bf16, f16, boolean };
+constexpr int kMaskTypes = 5;
+static_assert((int)MaskType::f32 == (int)Dtype::f32 && (int)MaskType::f64 == (int)Dtype::f64 &&
+              (int)MaskType::bf16 == (int)Dtype::bf16 && (int)MaskType::f16 == (int)Dtype::f16);
 
 struct Strides4 {
   int64_t dim[4];

@@ -10,39 +10,11 @@
 
 #include <atomic>
 
-// setup.py defines PF_HAVE_<ISA> for each that is in this build.
-#define DECLARE(isa)              \
-  namespace isa {                 \
-  extern const KernelTable table; \
-  }
-#ifdef PF_HAVE_GENERIC
-DECLARE(generic)
-#define PF_TABLE_generic &generic::table
-#else
-#define PF_TABLE_generic nullptr
-#endif
-#ifdef PF_HAVE_AVX2
-DECLARE(avx2)
-#define PF_TABLE_avx2 &avx2::table
-#else
-#define PF_TABLE_avx2 nullptr
-#endif
-#ifdef PF_HAVE_AVX512
-DECLARE(avx512)
-#define PF_TABLE_avx512 &avx512::table
-#else
-#define PF_TABLE_avx512 nullptr
-#endif
-#ifdef PF_HAVE_AVX512_BF16
-DECLARE(avx512_bf16)
-#define PF_TABLE_avx512_bf16 &avx512_bf16::table
-#else
-#define PF_TABLE_avx512_bf16 nullptr
-#endif
+#define PF_HAS(ISA) PF_IF_##ISA(true, false)
 
 namespace {
 
-std::atomic<const KernelTable*> selected{nullptr};
+std::atomic<int> selected{-1};
 std::atomic<bool> is_forked_child{false};
 
 const int atfork = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
@@ -71,40 +43,40 @@ const Isa* isas() {
   static const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                          __builtin_cpu_supports("avx512vl");
-  static const Isa all[] = {{"generic", PF_TABLE_generic, (bool)__builtin_cpu_supports("sse4.2")},
-                            {"avx2", PF_TABLE_avx2, v3},
-                            {"avx512", PF_TABLE_avx512, v4},
-                            {"avx512_bf16", PF_TABLE_avx512_bf16, v4 && __builtin_cpu_supports("avx512bf16")},
-                            {nullptr, nullptr, false}};
+  static const Isa all[] = {{"generic", PF_HAS(GENERIC), (bool)__builtin_cpu_supports("sse4.2")},
+                            {"avx2", PF_HAS(AVX2), v3},
+                            {"avx512", PF_HAS(AVX512), v4},
+                            {"avx512_bf16", PF_HAS(AVX512_BF16), v4 && __builtin_cpu_supports("avx512bf16")},
+                            {nullptr, false, false}};
 #else
-  static const Isa all[] = {{"generic", PF_TABLE_generic, true}, {nullptr, nullptr, false}};
+  static const Isa all[] = {{"generic", PF_HAS(GENERIC), true}, {nullptr, false, false}};
 #endif
   return all;
 }
 
-const KernelTable* best_table(bool is_intel) {
-  const KernelTable *table = nullptr, *avx512 = nullptr;
-  for (const Isa* isa = isas(); isa->name; isa++) {
-    if (!isa->table || !isa->supported) continue;
-    table = isa->table;
-    if (!strcmp(isa->name, "avx512")) avx512 = table;
+int best_isa(bool is_intel) {
+  int best = -1, avx512 = -1;
+  for (int i = 0; isas()[i].name; i++) {
+    if (!isas()[i].is_built || !isas()[i].is_supported) continue;
+    best = i;
+    if (!strcmp(isas()[i].name, "avx512")) avx512 = i;
   }
-  return is_intel && avx512 ? avx512 : table;
+  return is_intel && avx512 >= 0 ? avx512 : best;
 }
 
 bool select_isa(const char* name) {
-  for (const Isa* isa = isas(); isa->name; isa++)
-    if (!strcmp(isa->name, name) && isa->table && isa->supported) {
-      selected = isa->table;
+  for (int i = 0; isas()[i].name; i++)
+    if (!strcmp(isas()[i].name, name) && isas()[i].is_built && isas()[i].is_supported) {
+      selected = i;
       return true;
     }
   return false;
 }
 
-const KernelTable& kernels() {
-  const KernelTable* table = selected;
-  if (!table) selected = table = best_table(processor().is_intel);
-  return *table;
+int selected_isa() {
+  int isa = selected;
+  if (isa < 0) selected = isa = best_isa(processor().is_intel);
+  return isa;
 }
 
 int allowed_threads(int wanted) { return is_forked_child || wanted < 1 ? 1 : wanted; }

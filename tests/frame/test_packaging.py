@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
 import zipfile
@@ -93,6 +94,21 @@ def test_every_folder_is_a_package_of_the_wheel():
         for file in (ROOT / folder).rglob("*.py"):
             folders.add(".".join((package, *file.parent.relative_to(ROOT / folder).parts)))
     assert folders == set(project["packages"])
+
+
+def test_a_build_that_fails_says_so(source, tmp_path):
+    """And how to see why, however quiet it was asked to be; nothing of an earlier build answers in its place."""
+    skip_without("setuptools", "pybind11")
+    stale = source / "pyflash" / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    fails = dict.fromkeys(("CC", "CXX"), "false")
+    for required in ("0", "1"):
+        stale.write_text("")
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-temp", str(tmp_path)]
+        environ = {**os.environ, **fails, "PYFLASH_REQUIRE_NATIVE": required}
+        done = subprocess.run(command, cwd=source, env=environ, capture_output=True, text=True)
+        assert (done.returncode != 0) == (required == "1")
+        assert "NOT built: " in done.stderr and "pip install -v" in done.stderr
+        assert not stale.exists()
 
 
 @pytest.mark.slow

@@ -2,6 +2,10 @@
 // results come out right. Coefficients are minimax fits of ours, relative error in brackets; the ULP stated at each
 // function is the largest seen over the whole float range (tests/pointwise/test_activation.py holds the table's rows to theirs).
 // double takes the C library's scalar functions: float64 is served for correctness.
+#pragma once
+#include "vec.h"
+
+namespace PF_ISA {
 
 template <class V>
 PF_INLINE V constant(double x) {
@@ -109,3 +113,5 @@ PF_INLINE vf normal_pdf(vf x) {
   return select(a > kTailEnd, vf{}, 0.39894228040143267794f * exp_minus_square(near, 0.5f));
 }
 PF_INLINE vd normal_pdf(vd x) { return exp(x * x * -0.5) * 0.39894228040143267794; }
+
+}  // namespace PF_ISA

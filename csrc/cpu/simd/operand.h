@@ -1,6 +1,12 @@
 // What matrix products multiply: the arithmetic type itself or, where the instruction set multiplies pairs of bf16
 // (PF_HAS_BF16_DOT), two of them side by side in 32 bits, whose products are both added to one float. So a vector of
 // pairs has the lanes of a vector of float, and a product over pairs is half as deep.
+#pragma once
+#include "transpose.h"
+#include "vec.h"
+
+namespace PF_ISA {
+
 struct bf16_pair {
   uint32_t bits;
 };
@@ -78,3 +84,5 @@ PF_INLINE void store_adjacent(A* to, const V (&x)[kVectors]) {
 #ifdef PF_HAS_BF16_DOT
 #include "vec_avx512_bf16.h"
 #endif
+
+}  // namespace PF_ISA

@@ -3,6 +3,11 @@
 // Every 32-bit lane is a generator of its own: counter words c0..c3 a lane, one key for all. Even and odd lanes go
 // through the rounds apart, each in the low half of a 64-bit lane, where one multiplication gives both halves of the
 // product and nothing has to be masked: the high halves are ignored. 1 operation a round and output word, about.
+#pragma once
+#include "vec.h"
+
+namespace PF_ISA {
+
 typedef uint64_t vq __attribute__((vector_size(PF_VECTOR_BYTES), may_alias));
 
 // The product of the low halves of the 64-bit lanes.
@@ -47,3 +52,5 @@ PF_INLINE vu lane_numbers() {
   for (int i = 0; i < kF32; i++) lanes[i] = i;
   return lanes;
 }
+
+}  // namespace PF_ISA

@@ -2,11 +2,28 @@
 // + - * / and comparisons are the language's own. What those cannot say is a handful of functions; the defaults here
 // are portable, and vec_<isa>.h replaces those for which the instruction set has one instruction.
 //
-// Included once per instruction set, inside `namespace PF_ISA`: an inline function with external linkage and one name
-// for all instruction sets would let the linker keep the AVX-512 copy for an AVX2 machine.
+// Everything that is compiled once per instruction set lies in `namespace PF_ISA`, and only C headers are included: an
+// inline function with external linkage and one name for all instruction sets would let the linker keep the AVX-512
+// copy for an AVX2 machine. setup.py gives each of these compilations PF_ISA and PF_VECTOR_BYTES.
+#pragma once
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../../common/dtype.h"
+
+#ifndef PF_ISA
+#error "PF_ISA and PF_VECTOR_BYTES say what this is compiled for: see X86_FLAGS in setup.py"
+#endif
 
 #define PF_INLINE static inline __attribute__((always_inline))
 #define PF_UNROLL _Pragma("GCC unroll 32")
+
+namespace PF_ISA {
 
 template <class T>
 struct VecOf;
@@ -56,6 +73,7 @@ using Acc = typename AccOf<S>::type;
 template <class T>
 constexpr int kLanes = PF_VECTOR_BYTES / (int)sizeof(T);
 constexpr int kF32 = kLanes<float>;
+constexpr int kRegisters = PF_VECTOR_BYTES == 64 ? 32 : 16;
 
 PF_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 PF_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -81,10 +99,6 @@ PF_INLINE V select(M condition, V yes, V no) {
 template <class V>
 PF_INLINE V maximum(V a, V b) {
   return select((a > b) | (a != a), a, b);
-}
-template <class V>
-PF_INLINE V minimum(V a, V b) {
-  return select((a < b) | (a != a), a, b);
 }
 PF_INLINE vf abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
 PF_INLINE vd abs(vd x) { return (vd)((vl)x & 0x7fffffffffffffffLL); }
@@ -242,10 +256,6 @@ PF_INLINE void store_n(float* p, vf x, int64_t count) {
   store_first(p, x, (int)count);
 }
 
-// From how many bytes of inputs and outputs together store_stream pays: it saves reading what will be overwritten, a
-// third of the traffic, where caches could not keep the outputs for their reader anyway.
-constexpr int64_t kStreamBytes = 32 << 20;
-
 // Between two looks at memory that another thread will write.
 PF_INLINE void spin_pause() {
 #if defined(__x86_64__)
@@ -263,3 +273,5 @@ PF_INLINE void for_dtype(Dtype dtype, F f) {
     case Dtype::f16: return f(f16{});
   }
 }
+
+}  // namespace PF_ISA

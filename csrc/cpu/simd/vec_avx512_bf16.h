@@ -13,20 +13,20 @@ PF_INLINE void store_adjacent(bf16_pair* to, const vf (&x)[kVectors]) {
 }
 
 typedef uint16_t vw __attribute__((vector_size(PF_VECTOR_BYTES), may_alias));
-PF_INLINE vw even_odd(bool high_half) {  // 0, 32, 1, 33, ...: for a shuffle of two vectors
-  vw index;
-  for (int i = 0; i < 32; i++) index[i] = (high_half ? 16 : 0) + i / 2 + (i % 2 ? 32 : 0);
-  return index;
-}
+// Lanes kFirst, kFirst + 1, ... of two halves or vectors kApart lanes apart, in turn.
+template <int kFirst, int kApart>
+struct Alternating {
+  static constexpr int lane(int i) { return kFirst + i / 2 + (i % 2 ? kApart : 0); }
+};
 
 PF_INLINE vu join_terms(const vf (&x)[2]) {
-  vw halves = (vw)round_adjacent(x[0], x[1]), index = even_odd(false);
-  return (vu)__builtin_shuffle(halves, index - (index >= 32 ? vw{} + 16 : vw{}));
+  const vw halves = (vw)round_adjacent(x[0], x[1]);
+  return (vu)shuffle<Alternating<0, 16>>(halves, halves);
 }
 
 // (even[i], odd[i]) for 32 columns of two rows.
 PF_INLINE void interleave_rows(const bf16* even, const bf16* odd, bf16_pair* to) {
   vw a = (vw)load((const bf16_pair*)even), b = (vw)load((const bf16_pair*)odd);
-  store(to, (vu)__builtin_shuffle(a, b, even_odd(false)));
-  store(to + 16, (vu)__builtin_shuffle(a, b, even_odd(true)));
+  store(to, (vu)shuffle<Alternating<0, 32>>(a, b));
+  store(to + 16, (vu)shuffle<Alternating<16, 32>>(a, b));
 }

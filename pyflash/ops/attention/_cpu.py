@@ -6,8 +6,8 @@ from pyflash import _cpu
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 
-FWD, BWD = 0, 1  # csrc/common/attention.h, AttentionPass
-BOOLEAN, NO_MASK = 4, -1  # MaskType
+FWD, BWD = _cpu.ATTENTION_PASSES["fwd"], _cpu.ATTENTION_PASSES["bwd"]
+BOOLEAN, NO_MASK = _cpu.MASK_TYPES["boolean"], _cpu.MASK_TYPES["none"]
 NOWHERE = (0, 0, 0, 0)
 FAR = 1 << 29  # a window or diagonal beyond this sees the same keys; sums stay within 31 bits
 
@@ -19,7 +19,7 @@ def _clamp(value):
 def _problem(
     q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal, first_head=0
 ):  # fmt: skip
-    """What every attention kernel is told; bindings/attention.cpp reads it by position."""
+    """What every attention kernel is told; bindings/attention.cpp reads it field by field, in this order."""
     mask_type = NO_MASK
     if attn_mask is not None:
         mask_type = BOOLEAN if attn_mask.dtype == torch.bool else DTYPES[attn_mask.dtype]
@@ -33,7 +33,7 @@ def _problem(
         0 if alibi_slopes is None else alibi_slopes.data_ptr(),
         q.stride(), k.stride(), NOWHERE if v is None else v.stride(), NOWHERE if attn_mask is None else attn_mask.stride(), slopes_stride,
         min(window_left, FAR), min(window_right, FAR), _clamp(diagonal),
-        scale, softcap, dropout_p, int(seed) if dropout_p > 0 else 0, DTYPES[q.dtype], mask_type, first_head,
+        scale, softcap, dropout_p, int(seed) if dropout_p > 0 else 0, first_head, DTYPES[q.dtype], mask_type,
     )  # fmt: skip
 
 
@@ -54,6 +54,16 @@ def _addresses(lse):
     return lse.data_ptr(), lse[1].data_ptr() if lse.dim() == 4 else 0
 
 
+def _gradients(dout, dlse, out, lse, dq, dk, dv, dmask, workspace, of_weights=False):
+    """What a backward is told beside its `_problem`; bindings/attention.cpp reads it field by field, in this order."""
+    return (
+        dout.data_ptr(), 0 if dlse is None else dlse.data_ptr(), out.data_ptr(), *_addresses(lse),
+        dq.data_ptr(), dk.data_ptr(), 0 if dv is None else dv.data_ptr(), 0 if dmask is None else dmask.data_ptr(),
+        dout.stride(), out.stride(), dq.stride(), dk.stride(), NOWHERE if dv is None else dv.stride(),
+        NOWHERE if dmask is None else dmask.shape, workspace.data_ptr(), of_weights,
+    )  # fmt: skip
+
+
 def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *rest, first_head=0):
     *scalars, out, lse = rest
     slopes = _slopes(alibi_slopes, q)
@@ -69,12 +79,8 @@ def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, 
     threads = torch.get_num_threads()
     workspace = _memory(q, k, v, BWD, threads)
     problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
-    tensors = (dout, dlse, out, lse, dq, dk, dv, dmask if need_dmask else None, workspace)
-    _cpu.attention_bwd(
-        problem, [*(0 if t is None else t.data_ptr() for t in tensors), _addresses(lse)[1]],
-        dout.stride(), out.stride(), dq.stride(), dk.stride(), dv.stride(),
-        dmask.shape if need_dmask else NOWHERE, False, threads,
-    )  # fmt: skip
+    gradients = _gradients(dout, dlse, out, lse, dq, dk, dv, dmask if need_dmask else None, workspace)
+    _cpu.attention_bwd(problem, gradients, threads)
 
 
 def attention_weights_fwd(q, k, attn_mask, seed, *rest):
@@ -92,9 +98,7 @@ def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *rest):
     threads = torch.get_num_threads()
     workspace = _memory(q, k, None, BWD, threads)
     problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
-    tensors = (dweights, None, weights, lse, dq, dk, None, dmask if need_dmask else None, workspace)
-    _cpu.attention_bwd(
-        problem, [*(0 if t is None else t.data_ptr() for t in tensors), _addresses(lse)[1]],
-        dweights.stride(), weights.stride(), dq.stride(), dk.stride(), NOWHERE,
-        dmask.shape if need_dmask else NOWHERE, True, threads,
-    )  # fmt: skip
+    gradients = _gradients(
+        dweights, None, weights, lse, dq, dk, None, dmask if need_dmask else None, workspace, of_weights=True
+    )
+    _cpu.attention_bwd(problem, gradients, threads)

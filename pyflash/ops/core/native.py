@@ -8,7 +8,7 @@ import torch
 
 from pyflash import _cpu
 
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/common/dtype.h
+DTYPES = {getattr(torch, name): number for name, number in _cpu.DTYPES.items()}
 
 
 def in_large_pages(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pyflash.ops.core.packed_weights import packed_weights
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.recurrent.reference import GATES, SAVED_GATES, split
 
-CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}  # csrc/common/rnn.h
+CELLS = _cpu.CELLS
 
 # Sequences times steps from which a call compares every element of its weights with what was packed: as much work as
 # packing, an eighth of a product of 64 rows. Of one row it would take as long as the step, so calls of fewer compare one
@@ -24,7 +24,7 @@ def _address(tensor):
 
 
 class _Problem:
-    """What every kernel is told; bindings/rnn.cpp reads the tuples by position. Keeps what they point to alive."""
+    """What every kernel is told; bindings/recurrent.cpp reads the tuples field by field, in this order. Keeps what they point to alive."""
 
     def __init__(self, x, h_0, weights, rows, steps, cell, batch_first):
         directions, batch, output = h_0.shape
@@ -46,7 +46,7 @@ class _Problem:
             self.directions[0][4] is not None, DTYPES[x.dtype],
         )  # fmt: skip
         self.layout = (_address(steps), _address(self.offsets), _address(rows), is_packed, *x_strides, *y_rows)
-        self.weights = [[_address(w) for w in direction] for direction in self.directions]
+        self.weights = [tuple(_address(w) for w in direction) for direction in self.directions]
 
     def _check(self, x, length, batch, is_packed):
         """The kernels go where these say; a compiled graph comes here without the public function."""
@@ -162,9 +162,9 @@ def rnn_bwd(
     wanted = [grad if need else None for grad, need in zip(grads, needs)]
     _cpu.rnn_bwd(
         problem.shape, problem.layout, problem.weights,
-        [[_address(w) for w in direction] for direction in split(wanted[3:], h_0.shape[0])],
-        [_address(t) for t in (
+        [tuple(_address(w) for w in direction) for direction in split(wanted[3:], h_0.shape[0])],
+        tuple(_address(t) for t in (
             x, panels, fwd_panels, h_0, c_0, y, cells, gates if has_gates else None, dy, dh_n, dc_n, dcells,
             *wanted[:3], workspace,
-        )], threads,
+        )), threads,
     )  # fmt: skip

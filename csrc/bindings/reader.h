@@ -1,0 +1,84 @@
+// The tuples that Python hands over (pyflash/ops/_native/), read field by field in the order of the struct they fill.
+//
+//   Reader r(of, "attention_fwd", "problem");
+//   p.q = r.address("q"), p.q_stride = r.four("q_stride");
+//   r.done();
+//
+// The kernels take what is read as addresses and sizes, so what does not fit is an error here: a tuple of another
+// length (done), and a field that is not what is read (TypeError naming the operation and the field).
+#pragma once
+#include <array>
+#include <string>
+
+#include "bindings.h"
+
+class Reader {
+ public:
+  Reader(const py::handle& of, const char* operation, const char* argument)
+      : operation_(operation), argument_(argument) {
+    if (!PyTuple_Check(of.ptr()))
+      fail(std::string(argument) + " is of type " + Py_TYPE(of.ptr())->tp_name + ", expected a tuple");
+    of_ = of.ptr();
+  }
+
+  template <class T = const void>
+  T* address(const char* field) {
+    return at<T>(read<Address>(field, "an address"));
+  }
+  int64_t size(const char* field) { return read<int64_t>(field, "an integer"); }
+  double number(const char* field) { return read<double>(field, "a number"); }
+  bool flag(const char* field) { return read<bool>(field, "True or False"); }
+  // A number of an enum: [0, count), or with a smaller `first` from there on.
+  template <class E>
+  E member(const char* field, int count, int first = 0) {
+    const int64_t number = size(field);
+    if (number < first || number >= count)
+      fail(std::string(field) + " is " + std::to_string(number) + ", expected a number from " + std::to_string(first) +
+           " to " + std::to_string(count - 1));
+    return (E)number;
+  }
+  template <size_t kCount>
+  std::array<int64_t, kCount> sizes(const char* field) {
+    const py::handle sizes = next(field);
+    std::array<int64_t, kCount> values;
+    if (!PyTuple_Check(sizes.ptr()) || PyTuple_GET_SIZE(sizes.ptr()) != kCount)
+      wrong(field, sizes, (std::to_string(kCount) + " integers").c_str());
+    for (size_t i = 0; i < kCount; i++) values[i] = value<int64_t>(field, PyTuple_GET_ITEM(sizes.ptr(), i), "integers");
+    return values;
+  }
+  std::array<int64_t, 4> four(const char* field) { return sizes<4>(field); }
+
+  // All of it must have been read.
+  void done() const {
+    const Py_ssize_t there = PyTuple_GET_SIZE(of_.ptr());
+    if (next_ != there)
+      fail(std::string(argument_) + " has " + std::to_string(there) + " fields, expected " + std::to_string(next_));
+  }
+
+ private:
+  py::handle next(const char* field) {
+    if (next_ >= PyTuple_GET_SIZE(of_.ptr()))
+      fail(std::string(argument_) + " ends after " + std::to_string(next_) + " fields, before " + field);
+    return PyTuple_GET_ITEM(of_.ptr(), next_++);
+  }
+  template <class T>
+  T read(const char* field, const char* wanted) {
+    return value<T>(field, next(field), wanted);
+  }
+  template <class T>
+  T value(const char* field, const py::handle& from, const char* wanted) {
+    py::detail::make_caster<T> caster;
+    if (!caster.load(from, std::is_same<T, double>::value)) wrong(field, from, wanted);
+    return py::detail::cast_op<T>(caster);
+  }
+  [[noreturn]] void wrong(const char* field, const py::handle& what, const char* wanted) const {
+    fail(std::string(field) + " is " + std::string(py::repr(what)) + ", expected " + wanted);
+  }
+  [[noreturn]] void fail(const std::string& why) const {
+    throw py::type_error(std::string("pyflash._cpu.") + operation_ + ": " + why);
+  }
+
+  const char *operation_, *argument_;
+  py::handle of_;
+  Py_ssize_t next_ = 0;
+};

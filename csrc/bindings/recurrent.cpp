@@ -1,0 +1,192 @@
+#include <array>
+#include <atomic>
+
+#include <pybind11/stl.h>
+
+#include "../common/core.h"
+#include "../common/recurrent.h"
+#include "bindings.h"
+#include "reader.h"
+
+PF_KERNEL(core, fingerprint, Fingerprint)
+PF_KERNEL(recurrent, pack, RnnPack)
+PF_KERNEL(recurrent, sizes, RnnSizes)
+PF_KERNEL(recurrent, fwd, RnnFwd)
+PF_KERNEL(recurrent, bwd, RnnBwd)
+
+namespace {
+
+// The tuples that _native/rnn.py makes: `shape`, `layout`, and the addresses of weights and gradients.
+RnnShape shape_of(const py::tuple& t, const char* operation) {
+  Reader r(t, operation, "shape");
+  RnnShape s;
+  s.length = r.size("length");
+  s.batch = r.size("batch");
+  s.input = r.size("input");
+  s.hidden = r.size("hidden");
+  s.output = r.size("output");
+  s.directions = r.member<int64_t>("directions", kMaxDirections + 1, 1);
+  s.cell = r.member<Cell>("cell", kCells);
+  s.has_projection = r.flag("has_projection");
+  s.dtype = r.member<Dtype>("dtype", kDtypes);
+  r.done();
+  return s;
+}
+
+RnnRows rows_of(const py::tuple& t, const char* operation) {
+  Reader r(t, operation, "layout");
+  RnnRows rows;
+  rows.active = r.address<const int64_t>("active");
+  rows.offsets = r.address<const int64_t>("offsets");
+  rows.order = r.address<const int64_t>("order");
+  rows.is_packed = r.flag("is_packed");
+  rows.x_step_stride = r.size("x_step_stride");
+  rows.x_row_stride = r.size("x_row_stride");
+  rows.y_step_rows = r.size("y_step_rows");
+  rows.y_row_rows = r.size("y_row_rows");
+  r.done();
+  return rows;
+}
+
+// RnnWeights or RnnGradients of each direction.
+template <class To>
+void read_weights(const py::list& from, const RnnShape& s, const char* operation, const char* argument, To& to) {
+  if ((int64_t)from.size() != s.directions)
+    throw py::type_error(std::string("pyflash._cpu.") + operation + ": " + argument + " are those of " +
+                         std::to_string(from.size()) + " directions, expected " + std::to_string(s.directions));
+  for (int64_t d = 0; d < s.directions; d++) {
+    Reader r(from[d], operation, argument);
+    to[d].w_ih = r.address<void>("w_ih");
+    to[d].w_hh = r.address<void>("w_hh");
+    to[d].b_ih = r.address<void>("b_ih");
+    to[d].b_hh = r.address<void>("b_hh");
+    to[d].w_hr = r.address<void>("w_hr");
+    r.done();
+  }
+}
+
+typedef std::vector<std::array<int64_t, 3>> Places;  // (address, rows, columns) of each weight, dense
+
+// Packed weights that are kept, and what their weights were when they were packed. A step of a stream brings little
+// but addresses: turning Python's tuples and lists into structs costs as much as a small step.
+struct RnnKept {
+  RnnFwd p = {};
+  Places weights;
+  int64_t whole_rows;  // from so many sequences times steps on, a call compares every element, else those of one phase
+  std::array<uint64_t, kPhases> phases;
+  uint64_t whole;
+  mutable std::atomic<uint32_t> calls{0};
+
+  // Before they are packed: what changes from here on is seen.
+  RnnKept(const py::tuple& of, Places of_weights, int64_t from_rows, int num_threads)
+      : weights(std::move(of_weights)), whole_rows(from_rows) {
+    p.shape = shape_of(of, "RnnKept");
+    for (int64_t i = 0; i < kPhases; i++) phases[i] = fingerprint_now(i, num_threads);
+    whole = fingerprint_now(-1, num_threads);
+  }
+  // One hash of all weights' values.
+  uint64_t fingerprint_now(int64_t phase, int num_threads) const {
+    const int64_t bytes = p.shape.dtype == Dtype::f64 ? 8 : p.shape.dtype == Dtype::f32 ? 4 : 2;
+    uint64_t all = 0;
+    for (const auto& [address, rows, columns] : weights) {
+      uint64_t hash = 0;
+      call(core::fingerprint, {at<void>(address), rows, columns * bytes, phase, &hash}, num_threads);
+      all = (all ^ hash) * 0x9e3779b97f4a7c15ull;
+    }
+    return all;
+  }
+  // Are the weights, which the caller has seen where they lay, those that were packed, as far as a call of this many
+  // sequences times steps looks?
+  bool is_current(int64_t rows, int num_threads) const {
+    if (rows >= whole_rows) return fingerprint_now(-1, num_threads) == whole;
+    const int64_t phase = calls++ % kPhases;
+    return fingerprint_now(phase, num_threads) == phases[phase];
+  }
+
+  // A layer in one direction, x and y dense: their rows are `step` and `row` apart from step to step and from sequence
+  // to sequence. False when the weights are not those that were packed.
+  bool run(int64_t length, int64_t batch, Address x, int64_t step, int64_t row, Address h, Address c, Address y,
+           Address h_n, Address c_n, Address workspace, int num_threads) const {
+    py::gil_scoped_release release;
+    if (!is_current(length * batch, num_threads)) return false;
+    RnnFwd now = p;
+    now.shape.length = length;
+    now.shape.batch = batch;
+    now.rows = {nullptr, nullptr, nullptr, false, step * p.shape.input, row * p.shape.input, step, row};
+    now.x = at<void>(x);
+    now.h_0 = at<void>(h);
+    now.c_0 = at<void>(c);
+    now.y = at<void>(y);
+    now.h_n = at<void>(h_n);  // maybe where y is
+    now.c_n = at<void>(c_n);
+    now.workspace = at<void>(workspace);
+    call(recurrent::fwd, now, num_threads);
+    return true;
+  }
+};
+
+}  // namespace
+
+PF_BINDINGS(m) {
+  py::dict cells;  // read by _native/rnn.py
+  cells["lstm"] = (int)Cell::lstm;
+  cells["gru"] = (int)Cell::gru;
+  cells["rnn_tanh"] = (int)Cell::rnn_tanh;
+  cells["rnn_relu"] = (int)Cell::rnn_relu;
+  m.attr("CELLS") = cells;
+  // (bytes of the panels, bytes of the workspace) of a forward or backward with this number of threads
+  m.def("rnn_sizes", [](const py::tuple& of, int64_t rows, bool backward, int num_threads) {
+    int64_t panels_bytes = 0, workspace_bytes = 0;
+    call(recurrent::sizes, {shape_of(of, "rnn_sizes"), rows, backward, &panels_bytes, &workspace_bytes}, num_threads);
+    return py::make_tuple(panels_bytes, workspace_bytes);
+  });
+  m.def("rnn_pack", [](const py::tuple& of, const py::list& weights, Address panels, bool backward, int num_threads) {
+    RnnPack p = {};
+    p.shape = shape_of(of, "rnn_pack");
+    read_weights(weights, p.shape, "rnn_pack", "weights", p.weights);
+    p.panels = at<void>(panels);
+    p.backward = backward;
+    launch(recurrent::pack, p, num_threads);
+  });
+  py::class_<RnnKept>(m, "RnnKept")
+      .def(py::init<const py::tuple&, Places, int64_t, int>())
+      .def("set_panels", [](RnnKept& kept, Address panels) { kept.p.panels = at<void>(panels); })
+      .def("is_current", &RnnKept::is_current, py::call_guard<py::gil_scoped_release>())
+      .def("run", &RnnKept::run);
+  m.def("rnn_fwd",
+        [](const py::tuple& of, const py::tuple& of_rows, Address x, Address panels, Address h_0, Address c_0,
+           Address y, Address h_n, Address c_n, Address cells, Address gates, Address workspace, int num_threads) {
+          launch(recurrent::fwd,
+                 {shape_of(of, "rnn_fwd"), rows_of(of_rows, "rnn_fwd"), at<void>(x), at<void>(panels), at<void>(h_0),
+                  at<void>(c_0), at<void>(y), at<void>(h_n), at<void>(c_n), at<void>(cells), at<void>(gates),
+                  at<void>(workspace)},
+                 num_threads);
+        });
+  m.def("rnn_bwd", [](const py::tuple& of, const py::tuple& of_rows, const py::list& weights, const py::list& grads,
+                      const py::tuple& tensors, int num_threads) {
+    RnnBwd p = {};
+    p.shape = shape_of(of, "rnn_bwd");
+    p.rows = rows_of(of_rows, "rnn_bwd");
+    read_weights(weights, p.shape, "rnn_bwd", "weights", p.weights);
+    read_weights(grads, p.shape, "rnn_bwd", "grads", p.grads);
+    Reader r(tensors, "rnn_bwd", "tensors");
+    p.x = r.address("x");
+    p.panels = r.address("panels");
+    p.fwd_panels = r.address("fwd_panels");
+    p.h_0 = r.address("h_0");
+    p.c_0 = r.address("c_0");
+    p.y = r.address("y");
+    p.cells = r.address("cells");
+    p.gates = r.address("gates");
+    p.dy = r.address("dy");
+    p.dh_n = r.address("dh_n");
+    p.dc_n = r.address("dc_n");
+    p.dcells = r.address("dcells");
+    p.dx = r.address<void>("dx");
+    p.dh_0 = r.address<void>("dh_0");
+    p.dc_0 = r.address<void>("dc_0");
+    p.workspace = r.address<void>("workspace");
+    r.done();
+    launch(recurrent::bwd, p, num_threads);
+  });
+}

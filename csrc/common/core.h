@@ -1,0 +1,27 @@
+// What belongs to no family of operations.
+#pragma once
+#include <stdint.h>
+
+#include "dtype.h"
+
+// The machine's floating-point limit, measured: fused multiply-adds on registers only.
+struct FmaPeak {
+  int64_t iterations;
+  Dtype dtype;    // bf16: its dot product, where the instruction set has one; else and for all others float32
+  double* flops;  // out: operations done by all threads together
+  float* sink;    // out: keeps the compiler from dropping the loop
+};
+
+// ---- do weights still hold what they held when they were packed? ----
+constexpr int64_t kPhases = 64;
+
+// A hash of a matrix's bits and of where they stand.
+struct Fingerprint {
+  const void* data;  // [rows, row_bytes], dense
+  int64_t rows, row_bytes;
+  // kPhases of them: each reads another share, at least one line of 64 bytes of every row and of every column, of the
+  // large ones one in kPhases, of the small ones all. All phases together read everything. Negative: everything at
+  // once.
+  int64_t phase;
+  uint64_t* hash;
+};

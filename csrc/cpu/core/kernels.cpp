@@ -1,0 +1,2 @@
+#include "fingerprint.h"
+#include "peak.h"

@@ -1,3 +1,0 @@
-#define PF_ISA avx512
-#define PF_VECTOR_BYTES 64
-#include "../all_kernels.h"

@@ -1,0 +1,307 @@
+// LayerNorm, forward with the residual sum before it, and backward. A row is read from memory once and stays in the
+// first cache for the passes after that.
+#pragma once
+#include "../../common/norm.h"
+#include "../core/memory.h"
+#include "../core/parallel.h"
+
+namespace PF_ISA::norm {
+
+namespace {
+
+// Elements summed in float before the sum goes on in double: accuracy of a short sum at the price of a long one.
+constexpr int64_t kNormChunk = 1024;
+constexpr int kNormChains = 4;  // independent sums, to hide the latency of an addition
+static_assert(kNormChains == 4, "sum_chains adds so many");
+constexpr int kNormRows = 4;  // rows whose part of dweight and dbias is added in registers
+
+struct WholeVector {};
+template <class S>
+PF_INLINE Vec<Acc<S>> load_part(const S* p, WholeVector, Acc<S> = 0) {
+  return load(p);
+}
+template <class S>  // a call: once a row at most, and the conversions of half types element by element are long
+__attribute__((noinline)) Vec<Acc<S>> load_part(const S* p, int64_t count, Acc<S> fill = 0) {
+  return load_n(p, count, fill);
+}
+template <class S>
+PF_INLINE void store_part(S* p, Vec<Acc<S>> x, WholeVector) {
+  store(p, x);
+}
+template <class S>
+__attribute__((noinline)) void store_part(S* p, Vec<Acc<S>> x, int64_t count) {
+  store_n(p, x, count);
+}
+
+template <bool kStream, class S, class Count>
+PF_INLINE void store_row(S* p, Vec<Acc<S>> x, Count count) {
+  if constexpr (kStream && sizeof(S) == 4) return store_stream(p, x);
+  store_part(p, x, count);
+}
+
+// body(column, count, chain) over [begin, end), a vector at a time; count is WholeVector but for the last.
+template <class T, int kChains, class Body>
+PF_INLINE void for_columns(int64_t begin, int64_t end, Body body) {
+  constexpr int lanes = kLanes<T>;
+  int64_t j = begin;
+  if constexpr (kChains > 1)
+    for (; j + kChains * lanes <= end; j += kChains * lanes) {
+      PF_UNROLL
+      for (int chain = 0; chain < kChains; chain++) body(j + chain * lanes, WholeVector{}, chain);
+    }
+  for (; j + lanes <= end; j += lanes) body(j, WholeVector{}, 0);
+  if (j < end) body(j, end - j, 0);
+}
+
+// The same from the last column to the first, for loops that store: see pointwise/activation.h.
+template <class T, class Body>
+PF_INLINE void for_columns_down(int64_t cols, Body body) {
+  constexpr int lanes = kLanes<T>;
+  int64_t j = cols / lanes * lanes;
+  if (j < cols) body(j, cols - j);
+  while ((j -= lanes) >= 0) body(j, WholeVector{});
+}
+
+template <class V>
+PF_INLINE double sum_chains(const V* chains) {
+  return reduce_add((chains[0] + chains[1]) + (chains[2] + chains[3]));
+}
+
+template <class T, class Count>
+PF_INLINE Vec<T> param(const T* p, int64_t j, Count count, T absent) {
+  return p ? load_part(p + j, count) : splat<Vec<T>>(absent);
+}
+
+// The input of a norm, j columns into the row: x, or x + residual.
+template <class S, bool kAdds, class Count>
+PF_INLINE Vec<Acc<S>> norm_input(const S* x, const S* residual, int64_t j, Count count, Acc<S> fill) {
+  if (!kAdds) return load_part(x + j, count, fill);
+  return load_part(x + j, count, fill) + load_part(residual + j, count);
+}
+
+// Sum and sum of squares of the deviations from `shift` over a row; with kKeeps the row goes to `summed`; with kScales
+// the deviations are counted in `1 / unit`.
+template <class S, bool kAdds, bool kKeeps, bool kScales = false>
+PF_INLINE void layer_norm_sums(const S* x, const S* residual, S* summed, int64_t cols, Acc<S> shift, double* sum,
+                               double* square, Acc<S> unit = 1) {
+  typedef Acc<S> T;
+  typedef Vec<T> V;
+  *sum = *square = 0;
+  for (int64_t j0 = 0; j0 < cols; j0 += kNormChunk) {
+    V sums[kNormChains] = {}, squares[kNormChains] = {};
+    for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
+      V value = norm_input<S, kAdds>(x, residual, j, count, shift), d = value - shift;
+      if (kKeeps) store_part(summed + j, value, count);
+      if (kScales) d *= unit;
+      sums[chain] += d;
+      squares[chain] = fma(d, d, squares[chain]);
+    });
+    *sum += sum_chains(sums);
+    *square += sum_chains(squares);
+  }
+}
+
+// The same for a row whose squares are larger than the type holds: mean in `*shift`, and the variance times unit^2.
+template <class S, bool kAdds>
+__attribute__((noinline)) double layer_norm_large_variance(const S* x, const S* residual, int64_t cols, Acc<S>* shift,
+                                                           Acc<S> unit) {
+  double sum, square;
+  layer_norm_sums<S, kAdds, false, true>(x, residual, nullptr, cols, *shift, &sum, &square, unit);
+  *shift += (Acc<S>)(sum / (double)cols / unit);
+  layer_norm_sums<S, kAdds, false, true>(x, residual, nullptr, cols, *shift, &sum, &square, unit);
+  return square / (double)cols;
+}
+
+// kStream: outputs go past the caches.
+template <class S, bool kResidual, bool kStream>
+void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
+  constexpr bool kAdds = kResidual && sizeof(S) != 2;
+  // The sum is kept and read back; what goes past the caches is added again instead.
+  constexpr bool kKeeps = kAdds && !kStream, kAddsAgain = kAdds && kStream;
+  typedef Acc<S> T;
+  typedef Vec<T> V;
+  const int64_t cols = p.cols, first = min_of(cols, kLanes<T>);
+  const double share = 1 / (double)cols;
+  const T *weight = (const T*)p.weight, *bias = (const T*)p.bias;
+  for (int64_t row = begin; row < end; row++) {
+    const S* x = (const S*)p.x + row * p.x_row_stride;
+    const S* residual = kResidual ? (const S*)p.residual + row * p.residual_row_stride : x;
+    S* summed = kResidual ? (S*)p.summed + row * cols : nullptr;
+    S* y = (S*)p.y + row * cols;
+
+    // Asked for ahead of time, as the processor's own prefetch stops at the end of a page.
+    const S* next_x = row + 1 < end ? x + p.x_row_stride : x;
+    const S* next_residual = kResidual && row + 1 < end ? residual + p.residual_row_stride : x;
+    if (kResidual && !kAdds) {  // half types: the norm is that of the rounded sum
+      for_columns<T, 1>(0, cols, [&](int64_t j, auto count, int) {
+        store_part(summed + j, load_part(x + j, count) + load_part(residual + j, count), count);
+      });
+      x = summed;
+    }
+
+    // Deviations from a guess of the mean, the first vector's. The variance is a difference, which costs digits only
+    // when the guess was off by more than a standard deviation: then once more, from the mean.
+    T shift = reduce_add(norm_input<S, kAdds>(x, residual, 0, first, 0)) / (T)first;
+    double sum, square;
+    layer_norm_sums<S, kAdds, kKeeps>(x, residual, summed, cols, shift, &sum, &square);
+    double correction = sum * share, variance = square * share - correction * correction;
+    if (!(correction * correction <= variance)) {
+      shift = (T)(shift + correction);
+      layer_norm_sums<S, kAdds, false>(x, residual, summed, cols, shift, &sum, &square);
+      correction = sum * share, variance = square * share - correction * correction;
+      if (variance < 0) variance = 0;
+    }
+    double unit = 1;
+    if (__builtin_isinf(square) && __builtin_isfinite(sum)) {
+      unit = sizeof(T) == 4 ? 0x1p-96 : 0x1p-700;
+      variance = layer_norm_large_variance<S, kAdds>(x, residual, cols, &shift, (T)unit), correction = 0;
+    }
+    const T rstd = (T)(unit / __builtin_sqrt(variance + p.eps * unit * unit));
+    const S* from = kKeeps ? summed : x;
+    const V scale = splat<V>(rstd), offset = splat<V>((T)(-correction * rstd));
+    for_columns_down<T>(cols, [&](int64_t j, auto count) {
+      __builtin_prefetch(next_x + j);
+      if (kResidual) __builtin_prefetch(next_residual + j);
+      V value = norm_input<S, kAddsAgain>(from, residual, j, count, 0);
+      if (kAddsAgain) store_row<kStream>(summed + j, value, count);
+      V normal = fma(value - shift, scale, offset);
+      store_row<kStream>(y + j, fma(normal, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0)), count);
+    });
+    ((T*)p.mean)[row] = (T)(shift + correction);
+    ((T*)p.rstd)[row] = rstd;
+  }
+  if (kStream) stream_fence();
+}
+
+// Only whole aligned vectors of float are streamed.
+template <class S, bool kResidual>
+void layer_norm_fwd_all(const LayerNormFwd& p, int threads) {
+  int64_t bytes = p.rows * p.cols * (int64_t)sizeof(S) * (kResidual ? 4 : 2);
+  bool is_aligned = p.cols % kLanes<Acc<S>> == 0 && ((uintptr_t)p.y | (uintptr_t)p.summed) % PF_VECTOR_BYTES == 0;
+  parallel_ranges(p.rows, max_of(1, kElementwiseGrain / max_of(1, p.cols)), threads, [&](int64_t begin, int64_t end) {
+    if constexpr (sizeof(S) == 4)
+      if (bytes >= kStreamBytes && is_aligned) return layer_norm_fwd_rows<S, kResidual, true>(p, begin, end);
+    layer_norm_fwd_rows<S, kResidual, false>(p, begin, end);
+  });
+}
+
+// dx of kRows rows, and their part of dweight and dbias (added to, or the first to be written).
+template <class S, bool kDx, bool kParams, int kRows>
+PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* dweight, Acc<S>* dbias, bool is_first,
+                                   bool has_next, bool is_streamed) {
+  typedef Acc<S> T;
+  typedef Vec<T> V;
+  const int64_t cols = p.cols;
+  const double share = 1 / (double)cols;
+  const T* weight = (const T*)p.weight;
+  const S *dy[kRows], *x[kRows];
+  T mean[kRows], rstd[kRows], mean_g[kRows], mean_gx[kRows];  // of g = dy * weight, and of g times the normalised row
+  for (int r = 0; r < kRows; r++) {
+    dy[r] = (const S*)p.dy + (row + r) * p.dy_row_stride;
+    x[r] = (const S*)p.x + (row + r) * p.x_row_stride;
+    mean[r] = ((const T*)p.mean)[row + r];
+    rstd[r] = ((const T*)p.rstd)[row + r];
+    if (!kDx) continue;
+    double total_g = 0, total_gx = 0;
+    for (int64_t j0 = 0; j0 < cols; j0 += kNormChunk) {
+      V sum_g[kNormChains] = {}, sum_gx[kNormChains] = {};
+      for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
+        V g = load_part(dy[r] + j, count) * param<T>(weight, j, count, 1);
+        sum_g[chain] += g;
+        sum_gx[chain] = fma(g, load_part(x[r] + j, count, mean[r]) - mean[r], sum_gx[chain]);
+      });
+      total_g += sum_chains(sum_g);
+      total_gx += sum_chains(sum_gx);
+    }
+    mean_g[r] = (T)(total_g * share);
+    mean_gx[r] = (T)(total_gx * (double)rstd[r] * share);
+  }
+  const int64_t next_dy = has_next ? kRows * p.dy_row_stride : 0, next_x = has_next ? kRows * p.x_row_stride : 0;
+  for_columns_down<T>(cols, [&](int64_t j, auto count) {
+    V dw = {}, db = {}, w = param<T>(weight, j, count, 1);
+    if (kParams && !is_first) dw = load_part(dweight + j, count), db = load_part(dbias + j, count);
+    V g_of[kRows], x_of[kRows];  // all loads before the first store, for the reason that for_columns_down has
+    PF_UNROLL
+    for (int r = 0; r < kRows; r++) g_of[r] = load_part(dy[r] + j, count), x_of[r] = load_part(x[r] + j, count);
+    PF_UNROLL
+    for (int r = 0; r < kRows; r++) {
+      // To the second cache: the first is full, and rows of 4 KB would push each other out of it.
+      __builtin_prefetch(dy[r] + next_dy + j, 0, 2), __builtin_prefetch(x[r] + next_x + j, 0, 2);
+      V g = g_of[r], normal = (x_of[r] - mean[r]) * rstd[r];
+      if (kParams) {
+        dw = fma(g, normal, dw);
+        db += g;
+      }
+      if (kDx) {
+        // In this order no product is fused with mean_g, so that g - mean_g is exactly 0 where all g are equal.
+        V dx = (g * w - normal * mean_gx[r] - mean_g[r]) * rstd[r];
+        if (p.dsummed) dx += load_part((const S*)p.dsummed + (row + r) * p.dsummed_row_stride + j, count);
+        S* out = (S*)p.dx + (row + r) * cols + j;
+        if (is_streamed)
+          store_row<true>(out, dx, count);
+        else
+          store_part(out, dx, count);
+      }
+    }
+    if (kParams) store_part(dweight + j, dw, count), store_part(dbias + j, db, count);
+  });
+}
+
+template <class S, bool kDx, bool kParams>
+void layer_norm_bwd_all(const LayerNormBwd& p, int threads) {
+  typedef Acc<S> T;
+  typedef Vec<T> V;
+  const int64_t cols = p.cols, blocks = layer_norm_bwd_blocks(p.rows, cols);
+  const int64_t block_rows = layer_norm_bwd_block_rows(p.rows, cols);
+  const bool is_streamed = sizeof(S) == 4 && p.rows * cols * (int64_t)sizeof(S) * 3 >= kStreamBytes &&
+                           cols % kLanes<T> == 0 && (uintptr_t)p.dx % PF_VECTOR_BYTES == 0;
+  T* partial = (T*)p.workspace;  // [blocks, 2, cols]
+  parallel_ranges(blocks, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; block++) {
+      T* dweight = kParams ? partial + block * 2 * cols : nullptr;
+      T* dbias = kParams ? dweight + cols : nullptr;
+      int64_t first = block * block_rows, last = min_of(p.rows, first + block_rows), row = first;
+      for (; row + kNormRows <= last; row += kNormRows)
+        layer_norm_bwd_rows<S, kDx, kParams, kNormRows>(p, row, dweight, dbias, row == first,
+                                                        row + 2 * kNormRows <= last, is_streamed);
+      for (; row < last; row++)
+        layer_norm_bwd_rows<S, kDx, kParams, 1>(p, row, dweight, dbias, row == first, false, is_streamed);
+    }
+    if (is_streamed) stream_fence();
+  });
+  if (!kParams) return;
+  parallel_ranges(cols, max_of(64, kElementwiseGrain / max_of(1, blocks) / 64 * 64), threads,
+                  [&](int64_t begin, int64_t end) {
+                    for (int which = 0; which < 2; which++) {
+                      T* out = (T*)(which ? p.dbias : p.dweight);
+                      if (!out) continue;
+                      for_columns<T, 1>(begin, end, [&](int64_t j, auto count, int) {
+                        V sum = {};
+                        for (int64_t block = 0; block < blocks; block++)
+                          sum += load_part(partial + (block * 2 + which) * cols + j, count);
+                        store_part(out + j, sum, count);
+                      });
+                    }
+                  });
+}
+
+}  // namespace
+
+void layer_norm_fwd(const LayerNormFwd& p, int num_threads) {
+  for_dtype(p.dtype, [&](auto storage) {
+    if (p.residual) return layer_norm_fwd_all<decltype(storage), true>(p, num_threads);
+    layer_norm_fwd_all<decltype(storage), false>(p, num_threads);
+  });
+}
+
+void layer_norm_bwd(const LayerNormBwd& p, int num_threads) {
+  for_dtype(p.dtype, [&](auto storage) {
+    typedef decltype(storage) S;
+    const bool has_params = p.dweight || p.dbias;
+    if (p.dx && has_params) layer_norm_bwd_all<S, true, true>(p, num_threads);
+    if (p.dx && !has_params) layer_norm_bwd_all<S, true, false>(p, num_threads);
+    if (!p.dx && has_params) layer_norm_bwd_all<S, false, true>(p, num_threads);
+  });
+}
+
+}  // namespace PF_ISA::norm

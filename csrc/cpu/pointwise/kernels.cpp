@@ -1,0 +1,2 @@
+#include "activation.h"
+#include "dropout.h"

@@ -1,0 +1,103 @@
+// Products of the recurrent kernels: sums of a few rows and one panel of weights.
+//
+// A panel holds, for each k, all gates of the same units side by side, so that the sums of a row hold everything its
+// cells need: LSTM i|f|g|o of one vector of units, GRU r|z|n; plain RNN and the transposed weights of the backward four
+// vectors of units. Between products the sums lie in a strip, kSlots vectors a row: GRU's n has two, one for x and one
+// for h, which the reset gate keeps apart.
+#pragma once
+#include "../simd/vec.h"
+
+namespace PF_ISA::recurrent {
+
+constexpr int kSlots = 4;
+template <class T>
+constexpr int kStripRow = kSlots * kLanes<T>;
+// 24 of 32 registers for sums; 12 of 16.
+template <int kVectors>
+constexpr int kTileRows = (PF_VECTOR_BYTES == 64 ? 24 : 12) / kVectors;
+
+// One serial sum: shorter than gemm.h's, because the sums of several steps follow each other.
+constexpr int64_t kChunk = 64;
+
+namespace {
+
+// strip += a [kRows, count] b [count, kVectors]. Few rows take kSplit sums each, which hides the latency of the
+// additions; the last of three vectors is added to `last_slot`.
+template <class T, int kRows, int kVectors>
+__attribute__((noinline)) void register_tile(int64_t count, const T* a, int64_t a_stride, const T* b, T* strip,
+                                             int last_slot) {
+  typedef Vec<T> V;
+  constexpr int split = kRows == 1 ? 4 : kRows * kVectors <= 12 && PF_VECTOR_BYTES == 64 ? 2 : 1, lanes = kLanes<T>;
+  V acc[split][kRows][kVectors];
+  PF_UNROLL
+  for (int s = 0; s < split; s++) PF_UNROLL
+  for (int r = 0; r < kRows; r++) PF_UNROLL
+  for (int v = 0; v < kVectors; v++) acc[s][r][v] = V{};
+  int64_t k = 0;
+  auto step = [&](V(&sums)[kRows][kVectors], int64_t at) __attribute__((always_inline)) {
+    const T* row = b + at * (kVectors * lanes);
+    V bk[kVectors];
+    PF_UNROLL
+    for (int v = 0; v < kVectors; v++) bk[v] = load(row + v * lanes);
+    PF_UNROLL
+    for (int r = 0; r < kRows; r++) {
+      V ak = splat<V>(a[r * a_stride + at]);
+      PF_UNROLL
+      for (int v = 0; v < kVectors; v++) sums[r][v] = fma(ak, bk[v], sums[r][v]);
+    }
+  };
+  constexpr int ahead = split > 2 ? split : 2;
+  for (; k + ahead <= count; k += ahead) {
+    PF_UNROLL
+    for (int s = 0; s < ahead; s++) step(acc[s % split], k + s);
+  }
+  for (; k < count; k++) step(acc[0], k);
+  PF_UNROLL
+  for (int r = 0; r < kRows; r++) {
+    PF_UNROLL
+    for (int v = 0; v < kVectors; v++) {
+      V sum = acc[0][r][v];
+      PF_UNROLL
+      for (int s = 1; s < split; s++) sum += acc[s][r][v];
+      T* slot = strip + r * kStripRow<T> + (kVectors == 3 && v == 2 ? last_slot : v) * lanes;
+      store(slot, load(slot) + sum);
+    }
+  }
+}
+
+template <class T>
+using Tile = void (*)(int64_t, const T*, int64_t, const T*, T*, int);
+
+template <class T, int kVectors, int kRows = kTileRows<kVectors>>
+Tile<T> tile_of(int rows) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return tile_of<T, kVectors, kRows - 1>(rows);
+  return register_tile<T, kRows, kVectors>;
+}
+
+struct Nothing {
+  void operator()(int64_t) const {}
+};
+
+// strip [rows, kStripRow] += a [rows, count] times one panel, in chunks of k. meanwhile(i) comes before tile i: the
+// time to ask for memory that is wanted afterwards.
+template <class T, int kVectors, class Meanwhile = Nothing>
+void product(const T* a, int64_t a_stride, int64_t rows, int64_t count, const T* panel, T* strip, int last_slot,
+             Meanwhile meanwhile = {}) {
+  constexpr int tile_rows = kTileRows<kVectors>;
+  int64_t tiles = 0;
+  for (int64_t k = 0; k < count; k += kChunk) {
+    const int64_t chunk = min_of(kChunk, count - k);
+    for (int64_t i = 0, tile; i < rows; i += tile) {
+      const int64_t left = rows - i;  // the last two tiles share evenly
+      tile = left >= 2 * tile_rows ? tile_rows : left > tile_rows ? ceil_div(left, 2) : left;
+      meanwhile(tiles++);
+      tile_of<T, kVectors>((int)tile)(chunk, a + i * a_stride + k, a_stride, panel + k * (kVectors * kLanes<T>),
+                                      strip + i * kStripRow<T>, last_slot);
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace PF_ISA::recurrent
