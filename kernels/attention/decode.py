@@ -13,16 +13,13 @@ from pyflash.kernels import launch, tuning
 from pyflash.kernels.attention.tile import (
     Head,
     common_arguments,
-    load_tile,
     make_scores,
     row_products,
-    rows_of,
     running_softmax,
     score_tile,
-    strided,
-    tile_from,
 )
 from pyflash.kernels.primitives import LN2, cast, dot
+from pyflash.kernels.strided import load_tile, rows_of, strided, tile_from
 
 
 @launch.cached

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, philox, primitives, tuning
+from pyflash.kernels.strided import Strided, load_rows, rows_of, store_rows, strided
 
 _LOG2E = 1.4426950408889634
 
@@ -39,13 +40,6 @@ class Dropout(NamedTuple):
     scale: float
 
 
-class Strided(NamedTuple):
-    """A tensor in a kernel's arguments."""
-
-    ptr: object
-    strides: tuple
-
-
 class RowTerms(NamedTuple):
     """What the backward needs of each row, one number each and padded to whole tiles: with a comparison in it, such a
     load moves four bytes a thread. Strided [batch, heads, rows] float32; of a packed batch see `first_padded_row`."""
@@ -64,10 +58,6 @@ class Head(NamedTuple):
     diagonal: int
     seqlen_q: int
     seqlen_k: int
-
-
-def strided(tensor):
-    return None if tensor is None else Strided(tensor, tensor.stride())
 
 
 def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k):
@@ -155,55 +145,6 @@ def enter_head(scores, batch, head, heads, seqlen_q, seqlen_k):
         slope = tl.load(scores.slopes.ptr + batch * scores.slopes.strides[0] + head * scores.slopes.strides[1])
         slope = slope.to(tl.float32)
     return Head(batch * heads + head, mask_ptr, slope, diagonal, seqlen_q, seqlen_k)
-
-
-@triton.jit
-def rows_of(x, batch, head, start):
-    """x from one head's first row on; 64-bit, since whole tensors pass 2^31 elements."""
-    ptr = x.ptr + batch.to(tl.int64) * x.strides[0] + head.to(tl.int64) * x.strides[1]
-    return Strided(ptr + start.to(tl.int64) * x.strides[2], x.strides)
-
-
-@triton.jit
-def tile_from(first, BLOCK: tl.constexpr):
-    """first, first + 1, ...: BLOCK numbers from a multiple of BLOCK on, which the compiler cannot know of a loop's
-    variable, and without which it moves half types two bytes at a time. A hint on `first` itself is lost on the way."""
-    return tl.max_contiguous(tl.multiple_of(first + tl.arange(0, BLOCK), BLOCK), BLOCK)
-
-
-@triton.jit
-def load_tile(x, offs_m, limit_m, offs_d, limit_d):
-    """[rows, features] of x, zero from the limits on; a limit of None is known to hold."""
-    ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]
-    if limit_m is None and limit_d is None:
-        tile = tl.load(ptrs)
-    elif limit_d is None:
-        tile = tl.load(ptrs, mask=offs_m[:, None] < limit_m, other=0.0)
-    elif limit_m is None:
-        tile = tl.load(ptrs, mask=offs_d[None, :] < limit_d, other=0.0)
-    else:
-        tile = tl.load(ptrs, mask=(offs_m[:, None] < limit_m) & (offs_d[None, :] < limit_d), other=0.0)
-    return tile
-
-
-@triton.jit
-def store_tile(x, tile, offs_m, limit_m, offs_d, limit_d):
-    ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]
-    mask = offs_m[:, None] < limit_m
-    if limit_d is not None:
-        mask = mask & (offs_d[None, :] < limit_d)
-    tl.store(ptrs, primitives.cast(tile, x.ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def load_rows(x, offs_m, limit_m, other):
-    """One number per row, such as lse."""
-    return tl.load(x.ptr + offs_m.to(tl.int64) * x.strides[2], mask=offs_m < limit_m, other=other)
-
-
-@triton.jit
-def store_rows(x, value, offs_m, limit_m):
-    tl.store(x.ptr + offs_m.to(tl.int64) * x.strides[2], value, mask=offs_m < limit_m)
 
 
 @triton.jit

@@ -24,24 +24,20 @@ from pyflash.kernels.attention.tile import (
     key_range,
     load_lse,
     load_row_terms,
-    load_tile,
     lse_parts,
     make_dropout,
     make_row_terms,
     make_scores,
     row_products,
     row_range,
-    rows_of,
     running_softmax,
     score_tile,
     softmax_backward,
     store_lse,
     store_row_terms,
-    store_tile,
-    strided,
-    tile_from,
 )
 from pyflash.kernels.primitives import cast, dot
+from pyflash.kernels.strided import load_tile, rows_of, store_tile, strided, tile_from
 
 _SIZES = ["seqlen_q", "seqlen_k", "tiles"]
 

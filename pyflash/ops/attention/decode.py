@@ -7,7 +7,8 @@ import math
 import torch
 
 from pyflash.ops.attention import reference
-from pyflash.ops.attention.varlen import DTYPES, check_alike, check_integers, refusal, window
+from pyflash.ops.attention.shapes import check_alike, check_integers, refusal, window
+from pyflash.ops.attention.varlen import DTYPES
 from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import cache_lengths, expect, expect_tensors, readable

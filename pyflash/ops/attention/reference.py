@@ -1,6 +1,6 @@
 """Attention in torch operations: the truth for tests, the `torch` backend, and the derivatives beyond the first.
 
-Tensors are as the operators of pyflash/ops/attention/dense.py take them: q [B, H, L, E], k [B, Hkv, S, E], v [B, Hkv, S, Ev].
+Tensors are as the operators of pyflash/ops/attention/operators.py take them: q [B, H, L, E], k [B, Hkv, S, E], v [B, Hkv, S, Ev].
 """
 
 from __future__ import annotations

@@ -7,11 +7,10 @@ import math
 import torch
 
 from pyflash.ops.attention import reference
-from pyflash.ops.attention.dense import check_floating
-from pyflash.ops.core import backends
+from pyflash.ops.attention.shapes import check_alike, check_integers, refusal, window
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect, expect_tensors, is_plain, readable, sequence_offsets, window_pair
+from pyflash.ops.core.checks import expect, expect_tensors, readable, sequence_offsets
 from pyflash.ops.core.choice import choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, acc_dtype, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
@@ -135,72 +134,6 @@ class _VarlenBwd(Function):
 
 
 # ---- public ---------------------------------------------------------------------------------------------------------
-def _check_on_device_of_q(operation, name, x, q):
-    expect(x.device == q.device, operation, lambda: f"{name} is on {x.device}, q on {q.device}; move one", RuntimeError)
-
-
-def _check_like_q(operation, name, x, q):
-    expect(
-        x.dtype == q.dtype, operation,
-        lambda: f"{name} is {x.dtype}, expected {q.dtype} as q; convert one, or use torch.autocast", RuntimeError,
-    )  # fmt: skip
-    _check_on_device_of_q(operation, name, x, q)
-
-
-def check_alike(operation, q, k, v, names, slopes_shapes, alibi_slopes, softcap):
-    """What every function here asks of its floating-point inputs. Shapes end in head_dim; `names` are q's, k's and v's."""
-    check_floating(operation, names[0], q)
-    for name, x in zip(names[1:], (k, v)):
-        _check_like_q(operation, name, x, q)
-    expect(
-        q.shape[-1] == k.shape[-1], operation,
-        lambda: f"{names[1]} has head_dim {k.shape[-1]}, expected {q.shape[-1]} to match q {tuple(q.shape)}",
-    )  # fmt: skip
-    expect(
-        k.shape[:-1] == v.shape[:-1], operation,
-        lambda: f"{names[2]} has shape {tuple(v.shape)}, expected {(*k.shape[:-1], 'Ev')} to match {names[1]}",
-    )  # fmt: skip
-    expect(
-        k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0, operation,
-        lambda: f"{names[1]} has {k.shape[1]} heads, expected a divisor of q's {q.shape[1]}",
-    )  # fmt: skip
-    expect(0 <= softcap < math.inf, operation, lambda: f"softcap is {softcap}, expected 0 (off) or a positive number")
-    if alibi_slopes is not None:
-        expect(
-            tuple(alibi_slopes.shape) in slopes_shapes, operation,
-            lambda: f"alibi_slopes has shape {tuple(alibi_slopes.shape)}, expected {' or '.join(map(str, slopes_shapes))}",
-        )  # fmt: skip
-        _check_on_device_of_q(operation, "alibi_slopes", alibi_slopes, q)
-
-
-def check_integers(operation, name, x, q):
-    """Offsets or lengths: int32 or int64, [n], where q is."""
-    expect(x.dim() == 1, operation, lambda: f"{name} has shape {tuple(x.shape)}, expected one dimension")
-    expect(
-        x.dtype in (torch.int32, torch.int64), operation,
-        lambda: f"{name} is {x.dtype}, expected torch.int32 or torch.int64", RuntimeError,
-    )  # fmt: skip
-    _check_on_device_of_q(operation, name, x, q)
-
-
-def refusal(q, k, v, alibi_slopes):
-    """Why no kernel takes these tensors; empty when one does."""
-    if not (is_plain(q) and is_plain(k) and is_plain(v)):
-        return "only strided floating-point tensors are served"
-    if alibi_slopes is not None and alibi_slopes.requires_grad:
-        return "alibi_slopes that need a gradient"
-    width = max(q.shape[-1], v.shape[-1])
-    if width > 256 and (not q.is_cpu or backends._state.wish == "triton"):
-        return f"head_dim is {width}; triton supports up to 256"
-    return ""
-
-
-def window(operation, window_size, is_causal):
-    """(left, right) for the operators: negative is unlimited."""
-    left, right = window_pair(operation, window_size)
-    return max(left, -1), 0 if is_causal else max(right, -1)
-
-
 def attention_varlen(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, dropout_p=0.0, is_causal=False, scale=None,
     causal_align="top_left", window_size=(-1, -1), alibi_slopes=None, softcap=0.0, return_lse=False, seed=None,

@@ -8,16 +8,16 @@ import torch
 
 from pyflash.auto import attention as auto
 from pyflash.ops.attention import reference
-from pyflash.ops.attention.dense import (
-    _SCALARS,
-    _check,
-    _expand_mask,
-    _four,
-    _in_order_of,
-    _kv_heads,
-    _mask_four,
-    _plain_mask,
-)  # fmt: skip
+from pyflash.ops.attention.operators import SCALARS
+from pyflash.ops.attention.shapes import (
+    check_inputs,
+    expand_mask,
+    four_dims,
+    in_order_of,
+    is_plain_mask,
+    kv_heads,
+    mask_four_dims,
+)
 from pyflash.ops.core import backends
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
@@ -42,12 +42,12 @@ def _fwd_outputs(q, k, attn_mask, *_):
 
 def _bwd_outputs(dweights, q, k, weights, lse, attn_mask, *rest):
     dmask = attn_mask.new_empty(reference.unexpanded_shape(attn_mask)) if rest[-1] else q.new_empty(0)
-    return _in_order_of(q, q.shape[3]), _in_order_of(k, k.shape[3]), dmask
+    return in_order_of(q, q.shape[3]), in_order_of(k, k.shape[3]), dmask
 
 
 _fwd = Op(
     "attention_weights_fwd(Tensor q, Tensor k, Tensor? attn_mask, Tensor? seed, "
-    + _SCALARS
+    + SCALARS
     + ", str backend) -> (Tensor weights, Tensor lse)",
     outputs=_fwd_outputs,
     reference=reference.attention_weights_fwd,
@@ -57,7 +57,7 @@ _fwd = Op(
 )
 _bwd = Op(
     "attention_weights_bwd(Tensor dweights, Tensor q, Tensor k, Tensor weights, Tensor lse, Tensor? attn_mask, "
-    "Tensor? seed, " + _SCALARS + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dmask)",
+    "Tensor? seed, " + SCALARS + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dmask)",
     outputs=_bwd_outputs,
     reference=reference.attention_weights_bwd,
     triton="pyflash.kernels.attention.weights:attention_weights_bwd",
@@ -68,7 +68,7 @@ _bwd = Op(
 class _Weights(Function):
     @staticmethod
     def forward(q, k, attn_mask, seed, scalars, backend):
-        return _fwd(q, k, _expand_mask(attn_mask, q, k), seed, *scalars, backend)
+        return _fwd(q, k, expand_mask(attn_mask, q, k), seed, *scalars, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -89,7 +89,7 @@ class _Weights(Function):
 class _WeightsBwd(Function):
     @staticmethod
     def forward(dweights, q, k, weights, lse, attn_mask, seed, scalars, backend):
-        dq, dk, dmask = _bwd(dweights, q, k, weights, lse, _expand_mask(attn_mask, q, k), seed, *scalars, backend)
+        dq, dk, dmask = _bwd(dweights, q, k, weights, lse, expand_mask(attn_mask, q, k), seed, *scalars, backend)
         if scalars[-1] and dmask.shape != attn_mask.shape:
             dmask = dmask.sum_to_size(attn_mask.shape)
         return dq, dk, dmask
@@ -106,7 +106,7 @@ class _WeightsBwd(Function):
         *scalars, need_dmask = ctx.scalars
 
         def forward(q, k, attn_mask):
-            return reference.attention_weights_fwd(q, k, _expand_mask(attn_mask, q, k), seed, *scalars)[0]
+            return reference.attention_weights_fwd(q, k, expand_mask(attn_mask, q, k), seed, *scalars)[0]
 
         def backward(dweights, q, k, attn_mask):
             dq, dk, dmask = reference.gradients(forward, (q, k, attn_mask), (dweights,))
@@ -127,14 +127,14 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     name = "attention_weights"
     expect_tensors(name, ("attn_mask",), q=q, k=k, attn_mask=attn_mask)
     q, k, attn_mask = cast_by_autocast((q, k, attn_mask))
-    leading = _check(name, q, k, k, attn_mask, dropout_p, enable_gqa)
+    leading = check_inputs(name, q, k, k, attn_mask, dropout_p, enable_gqa)
     (rows, head_dim), keys = q.shape[-2:], k.shape[-2]
     if scale is None:
         scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
     scalars = (float(dropout_p), float(scale), 0.0, -1, 0 if is_causal else -1, 0)
-    mask = None if attn_mask is None else _mask_four(name, attn_mask, leading, rows, keys, q.dtype)
+    mask = None if attn_mask is None else mask_four_dims(name, attn_mask, leading, rows, keys, q.dtype)
     refused = ""
-    if not (is_plain(q) and is_plain(k) and _plain_mask(attn_mask)):
+    if not (is_plain(q) and is_plain(k) and is_plain_mask(attn_mask)):
         refused = "only strided tensors are served"
     elif head_dim > 256 and (not q.is_cpu or backends._state.wish == "triton"):
         refused = f"head_dim is {head_dim}; triton supports up to 256"
@@ -147,8 +147,8 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
         seed = None
     elif seed is None:
         seed = draw_seed(q)
-    of_k, _ = _kv_heads(k, k, leading, enable_gqa)
-    q4, k4 = _four(q, leading, leading[-1]), _four(k, leading, of_k)
+    of_k, _ = kv_heads(k, k, leading, enable_gqa)
+    q4, k4 = four_dims(q, leading, leading[-1]), four_dims(k, leading, of_k)
     if backend is None:
         weights, _ = reference.attention_weights_fwd(q4, k4, mask, seed, *scalars)
     else:
