@@ -22,6 +22,7 @@ from pyflash.kernels.attention.tile import (
     is_laden,
     keep_of,
     key_range,
+    key_tile,
     load_lse,
     load_row_terms,
     lse_parts,
@@ -30,9 +31,9 @@ from pyflash.kernels.attention.tile import (
     make_scores,
     row_products,
     row_range,
+    row_tile,
     running_softmax,
     score_tile,
-    sequence,
     softmax_backward,
     store_lse,
     store_row_terms,
@@ -78,12 +79,9 @@ def _attention_fwd(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    first_row = (tiles - 1 - pid % tiles) * BLOCK_M  # the longest causal rows first
-    h = pid // tiles % heads
-    batch = pid // tiles // heads
-    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
-    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    first_row, batch, h, q_start, seqlen_q, k_start, seqlen_k = row_tile(
+        cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads, seqlen_q, seqlen_k, tiles, BLOCK_M
+    )
     if first_row >= seqlen_q:
         return
     head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
@@ -157,12 +155,9 @@ def _attention_bwd_dq(
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq, and terms for the kernels that follow: up to whole tiles of PAD rows."""
-    pid = tl.program_id(0)
-    first_row = (tiles - 1 - pid % tiles) * BLOCK_M
-    h = pid // tiles % heads
-    batch = pid // tiles // heads
-    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
-    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    first_row, batch, h, q_start, seqlen_q, k_start, seqlen_k = row_tile(
+        cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads, seqlen_q, seqlen_k, tiles, BLOCK_M
+    )
     if first_row >= tl.cdiv(seqlen_q, PAD) * PAD:
         return
     head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
@@ -248,13 +243,9 @@ def _attention_bwd_dkdv(
     BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one tile of keys, summed over the query heads that share it."""
-    pid = tl.program_id(0)
-    first_col = pid % tiles * BLOCK_N  # the first keys are seen by the most causal rows
-    kv_heads = heads // GROUP
-    kv_head = pid // tiles % kv_heads
-    batch = pid // tiles // kv_heads
-    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
-    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    first_col, batch, kv_head, q_start, seqlen_q, k_start, seqlen_k = key_tile(
+        cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads // GROUP, seqlen_q, seqlen_k, tiles, BLOCK_N
+    )
     if first_col >= seqlen_k:
         return
 

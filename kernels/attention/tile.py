@@ -133,6 +133,27 @@ def sequence(cu_seqlens_ptr, batch, tokens):
 
 
 @triton.jit
+def row_tile(cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads, seqlen_q, seqlen_k, tiles, BLOCK_M: tl.constexpr):
+    """(first row, batch, head, first token and length of its queries, the same of its keys): a program's tile of rows. The
+    longest causal rows come first. Without cu_seqlens_ptr every sequence has the given length."""
+    pid = tl.program_id(0)
+    batch = pid // tiles // heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    return (tiles - 1 - pid % tiles) * BLOCK_M, batch, pid // tiles % heads, q_start, seqlen_q, k_start, seqlen_k
+
+
+@triton.jit
+def key_tile(cu_seqlens_q_ptr, cu_seqlens_k_ptr, kv_heads, seqlen_q, seqlen_k, tiles, BLOCK_N: tl.constexpr):
+    """row_tile for a tile of keys: the first keys, which the most causal rows see, come first."""
+    pid = tl.program_id(0)
+    batch = pid // tiles // kv_heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    return pid % tiles * BLOCK_N, batch, pid // tiles % kv_heads, q_start, seqlen_q, k_start, seqlen_k
+
+
+@triton.jit
 def enter_head(scores, batch, head, heads, seqlen_q, seqlen_k):
     diagonal = scores.diagonal
     if scores.diagonal is None:

@@ -22,6 +22,7 @@ from pyflash.kernels.attention.tile import (
     is_laden,
     keep_of,
     key_range,
+    key_tile,
     load_lse,
     load_row_terms,
     lse_parts,
@@ -30,6 +31,7 @@ from pyflash.kernels.attention.tile import (
     make_scores,
     row_products,
     row_range,
+    row_tile,
     running_softmax,
     score_tile,
     softmax_backward,
@@ -104,12 +106,8 @@ def _attention_weights_fwd(
     q, k, weights, lse, low, scores, dropout, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    first_row = (tiles - 1 - pid % tiles) * BLOCK_M  # the longest causal rows first
-    h = pid // tiles % heads
-    batch = pid // tiles // heads
+    first_row, batch, h, zero, seqlen_q, _, seqlen_k = row_tile(None, None, heads, seqlen_q, seqlen_k, tiles, BLOCK_M)
     head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
-    zero = pid * 0
     k = rows_of(k, batch, h // GROUP, zero)
     weights = rows_of(weights, batch, h, zero)
 
@@ -213,12 +211,8 @@ def _attention_weights_bwd_dq(
     The sum takes p as computed here: exact also where weights are stored in a half type, and a product costs less than
     reading another matrix.
     """
-    pid = tl.program_id(0)
-    first_row = (tiles - 1 - pid % tiles) * BLOCK_M
-    h = pid // tiles % heads
-    batch = pid // tiles // heads
+    first_row, batch, h, zero, seqlen_q, _, seqlen_k = row_tile(None, None, heads, seqlen_q, seqlen_k, tiles, BLOCK_M)
     head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
-    zero = pid * 0
     k = rows_of(k, batch, h // GROUP, zero)
     dweights = rows_of(dweights, batch, h, zero)
 
@@ -299,12 +293,9 @@ def _attention_weights_bwd_dk(
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk of one tile of keys, summed over the query heads that share it."""
-    pid = tl.program_id(0)
-    first_col = pid % tiles * BLOCK_N  # the first keys are seen by the most causal rows
-    kv_heads = heads // GROUP
-    kv_head = pid // tiles % kv_heads
-    batch = pid // tiles // kv_heads
-    zero = pid * 0
+    first_col, batch, kv_head, zero, seqlen_q, _, seqlen_k = key_tile(
+        None, None, heads // GROUP, seqlen_q, seqlen_k, tiles, BLOCK_N
+    )
 
     offs_n = tile_from(first_col, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
