@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
+from pyflash.kernels.attention.options import Options
 from pyflash.kernels.attention.tile import (
     Head,
     common_arguments,
@@ -120,19 +121,18 @@ def _decode_combine(
     tl.store(lse.ptr, total * LN2)
 
 
-def attention_decode(
-    q, k_cache, v_cache, cache_seqlens, alibi_slopes, scale, softcap, window_left, window_right, out, lse
-):  # fmt: skip
+def attention_decode(q, k_cache, v_cache, cache_seqlens, alibi_slopes, *scalars_and_outputs):
     """Fill out and lse.
 
     Args:
         q: [batch, heads, few, E]; the last query stands at the last key of its cache.
         k_cache, v_cache: [batch, kv_heads, max_len, ...], any strides.
         cache_seqlens: int32 [batch], keys in use; never read on the host, clamped to max_len.
-        window_right: 0 is causal; negative lets every query see the whole cache.
+        scalars: the fields of Options, as its of_caches gives them; window_right = 0 is causal.
         out: [batch, heads, few, Ev]; lse: [batch, heads, few], float32, natural logarithm.
     """
-    scores = make_scores(scale, softcap, window_left, window_right, None, None, alibi_slopes, q, k_cache)
+    *scalars, out, lse = scalars_and_outputs
+    scores = make_scores(Options.from_caches(*scalars), None, alibi_slopes, q, k_cache)
     decode(q, k_cache, v_cache, cache_seqlens, scores, out, lse)
 
 

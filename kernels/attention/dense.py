@@ -15,6 +15,7 @@ import triton.language as tl
 
 from pyflash.kernels import launch, tuning
 from pyflash.kernels.attention.decode import decode
+from pyflash.kernels.attention.options import Options
 from pyflash.kernels.attention.tile import (
     common_arguments,
     enter_head,
@@ -344,9 +345,7 @@ def _attention_bwd_dmask(
     store_tile(rows_of(dmask, own_batch, own_head, zero), acc, offs_m, rows, offs_n, cols)
 
 
-def attention_fwd(
-    q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal, out, lse
-):  # fmt: skip
+def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *scalars_and_outputs):
     """Fill out and lse.
 
     Args:
@@ -354,37 +353,46 @@ def attention_fwd(
         attn_mask: bool (True attends) or floating (added), expanded to [batch, heads, L, S]; or None.
         alibi_slopes: [heads] or [batch, heads]; or None.
         seed: int64, one element; read only if dropout_p > 0.
-        window_left, window_right: keys visible before and after the diagonal; negative is unlimited.
-        diagonal: row i stands at key i + diagonal.
+        scalars: the fields of Options.
+        out: [batch, heads, L, Ev].
         lse: [batch, heads, L], float32, natural logarithm; -inf for a row that sees nothing, whose out is 0. With a
             floating mask [2, batch, heads, L]: that, and what its rounding left out.
     """
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
-    if attn_mask is None and dropout_p == 0 and tuning.attention_splits_keys(tuning.arch(q.device), q.shape, k.shape):
+    *scalars, out, lse = scalars_and_outputs
+    options = Options(*scalars)
+    scores = make_scores(options, attn_mask, alibi_slopes, q, k)
+    if (
+        attn_mask is None
+        and options.dropout_p == 0
+        and tuning.attention_splits_keys(tuning.arch(q.device), q.shape, k.shape)
+    ):
         return decode(q, k, v, None, scores, out, lse)
-    _forward(q, k, v, None, None, q.shape[2], scores, make_dropout(seed, dropout_p), out, lse)
+    _forward(q, k, v, None, None, q.shape[2], scores, make_dropout(seed, options), out, lse)
 
 
 def attention_bwd(
-    dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right,
-    diagonal, need_dmask, dq, dk, dv, dmask,
+    dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *scalars_and_outputs
 ):  # fmt: skip
-    """Fill dq, dk, dv and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1."""
+    """Fill dq, dk, dv and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1.
+
+    After seed come the fields of Options, need_dmask, dq, dk, dv and dmask.
+    """
+    *scalars, need_dmask, dq, dk, dv, dmask = scalars_and_outputs
+    options = Options(*scalars)
     if q.shape[1] == 0:  # nobody reads the keys, and there is no group of heads to divide by
         for gradient in (dk, dv, dmask):
             gradient.zero_()
         return
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
-    dropout = make_dropout(seed, dropout_p)
+    scores = make_scores(options, attn_mask, alibi_slopes, q, k)
+    dropout = make_dropout(seed, options)
     sizes = q.shape[2], k.shape[2]
-    terms = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, scale, dq, dk, dv)
+    terms = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, options.scale, dq, dk, dv)
     if need_dmask and dmask.numel():
         mask_gradient(dout, q, k, v, terms, scores, dropout, dmask)
 
 
 def attention_varlen_fwd(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, dropout_p, scale, softcap,
-    window_left, window_right, bottom_right, out, lse,
+    q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, *scalars_and_outputs
 ):  # fmt: skip
     """attention_fwd over sequences packed one after another.
 
@@ -393,21 +401,24 @@ def attention_varlen_fwd(
         cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], first token of each sequence; never read on the host, and
             clamped to the tokens there are. Tokens of no sequence get out = 0, lse = -inf.
         max_seqlen_q: at least the longest sequence; rows beyond it are not computed.
-        bottom_right: align the last row of a sequence with its last key, instead of the first with the first.
+        scalars: the fields of Options, as its of_sequences gives them.
     """
+    *scalars, out, lse = scalars_and_outputs
+    options = Options.from_sequences(*scalars)
     out.zero_()
     lse.fill_(float("-inf"))
     q, k, v, out, lse = (_unpacked(x, cu_seqlens_q) for x in (q, k, v, out, lse.t()))
-    diagonal = None if bottom_right else 0
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, None, alibi_slopes, q, k)
-    _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, make_dropout(seed, dropout_p), out, lse)
+    scores = make_scores(options, None, alibi_slopes, q, k)
+    _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, make_dropout(seed, options), out, lse)
 
 
 def attention_varlen_bwd(
     dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k,
-    dropout_p, scale, softcap, window_left, window_right, bottom_right, dq, dk, dv,
+    *scalars_and_outputs
 ):  # fmt: skip
     """attention_bwd over packed sequences; tokens of no sequence get zero gradients."""
+    *scalars, dq, dk, dv = scalars_and_outputs
+    options = Options.from_sequences(*scalars)
     for gradient in (dq, dk, dv):
         gradient.zero_()
     if q.shape[1] == 0:
@@ -416,11 +427,12 @@ def attention_varlen_bwd(
     q, k, v, out, dout, lse, dq, dk, dv = (
         _unpacked(x, cu_seqlens_q) for x in (q, k, v, out, dout, lse.t(), dq, dk, dv)
     )
-    diagonal = None if bottom_right else 0
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, None, alibi_slopes, q, k)
-    dropout = make_dropout(seed, dropout_p)
+    scores = make_scores(options, None, alibi_slopes, q, k)
+    dropout = make_dropout(seed, options)
     sizes = max_seqlen_q, max_seqlen_k
-    _backward(dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *sizes, scores, dropout, scale, dq, dk, dv)
+    _backward(
+        dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *sizes, scores, dropout, options.scale, dq, dk, dv
+    )
 
 
 def _unpacked(x, cu_seqlens):

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, philox, primitives, tuning
+from pyflash.kernels.dropout import keep_scale, threshold
 from pyflash.kernels.strided import Strided, load_rows, rows_of, store_rows, strided
 
 _LOG2E = 1.4426950408889634
@@ -60,8 +61,9 @@ class Head(NamedTuple):
     seqlen_k: int
 
 
-def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k):
-    """Scores from the operator's arguments; windows are cut to what the sequences can reach, so that they fit 32 bits."""
+def make_scores(options, attn_mask, alibi_slopes, q, k):
+    """Scores from the Options of a call; windows are cut to what the sequences can reach, so that they fit 32 bits."""
+    _, scale, softcap, window_left, window_right, diagonal = options
     reach = q.shape[2] + k.shape[2] + abs(diagonal or 0)
     left, right = (min(side, reach) if side >= 0 else None for side in (window_left, window_right))
     plain = scale > 0 and not softcap and attn_mask is None and alibi_slopes is None
@@ -78,8 +80,9 @@ def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, 
     )
 
 
-def make_dropout(seed, p):
-    return Dropout(seed, philox.threshold(p), philox.keep_scale(p)) if p > 0 else None
+def make_dropout(seed, options):
+    p = options.dropout_p
+    return Dropout(seed, threshold(p), keep_scale(p)) if p > 0 else None
 
 
 def make_row_terms(q, scores, packed, pad):

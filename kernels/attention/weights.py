@@ -15,6 +15,7 @@ import triton.language as tl
 
 from pyflash.kernels import launch, tuning
 from pyflash.kernels.attention.dense import mask_config, mask_gradient
+from pyflash.kernels.attention.options import Options
 from pyflash.kernels.attention.tile import (
     enter_head,
     exponent,
@@ -312,20 +313,19 @@ def _attention_weights_bwd_dk(
     store_tile(rows_of(dk, batch, kv_head, zero), acc * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
 
 
-def attention_weights_fwd(
-    q, k, attn_mask, seed, dropout_p, scale, softcap, window_left, window_right, diagonal, weights, lse
-):
+def attention_weights_fwd(q, k, attn_mask, seed, *scalars_and_outputs):
     """Fill weights and lse.
 
     Args:
-        q, k, attn_mask, seed, dropout_p, softcap, window_left, window_right, diagonal: as attention_fwd takes them; the
-            same seed drops the same weights there.
+        q, k, attn_mask, seed, scalars: as attention_fwd takes them; the same seed drops the same weights there.
         weights: every element is written; a row that sees nothing is 0.
         lse: as attention_fwd fills it, before dropout.
     """
+    *scalars, weights, lse = scalars_and_outputs
+    options = Options(*scalars)
     batch, heads, seqlen_q, head_dim = q.shape
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, None, q, k)
-    dropout = make_dropout(seed, dropout_p)
+    scores = make_scores(options, attn_mask, None, q, k)
+    dropout = make_dropout(seed, options)
     config = tuning.attention_weights_fwd(tuning.arch(q.device), q.dtype, head_dim, is_laden(scores, dropout))
     tiles = triton.cdiv(seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads == 0:
@@ -336,22 +336,22 @@ def attention_weights_fwd(
     )  # fmt: skip
 
 
-def attention_weights_bwd(
-    dweights, q, k, weights, lse, attn_mask, seed, dropout_p, scale, softcap, window_left, window_right, diagonal,
-    need_dmask, dq, dk, dmask,
-):  # fmt: skip
+def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *scalars_and_outputs):
     """Fill dq, dk and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1.
 
-    weights is not read: see _attention_weights_bwd_dq.
+    After seed come the fields of Options, need_dmask, dq, dk and dmask. weights is not read: see
+    _attention_weights_bwd_dq.
     """
+    *scalars, need_dmask, dq, dk, dmask = scalars_and_outputs
+    options = Options(*scalars)
     if q.shape[1] == 0:
         dk.zero_()
         dmask.zero_()
         return
     batch, heads, seqlen_q, head_dim = q.shape
     kv_heads, seqlen_k = k.shape[1:3]
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, None, q, k)
-    dropout = make_dropout(seed, dropout_p)
+    scores = make_scores(options, attn_mask, None, q, k)
+    dropout = make_dropout(seed, options)
     shape_class = tuning.arch(q.device), q.dtype, head_dim, is_laden(scores, dropout)
     by_rows, by_keys = tuning.attention_weights_bwd_dq(*shape_class), tuning.attention_weights_bwd_dk(*shape_class)
     by_tiles = mask_config(q, k)
@@ -360,13 +360,13 @@ def attention_weights_bwd(
     tiles = launch.cdiv(seqlen_q, pad) * (pad // by_rows["BLOCK_M"])
     if tiles * batch * heads:
         _attention_weights_bwd_dq[(tiles * heads * batch,)](
-            strided(q), strided(k), strided(dweights), *lse_parts(lse), terms, strided(dq), scores, dropout, scale, heads,
+            strided(q), strided(k), strided(dweights), *lse_parts(lse), terms, strided(dq), scores, dropout, options.scale, heads,
             seqlen_q, seqlen_k, tiles, **head_arguments(q, k), **by_rows,
         )  # fmt: skip
     tiles = launch.cdiv(seqlen_k, by_keys["BLOCK_N"])
     if tiles * batch * kv_heads:
         _attention_weights_bwd_dk[(tiles * kv_heads * batch,)](
-            strided(q), strided(k), strided(dweights), terms, strided(dk), scores, dropout, scale, heads, seqlen_q,
+            strided(q), strided(k), strided(dweights), terms, strided(dk), scores, dropout, options.scale, heads, seqlen_q,
             seqlen_k, tiles, **head_arguments(q, k), **by_keys,
         )  # fmt: skip
     if need_dmask and dmask.numel():

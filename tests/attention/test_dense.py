@@ -12,6 +12,7 @@ from property_tests import given, settings, st
 
 import pyflash
 import pyflash.functional as PF
+from pyflash.kernels.attention.options import Options
 from pyflash.ops.attention import reference
 from pyflash.ops.core.philox import attention_keep
 
@@ -500,7 +501,7 @@ def test_any_shape_stride_and_mask(data):
 
 def test_reference_is_torch():
     q, k, v = (torch.randn(2, 4, 9, 8, dtype=torch.float64) for _ in range(3))
-    out, _ = reference.attention_fwd(q, k, v, None, None, None, 0.0, 0.3, 0.0, -1, 0, 0)
+    out, _ = reference.attention_fwd(q, k, v, None, None, None, Options(0.0, 0.3, 0.0, -1, 0, 0))
     torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3))
 
 

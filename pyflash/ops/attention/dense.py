@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto import attention as auto
+from pyflash.kernels.attention.options import Options
 from pyflash.ops.attention import reference
 from pyflash.ops.attention.operators import Attention
-from pyflash.ops.attention.shapes import check_inputs, four_dims, is_plain_mask, kv_heads, mask_four_dims
-from pyflash.ops.core import backends
+from pyflash.ops.attention.shapes import check_inputs, four_dims, kv_heads, mask_four_dims, unserved
 from pyflash.ops.core.autograd import apply
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect, expect_tensors, is_plain, window_pair
+from pyflash.ops.core.checks import expect, expect_tensors, window_pair
 from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
@@ -135,8 +135,9 @@ def attention(
     diagonal = keys - rows if causal_align == "bottom_right" else 0
     if scale is None:
         scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
-    scalars = (
-        float(dropout_p), float(scale), float(softcap), max(window_left, -1), max(window_right, -1), diagonal
+    options = Options(
+        dropout_p=float(dropout_p), scale=float(scale), softcap=float(softcap), window_left=max(window_left, -1),
+        window_right=max(window_right, -1), diagonal=diagonal,
     )  # fmt: skip
     mask = None if attn_mask is None else mask_four_dims(_operation, attn_mask, leading, rows, keys, q.dtype)
     of_k, of_v = kv_heads(k, v, leading, enable_gqa)
@@ -150,15 +151,9 @@ def attention(
             lambda: f"alibi_slopes is on {alibi_slopes.device}, q on {q.device}; move one", RuntimeError,
         )  # fmt: skip
 
-    refused = ""
-    if not (is_plain(q) and is_plain(k) and is_plain(v) and is_plain_mask(attn_mask)):
-        refused = "only strided floating-point tensors are served"
-    elif of_k != of_v:
+    refused = unserved(q, k, v, alibi_slopes, attn_mask)
+    if of_k != of_v and not refused:
         refused = "key and value have different numbers of heads"
-    elif alibi_slopes is not None and alibi_slopes.requires_grad:
-        refused = "alibi_slopes that need a gradient"
-    elif max(head_dim, value_dim) > 256 and (not q.is_cpu or backends._state.wish == "triton"):
-        refused = f"head_dim is {max(head_dim, value_dim)}; triton supports up to 256"
     others = (k, v) if attn_mask is None else (k, v, attn_mask)
     is_extended = (
         return_lse or softcap or alibi_slopes is not None or tuple(window_size) != (-1, -1) or seed is not None
@@ -186,9 +181,9 @@ def attention(
     if backend is None:
         if of_k != of_v:
             k4, v4 = (x.repeat_interleave(leading[-1] // x.shape[1], 1) for x in (k4, v4))
-        out, lse = reference.attention_fwd(q4, k4, v4, mask, alibi_slopes, seed, *scalars)
+        out, lse = reference.attention_fwd(q4, k4, v4, mask, alibi_slopes, seed, options)
     else:
-        out, lse = apply(Attention, q4, k4, v4, mask, alibi_slopes, seed, scalars, backend)
+        out, lse = apply(Attention, q4, k4, v4, mask, alibi_slopes, seed, options, backend)
         if reference.has_low_part(mask):
             lse = lse[0]
     if len(leading) != 2:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from pyflash.kernels.attention.options import SCHEMA
 from pyflash.ops.attention import reference
 from pyflash.ops.attention.shapes import expand_mask, in_order_of
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.dtypes import acc_dtype
 from pyflash.ops.core.registry import Op
-
-SCALARS = "float dropout_p, float scale, float softcap, int window_left, int window_right, int diagonal"
 
 
 def _fwd_outputs(q, k, v, attn_mask, *_):
@@ -26,7 +25,7 @@ def _bwd_outputs(dout, dlse, q, k, v, out, lse, attn_mask, *rest):
 
 _fwd = Op(
     "attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? attn_mask, Tensor? alibi_slopes, Tensor? seed, "
-    + SCALARS
+    + SCHEMA
     + ", str backend) -> (Tensor out, Tensor lse)",
     outputs=_fwd_outputs,
     reference=reference.attention_fwd_operator,
@@ -37,7 +36,7 @@ _fwd = Op(
 _bwd = Op(
     "attention_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? attn_mask, "
     "Tensor? alibi_slopes, Tensor? seed, "
-    + SCALARS
+    + SCHEMA
     + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
     outputs=_bwd_outputs,
     reference=reference.attention_bwd,
@@ -50,12 +49,12 @@ class Attention(Function):
     """Takes the mask as it is, 4 dimensions but not broadcast: its gradient has that shape."""
 
     @staticmethod
-    def forward(q, k, v, attn_mask, alibi_slopes, seed, scalars, backend):
-        return _fwd(q, k, v, expand_mask(attn_mask, q, k), alibi_slopes, seed, *scalars, backend)
+    def forward(q, k, v, attn_mask, alibi_slopes, seed, options, backend):
+        return _fwd(q, k, v, expand_mask(attn_mask, q, k), alibi_slopes, seed, *options, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        *tensors, ctx.scalars, ctx.backend = inputs
+        *tensors, ctx.options, ctx.backend = inputs
         ctx.save_for_backward(*tensors, *outputs)
         ctx.set_materialize_grads(False)
 
@@ -81,7 +80,8 @@ class Attention(Function):
             attn_mask,
             alibi_slopes,
             seed,
-            (*ctx.scalars, need_dmask),
+            ctx.options,
+            need_dmask,
             ctx.backend,
         )
         return dq, dk, dv, dmask if need_dmask else None, None, None, None, None
@@ -91,33 +91,32 @@ class AttentionBwd(Function):
     """`out` and `lse` are functions of the other inputs: the second derivative computes them again."""
 
     @staticmethod
-    def forward(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, scalars, backend):
+    def forward(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, options, need_dmask, backend):
         if dlse is not None:
             dlse = dlse.contiguous()
         dq, dk, dv, dmask = _bwd(
-            dout, dlse, q, k, v, out, lse, expand_mask(attn_mask, q, k), alibi_slopes, seed, *scalars, backend
-        )
-        if scalars[-1] and dmask.shape != attn_mask.shape:  # a compiler may have made the broadcast real
+            dout, dlse, q, k, v, out, lse, expand_mask(attn_mask, q, k), alibi_slopes, seed, *options, need_dmask, backend
+        )  # fmt: skip
+        if need_dmask and dmask.shape != attn_mask.shape:  # a compiler may have made the broadcast real
             dmask = dmask.sum_to_size(attn_mask.shape)
         return dq, dk, dv, dmask
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        dout, dlse, q, k, v, _, _, *tensors, ctx.scalars, _ = inputs
+        dout, dlse, q, k, v, _, _, *tensors, ctx.options, ctx.need_dmask, _ = inputs
         ctx.save_for_backward(dout, dlse, q, k, v, *tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *grads):
         *inputs, alibi_slopes, seed = ctx.saved_tensors
-        *scalars, need_dmask = ctx.scalars
 
         def forward(q, k, v, attn_mask):
-            return reference.attention_fwd(q, k, v, expand_mask(attn_mask, q, k), alibi_slopes, seed, *scalars)
+            return reference.attention_fwd(q, k, v, expand_mask(attn_mask, q, k), alibi_slopes, seed, ctx.options)
 
         def backward(dout, dlse, q, k, v, attn_mask):
             dq, dk, dv, dmask = reference.gradients(forward, (q, k, v, attn_mask), (dout, dlse))
-            return (dq, dk, dv, dmask) if need_dmask else (dq, dk, dv)
+            return (dq, dk, dv, dmask) if ctx.need_dmask else (dq, dk, dv)
 
         second = vjp(backward, inputs, grads)
-        return *second[:5], None, None, second[5], None, None, None, None
+        return *second[:5], None, None, second[5], *(None,) * 5

@@ -6,8 +6,9 @@ import math
 
 import torch
 
+from pyflash.kernels.attention.options import MAX_HEAD_DIM
 from pyflash.ops.core import backends
-from pyflash.ops.core.checks import expect, is_plain, scalar_type, size_mismatch, window_pair
+from pyflash.ops.core.checks import NOT_PLAIN, expect, is_plain, scalar_type, size_mismatch, window_pair
 
 
 def check_floating(operation, name, q):
@@ -173,9 +174,7 @@ def kv_heads(k, v, leading, enable_gqa):
     return heads, heads
 
 
-def is_plain_mask(attn_mask):
-    if attn_mask is None:
-        return True
+def _is_plain_mask(attn_mask):
     if attn_mask.is_floating_point():
         return is_plain(attn_mask)
     return type(attn_mask) in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling()
@@ -197,6 +196,19 @@ def in_order_of(x, size_last):
     if of_heads < of_rows and heads > 1:
         return x.new_empty(batch, rows, heads, size_last).transpose(1, 2)
     return x.new_empty(batch, heads, rows, size_last)
+
+
+def unserved(q, k, v, alibi_slopes=None, attn_mask=None):
+    """Why no kernel takes these tensors; empty when one does. v is None where the weights are the result."""
+    values = q if v is None else v
+    if not (is_plain(q) and is_plain(k) and is_plain(values) and (attn_mask is None or _is_plain_mask(attn_mask))):
+        return NOT_PLAIN
+    if alibi_slopes is not None and alibi_slopes.requires_grad:
+        return "alibi_slopes that need a gradient"
+    width = max(q.shape[-1], values.shape[-1])
+    if width > MAX_HEAD_DIM and (not q.is_cpu or backends._state.wish == "triton"):
+        return f"head_dim is {width}; triton supports up to {MAX_HEAD_DIM}"
+    return ""
 
 
 # ---- packed sequences and caches ------------------------------------------------------------------------------------
@@ -246,18 +258,6 @@ def check_integers(operation, name, x, q):
         lambda: f"{name} is {x.dtype}, expected torch.int32 or torch.int64", RuntimeError,
     )  # fmt: skip
     _check_on_device_of_q(operation, name, x, q)
-
-
-def refusal(q, k, v, alibi_slopes):
-    """Why no kernel takes these tensors; empty when one does."""
-    if not (is_plain(q) and is_plain(k) and is_plain(v)):
-        return "only strided floating-point tensors are served"
-    if alibi_slopes is not None and alibi_slopes.requires_grad:
-        return "alibi_slopes that need a gradient"
-    width = max(q.shape[-1], v.shape[-1])
-    if width > 256 and (not q.is_cpu or backends._state.wish == "triton"):
-        return f"head_dim is {width}; triton supports up to 256"
-    return ""
 
 
 def window(operation, window_size, is_causal):

@@ -6,8 +6,9 @@ import math
 
 import torch
 
+from pyflash.kernels.attention.options import OF_SEQUENCES, Options
 from pyflash.ops.attention import reference
-from pyflash.ops.attention.shapes import check_alike, check_integers, refusal, window
+from pyflash.ops.attention.shapes import check_alike, check_integers, unserved, window
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import expect, expect_tensors, readable, sequence_offsets
@@ -19,18 +20,13 @@ from pyflash.ops.core.registry import Op
 DTYPES = {"cpu": FLOATS, "triton": ALL_BUT_FLOAT64}
 OPERATION = Operation("attention_varlen", dtypes=DTYPES)  # torch has no function of its own for every device
 
-_SCALARS = (
-    "SymInt max_seqlen_q, SymInt max_seqlen_k, float dropout_p, float scale, float softcap, int window_left, "
-    "int window_right, bool bottom_right"
-)
+_SCALARS = f"SymInt max_seqlen_q, SymInt max_seqlen_k, {OF_SEQUENCES}"
 
 
 # ---- the reference --------------------------------------------------------------------------------------------------
-def reference_fwd(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, dropout_p, scale, softcap,
-    window_left, window_right, bottom_right,
-):  # fmt: skip
+def reference_fwd(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, *scalars):
     """`attention`'s reference, sequence by sequence; reads the offsets, on whatever device they are."""
+    options = Options.from_sequences(*scalars)
     of_q = sequence_offsets("attention_varlen", "cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
     of_k = sequence_offsets("attention_varlen", "cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     heads = q.shape[1]
@@ -41,11 +37,9 @@ def reference_fwd(
         one_q = q[of_q[b] : of_q[b + 1]].transpose(0, 1)[None]
         one_k, one_v = (x[of_k[b] : of_k[b + 1]].transpose(0, 1)[None] for x in (k, v))
         slopes = alibi_slopes if alibi_slopes is None or alibi_slopes.dim() == 1 else alibi_slopes[b]
-        diagonal = one_k.shape[2] - one_q.shape[2] if bottom_right else 0
-        out, lse = reference.attention_fwd(
-            one_q, one_k, one_v, None, slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal,
-            first_head=b * heads,
-        )  # fmt: skip
+        diagonal = one_k.shape[2] - one_q.shape[2] if options.diagonal is None else 0
+        own = options._replace(diagonal=diagonal)
+        out, lse = reference.attention_fwd(one_q, one_k, one_v, None, slopes, seed, own, first_head=b * heads)
         outs.append(out[0].transpose(0, 1))
         lses.append(lse[0])
     return torch.cat(outs[::-1]), torch.cat(lses[::-1], 1)
@@ -189,11 +183,13 @@ def attention_varlen(
         sequence_offsets(name, "cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     if scale is None:
         scale = 1 / math.sqrt(q.shape[2]) if q.shape[2] else 1.0
-    scalars = (
-        max_seqlen_q, max_seqlen_k, float(dropout_p), float(scale), float(softcap), *window("attention_varlen", window_size, is_causal),
-        causal_align == "bottom_right",
+    window_left, window_right = window(name, window_size, is_causal)
+    options = Options(
+        dropout_p=float(dropout_p), scale=float(scale), softcap=float(softcap), window_left=window_left,
+        window_right=window_right, diagonal=None if causal_align == "bottom_right" else 0,
     )  # fmt: skip
-    refused = refusal(q, k, v, alibi_slopes)
+    scalars = max_seqlen_q, max_seqlen_k, *options.of_sequences()
+    refused = unserved(q, k, v, alibi_slopes)
     backend = choose(OPERATION, q, (k, v), refused=refused)
     if dropout_p == 0:
         seed = None
