@@ -11,11 +11,11 @@ from pyflash.auto import attention as auto
 from pyflash.kernels.attention.options import Options
 from pyflash.ops.attention import reference
 from pyflash.ops.attention.operators import Attention
-from pyflash.ops.attention.shapes import check_inputs, four_dims, kv_heads, mask_four_dims, unserved
+from pyflash.ops.attention.shapes import check_inputs, four_dims, kv_heads, mask_four_dims, unserved, usual_leading
 from pyflash.ops.core.autograd import apply
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import Operation, counts, record
 from pyflash.ops.core.checks import expect, expect_tensors, window_pair
-from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
+from pyflash.ops.core.choice import Refused, choose, is_jit_tracing, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
 
@@ -44,6 +44,18 @@ def _size_of(kind):
 
 def _key_of(query, key, value):
     return query.shape, key.shape, value.shape, query.dtype, query.is_cpu
+
+
+def _is_usual(q, k, v):
+    """Three ordinary tensors [batch, heads, ., .] on the CPU that fit each other as they are."""
+    return (
+        q.is_cpu
+        and type(k) is type(v) is torch.Tensor
+        and q.layout is k.layout is v.layout is torch.strided
+        and usual_leading(q, k, v) is not None
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._get_tracing_state() is None
+    )
 
 
 _REFUSED = {kind: Refused(OPERATION, _size_of(kind), _key_of) for kind in auto.FUSED}  # without dropout
@@ -80,26 +92,39 @@ def scaled_dot_product_attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if not dropout_p and (
-        attn_mask is None or not (is_causal or attn_mask.requires_grad or attn_mask.is_cpu is not query.is_cpu)
+    is_torchs = None
+    if (
+        dropout_p == 0
+        and (attn_mask is None or not (is_causal or attn_mask.requires_grad or attn_mask.is_cpu is not query.is_cpu))
+        and not tracing_derivatives((query, key, value, attn_mask))
     ):
         refused = _REFUSED["mask" if attn_mask is not None else "causal" if is_causal else "plain"]
-        if not tracing_derivatives((query, key, value)) and refused.holds(query, key, value):
+        is_torchs = refused.holds(query, key, value)
+        if is_torchs:
             try:
                 return F.scaled_dot_product_attention(
                     query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
                 )
             except (RuntimeError, IndexError):
                 pass  # said below in our words
+        if is_torchs is False and attn_mask is None and _is_usual(query, key, value):
+            # What `attention` comes to, without the questions that have just been answered.
+            counts["attention", "cpu", ""] += 1
+            head_dim = query.shape[3]
+            if scale is None:
+                scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
+            options = Options(0.0, float(scale), 0.0, -1, 0 if is_causal else -1, 0)
+            return apply(Attention, query, key, value, None, None, None, options, "auto")[0]
     return attention(
         query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
-        _operation="scaled_dot_product_attention",
+        _operation="scaled_dot_product_attention", _is_ours=is_torchs is False,
     )  # fmt: skip
 
 
 def attention(
     q, k, v, attn_mask=None, *, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, causal_align="top_left",
     window_size=(-1, -1), alibi_slopes=None, softcap=0.0, return_lse=False, seed=None, _operation="attention",
+    _is_ours=False,
 ):  # fmt: skip
     """Attention as `scaled_dot_product_attention`, with windows, ALiBi, softcap and the log of the softmax's denominator.
 
@@ -119,6 +144,7 @@ def attention(
     expect_tensors(
         _operation, ("attn_mask", "alibi_slopes"), q=q, k=k, v=v, attn_mask=attn_mask, alibi_slopes=alibi_slopes
     )
+    given = q.dtype
     q, k, v, attn_mask = cast_by_autocast((q, k, v, attn_mask))
     leading = check_inputs(_operation, q, k, v, attn_mask, dropout_p, enable_gqa)
     if causal_align not in ("top_left", "bottom_right"):
@@ -164,7 +190,11 @@ def attention(
     else:
         kind = "dropout" if dropout_p > 0 else "mask" if attn_mask is not None else "causal" if is_causal else "plain"
     size = auto.Size(kind, math.prod(leading), rows, keys, head_dim + value_dim, _needs_gradient(q, *others))
-    backend = choose(OPERATION, q, others, size=size, refused=refused)
+    if _is_ours and not refused and q.dtype == given and not is_jit_tracing():
+        record(OPERATION.name, "cpu" if q.is_cpu else "triton")
+        backend = "auto"  # the rules have just been asked
+    else:
+        backend = choose(OPERATION, q, others, size=size, refused=refused)
 
     if backend is None:
         if not (is_extended or means_both or tracing_derivatives((q, *others))):

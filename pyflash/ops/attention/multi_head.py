@@ -44,10 +44,12 @@ def canonical_masks(
 
 def torch_is_quicker(query: Tensor, embed_dim: int, keys: int, need_weights: bool = False) -> bool:
     """Does `auto` give a call this small to torch as a whole? Then it is counted."""
+    if not need_weights and torch.is_grad_enabled():
+        return False  # torch's fused kernel has no second derivative on a CPU
     if _state.wish != "auto" or torch.compiler.is_compiling():
         return False
-    if not need_weights and (torch.is_grad_enabled() or tracing_derivatives((query,))):
-        return False  # torch's fused kernel has no second derivative and no forward mode on a CPU
+    if not need_weights and tracing_derivatives((query,)):
+        return False  # nor a forward mode
     if not auto.prefers_torch(query.device.type, query.numel(), embed_dim, keys):
         return False
     record(NAME, "torch", SMALL)
@@ -91,8 +93,11 @@ def multi_head_attention(
         output: as query. weights: [batch, seqlen_q, seqlen_k], or [batch, num_heads, ...] when not averaged.
     Numerics: a query with everything masked gives zeros, also in the weights.
     """
-    batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, num_heads)
-    attn_mask, key_padding_mask = canonical_masks(attn_mask, key_padding_mask, query.dtype)
+    if attn_mask is None and key_padding_mask is None and query.dim() == key.dim() == value.dim() == 3:
+        batched = True  # what the two functions below would say
+    else:
+        batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, num_heads)
+        attn_mask, key_padding_mask = canonical_masks(attn_mask, key_padding_mask, query.dtype)
     if is_causal and attn_mask is None:
         raise RuntimeError(
             f"pyflash.{NAME}: Need attn_mask if specifying the is_causal hint;"
@@ -174,8 +179,11 @@ def _heads(x, parts, num_heads, batch_first):
         x = x.unsqueeze(0)
     rows, columns, width = x.shape
     # Apart before the dimensions change places: the backward then joins gradients that lie as they will be read.
-    split = x.view(rows, columns, parts, num_heads, width // parts // num_heads).unbind(2)
-    return [part.transpose(1, 2) if batch_first else part.permute(1, 2, 0, 3) for part in split]
+    x = x.view(rows, columns, parts, num_heads, width // parts // num_heads)
+    found = []
+    for part in x.unbind(2):
+        found.append(part.transpose(1, 2) if batch_first else part.permute(1, 2, 0, 3))
+    return found
 
 
 def _checked(attn_mask, batch, num_heads, seqlen_q, seqlen_k):

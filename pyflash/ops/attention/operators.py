@@ -13,7 +13,8 @@ from pyflash.ops.core.registry import Op
 
 
 def _fwd_outputs(q, k, v, attn_mask, *_):
-    lse = q.new_empty(reference.lse_shape(q, attn_mask), dtype=acc_dtype(q.dtype))
+    shape = q.shape[:3] if attn_mask is None else reference.lse_shape(q, attn_mask)
+    lse = q.new_empty(shape, dtype=acc_dtype(q.dtype))
     return in_order_of(q, v.shape[3]), lse
 
 
@@ -50,7 +51,9 @@ class Attention(Function):
 
     @staticmethod
     def forward(q, k, v, attn_mask, alibi_slopes, seed, options, backend):
-        return _fwd(q, k, v, expand_mask(attn_mask, q, k), alibi_slopes, seed, *options, backend)
+        if attn_mask is not None:
+            attn_mask = expand_mask(attn_mask, q, k)
+        return _fwd(q, k, v, attn_mask, alibi_slopes, seed, *options, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -94,8 +97,9 @@ class AttentionBwd(Function):
     def forward(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, options, need_dmask, backend):
         if dlse is not None:
             dlse = dlse.contiguous()
+        mask = None if attn_mask is None else expand_mask(attn_mask, q, k)
         dq, dk, dv, dmask = _bwd(
-            dout, dlse, q, k, v, out, lse, expand_mask(attn_mask, q, k), alibi_slopes, seed, *options, need_dmask, backend
+            dout, dlse, q, k, v, out, lse, mask, alibi_slopes, seed, *options, need_dmask, backend
         )  # fmt: skip
         if need_dmask and dmask.shape != attn_mask.shape:  # a compiler may have made the broadcast real
             dmask = dmask.sum_to_size(attn_mask.shape)

@@ -26,14 +26,14 @@ def check_inputs(operation, q, k, v, attn_mask, dropout_p, enable_gqa):
     check_floating(operation, "query", q)
     if attn_mask is not None:
         _check_mask(operation, attn_mask, q)
-    leading = _usual_leading(q, k, v)
+    leading = usual_leading(q, k, v)
     if leading is None:
         _check_sizes(operation, q, k, v, enable_gqa)
         leading = _leading(operation, q, k, v, enable_gqa) or (1,)
     return leading
 
 
-def _usual_leading(q, k, v):
+def usual_leading(q, k, v):
     """(batch, heads) of three tensors [batch, heads, ., .] that fit each other, else None: the usual call in few steps."""
     if not (q.dim() == k.dim() == v.dim() == 4 and q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
         return None
