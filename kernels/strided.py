@@ -16,6 +16,7 @@ class Strided(NamedTuple):
 
 
 def strided(tensor):
+    """Strided(tensor), or None for None."""
     return None if tensor is None else Strided(tensor, tensor.stride())
 
 
@@ -35,8 +36,8 @@ def tile_from(first, BLOCK: tl.constexpr):
 
 @triton.jit
 def load_tile(x, offs_m, limit_m, offs_d, limit_d):
-    """[rows, features] of x, zero from the limits on; a limit of None is known to hold."""
-    ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]
+    """[len(offs_m), len(offs_d)] of x, zero from the limits on; a limit of None is known to hold."""
+    ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]  # [M, D]
     if limit_m is None and limit_d is None:
         tile = tl.load(ptrs)
     elif limit_d is None:
@@ -50,6 +51,7 @@ def load_tile(x, offs_m, limit_m, offs_d, limit_d):
 
 @triton.jit
 def store_tile(x, tile, offs_m, limit_m, offs_d, limit_d):
+    """The reverse: tile [len(offs_m), len(offs_d)] into x, in its type, up to the limits."""
     ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]
     mask = offs_m[:, None] < limit_m
     if limit_d is not None:
@@ -59,10 +61,11 @@ def store_tile(x, tile, offs_m, limit_m, offs_d, limit_d):
 
 @triton.jit
 def load_rows(x, offs_m, limit_m, other):
-    """One number per row, such as lse."""
+    """One number per row, such as lse: [len(offs_m)], `other` from the limit on."""
     return tl.load(x.ptr + offs_m.to(tl.int64) * x.strides[2], mask=offs_m < limit_m, other=other)
 
 
 @triton.jit
 def store_rows(x, value, offs_m, limit_m):
+    """value [len(offs_m)], one number per row, up to the limit."""
     tl.store(x.ptr + offs_m.to(tl.int64) * x.strides[2], value, mask=offs_m < limit_m)

@@ -75,7 +75,7 @@ def attention_decode(
         q: [batch, heads, few, head_dim], any strides; the last query stands at the last key of its cache, whose keys
             include those of these queries. float32, float64, bfloat16 or float16.
         k_cache, v_cache: [batch, kv_heads, max_len, head_dim or Ev]; kv_heads divides heads, whose groups share them.
-            What lies behind a cache's length is not read.
+            What lies after a cache's length is not read.
         cache_seqlens: int32 or int64 [batch], keys in use of each cache. Checked on the CPU; on another device never read
             by the host (the kernels clamp them to max_len; with PYFLASH_CHECK=1 they are checked) but for the `torch`
             backend, which must.

@@ -34,7 +34,7 @@ def _needs_gradient(*tensors):
 def _size_of(kind):
     def size_of(training, query, key, value, *_):
         if min(query.dim(), key.dim(), value.dim()) < 2 or key.shape[-2] != value.shape[-2]:
-            return None  # torch's kernel reads behind the last value
+            return None  # torch's kernel reads past the last value
         queries, dim = query.shape[-2:]
         sizes = math.prod(query.shape[:-2]), queries, key.shape[-2], dim + value.shape[-1]
         return auto.Size(kind, *sizes, training)

@@ -230,7 +230,7 @@ def _attend_mask(attn_mask, padding, dtype, more_keys):
     # `canonical_masks` left both boolean or both floating.
     mask = masks[0] if len(masks) == 1 else masks[0] | masks[1] if masks[0].dtype == torch.bool else masks[0] + masks[1]
     if more_keys:
-        mask = F.pad(mask, (0, more_keys))  # the keys behind the caller's are attended
+        mask = F.pad(mask, (0, more_keys))  # the keys after the caller's are attended
     return mask.logical_not() if mask.dtype == torch.bool else mask
 
 

@@ -147,7 +147,7 @@ def attention_varlen(
         return_lse: also return lse.
         seed: int64, one element: where the dropout mask comes from. Default: drawn from torch's generator.
     Returns:
-        out [total_q, heads, Ev]; with `return_lse` also lse [heads, total_q] as `attention` gives it. Tokens behind the
+        out [total_q, heads, Ev]; with `return_lse` also lse [heads, total_q] as `attention` gives it. Tokens after the
         last sequence belong to none: out 0, lse -inf.
     Raises:
         ValueError: shapes disagree, or offsets that do not ascend from 0 to at most total_q (total_k) in steps of at
