@@ -524,6 +524,11 @@ def test_rules_are_asked_once(kind, monkeypatch):
     assert backends.counts["attention", "cpu", ""] == before + 1
 
 
+class Attend(torch.nn.Module):
+    def forward(self, q, k, v):
+        return PF.scaled_dot_product_attention(q, k, v)
+
+
 def test_what_the_rules_were_not_told_still_counts():
     """They are asked by shapes and the query's type: not by autocast, a trace, or the type and layout of the keys."""
     q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
@@ -536,8 +541,11 @@ def test_what_the_rules_were_not_told_still_counts():
         attend(q, k.double(), v)
     with pytest.raises(TypeError):
         attend(q, k, v, dropout_p=None)
-    traced = torch.jit.trace(attend, (q, k, v), check_trace=False)
+    traced = torch.jit.trace(attend, (q, k, v))  # and once more without gradients: the same graph
     assert "scaled_dot_product_attention" in str(traced.graph)
+    torch.export.export(
+        Attend(), (q, k, v), strict=True
+    )  # not with sizes that the trace left behind, which are tensors
 
 
 def small_functions():

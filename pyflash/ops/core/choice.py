@@ -60,6 +60,8 @@ class Refused(dict):
         or for a subclass of Tensor: `choose` says more of those. False says that the rules, asked, gave it to our kernels."""
         if _state.wish != "auto" or type(x) is not Tensor or is_dynamo_compiling():
             return None
+        if torch._C._get_tracing_state() is not None:  # sizes are tensors then, and would be remembered
+            return None
         try:
             key = self.key_of(x, *others)
         except (RuntimeError, AttributeError):  # a NestedTensor has no shape, and what is no tensor nothing of it
