@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from pyflash.kernels.attention.options import OF_CACHES, Options
 from pyflash.ops.attention import reference
-from pyflash.ops.attention.shapes import check_alike, check_integers, unserved, window
+from pyflash.ops.attention.shapes import check_alike, check_integers, default_scale, unserved, window
 from pyflash.ops.attention.varlen import DTYPES
 from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import Operation
@@ -114,7 +112,7 @@ def attention_decode(
     if readable(cache_seqlens):
         cache_lengths(name, cache_seqlens, k_cache.shape[2])
     if scale is None:
-        scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
+        scale = default_scale(head_dim)
     window_left, window_right = window(name, window_size, is_causal)
     options = Options(
         dropout_p=0.0, scale=float(scale), softcap=float(softcap), window_left=window_left, window_right=window_right,

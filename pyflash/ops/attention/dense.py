@@ -11,11 +11,21 @@ from pyflash.auto import attention as auto
 from pyflash.kernels.attention.options import Options
 from pyflash.ops.attention import reference
 from pyflash.ops.attention.operators import Attention
-from pyflash.ops.attention.shapes import check_inputs, four_dims, kv_heads, mask_four_dims, unserved, usual_leading
+from pyflash.ops.attention.shapes import (
+    check_inputs,
+    check_slopes,
+    default_scale,
+    four_dims,
+    kv_heads,
+    mask_four_dims,
+    needs_gradient,
+    unserved,
+    usual_leading,
+)
 from pyflash.ops.core.autograd import apply
 from pyflash.ops.core.backends import Operation, counts, record
-from pyflash.ops.core.checks import expect, expect_tensors, window_pair
-from pyflash.ops.core.choice import Refused, choose, is_jit_tracing, tracing_derivatives
+from pyflash.ops.core.checks import expect_tensors, window_pair
+from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
 
@@ -25,10 +35,6 @@ OPERATION = Operation(
     rules=auto.rules,
     sizes="pyflash.auto.attention.Size",
 )
-
-
-def _needs_gradient(*tensors):
-    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
 
 
 def _size_of(kind):
@@ -54,7 +60,6 @@ def _is_usual(q, k, v):
         and q.layout is k.layout is v.layout is torch.strided
         and usual_leading(q, k, v) is not None
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._get_tracing_state() is None
     )
 
 
@@ -110,10 +115,8 @@ def scaled_dot_product_attention(
         if is_torchs is False and attn_mask is None and _is_usual(query, key, value):
             # What `attention` comes to, without the questions that have just been answered.
             counts["attention", "cpu", ""] += 1
-            head_dim = query.shape[3]
-            if scale is None:
-                scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
-            options = Options(0.0, float(scale), 0.0, -1, 0 if is_causal else -1, 0)
+            scale = default_scale(query.shape[3]) if scale is None else float(scale)
+            options = Options(0.0, scale, 0.0, -1, 0 if is_causal else -1, 0)
             return apply(Attention, query, key, value, None, None, None, options, "auto")[0]
     return attention(
         query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
@@ -141,9 +144,9 @@ def attention(
         out [..., heads, L, Ev]; with `return_lse` also lse [..., heads, L], float32 (float64 for float64), natural
         logarithm, -inf for a row that sees no key, differentiable.
     """
-    expect_tensors(
-        _operation, ("attn_mask", "alibi_slopes"), q=q, k=k, v=v, attn_mask=attn_mask, alibi_slopes=alibi_slopes
-    )
+    if _operation == OPERATION.name:  # scaled_dot_product_attention has looked
+        optional = "attn_mask", "alibi_slopes"
+        expect_tensors(_operation, optional, q=q, k=k, v=v, attn_mask=attn_mask, alibi_slopes=alibi_slopes)
     given = q.dtype
     q, k, v, attn_mask = cast_by_autocast((q, k, v, attn_mask))
     leading = check_inputs(_operation, q, k, v, attn_mask, dropout_p, enable_gqa)
@@ -160,7 +163,7 @@ def attention(
         window_right = 0
     diagonal = keys - rows if causal_align == "bottom_right" else 0
     if scale is None:
-        scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
+        scale = default_scale(head_dim)
     options = Options(
         dropout_p=float(dropout_p), scale=float(scale), softcap=float(softcap), window_left=max(window_left, -1),
         window_right=max(window_right, -1), diagonal=diagonal,
@@ -168,14 +171,7 @@ def attention(
     mask = None if attn_mask is None else mask_four_dims(_operation, attn_mask, leading, rows, keys, q.dtype)
     of_k, of_v = kv_heads(k, v, leading, enable_gqa)
     if alibi_slopes is not None:
-        expect(
-            alibi_slopes.shape in ((leading[-1],), leading), _operation,
-            lambda: f"alibi_slopes has shape {tuple(alibi_slopes.shape)}, expected ({leading[-1]},) or {tuple(leading)}",
-        )  # fmt: skip
-        expect(
-            alibi_slopes.device == q.device, _operation,
-            lambda: f"alibi_slopes is on {alibi_slopes.device}, q on {q.device}; move one", RuntimeError,
-        )  # fmt: skip
+        check_slopes(_operation, alibi_slopes, ((leading[-1],), tuple(leading)), q)
 
     refused = unserved(q, k, v, alibi_slopes, attn_mask)
     if of_k != of_v and not refused:
@@ -184,20 +180,19 @@ def attention(
     is_extended = (
         return_lse or softcap or alibi_slopes is not None or tuple(window_size) != (-1, -1) or seed is not None
     )
-    means_both = is_causal and (attn_mask is not None or diagonal)
-    if is_extended or means_both or (attn_mask is not None and _needs_gradient(attn_mask)):
-        kind = "extended"
-    else:
-        kind = "dropout" if dropout_p > 0 else "mask" if attn_mask is not None else "causal" if is_causal else "plain"
-    size = auto.Size(kind, math.prod(leading), rows, keys, head_dim + value_dim, _needs_gradient(q, *others))
-    if _is_ours and not refused and q.dtype == given and not is_jit_tracing():
+    has_torchs_meaning = not (is_extended or (is_causal and (attn_mask is not None or diagonal)))
+    if _is_ours and not refused and q.dtype == given:
         record(OPERATION.name, "cpu" if q.is_cpu else "triton")
         backend = "auto"  # the rules have just been asked
     else:
+        kind = "dropout" if dropout_p > 0 else "mask" if attn_mask is not None else "causal" if is_causal else "plain"
+        if not has_torchs_meaning or (attn_mask is not None and torch.is_grad_enabled() and attn_mask.requires_grad):
+            kind = "extended"
+        size = auto.Size(kind, math.prod(leading), rows, keys, head_dim + value_dim, needs_gradient(q, k, v, attn_mask))
         backend = choose(OPERATION, q, others, size=size, refused=refused)
 
     if backend is None:
-        if not (is_extended or means_both or tracing_derivatives((q, *others))):
+        if has_torchs_meaning and not tracing_derivatives((q, *others)):
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )

@@ -107,8 +107,8 @@ def multi_head_attention(
         raise AssertionError(
             f"pyflash.{NAME}: was expecting embedding dimension of {embed_dim}, but got {query.shape[-1]} in query"
         )
-    packed = isinstance(in_weight, Tensor)
-    if key is not value and key.shape[: None if packed else -1] != value.shape[: None if packed else -1]:
+    compared = None if isinstance(in_weight, Tensor) else -1  # weights of their own may take other widths
+    if key is not value and key.shape[:compared] != value.shape[:compared]:
         raise AssertionError(f"pyflash.{NAME}: key shape {key.shape} does not match value shape {value.shape}")
 
     if not batched:
@@ -157,16 +157,16 @@ def multi_head_attention(
 
 def _project(query, key, value, weight, bias, num_heads, batch_first):
     """The three projections [batch, num_heads, seqlen, head_dim], views of one result where inputs are the same tensor."""
-    is_packed = isinstance(weight, Tensor)
-    if is_packed and query is key is value:
+    is_one = isinstance(weight, Tensor)
+    if is_one and query is key is value:
         return _heads(linear(query, weight, bias), 3, num_heads, batch_first)
-    if is_packed and key is value:
-        size = weight.shape[0] // 3
-        weight_q, weight_kv = weight.split([size, 2 * size])
-        bias_q, bias_kv = (None, None) if bias is None else bias.split([size, 2 * size])
+    if is_one and key is value:
+        embed_dim = weight.shape[0] // 3
+        weight_q, weight_kv = weight.split([embed_dim, 2 * embed_dim])
+        bias_q, bias_kv = (None, None) if bias is None else bias.split([embed_dim, 2 * embed_dim])
         q = _heads(linear(query, weight_q, bias_q), 1, num_heads, batch_first)
         return *q, *_heads(linear(key, weight_kv, bias_kv), 2, num_heads, batch_first)
-    weights = weight.chunk(3) if is_packed else weight
+    weights = weight.chunk(3) if is_one else weight
     biases = (None, None, None) if bias is None else bias.chunk(3)
     return [
         _heads(linear(x, w, b), 1, num_heads, batch_first)[0] for x, w, b in zip((query, key, value), weights, biases)
@@ -190,14 +190,14 @@ def _checked(attn_mask, batch, num_heads, seqlen_q, seqlen_k):
     """[1 or batch, 1 or num_heads, seqlen_q, seqlen_k]"""
     if attn_mask is None:
         return None
-    size = (seqlen_q, seqlen_k) if attn_mask.dim() == 2 else (batch * num_heads, seqlen_q, seqlen_k)
+    shape = (seqlen_q, seqlen_k) if attn_mask.dim() == 2 else (batch * num_heads, seqlen_q, seqlen_k)
     expect(
-        attn_mask.shape == size,
+        attn_mask.shape == shape,
         NAME,
-        lambda: f"The shape of the {attn_mask.dim()}D attn_mask is {attn_mask.shape}, but should be {size}.",
+        lambda: f"The shape of the {attn_mask.dim()}D attn_mask is {attn_mask.shape}, but should be {shape}.",
         RuntimeError,
     )
-    return attn_mask.view(1, 1, *size) if attn_mask.dim() == 2 else attn_mask.view(batch, num_heads, *size[1:])
+    return attn_mask.view(1, 1, *shape) if attn_mask.dim() == 2 else attn_mask.view(batch, num_heads, *shape[1:])
 
 
 def _checked_padding(padding, batch, seqlen_k):

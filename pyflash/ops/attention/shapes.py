@@ -11,6 +11,10 @@ from pyflash.ops.core import backends
 from pyflash.ops.core.checks import NOT_PLAIN, expect, is_plain, scalar_type, size_mismatch, window_pair
 
 
+def default_scale(head_dim):
+    return 1 / math.sqrt(head_dim) if head_dim else 1.0
+
+
 def check_floating(operation, name, q):
     if not q.is_floating_point():
         message = f"pyflash.{operation}: {name} is {q.dtype}, expected float32, float64, bfloat16 or float16"
@@ -198,14 +202,20 @@ def in_order_of(x, size_last):
     return x.new_empty(batch, heads, rows, size_last)
 
 
+def needs_gradient(q, k, v, attn_mask):
+    if not torch.is_grad_enabled():
+        return False
+    return q.requires_grad or k.requires_grad or v.requires_grad or (attn_mask is not None and attn_mask.requires_grad)
+
+
 def unserved(q, k, v, alibi_slopes=None, attn_mask=None):
     """Why no kernel takes these tensors; empty when one does. v is None where the weights are the result."""
-    values = q if v is None else v
-    if not (is_plain(q) and is_plain(k) and is_plain(values) and (attn_mask is None or _is_plain_mask(attn_mask))):
+    is_served = is_plain(q) and is_plain(k) and (v is None or is_plain(v))
+    if not is_served or (attn_mask is not None and not _is_plain_mask(attn_mask)):
         return NOT_PLAIN
     if alibi_slopes is not None and alibi_slopes.requires_grad:
         return "alibi_slopes that need a gradient"
-    width = max(q.shape[-1], values.shape[-1])
+    width = q.shape[-1] if v is None else max(q.shape[-1], v.shape[-1])
     if width > MAX_HEAD_DIM and (not q.is_cpu or backends._state.wish == "triton"):
         return f"head_dim is {width}; triton supports up to {MAX_HEAD_DIM}"
     return ""
@@ -243,11 +253,16 @@ def check_alike(operation, q, k, v, names, slopes_shapes, alibi_slopes, softcap)
     )  # fmt: skip
     expect(0 <= softcap < math.inf, operation, lambda: f"softcap is {softcap}, expected 0 (off) or a positive number")
     if alibi_slopes is not None:
-        expect(
-            tuple(alibi_slopes.shape) in slopes_shapes, operation,
-            lambda: f"alibi_slopes has shape {tuple(alibi_slopes.shape)}, expected {' or '.join(map(str, slopes_shapes))}",
-        )  # fmt: skip
-        _check_on_device_of_q(operation, "alibi_slopes", alibi_slopes, q)
+        check_slopes(operation, alibi_slopes, slopes_shapes, q)
+
+
+def check_slopes(operation, alibi_slopes, shapes, q):
+    """ALiBi's slopes have one of these shapes, and are where q is."""
+    expect(
+        tuple(alibi_slopes.shape) in shapes, operation,
+        lambda: f"alibi_slopes has shape {tuple(alibi_slopes.shape)}, expected {' or '.join(map(str, shapes))}",
+    )  # fmt: skip
+    _check_on_device_of_q(operation, "alibi_slopes", alibi_slopes, q)
 
 
 def check_integers(operation, name, x, q):

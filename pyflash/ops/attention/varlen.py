@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from pyflash.kernels.attention.options import OF_SEQUENCES, Options
 from pyflash.ops.attention import reference
-from pyflash.ops.attention.shapes import check_alike, check_integers, unserved, window
+from pyflash.ops.attention.shapes import check_alike, check_integers, default_scale, unserved, window
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import expect, expect_tensors, readable, sequence_offsets
@@ -182,7 +180,7 @@ def attention_varlen(
         sequence_offsets(name, "cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
         sequence_offsets(name, "cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     if scale is None:
-        scale = 1 / math.sqrt(q.shape[2]) if q.shape[2] else 1.0
+        scale = default_scale(q.shape[2])
     window_left, window_right = window(name, window_size, is_causal)
     options = Options(
         dropout_p=float(dropout_p), scale=float(scale), softcap=float(softcap), window_left=window_left,

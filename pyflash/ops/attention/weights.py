@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from pyflash.auto import attention as auto
 from pyflash.kernels.attention.options import SCHEMA, Options
 from pyflash.ops.attention import reference
 from pyflash.ops.attention.shapes import (
     check_inputs,
+    default_scale,
     expand_mask,
     four_dims,
     in_order_of,
     kv_heads,
     mask_four_dims,
+    needs_gradient,
     unserved,
 )
 from pyflash.ops.core.autograd import Function, apply, vjp
@@ -129,7 +129,7 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     leading = check_inputs(name, q, k, k, attn_mask, dropout_p, enable_gqa)
     (rows, head_dim), keys = q.shape[-2:], k.shape[-2]
     if scale is None:
-        scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
+        scale = default_scale(head_dim)
     options = Options(
         dropout_p=float(dropout_p), scale=float(scale), softcap=0.0, window_left=-1,
         window_right=0 if is_causal else -1, diagonal=0,
@@ -138,7 +138,7 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     refused = unserved(q, k, None, attn_mask=attn_mask)
     others = [t for t in (k, attn_mask) if t is not None]
     # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
-    training = not dropout_p and torch.is_grad_enabled() and any([t.requires_grad for t in (q, *others)])
+    training = not dropout_p and needs_gradient(q, k, k, attn_mask)
     size = auto.Size("weights", math.prod(leading), rows, keys, head_dim, training)
     backend = choose(OPERATION, q, others, size=size, refused=refused)
     if dropout_p == 0:
