@@ -25,15 +25,15 @@ def _accumulators_fit(rows, width, config):
     return rows * width <= 224 * 32 * config["num_warps"]
 
 
-def _forward_fits(config, dtype, head_dim, laden=False):
+def _forward_fits(config, dtype, head_dim, has_extras=False):
     return _accumulators_fit(config["BLOCK_M"], feature_block(head_dim), config)
 
 
-def _dk_fits(config, dtype, head_dim, laden=False):
+def _dk_fits(config, dtype, head_dim, has_extras=False):
     return _accumulators_fit(config["BLOCK_N"], feature_block(head_dim), config)
 
 
-def _dkdv_fits(config, dtype, head_dim, laden=False):
+def _dkdv_fits(config, dtype, head_dim, has_extras=False):
     return _accumulators_fit(2 * config["BLOCK_N"], feature_block(head_dim), config)
 
 

@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.attention.tile import Strided
 from pyflash.kernels.pointwise import activations
 from pyflash.kernels.pointwise.activation import activation_bwd
 from pyflash.kernels.primitives import cast, dot
+from pyflash.kernels.strided import strided
 
 
 @triton.jit
@@ -94,12 +94,12 @@ def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
         bias: [N], contiguous, or [M, N] with adjacent columns; or None.
         activation: a name of the activation table, or "" for none.
     """
-    _product(x, weight.t(), y, bias, activation, preact if save_preact else None)
+    product(x, weight.t(), y, bias, activation, preact if save_preact else None)
 
 
 def matmul(a, b, c):
     """Fill c = a b; a [M, K], b [K, N], any strides. The backward of linear is dx = dz weight, dweight = dz^T x."""
-    _product(a, b, c)
+    product(a, b, c)
 
 
 def linear_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbias, dx, dweight, dbias):
@@ -109,14 +109,21 @@ def linear_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbi
         dz = torch.empty_like(saved)
         activation_bwd(dy.contiguous(), saved, activation, dz)
     if need_dx:
-        _product(dz, weight, dx)
+        product(dz, weight, dx)
     if need_dweight:
-        _product(dz.t(), x, dweight)
+        product(dz.t(), x, dweight)
     if need_dbias:
         torch.sum(dz, 0, out=dbias)
 
 
-def _product(a, b, c, bias=None, activation="", preact=None, precision=None):
+def product(a, b, c, bias=None, activation="", preact=None, precision=None):
+    """Fill c = activation(a b + bias) and, if given, preact = a b + bias.
+
+    Args:
+        a: [M, K]; b: [K, N]; c, preact: [M, N]; any strides.
+        bias: [N], contiguous, or [M, N] with adjacent columns; or None.
+        precision: "ieee" or "tf32"; default as torch allows it for float32 products.
+    """
     (M, K), N = a.shape, b.shape[1]
     if M * N == 0:
         return
@@ -127,8 +134,7 @@ def _product(a, b, c, bias=None, activation="", preact=None, precision=None):
     # The error of a sum grows with the root of its length: long exact ones are sums of parts, as on the CPU.
     part = 512 if K > 512 and a.dtype == torch.float32 and precision == "ieee" else 0
     _matmul[grid](
-        Strided(a, a.stride()), Strided(b, b.stride()), bias, Strided(c, c.stride()),
-        None if preact is None else Strided(preact, preact.stride()), M, N, K, bias.stride(0) if is_matrix else 0,
+        strided(a), strided(b), bias, strided(c), strided(preact), M, N, K, bias.stride(0) if is_matrix else 0,
         ACTIVATION=activation, BIAS_IS_MATRIX=is_matrix,
         EVEN_K=K % config["BLOCK_K"] == 0, PART=part, PRECISION=precision, BAND=8, **config,
     )  # fmt: skip

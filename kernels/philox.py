@@ -7,16 +7,6 @@ import triton
 import triton.language as tl
 
 
-def threshold(p):
-    """Keep an element iff its 32-bit word is at least this. At p = 1 the scale is 0, so the last word does no harm."""
-    return min(int(p * 2**32), 2**32 - 1)
-
-
-def keep_scale(p):
-    """What kept elements are multiplied by: 1 / (1 - p), and 0 where nothing is kept."""
-    return 1 / (1 - p) if p < 1 else 0.0
-
-
 @triton.jit
 def elementwise_words(seed, block):
     """Four words per counter for blocks of 64 elements: word w at [block, lane] belongs to element 64 block + 16 w + lane.

@@ -133,46 +133,46 @@ _DKDV = {
     "sm100": [(64, _tile(64, 128, 8, 2)), (128, _tile(32, 128, 8, 2)), (256, _tile(32, 64, 8, 1))],
 }
 # With a mask, dropout, softcap or ALiBi on top.
-_FWD_LADEN = [(128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 1))]
-_DQ_LADEN = [(128, _tile(64, 64, 8, 2)), (256, _tile(32, 32, 8, 1))]
-_DKDV_LADEN = [(128, _tile(32, 64, 8, 2)), (256, _tile(16, 64, 8, 1))]
+_FWD_EXTRAS = [(128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 1))]
+_DQ_EXTRAS = [(128, _tile(64, 64, 8, 2)), (256, _tile(32, 32, 8, 1))]
+_DKDV_EXTRAS = [(128, _tile(32, 64, 8, 2)), (256, _tile(16, 64, 8, 1))]
 # IEEE float32 products run on the FMA units and unroll completely.
 _FWD_FLOAT32 = [(64, _tile(32, 32, 8, 1)), (128, _tile(32, 16, 8, 1)), (256, _tile(16, 16, 8, 1))]
 _DQ_FLOAT32 = [(64, _tile(32, 32, 8, 1)), (128, _tile(32, 16, 8, 1)), (256, _tile(16, 16, 8, 1))]
 _DKDV_FLOAT32 = [(64, _tile(16, 32, 8, 1)), (256, _tile(16, 16, 8, 1))]
 
 
-def _pick(plain, laden_rows, float32, interpreter, arch, dtype, head_dim, laden):
+def _pick(plain, extras_rows, float32, interpreter, arch, dtype, head_dim, has_extras):
     if arch == "interpreter":
         return interpreter
-    rows = float32 if dtype == torch.float32 else laden_rows if laden else plain[arch]
+    rows = float32 if dtype == torch.float32 else extras_rows if has_extras else plain[arch]
     return next(tile for widest, tile in rows if head_dim <= widest)
 
 
-def _attention_class(dtype, head_dim, laden=False):
-    return _width(dtype), feature_block(head_dim), "laden" if laden else "plain"
+def _attention_class(dtype, head_dim, has_extras=False):
+    return _width(dtype), feature_block(head_dim), "extras" if has_extras else "plain"
 
 
 @tunable(_attention_class)
-def attention_fwd(arch, dtype, head_dim, laden=False):
-    """head_dim: the wider of the keys' and the values'; laden: attention_tile.is_laden."""
-    return _pick(_FWD, _FWD_LADEN, _FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
+def attention_fwd(arch, dtype, head_dim, has_extras=False):
+    """head_dim: the wider of the keys' and the values'; has_extras: attention.tile.has_extras."""
+    return _pick(_FWD, _FWD_EXTRAS, _FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, has_extras)
 
 
 @tunable(_attention_class)
-def attention_bwd_dq(arch, dtype, head_dim, laden=False):
-    return _pick(_DQ, _DQ_LADEN, _DQ_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
+def attention_bwd_dq(arch, dtype, head_dim, has_extras=False):
+    return _pick(_DQ, _DQ_EXTRAS, _DQ_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, has_extras)
 
 
 @tunable(_attention_class)
-def attention_bwd_dkdv(arch, dtype, head_dim, laden=False):
-    return _pick(_DKDV, _DKDV_LADEN, _DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim, laden)
+def attention_bwd_dkdv(arch, dtype, head_dim, has_extras=False):
+    return _pick(_DKDV, _DKDV_EXTRAS, _DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim, has_extras)
 
 
 # The weights themselves: no accumulator as wide as a value, but a tile of the matrix to write or, in the backward, to
 # read ahead. That takes many small blocks; 64 rows where a warp group works on them together.
 _WEIGHTS_FWD = [(64, _tile(128, 64, 8, 3)), (128, _tile(128, 64, 8, 2)), (256, _tile(64, 32, 8, 2))]
-_WEIGHTS_FWD_LADEN = [(128, _tile(128, 32, 8, 2)), (256, _tile(64, 32, 8, 2))]
+_WEIGHTS_FWD_EXTRAS = [(128, _tile(128, 32, 8, 2)), (256, _tile(64, 32, 8, 2))]
 _WEIGHTS_DQ_SM80 = [(64, _tile(32, 64, 4, 2)), (128, _tile(64, 32, 4, 2)), (256, _tile(32, 32, 8, 1))]
 _WEIGHTS_DQ_SM90 = [(64, _tile(64, 64, 4, 2)), (128, _tile(64, 64, 8, 2)), (256, _tile(32, 32, 8, 1))]
 _WEIGHTS_DQ = {
@@ -181,27 +181,27 @@ _WEIGHTS_DQ = {
     "sm90": _WEIGHTS_DQ_SM90,
     "sm100": _WEIGHTS_DQ_SM90,
 }
-_WEIGHTS_DQ_LADEN = [(64, _tile(32, 64, 4, 2)), (128, _tile(32, 64, 8, 2)), (256, _tile(32, 32, 8, 1))]
+_WEIGHTS_DQ_EXTRAS = [(64, _tile(32, 64, 4, 2)), (128, _tile(32, 64, 8, 2)), (256, _tile(32, 32, 8, 1))]
 _WEIGHTS_DQ_FLOAT32 = [(64, _tile(32, 32, 8, 1)), (256, _tile(16, 16, 8, 1))]
 _WEIGHTS_DK = [(128, _tile(32, 64, 4, 2)), (256, _tile(16, 64, 8, 1))]
 
 
 @tunable(_attention_class)
-def attention_weights_fwd(arch, dtype, head_dim, laden=False):
+def attention_weights_fwd(arch, dtype, head_dim, has_extras=False):
     plain = dict.fromkeys(_FWD, _WEIGHTS_FWD)
-    return _pick(plain, _WEIGHTS_FWD_LADEN, _FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
+    return _pick(plain, _WEIGHTS_FWD_EXTRAS, _FWD_FLOAT32, _tile(32, 16, 4, 1), arch, dtype, head_dim, has_extras)
 
 
 @tunable(_attention_class)
-def attention_weights_bwd_dq(arch, dtype, head_dim, laden=False):
+def attention_weights_bwd_dq(arch, dtype, head_dim, has_extras=False):
     float32 = _WEIGHTS_DQ_FLOAT32
-    return _pick(_WEIGHTS_DQ, _WEIGHTS_DQ_LADEN, float32, _tile(32, 16, 4, 1), arch, dtype, head_dim, laden)
+    return _pick(_WEIGHTS_DQ, _WEIGHTS_DQ_EXTRAS, float32, _tile(32, 16, 4, 1), arch, dtype, head_dim, has_extras)
 
 
 @tunable(_attention_class)
-def attention_weights_bwd_dk(arch, dtype, head_dim, laden=False):
+def attention_weights_bwd_dk(arch, dtype, head_dim, has_extras=False):
     plain = dict.fromkeys(_FWD, _WEIGHTS_DK)
-    return _pick(plain, _DKDV_LADEN, _DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim, laden)
+    return _pick(plain, _DKDV_EXTRAS, _DKDV_FLOAT32, _tile(16, 32, 4, 1), arch, dtype, head_dim, has_extras)
 
 
 @tunable(lambda dtype, head_dim, rows: (_width(dtype), feature_block(head_dim), _up_to(rows, 16)))

@@ -10,19 +10,17 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
+from pyflash.kernels.attention.options import Options
 from pyflash.kernels.attention.tile import (
     Head,
     common_arguments,
-    load_tile,
     make_scores,
     row_products,
-    rows_of,
     running_softmax,
     score_tile,
-    strided,
-    tile_from,
 )
 from pyflash.kernels.primitives import LN2, cast, dot
+from pyflash.kernels.strided import load_tile, rows_of, strided, tile_from
 
 
 @launch.cached
@@ -32,7 +30,11 @@ def _decode_split(
     split_len, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Parts [batch, heads, queries_len, splits, ...], lse in log2 units, over keys [split, split + 1) * split_len."""
+    """Parts [batch, heads, queries_len, splits, ...], lse in log2 units, over keys [split, split + 1) * split_len.
+
+    q: Strided [batch, kv_heads * GROUP, queries_len, ...]; k, v: Strided [batch, kv_heads, keys_len, ...]; out's parts have
+    BLOCK_V columns. A program folds one part of one tile of BLOCK_M rows.
+    """
     pid = tl.program_id(0)
     split = pid % splits
     tile = pid // splits % tiles
@@ -45,10 +47,10 @@ def _decode_split(
     if scores.diagonal is None:  # the last query stands at the last key
         diagonal = length - queries_len
 
-    packed = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # over (query head of the group, query)
-    inside = packed < GROUP * queries_len
-    row = packed % queries_len
-    h = kv_head * GROUP + packed // queries_len
+    member = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # over (query head of the group, query)
+    inside = member < GROUP * queries_len
+    row = member % queries_len
+    h = kv_head * GROUP + member // queries_len
     slope = batch * 0
     if scores.slopes is not None:
         offs = batch * scores.slopes.strides[0] + h * scores.slopes.strides[1]
@@ -62,6 +64,7 @@ def _decode_split(
         q_mask = q_mask & (offs_d[None, :] < HEAD_DIM)
     offs = batch.to(tl.int64) * q.strides[0] + h.to(tl.int64) * q.strides[1] + row.to(tl.int64) * q.strides[2]
     queries = tl.load(q.ptr + offs[:, None] + offs_d.to(tl.int64)[None, :] * q.strides[3], mask=q_mask, other=0.0)
+    # queries: [BLOCK_M, BLOCK_D]
     k = rows_of(k, batch, kv_head, batch * 0)
     v = rows_of(v, batch, kv_head, batch * 0)
 
@@ -76,12 +79,12 @@ def _decode_split(
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tile_from(first_col, BLOCK_N)
-        keys = load_tile(k, offs_n, length, offs_d, HEAD_DIM)
-        qk = row_products(queries, keys, PRECISION)
+        keys = load_tile(k, offs_n, length, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
+        qk = row_products(queries, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
         score, _ = score_tile(qk, row[:, None], offs_n[None, :], scores, head, BOUNDED=True)
         p, alpha, row_max, row_sum = running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY=True)
-        values = load_tile(v, offs_n, length, offs_v, VALUE_DIM)
-        acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)
+        values = load_tile(v, offs_n, length, offs_v, VALUE_DIM)  # [BLOCK_N, BLOCK_V]
+        acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)  # [BLOCK_M, BLOCK_V]
 
     empty = row_sum == 0
     row_sum = tl.where(empty, 1.0, row_sum)
@@ -97,7 +100,7 @@ def _decode_combine(
     part_out_ptr, part_lse_ptr, out, lse, heads, queries_len, splits, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """One query's out and lse from its parts."""
+    """One query's out [VALUE_DIM] and lse from its parts [splits, BLOCK_V]."""
     pid = tl.program_id(0)
     row = pid % queries_len
     h = pid // queries_len % heads
@@ -105,7 +108,7 @@ def _decode_combine(
     first = pid.to(tl.int64) * splits
     offs_s = tl.arange(0, BLOCK_S)
     offs_v = tl.arange(0, BLOCK_V)
-    part_lse = tl.load(part_lse_ptr + first + offs_s, mask=offs_s < splits, other=float("-inf"))
+    part_lse = tl.load(part_lse_ptr + first + offs_s, mask=offs_s < splits, other=float("-inf"))  # [BLOCK_S]
     largest = tl.max(part_lse, 0)
     largest = tl.where(largest == float("-inf"), 0.0, largest)
     total = largest + tl.log2(tl.sum(tl.exp2(part_lse - largest), 0))
@@ -123,19 +126,18 @@ def _decode_combine(
     tl.store(lse.ptr, total * LN2)
 
 
-def attention_decode(
-    q, k_cache, v_cache, cache_seqlens, alibi_slopes, scale, softcap, window_left, window_right, out, lse
-):  # fmt: skip
+def attention_decode(q, k_cache, v_cache, cache_seqlens, alibi_slopes, *scalars_and_outputs):
     """Fill out and lse.
 
     Args:
         q: [batch, heads, few, E]; the last query stands at the last key of its cache.
         k_cache, v_cache: [batch, kv_heads, max_len, ...], any strides.
         cache_seqlens: int32 [batch], keys in use; never read on the host, clamped to max_len.
-        window_right: 0 is causal; negative lets every query see the whole cache.
+        scalars: the fields of Options, as its of_caches gives them; window_right = 0 is causal.
         out: [batch, heads, few, Ev]; lse: [batch, heads, few], float32, natural logarithm.
     """
-    scores = make_scores(scale, softcap, window_left, window_right, None, None, alibi_slopes, q, k_cache)
+    *scalars, out, lse = scalars_and_outputs
+    scores = make_scores(Options.from_caches(*scalars), None, alibi_slopes, q, k_cache)
     decode(q, k_cache, v_cache, cache_seqlens, scores, out, lse)
 
 

@@ -2,7 +2,7 @@
 
 A program owns one tile of rows (or keys, for dK and dV) and walks the tiles it meets; no two programs write the same
 element, so no atomics. Tiles that a window or the end of the keys cuts take a loop of their own with the comparisons.
-Masks, windows, ALiBi, softcap and dropout are fields of two structs (attention_tile.py); absent ones compile to nothing.
+Masks, windows, ALiBi, softcap and dropout are fields of two structs (tile.py); absent ones compile to nothing.
 
 Shapes, all strides free:
     q, out [batch, heads, L, ...]; k, v [batch, kv_heads, S, ...]; lse [batch, heads, L] float32.
@@ -15,35 +15,32 @@ import triton.language as tl
 
 from pyflash.kernels import launch, tuning
 from pyflash.kernels.attention.decode import decode
+from pyflash.kernels.attention.options import Options
 from pyflash.kernels.attention.tile import (
     common_arguments,
     enter_head,
     first_padded_row,
-    is_laden,
+    has_extras,
     keep_of,
     key_range,
+    key_tile,
     load_lse,
     load_row_terms,
-    load_rows,
-    load_tile,
     lse_parts,
     make_dropout,
     make_row_terms,
     make_scores,
     row_products,
     row_range,
-    rows_of,
+    row_tile,
     running_softmax,
     score_tile,
-    sequence,
     softmax_backward,
     store_lse,
     store_row_terms,
-    store_tile,
-    strided,
-    tile_from,
 )
 from pyflash.kernels.primitives import cast, dot
+from pyflash.kernels.strided import load_rows, load_tile, rows_of, store_tile, strided, tile_from
 
 # Sizes that change from call to call must not compile a kernel each.
 _SIZES = ["seqlen_q", "seqlen_k", "tiles"]
@@ -55,7 +52,10 @@ def _attend(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """Fold the keys [start, stop) into the running softmax of one tile of rows."""
+    """Fold the keys [start, stop) into the running softmax of one tile of rows.
+
+    acc: [BLOCK_M, BLOCK_V]; row_max, row_sum: [BLOCK_M]; q: [BLOCK_M, BLOCK_D]; k, v: Strided, from a head's first key.
+    """
     BLOCK_M: tl.constexpr = q.shape[0]
     offs_d = tl.arange(0, q.shape[1])
     offs_v = tl.arange(0, acc.shape[1])
@@ -65,14 +65,14 @@ def _attend(
         limit = head.seqlen_k
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tile_from(first_col, BLOCK_N)
-        keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
-        qk = row_products(q, keys, PRECISION)
+        keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
+        qk = row_products(q, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
         score, _ = score_tile(qk, rows, offs_n[None, :], scores, head, BOUNDED)
         p, alpha, row_max, row_sum = running_softmax(score, row_max, row_sum, scores, BOUNDED)
         if dropout is not None:  # after the sum: the softmax is of all the keys
             p = tl.where(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N), p, 0.0)
-        values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
-        acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)
+        values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)  # [BLOCK_N, BLOCK_V]
+        acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)  # [BLOCK_M, BLOCK_V]
     return acc, row_max, row_sum
 
 
@@ -83,12 +83,14 @@ def _attention_fwd(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    first_row = (tiles - 1 - pid % tiles) * BLOCK_M  # the longest causal rows first
-    h = pid // tiles % heads
-    batch = pid // tiles // heads
-    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
-    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    """out and lse of one tile of BLOCK_M rows of one head.
+
+    q, out: Strided [batch, heads, seqlen_q, ...]; k, v: [batch, heads / GROUP, seqlen_k, ...]; lse, low: one number a row.
+    HEAD_DIM, VALUE_DIM: None where they fill BLOCK_D, BLOCK_V.
+    """
+    first_row, batch, h, q_start, seqlen_q, k_start, seqlen_k = row_tile(
+        cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads, seqlen_q, seqlen_k, tiles, BLOCK_M
+    )
     if first_row >= seqlen_q:
         return
     head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
@@ -98,7 +100,7 @@ def _attention_fwd(
     offs_m = tile_from(first_row, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
-    queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)
+    queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)  # [BLOCK_M, BLOCK_D]
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -128,7 +130,10 @@ def _accumulate_dq(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """acc + the sum over the keys [start, stop) of dqk k."""
+    """acc + the sum over the keys [start, stop) of dqk k.
+
+    acc, q: [BLOCK_M, BLOCK_D]; dout: [BLOCK_M, BLOCK_V]; lse, low, delta: [BLOCK_M].
+    """
     BLOCK_M: tl.constexpr = q.shape[0]
     offs_d = tl.arange(0, q.shape[1])
     offs_v = tl.arange(0, dout.shape[1])
@@ -138,10 +143,10 @@ def _accumulate_dq(
         limit = head.seqlen_k
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tile_from(first_col, BLOCK_N)
-        keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)
-        values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)
-        qk = row_products(q, keys, PRECISION)
-        dp = row_products(dout, values, PRECISION)
+        keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
+        values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)  # [BLOCK_N, BLOCK_V]
+        qk = row_products(q, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
+        dp = row_products(dout, values, PRECISION)  # [BLOCK_M, BLOCK_N]
         keep = None
         if dropout is not None:
             keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
@@ -149,7 +154,7 @@ def _accumulate_dq(
             qk, dp, lse[:, None], low[:, None], delta[:, None], keep, rows, offs_n[None, :], scores, dropout, head,
             BOUNDED,
         )  # fmt: skip
-        acc = dot(cast(dqk, keys.dtype), keys, acc, PRECISION)
+        acc = dot(cast(dqk, keys.dtype), keys, acc, PRECISION)  # [BLOCK_M, BLOCK_D]
     return acc
 
 
@@ -161,13 +166,11 @@ def _attention_bwd_dq(
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PAD: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq, and terms for the kernels that follow: up to whole tiles of PAD rows."""
-    pid = tl.program_id(0)
-    first_row = (tiles - 1 - pid % tiles) * BLOCK_M
-    h = pid // tiles % heads
-    batch = pid // tiles // heads
-    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
-    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    """dq [batch, heads, seqlen_q, ...], one tile of BLOCK_M rows a program, and terms for the kernels that follow: up to
+    whole tiles of PAD rows."""
+    first_row, batch, h, q_start, seqlen_q, k_start, seqlen_k = row_tile(
+        cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads, seqlen_q, seqlen_k, tiles, BLOCK_M
+    )
     if first_row >= tl.cdiv(seqlen_q, PAD) * PAD:
         return
     head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
@@ -177,13 +180,13 @@ def _attention_bwd_dq(
     offs_m = tile_from(first_row, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
-    queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)
-    outputs = load_tile(rows_of(out, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)
-    douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)
+    queries = load_tile(rows_of(q, batch, h, q_start), offs_m, seqlen_q, offs_d, HEAD_DIM)  # [BLOCK_M, BLOCK_D]
+    outputs = load_tile(rows_of(out, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)  # [BLOCK_M, BLOCK_V]
+    douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, seqlen_q, offs_v, VALUE_DIM)  # [BLOCK_M, BLOCK_V]
     lse = rows_of(lse, batch, h, q_start)
     if low is not None:
         low = rows_of(low, batch, h, q_start)
-    lse_m, low_m = load_lse(lse, low, offs_m, seqlen_q, scores)
+    lse_m, low_m = load_lse(lse, low, offs_m, seqlen_q, scores)  # [BLOCK_M] each
     delta_m = tl.sum(outputs.to(tl.float32) * douts.to(tl.float32), 1)
     if dlse is not None:
         delta_m -= load_rows(rows_of(dlse, batch, h, q_start), offs_m, seqlen_q, 0.0)
@@ -210,15 +213,16 @@ def _accumulate_dkdv(
 ):  # fmt: skip
     """acc_k, acc_v + sums over the rows [start, stop) of every query head that shares the keys, in one loop.
 
-    Tiles are [keys, rows], so that p^T and dqk^T are left operands as they are.
+    acc_k, keys: [BLOCK_N, BLOCK_D]; acc_v, values: [BLOCK_N, BLOCK_V]. Tiles are [keys, rows], so that p^T and dqk^T are
+    left operands as they are.
     """
     BLOCK_N: tl.constexpr = keys.shape[0]
     offs_d = tl.arange(0, keys.shape[1])
     offs_v = tl.arange(0, values.shape[1])
     cols = first_col + tl.arange(0, BLOCK_N)[:, None]
     tiles = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
-    # Not tiles itself: what it divides, it cannot be zero for, concludes the compiler, and the loop's first loads, which
-    # the pipeline moves in front of it, were made also where there are no tiles: behind the end of a tensor.
+    # Not tiles itself: from a division by it the compiler concludes that it is not zero. The pipeline moves the loop's
+    # first loads in front of the loop, and they were then made also where there are no tiles: after the end of a tensor.
     divisor = tl.maximum(tiles, 1)
     for i in range(GROUP * tiles):
         h = kv_head * GROUP + i // divisor
@@ -228,11 +232,11 @@ def _accumulate_dkdv(
         if BOUNDED:
             limit = seqlen_q
         offs_m = tile_from(first_row, BLOCK_M)
-        queries = load_tile(rows_of(q, batch, h, q_start), offs_m, limit, offs_d, HEAD_DIM)
-        douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, limit, offs_v, VALUE_DIM)
-        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, padded, offs_m, scores)
-        qk = row_products(keys, queries, PRECISION)
-        dp = row_products(values, douts, PRECISION)
+        queries = load_tile(rows_of(q, batch, h, q_start), offs_m, limit, offs_d, HEAD_DIM)  # [BLOCK_M, BLOCK_D]
+        douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, limit, offs_v, VALUE_DIM)  # [BLOCK_M, BLOCK_V]
+        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, padded, offs_m, scores)  # [BLOCK_M] each
+        qk = row_products(keys, queries, PRECISION)  # [BLOCK_N, BLOCK_M]
+        dp = row_products(values, douts, PRECISION)  # [BLOCK_N, BLOCK_M]
         keep = None
         if dropout is not None:
             keep = tl.trans(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
@@ -240,8 +244,8 @@ def _accumulate_dkdv(
             qk, dp, lse_m[None, :], low_m[None, :], delta_m[None, :], keep, offs_m[None, :], cols, scores, dropout,
             head, BOUNDED,
         )  # fmt: skip
-        acc_v = dot(cast(p, douts.dtype), douts, acc_v, PRECISION)
-        acc_k = dot(cast(dqk, queries.dtype), queries, acc_k, PRECISION)
+        acc_v = dot(cast(p, douts.dtype), douts, acc_v, PRECISION)  # [BLOCK_N, BLOCK_V]
+        acc_k = dot(cast(dqk, queries.dtype), queries, acc_k, PRECISION)  # [BLOCK_N, BLOCK_D]
     return acc_k, acc_v
 
 
@@ -252,14 +256,10 @@ def _attention_bwd_dkdv(
     tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of one tile of keys, summed over the query heads that share it."""
-    pid = tl.program_id(0)
-    first_col = pid % tiles * BLOCK_N  # the first keys are seen by the most causal rows
-    kv_heads = heads // GROUP
-    kv_head = pid // tiles % kv_heads
-    batch = pid // tiles // kv_heads
-    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
-    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    """dk and dv [batch, kv_heads, seqlen_k, ...] of one tile of BLOCK_N keys, summed over the query heads that share it."""
+    first_col, batch, kv_head, q_start, seqlen_q, k_start, seqlen_k = key_tile(
+        cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads // GROUP, seqlen_q, seqlen_k, tiles, BLOCK_N
+    )
     if first_col >= seqlen_k:
         return
 
@@ -267,16 +267,16 @@ def _attention_bwd_dkdv(
     offs_n = tile_from(first_col, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
-    keys = load_tile(rows_of(k, batch, kv_head, k_start), offs_n, seqlen_k, offs_d, HEAD_DIM)
-    values = load_tile(rows_of(v, batch, kv_head, k_start), offs_n, seqlen_k, offs_v, VALUE_DIM)
+    keys = load_tile(rows_of(k, batch, kv_head, k_start), offs_n, seqlen_k, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
+    values = load_tile(rows_of(v, batch, kv_head, k_start), offs_n, seqlen_k, offs_v, VALUE_DIM)  # [BLOCK_N, BLOCK_V]
     acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     head = enter_head(scores, batch, kv_head * GROUP, heads, seqlen_q, seqlen_k)
     edges = row_range(first_col, BLOCK_N, scores, head, BLOCK_M)
     is_plain: tl.constexpr = scores.mask is None and dropout is None
     if is_plain and (scores.left is not None or scores.right is not None or cu_seqlens_q_ptr is not None):
-        # One loop, every tile with the comparisons: of three, Triton 3.6 makes code whose products wait one by one. With
-        # a mask or dropout it is the other way round.
+        # One loop, every tile with the comparisons: Triton 3.6 compiles three to code whose products wait one by one.
+        # With a mask or dropout it is the other way round.
         acc_k, acc_v = _accumulate_dkdv(
             acc_k, acc_v, keys, values, q, dout, terms, scores, dropout, batch, kv_head, heads, q_start, padded, seqlen_q,
             seqlen_k, first_col, edges[0], edges[3], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M, PRECISION, BOUNDED=True,
@@ -301,9 +301,10 @@ def _attention_bwd_dmask(
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUM_ROWS: tl.constexpr,
     SUM_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of an additive mask, one program per tile of it. Without v, dout is that of the weights: [L, S].
+    """The gradient of an additive mask, one program per tile [BLOCK_M, BLOCK_N] of it. Without v, dout is that of the
+    weights: [L, S].
 
-    own and shared factor the tiles of the scores as [heads, row tiles, key tiles] with the batch in front: own ones
+    own and shared are four factors of the tiles of the scores: (heads, row tiles, key tiles, batch). Own ones
     belong to distinct programs, and a program walks those that share its elements of a broadcast mask in order, so the
     sum is deterministic and needs no workspace.
     """
@@ -324,18 +325,20 @@ def _attention_bwd_dmask(
         head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
         offs_m = tile_from(first_row, BLOCK_M)
         offs_n = tile_from(first_col, BLOCK_N)
-        queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)
+        queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)  # [BLOCK_M, BLOCK_D]
         if v is None:
             dp = cast(load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_n, seqlen_k), tl.float32)
         else:
-            douts = load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_v, VALUE_DIM)
-        keys = load_tile(rows_of(k, batch, h // GROUP, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)
+            douts = load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_v, VALUE_DIM)  # [BLOCK_M, BLOCK_V]
+        keys = load_tile(rows_of(k, batch, h // GROUP, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
         if v is not None:
-            values = load_tile(rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM)
-        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, zero, offs_m, scores)
-        qk = row_products(queries, keys, PRECISION)
+            values = load_tile(
+                rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM
+            )  # [BLOCK_N, BLOCK_V]
+        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, zero, offs_m, scores)  # [BLOCK_M] each
+        qk = row_products(queries, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
         if v is not None:
-            dp = row_products(douts, values, PRECISION)
+            dp = row_products(douts, values, PRECISION)  # [BLOCK_M, BLOCK_N]
         keep = None
         if dropout is not None:
             keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
@@ -358,9 +361,7 @@ def _attention_bwd_dmask(
     store_tile(rows_of(dmask, own_batch, own_head, zero), acc, offs_m, rows, offs_n, cols)
 
 
-def attention_fwd(
-    q, k, v, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal, out, lse
-):  # fmt: skip
+def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *scalars_and_outputs):
     """Fill out and lse.
 
     Args:
@@ -368,37 +369,46 @@ def attention_fwd(
         attn_mask: bool (True attends) or floating (added), expanded to [batch, heads, L, S]; or None.
         alibi_slopes: [heads] or [batch, heads]; or None.
         seed: int64, one element; read only if dropout_p > 0.
-        window_left, window_right: keys visible before and after the diagonal; negative is unlimited.
-        diagonal: row i stands at key i + diagonal.
+        scalars: the fields of Options.
+        out: [batch, heads, L, Ev].
         lse: [batch, heads, L], float32, natural logarithm; -inf for a row that sees nothing, whose out is 0. With a
             floating mask [2, batch, heads, L]: that, and what its rounding left out.
     """
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
-    if attn_mask is None and dropout_p == 0 and tuning.attention_splits_keys(tuning.arch(q.device), q.shape, k.shape):
+    *scalars, out, lse = scalars_and_outputs
+    options = Options(*scalars)
+    scores = make_scores(options, attn_mask, alibi_slopes, q, k)
+    if (
+        attn_mask is None
+        and options.dropout_p == 0
+        and tuning.attention_splits_keys(tuning.arch(q.device), q.shape, k.shape)
+    ):
         return decode(q, k, v, None, scores, out, lse)
-    _forward(q, k, v, None, None, q.shape[2], scores, make_dropout(seed, dropout_p), out, lse)
+    _forward(q, k, v, None, None, q.shape[2], scores, make_dropout(seed, options), out, lse)
 
 
 def attention_bwd(
-    dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, dropout_p, scale, softcap, window_left, window_right,
-    diagonal, need_dmask, dq, dk, dv, dmask,
+    dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *scalars_and_outputs
 ):  # fmt: skip
-    """Fill dq, dk, dv and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1."""
+    """Fill dq, dk, dv and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1.
+
+    After seed come the fields of Options, need_dmask, dq, dk, dv and dmask.
+    """
+    *scalars, need_dmask, dq, dk, dv, dmask = scalars_and_outputs
+    options = Options(*scalars)
     if q.shape[1] == 0:  # nobody reads the keys, and there is no group of heads to divide by
         for gradient in (dk, dv, dmask):
             gradient.zero_()
         return
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k)
-    dropout = make_dropout(seed, dropout_p)
+    scores = make_scores(options, attn_mask, alibi_slopes, q, k)
+    dropout = make_dropout(seed, options)
     sizes = q.shape[2], k.shape[2]
-    terms = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, scale, dq, dk, dv)
+    terms = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, options.scale, dq, dk, dv)
     if need_dmask and dmask.numel():
         mask_gradient(dout, q, k, v, terms, scores, dropout, dmask)
 
 
 def attention_varlen_fwd(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, dropout_p, scale, softcap,
-    window_left, window_right, bottom_right, out, lse,
+    q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, *scalars_and_outputs
 ):  # fmt: skip
     """attention_fwd over sequences packed one after another.
 
@@ -407,21 +417,24 @@ def attention_varlen_fwd(
         cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], first token of each sequence; never read on the host, and
             clamped to the tokens there are. Tokens of no sequence get out = 0, lse = -inf.
         max_seqlen_q: at least the longest sequence; rows beyond it are not computed.
-        bottom_right: align the last row of a sequence with its last key, instead of the first with the first.
+        scalars: the fields of Options, as its of_sequences gives them.
     """
+    *scalars, out, lse = scalars_and_outputs
+    options = Options.from_sequences(*scalars)
     out.zero_()
     lse.fill_(float("-inf"))
     q, k, v, out, lse = (_unpacked(x, cu_seqlens_q) for x in (q, k, v, out, lse.t()))
-    diagonal = None if bottom_right else 0
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, None, alibi_slopes, q, k)
-    _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, make_dropout(seed, dropout_p), out, lse)
+    scores = make_scores(options, None, alibi_slopes, q, k)
+    _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, make_dropout(seed, options), out, lse)
 
 
 def attention_varlen_bwd(
     dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k,
-    dropout_p, scale, softcap, window_left, window_right, bottom_right, dq, dk, dv,
+    *scalars_and_outputs
 ):  # fmt: skip
     """attention_bwd over packed sequences; tokens of no sequence get zero gradients."""
+    *scalars, dq, dk, dv = scalars_and_outputs
+    options = Options.from_sequences(*scalars)
     for gradient in (dq, dk, dv):
         gradient.zero_()
     if q.shape[1] == 0:
@@ -430,11 +443,12 @@ def attention_varlen_bwd(
     q, k, v, out, dout, lse, dq, dk, dv = (
         _unpacked(x, cu_seqlens_q) for x in (q, k, v, out, dout, lse.t(), dq, dk, dv)
     )
-    diagonal = None if bottom_right else 0
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, None, alibi_slopes, q, k)
-    dropout = make_dropout(seed, dropout_p)
+    scores = make_scores(options, None, alibi_slopes, q, k)
+    dropout = make_dropout(seed, options)
     sizes = max_seqlen_q, max_seqlen_k
-    _backward(dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *sizes, scores, dropout, scale, dq, dk, dv)
+    _backward(
+        dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *sizes, scores, dropout, options.scale, dq, dk, dv
+    )
 
 
 def _unpacked(x, cu_seqlens):
@@ -446,7 +460,7 @@ def _unpacked(x, cu_seqlens):
 def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout, out, lse):
     batch, heads, seqlen_q, _ = q.shape
     width = max(q.shape[3], v.shape[3])
-    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, width, is_laden(scores, dropout))
+    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, width, has_extras(scores, dropout))
     tiles = launch.cdiv(max_seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads == 0:
         return
@@ -463,7 +477,7 @@ def _backward(
     """Fill dq, dk, dv; return the rows' terms."""
     batch, heads, seqlen_q, _ = q.shape
     kv_heads, seqlen_k = k.shape[1:3]
-    shape_class = tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), is_laden(scores, dropout)
+    shape_class = tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), has_extras(scores, dropout)
     by_rows, by_keys = tuning.attention_bwd_dq(*shape_class), tuning.attention_bwd_dkdv(*shape_class)
     constants = dict(common_arguments(q, k, v), PAD=max(by_rows["BLOCK_M"], by_keys["BLOCK_M"]))
     terms = make_row_terms(q, scores, cu_seqlens_q is not None, constants["PAD"])
@@ -484,7 +498,7 @@ def _backward(
 
 
 def mask_config(q, v):
-    return tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), laden=True)
+    return tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), has_extras=True)
 
 
 def mask_gradient(dout, q, k, v, terms, scores, dropout, dmask):

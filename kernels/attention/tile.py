@@ -4,8 +4,11 @@ Softmax is exp2 of scores times a unit. Where a float mask is added, whose value
 are subtracted first and multiplied then; the logarithm of the sum, which vanishes beside such a maximum, is kept in a
 second number a row, lse's low part. Everywhere else both are one FMA, and lse is one number in log2 units.
 
-Of a packed batch each program sees one sequence, starting at its first token; a dense batch is the case where every
+In a packed batch each program sees one sequence, starting at its first token; a dense batch is the case where every
 sequence fills its row.
+
+M rows of q meet N keys in a tile. What is called lse, low, delta, row_max, row_sum holds one number a row: [M], or
+[M, 1] and [1, M] where it meets a tile.
 """
 
 from typing import NamedTuple
@@ -15,6 +18,8 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, philox, primitives, tuning
+from pyflash.kernels.dropout import keep_scale, threshold
+from pyflash.kernels.strided import Strided, load_rows, rows_of, store_rows, strided
 
 _LOG2E = 1.4426950408889634
 
@@ -39,13 +44,6 @@ class Dropout(NamedTuple):
     scale: float
 
 
-class Strided(NamedTuple):
-    """A tensor in a kernel's arguments."""
-
-    ptr: object
-    strides: tuple
-
-
 class RowTerms(NamedTuple):
     """What the backward needs of each row, one number each and padded to whole tiles: with a comparison in it, such a
     load moves four bytes a thread. Strided [batch, heads, rows] float32; of a packed batch see `first_padded_row`."""
@@ -66,12 +64,9 @@ class Head(NamedTuple):
     seqlen_k: int
 
 
-def strided(tensor):
-    return None if tensor is None else Strided(tensor, tensor.stride())
-
-
-def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, alibi_slopes, q, k):
-    """Scores from the operator's arguments; windows are cut to what the sequences can reach, so that they fit 32 bits."""
+def make_scores(options, attn_mask, alibi_slopes, q, k):
+    """Scores from the Options of a call; windows are cut to what the sequences can reach, so that they fit 32 bits."""
+    _, scale, softcap, window_left, window_right, diagonal = options
     reach = q.shape[2] + k.shape[2] + abs(diagonal or 0)
     left, right = (min(side, reach) if side >= 0 else None for side in (window_left, window_right))
     plain = scale > 0 and not softcap and attn_mask is None and alibi_slopes is None
@@ -88,17 +83,19 @@ def make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, 
     )
 
 
-def make_dropout(seed, p):
-    return Dropout(seed, philox.threshold(p), philox.keep_scale(p)) if p > 0 else None
+def make_dropout(seed, options):
+    """Dropout from the Options of a call; None where nothing is dropped."""
+    p = options.dropout_p
+    return Dropout(seed, threshold(p), keep_scale(p)) if p > 0 else None
 
 
-def make_row_terms(q, scores, packed, pad):
-    """RowTerms to be filled, for tiles of at most `pad` rows; packed: q is a batch seen by cu_seqlens."""
+def make_row_terms(q, scores, has_sequences, pad):
+    """RowTerms to be filled, for tiles of at most `pad` rows; has_sequences: q is a packed batch, seen by cu_seqlens."""
     batch, heads, rows, _ = q.shape
-    rows = launch.cdiv(rows, pad) * pad + (batch * pad if packed else 0)
+    rows = launch.cdiv(rows, pad) * pad + (batch * pad if has_sequences else 0)
     fields = 3 if scores.adds_mask else 2
-    terms = torch.empty((fields, 1 if packed else batch, heads, rows), dtype=torch.float32, device=q.device)
-    if packed:  # rows after the caller's max_seqlen_q are written by nobody
+    terms = torch.empty((fields, 1 if has_sequences else batch, heads, rows), dtype=torch.float32, device=q.device)
+    if has_sequences:  # rows after the caller's max_seqlen_q are written by nobody
         terms[0].fill_(float("inf"))
         terms[1].zero_()
     lse, delta, *low = map(strided, terms.expand(fields, batch, heads, rows))
@@ -124,7 +121,7 @@ def common_arguments(q, k, v):
     return dict(head_arguments(q, k), VALUE_DIM=None if value_dim == block_v else value_dim, BLOCK_V=block_v)
 
 
-def is_laden(scores, dropout):
+def has_extras(scores, dropout):
     """Does a tile carry more than its products, so that it must be smaller to stay in registers?"""
     return dropout is not None or scores.mask is not None or scores.slopes is not None or scores.softcap is not None
 
@@ -143,7 +140,29 @@ def sequence(cu_seqlens_ptr, batch, tokens):
 
 
 @triton.jit
+def row_tile(cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads, seqlen_q, seqlen_k, tiles, BLOCK_M: tl.constexpr):
+    """(first row, batch, head, first token and length of its queries, the same of its keys): a program's tile of rows. The
+    longest causal rows come first. Without cu_seqlens_ptr every sequence has the given length."""
+    pid = tl.program_id(0)
+    batch = pid // tiles // heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    return (tiles - 1 - pid % tiles) * BLOCK_M, batch, pid // tiles % heads, q_start, seqlen_q, k_start, seqlen_k
+
+
+@triton.jit
+def key_tile(cu_seqlens_q_ptr, cu_seqlens_k_ptr, kv_heads, seqlen_q, seqlen_k, tiles, BLOCK_N: tl.constexpr):
+    """row_tile for a tile of keys: the first keys, which the most causal rows see, come first."""
+    pid = tl.program_id(0)
+    batch = pid // tiles // kv_heads
+    q_start, seqlen_q = sequence(cu_seqlens_q_ptr, batch, seqlen_q)
+    k_start, seqlen_k = sequence(cu_seqlens_k_ptr, batch, seqlen_k)
+    return pid % tiles * BLOCK_N, batch, pid // tiles % kv_heads, q_start, seqlen_q, k_start, seqlen_k
+
+
+@triton.jit
 def enter_head(scores, batch, head, heads, seqlen_q, seqlen_k):
+    """The Head of one query head: its numbers, and where its mask begins."""
     diagonal = scores.diagonal
     if scores.diagonal is None:
         diagonal = seqlen_k - seqlen_q
@@ -158,55 +177,6 @@ def enter_head(scores, batch, head, heads, seqlen_q, seqlen_k):
 
 
 @triton.jit
-def rows_of(x, batch, head, start):
-    """x from one head's first row on; 64-bit, since whole tensors pass 2^31 elements."""
-    ptr = x.ptr + batch.to(tl.int64) * x.strides[0] + head.to(tl.int64) * x.strides[1]
-    return Strided(ptr + start.to(tl.int64) * x.strides[2], x.strides)
-
-
-@triton.jit
-def tile_from(first, BLOCK: tl.constexpr):
-    """first, first + 1, ...: BLOCK numbers from a multiple of BLOCK on, which the compiler cannot know of a loop's
-    variable, and without which it moves half types two bytes at a time. A hint on `first` itself is lost on the way."""
-    return tl.max_contiguous(tl.multiple_of(first + tl.arange(0, BLOCK), BLOCK), BLOCK)
-
-
-@triton.jit
-def load_tile(x, offs_m, limit_m, offs_d, limit_d):
-    """[rows, features] of x, zero from the limits on; a limit of None is known to hold."""
-    ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]
-    if limit_m is None and limit_d is None:
-        tile = tl.load(ptrs)
-    elif limit_d is None:
-        tile = tl.load(ptrs, mask=offs_m[:, None] < limit_m, other=0.0)
-    elif limit_m is None:
-        tile = tl.load(ptrs, mask=offs_d[None, :] < limit_d, other=0.0)
-    else:
-        tile = tl.load(ptrs, mask=(offs_m[:, None] < limit_m) & (offs_d[None, :] < limit_d), other=0.0)
-    return tile
-
-
-@triton.jit
-def store_tile(x, tile, offs_m, limit_m, offs_d, limit_d):
-    ptrs = x.ptr + offs_m.to(tl.int64)[:, None] * x.strides[2] + offs_d.to(tl.int64)[None, :] * x.strides[3]
-    mask = offs_m[:, None] < limit_m
-    if limit_d is not None:
-        mask = mask & (offs_d[None, :] < limit_d)
-    tl.store(ptrs, primitives.cast(tile, x.ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def load_rows(x, offs_m, limit_m, other):
-    """One number per row, such as lse."""
-    return tl.load(x.ptr + offs_m.to(tl.int64) * x.strides[2], mask=offs_m < limit_m, other=other)
-
-
-@triton.jit
-def store_rows(x, value, offs_m, limit_m):
-    tl.store(x.ptr + offs_m.to(tl.int64) * x.strides[2], value, mask=offs_m < limit_m)
-
-
-@triton.jit
 def first_padded_row(cu_seqlens_ptr, batch, start, PAD: tl.constexpr):
     """Where the rows of a sequence begin in RowTerms: at a multiple of PAD, a tile's room after each sequence."""
     if cu_seqlens_ptr is not None:
@@ -216,7 +186,7 @@ def first_padded_row(cu_seqlens_ptr, batch, start, PAD: tl.constexpr):
 
 @triton.jit
 def store_row_terms(terms, batch, head, start, offs_m, lse, low, delta, scores):
-    """Whole tiles, rows that do not exist included."""
+    """lse, low, delta [M] into RowTerms: whole tiles, rows that do not exist included."""
     offs = offs_m.to(tl.int64)
     tl.store(rows_of(terms.lse, batch, head, start).ptr + offs, lse)
     if scores.adds_mask is not None:
@@ -226,7 +196,7 @@ def store_row_terms(terms, batch, head, start, offs_m, lse, low, delta, scores):
 
 @triton.jit
 def load_row_terms(terms, batch, head, start, offs_m, scores):
-    """(lse, low, delta) of a tile of rows; without a low part the second is anything."""
+    """(lse, low, delta) of a tile of rows, [M] each; without a low part the second is anything."""
     offs = offs_m.to(tl.int64)
     lse = tl.load(rows_of(terms.lse, batch, head, start).ptr + offs)
     low = lse
@@ -237,21 +207,23 @@ def load_row_terms(terms, batch, head, start, offs_m, scores):
 
 @triton.jit
 def row_products(a, b, PRECISION: tl.constexpr):
-    """a b^T, every row of a with every row of b."""
+    """a b^T [M, N], every row of a [M, D] with every row of b [N, D]."""
     if a.dtype == tl.float32 and PRECISION == "ieee":
         # On the FMA units each thread holds its rows of the left operand for the whole loop if a is loop-invariant,
         # which fills the registers; on the right b's turn comes in shared memory.
-        products = tl.trans(primitives.dot(b, tl.trans(a), tl.zeros([b.shape[0], a.shape[0]], tl.float32), PRECISION))
+        products = tl.trans(
+            primitives.dot(b, tl.trans(a), tl.zeros([b.shape[0], a.shape[0]], tl.float32), PRECISION)
+        )  # [M, N]
     else:
-        products = primitives.dot(a, tl.trans(b), tl.zeros([a.shape[0], b.shape[0]], tl.float32), PRECISION)
+        products = primitives.dot(a, tl.trans(b), tl.zeros([a.shape[0], b.shape[0]], tl.float32), PRECISION)  # [M, N]
     return products
 
 
 @triton.jit
 def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
-    """(score, softcap's tanh) for a tile of q.k in either orientation; the tanh means nothing without a softcap.
+    """(score, softcap's tanh) for a tile of q.k, [M, N] or [N, M]; the tanh means nothing without a softcap.
 
-    rows and cols are broadcastable to qk. BOUNDED: the tile crosses the window's edge or the end of the keys.
+    rows and cols are its row and key numbers, broadcastable to qk: [M, 1] and [1, N], or [1, M] and [N, 1]. BOUNDED: the tile crosses the window's edge or the end of the keys.
     """
     curve = qk
     score = qk
@@ -265,7 +237,7 @@ def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
         inside = rows < head.seqlen_q
         if BOUNDED:  # only here, because the comparison keeps the load from being a vector's
             inside = inside & (cols < head.seqlen_k)
-        mask = tl.load(head.mask_ptr + offs, mask=inside, other=0)
+        mask = tl.load(head.mask_ptr + offs, mask=inside, other=0)  # as qk
         if head.mask_ptr.dtype.element_ty == tl.int1:
             score = tl.where(mask, score, float("-inf"))
         else:
@@ -284,7 +256,7 @@ def score_tile(qk, rows, cols, scores, head, BOUNDED: tl.constexpr):
 
 @triton.jit
 def exponent(score, base, scores):
-    """Of exp2: score less base, which is a row's maximum or lse, in that row's unit."""
+    """What exp2 is taken of: score less base, which is a row's maximum or lse, in that row's unit."""
     if scores.adds_mask is not None:
         x = (score - base) * scores.unit
     else:
@@ -294,7 +266,7 @@ def exponent(score, base, scores):
 
 @triton.jit
 def running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY: tl.constexpr):
-    """(p, alpha, row_max, row_sum) with one more tile of scores: p is relative to the new maximum, and alpha brings there
+    """(p [M, N], alpha [M], row_max, row_sum) with one more tile of scores [M, N]: p is relative to the new maximum, and alpha brings there
     what was summed before. MAYBE_EMPTY: a row may have seen nothing yet."""
     if scores.adds_mask is not None:
         new_max = tl.maximum(row_max, tl.max(score, 1))
@@ -360,6 +332,7 @@ def row_range(first_col, COLS: tl.constexpr, scores, head, BLOCK: tl.constexpr):
 
 @triton.jit
 def _whole_tiles(start, inner, outer, stop, BLOCK: tl.constexpr):
+    """The four bounds, those between which every element counts drawn in to whole tiles."""
     start = start // BLOCK * BLOCK
     inner = tl.minimum((inner + BLOCK - 1) // BLOCK * BLOCK, stop)
     outer = tl.maximum(outer // BLOCK * BLOCK, inner)
@@ -368,9 +341,9 @@ def _whole_tiles(start, inner, outer, stop, BLOCK: tl.constexpr):
 
 @triton.jit
 def softmax_backward(qk, dp, lse, low, delta, keep, rows, cols, scores, dropout, head, BOUNDED: tl.constexpr):
-    """(p after dropout, d score, d q.k up to the scale) from the products, in either orientation.
+    """(p after dropout, d score, d q.k up to the scale) from the products q.k and dp, all [M, N] or all [N, M].
 
-    lse, low and delta are those of RowTerms.
+    lse, low and delta are those of RowTerms, [M, 1] or [1, M].
     """
     score, curve = score_tile(qk, rows, cols, scores, head, BOUNDED)
     x = exponent(score, lse, scores)
@@ -408,4 +381,5 @@ def lse_parts(lse):
 
 @triton.jit
 def keep_of(dropout, head, first_row, first_col, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """bool [ROWS, COLS]: which probabilities of the tile dropout keeps."""
     return philox.keep_tile(tl.load(dropout.seed_ptr), dropout.drop_below, head.index, first_row, first_col, ROWS, COLS)

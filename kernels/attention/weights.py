@@ -15,33 +15,32 @@ import triton.language as tl
 
 from pyflash.kernels import launch, tuning
 from pyflash.kernels.attention.dense import mask_config, mask_gradient
+from pyflash.kernels.attention.options import Options
 from pyflash.kernels.attention.tile import (
     enter_head,
     exponent,
+    has_extras,
     head_arguments,
-    is_laden,
     keep_of,
     key_range,
+    key_tile,
     load_lse,
     load_row_terms,
-    load_tile,
     lse_parts,
     make_dropout,
     make_row_terms,
     make_scores,
     row_products,
     row_range,
-    rows_of,
+    row_tile,
     running_softmax,
     score_tile,
     softmax_backward,
     store_lse,
     store_row_terms,
-    store_tile,
-    strided,
-    tile_from,
 )
 from pyflash.kernels.primitives import cast, dot
+from pyflash.kernels.strided import load_tile, rows_of, store_tile, strided, tile_from
 
 _SIZES = ["seqlen_q", "seqlen_k", "tiles"]
 
@@ -50,11 +49,12 @@ _SIZES = ["seqlen_q", "seqlen_k", "tiles"]
 def _score_keys(
     q, k, offs_m, offs_n, scores, head, HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr
 ):
+    """The scores [BLOCK_M, BLOCK_N] of the rows q [BLOCK_M, BLOCK_D] and the keys at offs_n."""
     limit = None
     if BOUNDED:
         limit = head.seqlen_k
-    keys = load_tile(k, offs_n, limit, tl.arange(0, q.shape[1]), HEAD_DIM)
-    qk = row_products(q, keys, PRECISION)
+    keys = load_tile(k, offs_n, limit, tl.arange(0, q.shape[1]), HEAD_DIM)  # [BLOCK_N, BLOCK_D]
+    qk = row_products(q, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
     score, _ = score_tile(qk, offs_m[:, None], offs_n[None, :], scores, head, BOUNDED)
     return score
 
@@ -64,7 +64,7 @@ def _fold(
     row_max, row_sum, q, k, scores, head, offs_m, start, stop, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """The running maximum and sum of one tile of rows, with the keys [start, stop)."""
+    """The running maximum and sum [BLOCK_M] of one tile of rows q [BLOCK_M, BLOCK_D], with the keys [start, stop)."""
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tile_from(first_col, BLOCK_N)
         score = _score_keys(q, k, offs_m, offs_n, scores, head, HEAD_DIM, PRECISION, BOUNDED)
@@ -77,7 +77,7 @@ def _write(
     weights, shift, inverse, q, k, scores, dropout, head, first_row, start, stop, HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """The weights of the keys [start, stop): exp2(score - shift) inverse."""
+    """The weights of the keys [start, stop): exp2(score - shift) inverse; shift, inverse: [BLOCK_M]."""
     BLOCK_M: tl.constexpr = q.shape[0]
     offs_m = tile_from(first_row, BLOCK_M)
     limit = None
@@ -108,17 +108,14 @@ def _attention_weights_fwd(
     q, k, weights, lse, low, scores, dropout, heads, seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    first_row = (tiles - 1 - pid % tiles) * BLOCK_M  # the longest causal rows first
-    h = pid // tiles % heads
-    batch = pid // tiles // heads
+    """weights [batch, heads, seqlen_q, seqlen_k] and lse of one tile of BLOCK_M rows of one head."""
+    first_row, batch, h, zero, seqlen_q, _, seqlen_k = row_tile(None, None, heads, seqlen_q, seqlen_k, tiles, BLOCK_M)
     head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
-    zero = pid * 0
     k = rows_of(k, batch, h // GROUP, zero)
     weights = rows_of(weights, batch, h, zero)
 
     offs_m = tile_from(first_row, BLOCK_M)
-    queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, tl.arange(0, BLOCK_D), HEAD_DIM)
+    queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, tl.arange(0, BLOCK_D), HEAD_DIM)  # [M, D]
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     edges = key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
@@ -155,15 +152,15 @@ def _row_tile_backward(
     q, dweights, lse, low, delta, k, scores, dropout, head, first_row, first_col, HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """(d score, d q.k, keys) of a tile of rows and the keys from first_col on."""
+    """(d score, d q.k [BLOCK_M, BLOCK_N], keys [BLOCK_N, BLOCK_D]) of a tile of rows and the keys from first_col on."""
     BLOCK_M: tl.constexpr = q.shape[0]
     offs_m = tile_from(first_row, BLOCK_M)
     offs_n = tile_from(first_col, BLOCK_N)
     limit = None
     if BOUNDED:
         limit = head.seqlen_k
-    keys = load_tile(k, offs_n, limit, tl.arange(0, q.shape[1]), HEAD_DIM)
-    dp = cast(load_tile(dweights, offs_m, head.seqlen_q, offs_n, limit), tl.float32)
+    keys = load_tile(k, offs_n, limit, tl.arange(0, q.shape[1]), HEAD_DIM)  # [BLOCK_N, BLOCK_D]
+    dp = cast(load_tile(dweights, offs_m, head.seqlen_q, offs_n, limit), tl.float32)  # [BLOCK_M, BLOCK_N]
     keep = None
     if dropout is not None:
         keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
@@ -179,7 +176,7 @@ def _accumulate_delta(
     delta, q, dweights, lse, low, k, scores, dropout, head, first_row, start, stop, HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """delta + the sum over the keys [start, stop) of p dp."""
+    """delta [BLOCK_M] + the sum over the keys [start, stop) of p dp."""
     zero = tl.zeros_like(delta)
     for first_col in range(start, stop, BLOCK_N):
         products, _, _ = _row_tile_backward(
@@ -195,13 +192,13 @@ def _accumulate_dq(
     acc, q, dweights, lse, low, delta, k, scores, dropout, head, first_row, start, stop, HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """acc + the sum over the keys [start, stop) of dqk k."""
+    """acc [BLOCK_M, BLOCK_D] + the sum over the keys [start, stop) of dqk k."""
     for first_col in range(start, stop, BLOCK_N):
         _, dqk, keys = _row_tile_backward(
             q, dweights, lse, low, delta, k, scores, dropout, head, first_row, first_col, HEAD_DIM, BLOCK_N, PRECISION,
             BOUNDED,
         )  # fmt: skip
-        acc = dot(cast(dqk, keys.dtype), keys, acc, PRECISION)
+        acc = dot(cast(dqk, keys.dtype), keys, acc, PRECISION)  # [BLOCK_M, BLOCK_D]
     return acc
 
 
@@ -212,23 +209,19 @@ def _attention_weights_bwd_dq(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq, and terms for the kernels that follow; delta is sum(weights * dweights).
+    """dq [batch, heads, seqlen_q, ...], one tile of BLOCK_M rows a program, and terms for the kernels that follow; delta is sum(weights * dweights).
 
     The sum takes p as computed here: exact also where weights are stored in a half type, and a product costs less than
     reading another matrix.
     """
-    pid = tl.program_id(0)
-    first_row = (tiles - 1 - pid % tiles) * BLOCK_M
-    h = pid // tiles % heads
-    batch = pid // tiles // heads
+    first_row, batch, h, zero, seqlen_q, _, seqlen_k = row_tile(None, None, heads, seqlen_q, seqlen_k, tiles, BLOCK_M)
     head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
-    zero = pid * 0
     k = rows_of(k, batch, h // GROUP, zero)
     dweights = rows_of(dweights, batch, h, zero)
 
     offs_m = tile_from(first_row, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
-    queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)
+    queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)  # [BLOCK_M, BLOCK_D]
     lse = rows_of(lse, batch, h, zero)
     if low is not None:
         low = rows_of(low, batch, h, zero)
@@ -259,7 +252,7 @@ def _accumulate_dk(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """acc + the sum over the rows [start, stop) of every query head that shares the keys, in one loop.
+    """acc [BLOCK_N, BLOCK_D] + the sum over the rows [start, stop) of every query head that shares the keys, in one loop.
 
     Tiles are [keys, rows], so that dqk^T is a left operand as it is.
     """
@@ -268,8 +261,8 @@ def _accumulate_dk(
     offs_d = tl.arange(0, keys.shape[1])
     zero = batch * 0
     tiles = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
-    # Not tiles itself: what it divides, it cannot be zero for, concludes the compiler, and the loop's first loads, which
-    # the pipeline moves in front of it, were made also where there are no tiles: behind the end of a tensor.
+    # Not tiles itself: from a division by it the compiler concludes that it is not zero. The pipeline moves the loop's
+    # first loads in front of the loop, and they were then made also where there are no tiles: after the end of a tensor.
     divisor = tl.maximum(tiles, 1)
     for i in range(GROUP * tiles):
         h = kv_head * GROUP + i // divisor
@@ -281,9 +274,9 @@ def _accumulate_dk(
             limit_m = seqlen_q
             limit_n = seqlen_k
         offs_m = tile_from(first_row, BLOCK_M)
-        queries = load_tile(rows_of(q, batch, h, zero), offs_m, limit_m, offs_d, HEAD_DIM)
+        queries = load_tile(rows_of(q, batch, h, zero), offs_m, limit_m, offs_d, HEAD_DIM)  # [BLOCK_M, BLOCK_D]
         dp = cast(load_tile(rows_of(dweights, batch, h, zero), offs_m, limit_m, offs_n, limit_n), tl.float32)
-        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, zero, offs_m, scores)
+        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, zero, offs_m, scores)  # [BLOCK_M] each
         keep = None
         if dropout is not None:
             keep = tl.trans(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
@@ -291,7 +284,7 @@ def _accumulate_dk(
             row_products(keys, queries, PRECISION), tl.trans(dp), lse_m[None, :], low_m[None, :], delta_m[None, :], keep,
             offs_m[None, :], offs_n[:, None], scores, dropout, head, BOUNDED,
         )  # fmt: skip
-        acc = dot(cast(dqk, queries.dtype), queries, acc, PRECISION)
+        acc = dot(cast(dqk, queries.dtype), queries, acc, PRECISION)  # [BLOCK_N, BLOCK_D]
     return acc
 
 
@@ -302,17 +295,14 @@ def _attention_weights_bwd_dk(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dk of one tile of keys, summed over the query heads that share it."""
-    pid = tl.program_id(0)
-    first_col = pid % tiles * BLOCK_N  # the first keys are seen by the most causal rows
-    kv_heads = heads // GROUP
-    kv_head = pid // tiles % kv_heads
-    batch = pid // tiles // kv_heads
-    zero = pid * 0
+    """dk [batch, kv_heads, seqlen_k, ...] of one tile of BLOCK_N keys, summed over the query heads that share it."""
+    first_col, batch, kv_head, zero, seqlen_q, _, seqlen_k = key_tile(
+        None, None, heads // GROUP, seqlen_q, seqlen_k, tiles, BLOCK_N
+    )
 
     offs_n = tile_from(first_col, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
-    keys = load_tile(rows_of(k, batch, kv_head, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)
+    keys = load_tile(rows_of(k, batch, kv_head, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
     acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     head = enter_head(scores, batch, kv_head * GROUP, heads, seqlen_q, seqlen_k)
     edges = row_range(first_col, BLOCK_N, scores, head, BLOCK_M)
@@ -325,21 +315,20 @@ def _attention_weights_bwd_dk(
     store_tile(rows_of(dk, batch, kv_head, zero), acc * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
 
 
-def attention_weights_fwd(
-    q, k, attn_mask, seed, dropout_p, scale, softcap, window_left, window_right, diagonal, weights, lse
-):
+def attention_weights_fwd(q, k, attn_mask, seed, *scalars_and_outputs):
     """Fill weights and lse.
 
     Args:
-        q, k, attn_mask, seed, dropout_p, softcap, window_left, window_right, diagonal: as attention_fwd takes them; the
-            same seed drops the same weights there.
+        q, k, attn_mask, seed, scalars: as attention_fwd takes them; the same seed drops the same weights there.
         weights: every element is written; a row that sees nothing is 0.
         lse: as attention_fwd fills it, before dropout.
     """
+    *scalars, weights, lse = scalars_and_outputs
+    options = Options(*scalars)
     batch, heads, seqlen_q, head_dim = q.shape
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, None, q, k)
-    dropout = make_dropout(seed, dropout_p)
-    config = tuning.attention_weights_fwd(tuning.arch(q.device), q.dtype, head_dim, is_laden(scores, dropout))
+    scores = make_scores(options, attn_mask, None, q, k)
+    dropout = make_dropout(seed, options)
+    config = tuning.attention_weights_fwd(tuning.arch(q.device), q.dtype, head_dim, has_extras(scores, dropout))
     tiles = triton.cdiv(seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads == 0:
         return
@@ -349,23 +338,23 @@ def attention_weights_fwd(
     )  # fmt: skip
 
 
-def attention_weights_bwd(
-    dweights, q, k, weights, lse, attn_mask, seed, dropout_p, scale, softcap, window_left, window_right, diagonal,
-    need_dmask, dq, dk, dmask,
-):  # fmt: skip
+def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *scalars_and_outputs):
     """Fill dq, dk and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1.
 
-    weights is not read: see _attention_weights_bwd_dq.
+    After seed come the fields of Options, need_dmask, dq, dk and dmask. weights is not read: see
+    _attention_weights_bwd_dq.
     """
+    *scalars, need_dmask, dq, dk, dmask = scalars_and_outputs
+    options = Options(*scalars)
     if q.shape[1] == 0:
         dk.zero_()
         dmask.zero_()
         return
     batch, heads, seqlen_q, head_dim = q.shape
     kv_heads, seqlen_k = k.shape[1:3]
-    scores = make_scores(scale, softcap, window_left, window_right, diagonal, attn_mask, None, q, k)
-    dropout = make_dropout(seed, dropout_p)
-    shape_class = tuning.arch(q.device), q.dtype, head_dim, is_laden(scores, dropout)
+    scores = make_scores(options, attn_mask, None, q, k)
+    dropout = make_dropout(seed, options)
+    shape_class = tuning.arch(q.device), q.dtype, head_dim, has_extras(scores, dropout)
     by_rows, by_keys = tuning.attention_weights_bwd_dq(*shape_class), tuning.attention_weights_bwd_dk(*shape_class)
     by_tiles = mask_config(q, k)
     pad = max(config["BLOCK_M"] for config in (by_rows, by_keys, by_tiles))
@@ -373,13 +362,13 @@ def attention_weights_bwd(
     tiles = launch.cdiv(seqlen_q, pad) * (pad // by_rows["BLOCK_M"])
     if tiles * batch * heads:
         _attention_weights_bwd_dq[(tiles * heads * batch,)](
-            strided(q), strided(k), strided(dweights), *lse_parts(lse), terms, strided(dq), scores, dropout, scale, heads,
+            strided(q), strided(k), strided(dweights), *lse_parts(lse), terms, strided(dq), scores, dropout, options.scale, heads,
             seqlen_q, seqlen_k, tiles, **head_arguments(q, k), **by_rows,
         )  # fmt: skip
     tiles = launch.cdiv(seqlen_k, by_keys["BLOCK_N"])
     if tiles * batch * kv_heads:
         _attention_weights_bwd_dk[(tiles * kv_heads * batch,)](
-            strided(q), strided(k), strided(dweights), terms, strided(dk), scores, dropout, scale, heads, seqlen_q,
+            strided(q), strided(k), strided(dweights), terms, strided(dk), scores, dropout, options.scale, heads, seqlen_q,
             seqlen_k, tiles, **head_arguments(q, k), **by_keys,
         )  # fmt: skip
     if need_dmask and dmask.numel():

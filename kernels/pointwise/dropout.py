@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, philox, primitives, tuning
+from pyflash.kernels.dropout import keep_scale, threshold
 
 
 @launch.cached
@@ -35,4 +36,4 @@ def dropout(x, seed, p, y):
         return
     block = tuning.dropout_block(x.dtype)
     grid = (launch.cdiv(x.numel(), block),)
-    _dropout[grid](x, seed, y, x.numel(), philox.threshold(p), philox.keep_scale(p), BLOCKS=block // 64)
+    _dropout[grid](x, seed, y, x.numel(), threshold(p), keep_scale(p), BLOCKS=block // 64)

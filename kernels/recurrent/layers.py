@@ -304,7 +304,7 @@ def _contiguous(*tensors):
 
 def _product(a, b, c, bias=None):
     """c = a b + bias; bias of a row, or as large as c."""
-    linear._product(a, b, c, bias, precision=tuning.recurrent_precision())
+    linear.product(a, b, c, bias, precision=tuning.recurrent_precision())
 
 
 class _Weights(NamedTuple):

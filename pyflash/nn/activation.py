@@ -67,7 +67,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                     query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
                 )
         # torch reads the weights of out_proj and never calls it; so do we, where calling it would do nothing else.
-        is_read = is_bare(self.out_proj, *_OUT_PROJS)
+        out_proj = self._modules["out_proj"]
+        is_read = is_bare(out_proj, *_OUT_PROJS)
         # Without masks torch's result is ours in every mode, also on its fast path. But for dropout, whose mask must not
         # depend on whether gradients are recorded (see `attention`), as this choice does where no weights are needed.
         drops = self.training and self.dropout > 0 and not need_weights
@@ -75,17 +76,28 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             keys = key.shape[0 if not self.batch_first or key.dim() < 3 else 1]
             if torch_is_quicker(query, self.embed_dim, keys, need_weights):
                 return super().forward(query, key, value, None, need_weights, None, average_attn_weights)
-        packed = self.in_proj_weight if self._qkv_same_embed_dim else None
+        try:  # not as attributes, each of which is a call of nn.Module's __getattr__
+            own = self._parameters
+            in_weight, in_bias = own["in_proj_weight"], own["in_proj_bias"]
+        except KeyError:  # parametrized, or taken in hand by FSDP
+            in_weight, in_bias = self.in_proj_weight, self.in_proj_bias
+        if not self._qkv_same_embed_dim:
+            in_weight = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+        out_weight = out_bias = None
+        if is_read:
+            own = out_proj._parameters
+            out_weight = own["weight"] if "weight" in own else out_proj.weight
+            out_bias = own["bias"] if "bias" in own else out_proj.bias
         return multi_head_attention(
             query,
             key,
             value,
             self.num_heads,
-            packed if packed is not None else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight),
-            self.in_proj_bias,
-            self.out_proj.weight if is_read else None,
-            self.out_proj.bias if is_read else None,
-            out_proj=None if is_read else self.out_proj,
+            in_weight,
+            in_bias,
+            out_weight,
+            out_bias,
+            out_proj=None if is_read else out_proj,
             embed_dim=self.embed_dim,
             bias_kv=None if self.bias_k is None else (self.bias_k, self.bias_v),
             add_zero_attn=self.add_zero_attn,

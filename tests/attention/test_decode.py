@@ -5,6 +5,7 @@ import torch
 from helpers import assert_error_within, backend_params, on_its_device, run, use
 
 import pyflash.functional as PF
+from pyflash.kernels.attention.options import Options
 from pyflash.ops.attention import reference
 from pyflash.ops.core import backends
 from pyflash.ops.core.dtypes import acc_dtype
@@ -57,9 +58,12 @@ def one_by_one(lengths, is_causal=True, scale=None, window_size=(-1, -1), alibi_
             slopes = alibi_slopes[b] if alibi_slopes is not None and alibi_slopes.dim() == 2 else alibi_slopes
             outs.append(
                 reference.attention_fwd(
-                    q[b : b + 1], k[b : b + 1, :, :length], v[b : b + 1, :, :length], None, slopes, None, 0.0,
-                    q.shape[3] ** -0.5 if scale is None else scale, softcap, window_size[0],
-                    0 if is_causal else window_size[1], length - q.shape[2],
+                    q[b : b + 1], k[b : b + 1, :, :length], v[b : b + 1, :, :length], None, slopes, None,
+                    Options(
+                        dropout_p=0.0, scale=q.shape[3] ** -0.5 if scale is None else scale, softcap=softcap,
+                        window_left=window_size[0], window_right=0 if is_causal else window_size[1],
+                        diagonal=length - q.shape[2],
+                    ),
                 )
             )  # fmt: skip
         return tuple(torch.cat(parts) for parts in zip(*outs))

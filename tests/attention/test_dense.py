@@ -12,7 +12,9 @@ from property_tests import given, settings, st
 
 import pyflash
 import pyflash.functional as PF
-from pyflash.ops.attention import reference
+from pyflash.kernels.attention.options import Options
+from pyflash.ops.attention import dense, reference
+from pyflash.ops.core import backends
 from pyflash.ops.core.philox import attention_keep
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -500,8 +502,50 @@ def test_any_shape_stride_and_mask(data):
 
 def test_reference_is_torch():
     q, k, v = (torch.randn(2, 4, 9, 8, dtype=torch.float64) for _ in range(3))
-    out, _ = reference.attention_fwd(q, k, v, None, None, None, 0.0, 0.3, 0.0, -1, 0, 0)
+    out, _ = reference.attention_fwd(q, k, v, None, None, None, Options(0.0, 0.3, 0.0, -1, 0, 0))
     torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3))
+
+
+@pytest.mark.parametrize("kind", ["plain", "causal", "bool mask", "heads to broadcast"])
+def test_rules_are_asked_once(kind, monkeypatch):
+    """A call that the rules have given to our kernels goes there without `choose`, which would ask them again."""
+    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    q.requires_grad_()
+    options = {"is_causal": True} if kind == "causal" else {}
+    if kind == "bool mask":
+        options["attn_mask"] = torch.rand(5, 5) > 0.3
+    if kind == "heads to broadcast":
+        k, v = k[:, :1], v[:, :1]
+    with use("cpu"):
+        expected = PF.scaled_dot_product_attention(q, k, v, **options)
+    monkeypatch.setattr(dense, "choose", lambda *_, **__: pytest.fail("asked again"))
+    before = backends.counts["attention", "cpu", ""]
+    assert torch.equal(PF.scaled_dot_product_attention(q, k, v, **options), expected)
+    assert backends.counts["attention", "cpu", ""] == before + 1
+
+
+class Attend(torch.nn.Module):
+    def forward(self, q, k, v):
+        return PF.scaled_dot_product_attention(q, k, v)
+
+
+def test_what_the_rules_were_not_told_still_counts():
+    """They are asked by shapes and the query's type: not by autocast, a trace, or the type and layout of the keys."""
+    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    q.requires_grad_()
+    attend = PF.scaled_dot_product_attention
+    assert attend(q, k, v).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend(q, k, v).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="Expected query, key, and value to have the same dtype"):
+        attend(q, k.double(), v)
+    with pytest.raises(TypeError):
+        attend(q, k, v, dropout_p=None)
+    traced = torch.jit.trace(attend, (q, k, v))  # and once more without gradients: the same graph
+    assert "scaled_dot_product_attention" in str(traced.graph)
+    torch.export.export(
+        Attend(), (q, k, v), strict=True
+    )  # not with sizes that the trace left behind, which are tensors
 
 
 def small_functions():

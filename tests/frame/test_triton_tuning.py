@@ -29,15 +29,15 @@ def test_every_head_has_a_tile(arch, dtype):
     for head_dim in range(1, 257):
         width = tuning.feature_block(head_dim)
         assert head_dim <= width and width & (width - 1) == 0
-        for laden in (False, True):
-            fwd = tuning.attention_fwd(arch, dtype, head_dim, laden)
+        for has_extras in (False, True):
+            fwd = tuning.attention_fwd(arch, dtype, head_dim, has_extras)
             assert fwd["BLOCK_M"] * width <= 224 * 32 * fwd["num_warps"]
-            dkdv = tuning.attention_bwd_dkdv(arch, dtype, head_dim, laden)
+            dkdv = tuning.attention_bwd_dkdv(arch, dtype, head_dim, has_extras)
             assert 2 * dkdv["BLOCK_N"] * width <= 224 * 32 * dkdv["num_warps"]
-            tuning.attention_bwd_dq(arch, dtype, head_dim, laden)
-            tuning.attention_weights_fwd(arch, dtype, head_dim, laden)
+            tuning.attention_bwd_dq(arch, dtype, head_dim, has_extras)
+            tuning.attention_weights_fwd(arch, dtype, head_dim, has_extras)
             for name, rows in (("attention_weights_bwd_dq", "BLOCK_M"), ("attention_weights_bwd_dk", "BLOCK_N")):
-                config = tuning.TUNABLE[name](arch, dtype, head_dim, laden)
+                config = tuning.TUNABLE[name](arch, dtype, head_dim, has_extras)
                 assert config[rows] * width <= 224 * 32 * config["num_warps"]
         tuning.attention_decode(arch, dtype, head_dim, 8)
 
@@ -149,9 +149,9 @@ def test_a_measured_row_goes_first(tmp_path, monkeypatch):
     tuning.tuned.cache_clear()
     try:
         assert tuning.attention_fwd("sm90", torch.bfloat16, 50) == measured  # of the same shape class
-        for arch, dtype, laden in (("sm80", torch.bfloat16, False), ("sm90", torch.float32, False)):
-            assert tuning.attention_fwd(arch, dtype, 64, laden) != measured
-        assert tuning.attention_fwd("sm90", torch.bfloat16, 64, laden=True) != measured
+        for arch, dtype, has_extras in (("sm80", torch.bfloat16, False), ("sm90", torch.float32, False)):
+            assert tuning.attention_fwd(arch, dtype, 64, has_extras) != measured
+        assert tuning.attention_fwd("sm90", torch.bfloat16, 64, has_extras=True) != measured
         assert tuning.attention_fwd.rows("sm90", torch.bfloat16, 64)["BLOCK_N"] == 128
     finally:
         tuning.tuned.cache_clear()

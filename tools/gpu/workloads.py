@@ -50,13 +50,13 @@ def empty(*shape, dtype=HALF) -> torch.Tensor:
     return torch.empty(*shape, device=device(), dtype=dtype)
 
 
-def attention_call(kernel: str, dtype, head_dim: int, laden: bool):
+def attention_call(kernel: str, dtype, head_dim: int, has_extras: bool):
     def make(small: bool):
         batch, heads, length = (1, 2, 40) if small else (4, 16, 4096 if dtype == HALF else 2048)
         q, k, v, dout = (randn(batch, length, heads, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
         out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
-        lse = empty(*((2,) if laden else ()), batch, heads, length, dtype=FLOAT)
-        mask = randn(1, heads, length, length, dtype=dtype).expand(batch, -1, -1, -1) if laden else None
+        lse = empty(*((2,) if has_extras else ()), batch, heads, length, dtype=FLOAT)
+        mask = randn(1, heads, length, length, dtype=dtype).expand(batch, -1, -1, -1) if has_extras else None
         seed = torch.zeros(1, dtype=torch.int64, device=device())
         options = mask, None, seed, 0.0, head_dim**-0.5, 0.0, -1, 0, 0
 
@@ -72,7 +72,7 @@ def attention_call(kernel: str, dtype, head_dim: int, laden: bool):
     return make
 
 
-def weights_call(kernel: str, dtype, head_dim: int, laden: bool):
+def weights_call(kernel: str, dtype, head_dim: int, has_extras: bool):
     def make(small: bool):
         batch, heads, length = (1, 2, 40) if small else (4, 16, 2048 if dtype == HALF else 1024)
         q, k = (randn(batch, length, heads, head_dim, dtype=dtype).transpose(1, 2) for _ in range(2))
@@ -80,7 +80,7 @@ def weights_call(kernel: str, dtype, head_dim: int, laden: bool):
         dweights = randn(batch, heads, length, length, dtype=dtype)
         weights, lse = torch.empty_like(dweights), empty(batch, heads, length, dtype=FLOAT)
         seed = torch.zeros(1, dtype=torch.int64, device=device())
-        options = None, seed, 0.1 if laden else 0.0, head_dim**-0.5, 0.0, -1, -1, 0
+        options = None, seed, 0.1 if has_extras else 0.0, head_dim**-0.5, 0.0, -1, -1, 0
 
         def forward():
             attention_weights.attention_weights_fwd(q, k, *options, weights, lse)
@@ -169,12 +169,14 @@ def recurrent_call(kernel: str, dtype, cell: str, hidden: int):
     return make
 
 
-def _attention(name: str, dtype, head_dim: int, laden: bool = False) -> Key:
-    return Key(name, (dtype, head_dim, laden), attention_call(name, dtype, head_dim, laden), "attention")
+def _attention(name: str, dtype, head_dim: int, has_extras: bool = False) -> Key:
+    return Key(name, (dtype, head_dim, has_extras), attention_call(name, dtype, head_dim, has_extras), "attention")
 
 
-def _weights(name: str, dtype, head_dim: int, laden: bool = False) -> Key:
-    return Key(name, (dtype, head_dim, laden), weights_call(name, dtype, head_dim, laden), "attention_weights")
+def _weights(name: str, dtype, head_dim: int, has_extras: bool = False) -> Key:
+    return Key(
+        name, (dtype, head_dim, has_extras), weights_call(name, dtype, head_dim, has_extras), "attention_weights"
+    )
 
 
 def _matmul(dtype, M: int) -> Key:
@@ -206,7 +208,7 @@ KEYS = [
     *(key for hidden in (128, 1024, 64) for cell in ("lstm", "gru") for key in _recurrent(cell, hidden)),
     *(key for cell in ("lstm", "gru") for key in _recurrent(cell, 256, FLOAT)),
     *(key for hidden in (256, 128) for key in _recurrent("rnn_tanh", hidden)),
-    *(_weights(name, HALF, 64, laden) for laden in (False, True) for name in WEIGHTS),
+    *(_weights(name, HALF, 64, has_extras) for has_extras in (False, True) for name in WEIGHTS),
     *(_weights(name, dtype, dim) for dtype, dim in ((HALF, 128), (FLOAT, 64)) for name in WEIGHTS),
     *(_attention(name, HALF, head_dim) for head_dim in (32, 256) for name in ("attention_fwd", *BACKWARD)),
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
+from pyflash.kernels.attention.options import OF_CACHES, Options
 from pyflash.ops.attention import reference
-from pyflash.ops.attention.varlen import DTYPES, check_alike, check_integers, refusal, window
+from pyflash.ops.attention.shapes import check_alike, check_integers, default_scale, unserved, window
+from pyflash.ops.attention.varlen import DTYPES
 from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import cache_lengths, expect, expect_tensors, readable
@@ -22,21 +22,22 @@ def _outputs(q, k_cache, v_cache, *_):
     return q.new_empty(*q.shape[:3], v_cache.shape[3]), q.new_empty(q.shape[:3], dtype=acc_dtype(q.dtype))
 
 
-def reference_decode(q, k_cache, v_cache, cache_seqlens, alibi_slopes, scale, softcap, window_left, window_right):
+def reference_decode(q, k_cache, v_cache, cache_seqlens, alibi_slopes, *scalars):
     """`attention`'s reference, cache by cache; reads the lengths, on whatever device they are."""
     results = [_outputs(q[:0], k_cache, v_cache)]
     for b, length in enumerate(cache_lengths("attention_decode", cache_seqlens, k_cache.shape[2])):
         slopes = alibi_slopes if alibi_slopes is None or alibi_slopes.dim() == 1 else alibi_slopes[b]
         one = (x[b : b + 1] for x in (q, k_cache[:, :, :length], v_cache[:, :, :length]))
-        scalars = 0.0, scale, softcap, window_left, window_right, length - q.shape[2]
-        results.append(reference.attention_fwd(*one, None, slopes, None, *scalars))
+        options = Options.from_caches(*scalars)._replace(diagonal=length - q.shape[2])
+        results.append(reference.attention_fwd(*one, None, slopes, None, options))
     outs, lses = zip(*results)
     return torch.cat(outs), torch.cat(lses)
 
 
 _decode = Op(
     "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, Tensor? alibi_slopes, "
-    "float scale, float softcap, int window_left, int window_right, str backend) -> (Tensor out, Tensor lse)",
+    + OF_CACHES
+    + ", str backend) -> (Tensor out, Tensor lse)",
     outputs=_outputs,
     reference=reference_decode,
     triton="pyflash.kernels.attention.decode:attention_decode",
@@ -72,7 +73,7 @@ def attention_decode(
         q: [batch, heads, few, head_dim], any strides; the last query stands at the last key of its cache, whose keys
             include those of these queries. float32, float64, bfloat16 or float16.
         k_cache, v_cache: [batch, kv_heads, max_len, head_dim or Ev]; kv_heads divides heads, whose groups share them.
-            What lies behind a cache's length is not read.
+            What lies after a cache's length is not read.
         cache_seqlens: int32 or int64 [batch], keys in use of each cache. Checked on the CPU; on another device never read
             by the host (the kernels clamp them to max_len; with PYFLASH_CHECK=1 they are checked) but for the `torch`
             backend, which must.
@@ -111,9 +112,14 @@ def attention_decode(
     if readable(cache_seqlens):
         cache_lengths(name, cache_seqlens, k_cache.shape[2])
     if scale is None:
-        scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
-    scalars = float(scale), float(softcap), *window("attention_decode", window_size, is_causal)
-    refused = refusal(q, k_cache, v_cache, alibi_slopes)
+        scale = default_scale(head_dim)
+    window_left, window_right = window(name, window_size, is_causal)
+    options = Options(
+        dropout_p=0.0, scale=float(scale), softcap=float(softcap), window_left=window_left, window_right=window_right,
+        diagonal=None,
+    )  # fmt: skip
+    scalars = options.of_caches()
+    refused = unserved(q, k_cache, v_cache, alibi_slopes)
     backend = choose(OPERATION, q, (k_cache, v_cache), refused=refused)
     tensors = q, k_cache, v_cache, cache_seqlens.contiguous(), alibi_slopes
     if backend is None and (refused or tracing_derivatives((q, k_cache, v_cache))):

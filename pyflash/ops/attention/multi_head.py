@@ -44,10 +44,12 @@ def canonical_masks(
 
 def torch_is_quicker(query: Tensor, embed_dim: int, keys: int, need_weights: bool = False) -> bool:
     """Does `auto` give a call this small to torch as a whole? Then it is counted."""
+    if not need_weights and torch.is_grad_enabled():
+        return False  # torch's fused kernel has no second derivative on a CPU
     if _state.wish != "auto" or torch.compiler.is_compiling():
         return False
-    if not need_weights and (torch.is_grad_enabled() or tracing_derivatives((query,))):
-        return False  # torch's fused kernel has no second derivative and no forward mode on a CPU
+    if not need_weights and tracing_derivatives((query,)):
+        return False  # nor a forward mode
     if not auto.prefers_torch(query.device.type, query.numel(), embed_dim, keys):
         return False
     record(NAME, "torch", SMALL)
@@ -91,8 +93,11 @@ def multi_head_attention(
         output: as query. weights: [batch, seqlen_q, seqlen_k], or [batch, num_heads, ...] when not averaged.
     Numerics: a query with everything masked gives zeros, also in the weights.
     """
-    batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, num_heads)
-    attn_mask, key_padding_mask = canonical_masks(attn_mask, key_padding_mask, query.dtype)
+    if attn_mask is None and key_padding_mask is None and query.dim() == key.dim() == value.dim() == 3:
+        batched = True  # what the two functions below would say
+    else:
+        batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, num_heads)
+        attn_mask, key_padding_mask = canonical_masks(attn_mask, key_padding_mask, query.dtype)
     if is_causal and attn_mask is None:
         raise RuntimeError(
             f"pyflash.{NAME}: Need attn_mask if specifying the is_causal hint;"
@@ -102,8 +107,8 @@ def multi_head_attention(
         raise AssertionError(
             f"pyflash.{NAME}: was expecting embedding dimension of {embed_dim}, but got {query.shape[-1]} in query"
         )
-    packed = isinstance(in_weight, Tensor)
-    if key is not value and key.shape[: None if packed else -1] != value.shape[: None if packed else -1]:
+    compared = None if isinstance(in_weight, Tensor) else -1  # weights of their own may take other widths
+    if key is not value and key.shape[:compared] != value.shape[:compared]:
         raise AssertionError(f"pyflash.{NAME}: key shape {key.shape} does not match value shape {value.shape}")
 
     if not batched:
@@ -152,16 +157,16 @@ def multi_head_attention(
 
 def _project(query, key, value, weight, bias, num_heads, batch_first):
     """The three projections [batch, num_heads, seqlen, head_dim], views of one result where inputs are the same tensor."""
-    is_packed = isinstance(weight, Tensor)
-    if is_packed and query is key is value:
+    is_one = isinstance(weight, Tensor)
+    if is_one and query is key is value:
         return _heads(linear(query, weight, bias), 3, num_heads, batch_first)
-    if is_packed and key is value:
-        size = weight.shape[0] // 3
-        weight_q, weight_kv = weight.split([size, 2 * size])
-        bias_q, bias_kv = (None, None) if bias is None else bias.split([size, 2 * size])
+    if is_one and key is value:
+        embed_dim = weight.shape[0] // 3
+        weight_q, weight_kv = weight.split([embed_dim, 2 * embed_dim])
+        bias_q, bias_kv = (None, None) if bias is None else bias.split([embed_dim, 2 * embed_dim])
         q = _heads(linear(query, weight_q, bias_q), 1, num_heads, batch_first)
         return *q, *_heads(linear(key, weight_kv, bias_kv), 2, num_heads, batch_first)
-    weights = weight.chunk(3) if is_packed else weight
+    weights = weight.chunk(3) if is_one else weight
     biases = (None, None, None) if bias is None else bias.chunk(3)
     return [
         _heads(linear(x, w, b), 1, num_heads, batch_first)[0] for x, w, b in zip((query, key, value), weights, biases)
@@ -174,22 +179,25 @@ def _heads(x, parts, num_heads, batch_first):
         x = x.unsqueeze(0)
     rows, columns, width = x.shape
     # Apart before the dimensions change places: the backward then joins gradients that lie as they will be read.
-    split = x.view(rows, columns, parts, num_heads, width // parts // num_heads).unbind(2)
-    return [part.transpose(1, 2) if batch_first else part.permute(1, 2, 0, 3) for part in split]
+    x = x.view(rows, columns, parts, num_heads, width // parts // num_heads)
+    found = []
+    for part in x.unbind(2):
+        found.append(part.transpose(1, 2) if batch_first else part.permute(1, 2, 0, 3))
+    return found
 
 
 def _checked(attn_mask, batch, num_heads, seqlen_q, seqlen_k):
     """[1 or batch, 1 or num_heads, seqlen_q, seqlen_k]"""
     if attn_mask is None:
         return None
-    size = (seqlen_q, seqlen_k) if attn_mask.dim() == 2 else (batch * num_heads, seqlen_q, seqlen_k)
+    shape = (seqlen_q, seqlen_k) if attn_mask.dim() == 2 else (batch * num_heads, seqlen_q, seqlen_k)
     expect(
-        attn_mask.shape == size,
+        attn_mask.shape == shape,
         NAME,
-        lambda: f"The shape of the {attn_mask.dim()}D attn_mask is {attn_mask.shape}, but should be {size}.",
+        lambda: f"The shape of the {attn_mask.dim()}D attn_mask is {attn_mask.shape}, but should be {shape}.",
         RuntimeError,
     )
-    return attn_mask.view(1, 1, *size) if attn_mask.dim() == 2 else attn_mask.view(batch, num_heads, *size[1:])
+    return attn_mask.view(1, 1, *shape) if attn_mask.dim() == 2 else attn_mask.view(batch, num_heads, *shape[1:])
 
 
 def _checked_padding(padding, batch, seqlen_k):
@@ -222,7 +230,7 @@ def _attend_mask(attn_mask, padding, dtype, more_keys):
     # `canonical_masks` left both boolean or both floating.
     mask = masks[0] if len(masks) == 1 else masks[0] | masks[1] if masks[0].dtype == torch.bool else masks[0] + masks[1]
     if more_keys:
-        mask = F.pad(mask, (0, more_keys))  # the keys behind the caller's are attended
+        mask = F.pad(mask, (0, more_keys))  # the keys after the caller's are attended
     return mask.logical_not() if mask.dtype == torch.bool else mask
 
 

@@ -1,12 +1,14 @@
 """Attention in torch operations: the truth for tests, the `torch` backend, and the derivatives beyond the first.
 
-Tensors are as the operators of pyflash/ops/attention/dense.py take them: q [B, H, L, E], k [B, Hkv, S, E], v [B, Hkv, S, Ev].
+Tensors are as the operators of pyflash/ops/attention/operators.py take them: q [B, H, L, E], k [B, Hkv, S, E], v [B, Hkv, S, Ev].
 """
 
 from __future__ import annotations
 
 import torch
 
+from pyflash.kernels.attention.options import Options
+from pyflash.kernels.dropout import keep_scale
 from pyflash.ops.core.autograd import vjp
 from pyflash.ops.core.dtypes import acc_dtype
 from pyflash.ops.core.philox import attention_keep
@@ -31,8 +33,9 @@ def _grouped(q, kv_heads):
     return q.reshape(batch, kv_heads, heads // max(kv_heads, 1) * rows, dim)
 
 
-def scores(q, k, attn_mask, alibi_slopes, scale, softcap, window_left, window_right, diagonal):
+def scores(q, k, attn_mask, alibi_slopes, options):
     """[B, H, L, S] in the arithmetic type; -inf where a row must not look."""
+    _, scale, softcap, window_left, window_right, diagonal = options
     dtype = acc_dtype(q.dtype)
     s = torch.matmul(_grouped(q.to(dtype) * scale, k.shape[1]), k.to(dtype).mT)
     s = s.reshape(*q.shape[:3], k.shape[2])
@@ -80,19 +83,17 @@ def softmax_and_lse(s, low_part=False):
     return p / total, lse.squeeze(-1)
 
 
-def weights(q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=0, low_part=False):
+def weights(q, k, attn_mask, alibi_slopes, seed, options, first_head=0, low_part=False):
     """Attention weights after dropout, [B, H, L, S], and lse [B, H, L], in the arithmetic type."""
-    w, lse = softmax_and_lse(scores(q, k, attn_mask, alibi_slopes, *rest), low_part)
-    if dropout_p > 0:
-        keep = attention_keep(seed, *w.shape, dropout_p, first_head)
-        w = w * (keep.to(w.dtype) * (1 / (1 - dropout_p) if dropout_p < 1 else 0.0))
+    w, lse = softmax_and_lse(scores(q, k, attn_mask, alibi_slopes, options), low_part)
+    if options.dropout_p > 0:
+        keep = attention_keep(seed, *w.shape, options.dropout_p, first_head)
+        w = w * (keep.to(w.dtype) * keep_scale(options.dropout_p))
     return w, lse
 
 
-def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=0, low_part=False):
-    w, lse = weights(
-        q, k, attn_mask, alibi_slopes, seed, dropout_p, *rest, first_head=first_head, low_part=low_part
-    )  # fmt: skip
+def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, options, first_head=0, low_part=False):
+    w, lse = weights(q, k, attn_mask, alibi_slopes, seed, options, first_head, low_part)
     out = torch.matmul(_grouped(w, v.shape[1]), v.to(w.dtype)).reshape(*w.shape[:3], v.shape[3])
     return out.to(q.dtype), lse
 
@@ -112,9 +113,10 @@ def gradients(function, inputs, grad_outputs):
 def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *rest):
     """dq, dk, dv and the gradient of a floating-point mask in the mask's own shape; `out` and `lse` are computed again."""
     *scalars, need_dmask = rest
+    options = Options(*scalars)
 
     def forward(q, k, v, attn_mask):
-        return attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *scalars)
+        return attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, options)
 
     dq, dk, dv, dmask = gradients(forward, (q, k, v, attn_mask), (dout, dlse))
     if not need_dmask:
@@ -123,13 +125,14 @@ def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, 
     return dq, dk, dv, dmask.sum([d for d in range(4) if kept[d] != dmask.shape[d]], keepdim=True)
 
 
-def attention_fwd_operator(q, k, v, attn_mask, *rest):
+def attention_fwd_operator(q, k, v, attn_mask, alibi_slopes, seed, *scalars):
     """The operator, whose lse has a low part where a float mask is added."""
-    return attention_fwd(q, k, v, attn_mask, *rest, low_part=has_low_part(attn_mask))
+    options = Options(*scalars)
+    return attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, options, low_part=has_low_part(attn_mask))
 
 
-def attention_weights_fwd(q, k, attn_mask, seed, dropout_p, *rest):
-    w, lse = weights(q, k, attn_mask, None, seed, dropout_p, *rest, low_part=has_low_part(attn_mask))
+def attention_weights_fwd(q, k, attn_mask, seed, *scalars):
+    w, lse = weights(q, k, attn_mask, None, seed, Options(*scalars), low_part=has_low_part(attn_mask))
     return w.to(q.dtype), lse
 
 

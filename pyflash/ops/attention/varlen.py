@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
+from pyflash.kernels.attention.options import OF_SEQUENCES, Options
 from pyflash.ops.attention import reference
-from pyflash.ops.attention.dense import check_floating
-from pyflash.ops.core import backends
+from pyflash.ops.attention.shapes import check_alike, check_integers, default_scale, unserved, window
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect, expect_tensors, is_plain, readable, sequence_offsets, window_pair
+from pyflash.ops.core.checks import expect, expect_tensors, readable, sequence_offsets
 from pyflash.ops.core.choice import choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, acc_dtype, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
@@ -20,18 +18,13 @@ from pyflash.ops.core.registry import Op
 DTYPES = {"cpu": FLOATS, "triton": ALL_BUT_FLOAT64}
 OPERATION = Operation("attention_varlen", dtypes=DTYPES)  # torch has no function of its own for every device
 
-_SCALARS = (
-    "SymInt max_seqlen_q, SymInt max_seqlen_k, float dropout_p, float scale, float softcap, int window_left, "
-    "int window_right, bool bottom_right"
-)
+_SCALARS = f"SymInt max_seqlen_q, SymInt max_seqlen_k, {OF_SEQUENCES}"
 
 
 # ---- the reference --------------------------------------------------------------------------------------------------
-def reference_fwd(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, dropout_p, scale, softcap,
-    window_left, window_right, bottom_right,
-):  # fmt: skip
+def reference_fwd(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, max_seqlen_q, max_seqlen_k, *scalars):
     """`attention`'s reference, sequence by sequence; reads the offsets, on whatever device they are."""
+    options = Options.from_sequences(*scalars)
     of_q = sequence_offsets("attention_varlen", "cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
     of_k = sequence_offsets("attention_varlen", "cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     heads = q.shape[1]
@@ -42,11 +35,9 @@ def reference_fwd(
         one_q = q[of_q[b] : of_q[b + 1]].transpose(0, 1)[None]
         one_k, one_v = (x[of_k[b] : of_k[b + 1]].transpose(0, 1)[None] for x in (k, v))
         slopes = alibi_slopes if alibi_slopes is None or alibi_slopes.dim() == 1 else alibi_slopes[b]
-        diagonal = one_k.shape[2] - one_q.shape[2] if bottom_right else 0
-        out, lse = reference.attention_fwd(
-            one_q, one_k, one_v, None, slopes, seed, dropout_p, scale, softcap, window_left, window_right, diagonal,
-            first_head=b * heads,
-        )  # fmt: skip
+        diagonal = one_k.shape[2] - one_q.shape[2] if options.diagonal is None else 0
+        own = options._replace(diagonal=diagonal)
+        out, lse = reference.attention_fwd(one_q, one_k, one_v, None, slopes, seed, own, first_head=b * heads)
         outs.append(out[0].transpose(0, 1))
         lses.append(lse[0])
     return torch.cat(outs[::-1]), torch.cat(lses[::-1], 1)
@@ -135,72 +126,6 @@ class _VarlenBwd(Function):
 
 
 # ---- public ---------------------------------------------------------------------------------------------------------
-def _check_on_device_of_q(operation, name, x, q):
-    expect(x.device == q.device, operation, lambda: f"{name} is on {x.device}, q on {q.device}; move one", RuntimeError)
-
-
-def _check_like_q(operation, name, x, q):
-    expect(
-        x.dtype == q.dtype, operation,
-        lambda: f"{name} is {x.dtype}, expected {q.dtype} as q; convert one, or use torch.autocast", RuntimeError,
-    )  # fmt: skip
-    _check_on_device_of_q(operation, name, x, q)
-
-
-def check_alike(operation, q, k, v, names, slopes_shapes, alibi_slopes, softcap):
-    """What every function here asks of its floating-point inputs. Shapes end in head_dim; `names` are q's, k's and v's."""
-    check_floating(operation, names[0], q)
-    for name, x in zip(names[1:], (k, v)):
-        _check_like_q(operation, name, x, q)
-    expect(
-        q.shape[-1] == k.shape[-1], operation,
-        lambda: f"{names[1]} has head_dim {k.shape[-1]}, expected {q.shape[-1]} to match q {tuple(q.shape)}",
-    )  # fmt: skip
-    expect(
-        k.shape[:-1] == v.shape[:-1], operation,
-        lambda: f"{names[2]} has shape {tuple(v.shape)}, expected {(*k.shape[:-1], 'Ev')} to match {names[1]}",
-    )  # fmt: skip
-    expect(
-        k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0, operation,
-        lambda: f"{names[1]} has {k.shape[1]} heads, expected a divisor of q's {q.shape[1]}",
-    )  # fmt: skip
-    expect(0 <= softcap < math.inf, operation, lambda: f"softcap is {softcap}, expected 0 (off) or a positive number")
-    if alibi_slopes is not None:
-        expect(
-            tuple(alibi_slopes.shape) in slopes_shapes, operation,
-            lambda: f"alibi_slopes has shape {tuple(alibi_slopes.shape)}, expected {' or '.join(map(str, slopes_shapes))}",
-        )  # fmt: skip
-        _check_on_device_of_q(operation, "alibi_slopes", alibi_slopes, q)
-
-
-def check_integers(operation, name, x, q):
-    """Offsets or lengths: int32 or int64, [n], where q is."""
-    expect(x.dim() == 1, operation, lambda: f"{name} has shape {tuple(x.shape)}, expected one dimension")
-    expect(
-        x.dtype in (torch.int32, torch.int64), operation,
-        lambda: f"{name} is {x.dtype}, expected torch.int32 or torch.int64", RuntimeError,
-    )  # fmt: skip
-    _check_on_device_of_q(operation, name, x, q)
-
-
-def refusal(q, k, v, alibi_slopes):
-    """Why no kernel takes these tensors; empty when one does."""
-    if not (is_plain(q) and is_plain(k) and is_plain(v)):
-        return "only strided floating-point tensors are served"
-    if alibi_slopes is not None and alibi_slopes.requires_grad:
-        return "alibi_slopes that need a gradient"
-    width = max(q.shape[-1], v.shape[-1])
-    if width > 256 and (not q.is_cpu or backends._state.wish == "triton"):
-        return f"head_dim is {width}; triton supports up to 256"
-    return ""
-
-
-def window(operation, window_size, is_causal):
-    """(left, right) for the operators: negative is unlimited."""
-    left, right = window_pair(operation, window_size)
-    return max(left, -1), 0 if is_causal else max(right, -1)
-
-
 def attention_varlen(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, dropout_p=0.0, is_causal=False, scale=None,
     causal_align="top_left", window_size=(-1, -1), alibi_slopes=None, softcap=0.0, return_lse=False, seed=None,
@@ -220,7 +145,7 @@ def attention_varlen(
         return_lse: also return lse.
         seed: int64, one element: where the dropout mask comes from. Default: drawn from torch's generator.
     Returns:
-        out [total_q, heads, Ev]; with `return_lse` also lse [heads, total_q] as `attention` gives it. Tokens behind the
+        out [total_q, heads, Ev]; with `return_lse` also lse [heads, total_q] as `attention` gives it. Tokens after the
         last sequence belong to none: out 0, lse -inf.
     Raises:
         ValueError: shapes disagree, or offsets that do not ascend from 0 to at most total_q (total_k) in steps of at
@@ -255,12 +180,14 @@ def attention_varlen(
         sequence_offsets(name, "cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
         sequence_offsets(name, "cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     if scale is None:
-        scale = 1 / math.sqrt(q.shape[2]) if q.shape[2] else 1.0
-    scalars = (
-        max_seqlen_q, max_seqlen_k, float(dropout_p), float(scale), float(softcap), *window("attention_varlen", window_size, is_causal),
-        causal_align == "bottom_right",
+        scale = default_scale(q.shape[2])
+    window_left, window_right = window(name, window_size, is_causal)
+    options = Options(
+        dropout_p=float(dropout_p), scale=float(scale), softcap=float(softcap), window_left=window_left,
+        window_right=window_right, diagonal=None if causal_align == "bottom_right" else 0,
     )  # fmt: skip
-    refused = refusal(q, k, v, alibi_slopes)
+    scalars = max_seqlen_q, max_seqlen_k, *options.of_sequences()
+    refused = unserved(q, k, v, alibi_slopes)
     backend = choose(OPERATION, q, (k, v), refused=refused)
     if dropout_p == 0:
         seed = None

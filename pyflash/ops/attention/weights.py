@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from pyflash.auto import attention as auto
+from pyflash.kernels.attention.options import SCHEMA, Options
 from pyflash.ops.attention import reference
-from pyflash.ops.attention.dense import (
-    _SCALARS,
-    _check,
-    _expand_mask,
-    _four,
-    _in_order_of,
-    _kv_heads,
-    _mask_four,
-    _plain_mask,
-)  # fmt: skip
-from pyflash.ops.core import backends
+from pyflash.ops.attention.shapes import (
+    check_inputs,
+    default_scale,
+    expand_mask,
+    four_dims,
+    in_order_of,
+    kv_heads,
+    mask_four_dims,
+    needs_gradient,
+    unserved,
+)
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect_tensors, is_plain
+from pyflash.ops.core.checks import expect_tensors
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, acc_dtype, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
@@ -42,12 +41,12 @@ def _fwd_outputs(q, k, attn_mask, *_):
 
 def _bwd_outputs(dweights, q, k, weights, lse, attn_mask, *rest):
     dmask = attn_mask.new_empty(reference.unexpanded_shape(attn_mask)) if rest[-1] else q.new_empty(0)
-    return _in_order_of(q, q.shape[3]), _in_order_of(k, k.shape[3]), dmask
+    return in_order_of(q, q.shape[3]), in_order_of(k, k.shape[3]), dmask
 
 
 _fwd = Op(
     "attention_weights_fwd(Tensor q, Tensor k, Tensor? attn_mask, Tensor? seed, "
-    + _SCALARS
+    + SCHEMA
     + ", str backend) -> (Tensor weights, Tensor lse)",
     outputs=_fwd_outputs,
     reference=reference.attention_weights_fwd,
@@ -57,7 +56,7 @@ _fwd = Op(
 )
 _bwd = Op(
     "attention_weights_bwd(Tensor dweights, Tensor q, Tensor k, Tensor weights, Tensor lse, Tensor? attn_mask, "
-    "Tensor? seed, " + _SCALARS + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dmask)",
+    "Tensor? seed, " + SCHEMA + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dmask)",
     outputs=_bwd_outputs,
     reference=reference.attention_weights_bwd,
     triton="pyflash.kernels.attention.weights:attention_weights_bwd",
@@ -67,12 +66,12 @@ _bwd = Op(
 
 class _Weights(Function):
     @staticmethod
-    def forward(q, k, attn_mask, seed, scalars, backend):
-        return _fwd(q, k, _expand_mask(attn_mask, q, k), seed, *scalars, backend)
+    def forward(q, k, attn_mask, seed, options, backend):
+        return _fwd(q, k, expand_mask(attn_mask, q, k), seed, *options, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        *tensors, ctx.scalars, ctx.backend = inputs
+        *tensors, ctx.options, ctx.backend = inputs
         ctx.mark_non_differentiable(outputs[1])
         ctx.save_for_backward(*tensors, *outputs)
 
@@ -81,39 +80,39 @@ class _Weights(Function):
         q, k, attn_mask, seed, weights, lse = ctx.saved_tensors
         need_dmask = ctx.needs_input_grad[2]
         dq, dk, dmask = apply(
-            _WeightsBwd, dweights, q, k, weights, lse, attn_mask, seed, (*ctx.scalars, need_dmask), ctx.backend
+            _WeightsBwd, dweights, q, k, weights, lse, attn_mask, seed, ctx.options, need_dmask, ctx.backend
         )
         return dq, dk, dmask if need_dmask else None, None, None, None
 
 
 class _WeightsBwd(Function):
     @staticmethod
-    def forward(dweights, q, k, weights, lse, attn_mask, seed, scalars, backend):
-        dq, dk, dmask = _bwd(dweights, q, k, weights, lse, _expand_mask(attn_mask, q, k), seed, *scalars, backend)
-        if scalars[-1] and dmask.shape != attn_mask.shape:
+    def forward(dweights, q, k, weights, lse, attn_mask, seed, options, need_dmask, backend):
+        mask = expand_mask(attn_mask, q, k)
+        dq, dk, dmask = _bwd(dweights, q, k, weights, lse, mask, seed, *options, need_dmask, backend)
+        if need_dmask and dmask.shape != attn_mask.shape:
             dmask = dmask.sum_to_size(attn_mask.shape)
         return dq, dk, dmask
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        dweights, q, k, _, _, attn_mask, seed, ctx.scalars, _ = inputs
+        dweights, q, k, _, _, attn_mask, seed, ctx.options, ctx.need_dmask, _ = inputs
         ctx.save_for_backward(dweights, q, k, attn_mask, seed)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *grads):
         *inputs, seed = ctx.saved_tensors
-        *scalars, need_dmask = ctx.scalars
 
         def forward(q, k, attn_mask):
-            return reference.attention_weights_fwd(q, k, _expand_mask(attn_mask, q, k), seed, *scalars)[0]
+            return reference.attention_weights_fwd(q, k, expand_mask(attn_mask, q, k), seed, *ctx.options)[0]
 
         def backward(dweights, q, k, attn_mask):
             dq, dk, dmask = reference.gradients(forward, (q, k, attn_mask), (dweights,))
-            return (dq, dk, dmask) if need_dmask else (dq, dk)
+            return (dq, dk, dmask) if ctx.need_dmask else (dq, dk)
 
         second = vjp(backward, inputs, grads)
-        return *second[:3], None, None, second[3], None, None, None
+        return *second[:3], None, None, second[3], *(None,) * 4
 
 
 def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, seed=None):
@@ -127,32 +126,31 @@ def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, s
     name = "attention_weights"
     expect_tensors(name, ("attn_mask",), q=q, k=k, attn_mask=attn_mask)
     q, k, attn_mask = cast_by_autocast((q, k, attn_mask))
-    leading = _check(name, q, k, k, attn_mask, dropout_p, enable_gqa)
+    leading = check_inputs(name, q, k, k, attn_mask, dropout_p, enable_gqa)
     (rows, head_dim), keys = q.shape[-2:], k.shape[-2]
     if scale is None:
-        scale = 1 / math.sqrt(head_dim) if head_dim else 1.0
-    scalars = (float(dropout_p), float(scale), 0.0, -1, 0 if is_causal else -1, 0)
-    mask = None if attn_mask is None else _mask_four(name, attn_mask, leading, rows, keys, q.dtype)
-    refused = ""
-    if not (is_plain(q) and is_plain(k) and _plain_mask(attn_mask)):
-        refused = "only strided tensors are served"
-    elif head_dim > 256 and (not q.is_cpu or backends._state.wish == "triton"):
-        refused = f"head_dim is {head_dim}; triton supports up to 256"
+        scale = default_scale(head_dim)
+    options = Options(
+        dropout_p=float(dropout_p), scale=float(scale), softcap=0.0, window_left=-1,
+        window_right=0 if is_causal else -1, diagonal=0,
+    )  # fmt: skip
+    mask = None if attn_mask is None else mask_four_dims(name, attn_mask, leading, rows, keys, q.dtype)
+    refused = unserved(q, k, None, attn_mask=attn_mask)
     others = [t for t in (k, attn_mask) if t is not None]
     # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
-    training = not dropout_p and torch.is_grad_enabled() and any([t.requires_grad for t in (q, *others)])
+    training = not dropout_p and needs_gradient(q, k, k, attn_mask)
     size = auto.Size("weights", math.prod(leading), rows, keys, head_dim, training)
     backend = choose(OPERATION, q, others, size=size, refused=refused)
     if dropout_p == 0:
         seed = None
     elif seed is None:
         seed = draw_seed(q)
-    of_k, _ = _kv_heads(k, k, leading, enable_gqa)
-    q4, k4 = _four(q, leading, leading[-1]), _four(k, leading, of_k)
+    of_k, _ = kv_heads(k, k, leading, enable_gqa)
+    q4, k4 = four_dims(q, leading, leading[-1]), four_dims(k, leading, of_k)
     if backend is None:
-        weights, _ = reference.attention_weights_fwd(q4, k4, mask, seed, *scalars)
+        weights, _ = reference.attention_weights_fwd(q4, k4, mask, seed, *options)
     else:
-        weights, _ = apply(_Weights, q4, k4, mask, seed, scalars, backend)
+        weights, _ = apply(_Weights, q4, k4, mask, seed, options, backend)
     if len(leading) == 2:
         return weights
     return weights.reshape(*(leading if max(q.dim(), k.dim()) > 2 else ()), rows, keys)

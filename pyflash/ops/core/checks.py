@@ -59,6 +59,9 @@ def window_pair(operation: str, window_size) -> tuple[int, int]:
     return int(window_size[0]), int(window_size[1])
 
 
+NOT_PLAIN = "only strided floating-point tensors are served"  # said of a tensor that is not `is_plain`
+
+
 def is_plain(tensor) -> bool:
     """A tensor with memory of its own that a kernel may read: no subclass with its own dispatch, strided, not complex.
 

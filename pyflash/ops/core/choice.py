@@ -30,6 +30,7 @@ def tracing_derivatives(tensors) -> bool:
 
 
 _UNASKED: dict = {}  # of a call that no rule was asked about
+OURS = ()
 
 
 def _shape_of(x, *_):
@@ -40,8 +41,8 @@ class Refused(dict):
     """What `auto` said of calls that were alike in what is cheap to read. `holds` is the first thing that a public function
     asks: a look into this is all that a call of torch's costs.
 
-    A value is what is counted for a call of torch's; None where the call is ours; or where it depends, a dictionary of
-    these by (are gradients needed, is there one thread).
+    A value is what is counted for a call of torch's; OURS where the call is ours; None where no rule says; or where it
+    depends, a dictionary of these by (are gradients needed, is there one thread).
     """
 
     LIMIT = 4096  # sizes of a process; sequences have many lengths
@@ -54,20 +55,22 @@ class Refused(dict):
         self.operation, self.size_of, self.key_of = operation, size_of, key_of
         _all_refused.append(self)
 
-    def holds(self, x, *others) -> bool:
-        """Does `auto` leave this call to torch? Then it is counted. Never where the wish is another, while a graph is made,
-        or for a subclass of Tensor: `choose` says more of those."""
+    def holds(self, x, *others) -> bool | None:
+        """Does `auto` leave this call to torch? Then it is counted. None where the wish is another, while a graph is made,
+        or for a subclass of Tensor: `choose` says more of those. False says that the rules, asked, gave it to our kernels."""
         if _state.wish != "auto" or type(x) is not Tensor or is_dynamo_compiling():
-            return False
+            return None
+        if torch._C._get_tracing_state() is not None:  # sizes are tensors then, and would be remembered
+            return None
         try:
             key = self.key_of(x, *others)
         except (RuntimeError, AttributeError):  # a NestedTensor has no shape, and what is no tensor nothing of it
-            return False
+            return None
         counted = self.get(key, _UNASKED)
         if type(counted) is dict:
             counted = self._look(key, x, *others)
-        if counted is None:
-            return False
+        if not counted:
+            return None if counted is None else False
         counts[counted] += 1
         return True
 
@@ -100,7 +103,7 @@ class Refused(dict):
             for threads in ("one", "several"):
                 where = here if here.is_gpu else here._replace(threads=threads)
                 reason = self.operation.rules.decide(where, self.size_of(training, *tensors), x.dtype)
-                found[training, threads == "one"] = (self.operation.name, "torch", reason) if reason else None
+                found[training, threads == "one"] = (self.operation.name, "torch", reason) if reason else OURS
         return found if len(set(found.values())) > 1 else found[False, True]
 
 

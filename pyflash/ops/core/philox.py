@@ -6,6 +6,7 @@ import torch
 import torch.fx.traceback
 from torch.utils.checkpoint import CheckpointPolicy
 
+from pyflash.kernels.dropout import threshold
 from pyflash.ops.core.registry import LIBRARY
 
 LOW = 0xFFFFFFFF
@@ -57,14 +58,12 @@ def philox_words(seed, counters):
 def attention_keep(seed, batch, heads, rows, keys, dropout_p, first_head=0):
     """bool [batch, heads, rows, keys]: which probabilities dropout inside attention keeps.
 
-    Counter (key // 4, row, first_head + batch * heads + head, 0), word key % 4; kept iff word >= floor(p 2^32).
+    Counter (key // 4, row, first_head + batch * heads + head, 0), word key % 4; kept iff word >= threshold(p).
     """
-    if dropout_p >= 1:
-        return torch.zeros(batch, heads, rows, keys, dtype=torch.bool, device=seed.device)
     block = torch.arange((keys + 3) // 4, device=seed.device)
     row = torch.arange(rows, device=seed.device)[:, None]
     head = first_head + torch.arange(batch * heads, device=seed.device)[:, None, None]
     shape = (batch * heads, rows, block.numel())
     counters = [c.expand(shape) for c in (block, row, head, torch.zeros_like(block))]
     words = torch.stack(philox_words(seed, counters), -1).flatten(-2)[..., :keys]
-    return (words >= int(dropout_p * 2**32)).view(batch, heads, rows, keys)
+    return (words >= threshold(dropout_p)).view(batch, heads, rows, keys)

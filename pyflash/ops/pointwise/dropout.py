@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto import pointwise as auto
+from pyflash.kernels.dropout import keep_scale, threshold
 from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import is_dense, is_plain
@@ -23,8 +24,8 @@ def _reference(x, seed, p):
     zero = torch.zeros_like(counter)
     words = torch.stack(philox_words(seed, (counter & LOW, counter >> 32, zero, zero)))  # [4, blocks * 16]
     words = words.view(4, -1, 16).transpose(0, 1).reshape(-1)[:n]  # in the order of the elements in memory
-    factor = (words >= min(int(p * 2**32), LOW)).to(x.dtype if x.dtype == torch.float64 else torch.float32)
-    factor = factor * (1 / (1 - p) if p < 1 else 0.0)
+    factor = (words >= threshold(p)).to(x.dtype if x.dtype == torch.float64 else torch.float32)
+    factor = factor * keep_scale(p)
     return ((x * factor.as_strided(x.shape, x.stride())).to(x.dtype),)
 
 
