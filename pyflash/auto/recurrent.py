@@ -22,6 +22,11 @@ MANY_ROWS, NARROW = 64, 64  # oneDNN's backward of a narrow LSTM is nearer to th
 GATES = {"lstm": 4, "gru": 3}
 
 
+# A training step stores the activated gates, 4 T B H values, rather than compute them again in its backward: no
+# cell was measured where that was slower. A caller short of memory says save_gates=False.
+SAVES_GATES = True
+
+
 class Size(NamedTuple):
     """Of a call: a stack of layers, or one step of a cell (steps = 1, module "cell")."""
 
@@ -84,8 +89,3 @@ def _rules_gpu(ours: bool | None, size: Size, dtype) -> str:
 
 
 rules = tables.remembered(decide)
-
-
-def saves_gates(cell: str, dtype) -> bool:
-    """Does a training step store activated gates for its backward (T * B * H * 4 values more), or compute them again?"""
-    return True

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from pyflash.auto import recurrent as auto
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect, expect_tensors, is_plain
+from pyflash.ops.core.checks import expect, expect_tensors
 from pyflash.ops.core.choice import choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.recurrent import reference
-from pyflash.ops.recurrent.checks import check_one_type
+from pyflash.ops.recurrent.checks import NOT_PLAIN, are_plain, check_one_type
 from pyflash.ops.recurrent.layers import _rules
 from pyflash.ops.recurrent.operators import has_step, rnn_layer, rnn_step
 from pyflash.ops.recurrent.reference import GATES
@@ -113,7 +113,7 @@ def _cell(operation, cell, *given):
     training = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
     (batch, inputs), hidden = x.shape, h.shape[1]
     size = auto.Size(cell, "cell", 1, batch, inputs, hidden, 1, 1, False, False, training)
-    refused = "" if all(map(is_plain, tensors)) else "only strided floating-point tensors are served"
+    refused = "" if are_plain(tensors) else NOT_PLAIN
     wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused)
     if wish is not None and not training and has_step(x, wish):
         return rnn_step(x, h, c, weights, cell, wish)
@@ -124,7 +124,7 @@ def _cell(operation, cell, *given):
     if wish is None:
         found = reference.layer(*sequence)
     else:
-        found = rnn_layer(*sequence, wish, save_gates=auto.saves_gates(cell, x.dtype))
+        found = rnn_layer(*sequence, wish, save_gates=auto.SAVES_GATES)
     return found[1].squeeze(0), None if c is None else found[2].squeeze(0)
 
 

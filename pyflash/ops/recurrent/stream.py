@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch import _VF, Tensor
+from torch import _VF
 from torch.autograd import forward_ad
 
 from pyflash.auto import recurrent as auto
@@ -17,6 +17,7 @@ from pyflash.auto.processor import place
 from pyflash.ops.core import backends
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op, expect_guards, poisoned
+from pyflash.ops.recurrent.checks import PLAIN_TYPES
 from pyflash.ops.recurrent.reference import GATES
 
 TORCH_CELLS = {
@@ -25,7 +26,6 @@ TORCH_CELLS = {
 TORCH_LAYERS = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}
 NO_MEMORY = "a tensor has no memory"
 NOT_KEPT = "its packed weights are not kept: no room under PYFLASH_CACHE_BYTES, or weights of inference mode"
-_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
 
 
 @lru_cache(maxsize=1024)
@@ -59,7 +59,7 @@ def _are_usual(tensors):
     ):
         return False
     for t in tensors:
-        if type(t) not in _PLAIN_TYPES or t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
+        if type(t) not in PLAIN_TYPES or t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
             return False
         if t.is_nested or t.is_neg() or not t.is_contiguous():
             return False
@@ -128,7 +128,7 @@ def infer_layers(operation, cell, x, states, weights, batch_first):
 
     Args as `recurrent.lstm`'s; states: [h_0], or [h_0, c_0] for lstm, all None for zeros.
     """
-    if type(x) not in _PLAIN_TYPES or x.dim() != 3 or len(weights) < 2:
+    if type(x) not in PLAIN_TYPES or x.dim() != 3 or len(weights) < 2:
         return None
     is_zero = states[0] is None and states[-1] is None
     if not _are_usual((x, *weights) if is_zero else (x, *states, *weights)):
