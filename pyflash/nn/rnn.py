@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 import pyflash.functional as F
 from pyflash.nn._twins import leaf, twin, twin_of
 from pyflash.ops.recurrent.cells import pair_of_states
+from pyflash.ops.recurrent.layers import recurrent
 
 
 def _own(module: torch.nn.Module, names) -> list[Tensor]:
@@ -24,16 +25,13 @@ def _own(module: torch.nn.Module, names) -> list[Tensor]:
 
 
 class _Layers(torch.nn.RNNBase):
-    def _weights(self) -> list[Tensor]:
-        return _own(self, self._flat_weights_names)
-
-    def _options(self, lengths):
+    def _arguments(self) -> dict:
         return {
+            "params": _own(self, self._flat_weights_names),
             "bidirectional": self.bidirectional,
             "batch_first": self.batch_first,
             "dropout": self.dropout,
             "training": self.training,
-            "lengths": lengths,
         }
 
 
@@ -54,8 +52,7 @@ class RNN(_Layers):
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, *, lengths: Tensor | None = None):
-        nonlinearity = self.mode.removeprefix("RNN_").lower()
-        return F.rnn(input, hx, self._weights(), nonlinearity=nonlinearity, **self._options(lengths))
+        return recurrent(self.mode.lower(), input, hx, lengths=lengths, **self._arguments())[:2]
 
 
 @twin_of(torch.nn.LSTM)
@@ -78,7 +75,10 @@ class LSTM(_Layers):
         lengths: Tensor | None = None,
         return_cells: bool = False,
     ):
-        return F.lstm(input, hx, self._weights(), return_cells=return_cells, **self._options(lengths))
+        output, h_n, c_n, cells = recurrent(
+            "lstm", input, hx, lengths=lengths, return_cells=return_cells, **self._arguments()
+        )
+        return (output, (h_n, c_n), cells) if return_cells else (output, (h_n, c_n))
 
 
 @twin_of(torch.nn.GRU)
@@ -92,7 +92,7 @@ class GRU(_Layers):
         super().__init__("GRU", *args, **kwargs)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, *, lengths: Tensor | None = None):
-        return F.gru(input, hx, self._weights(), **self._options(lengths))
+        return recurrent("gru", input, hx, lengths=lengths, **self._arguments())[:2]
 
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
