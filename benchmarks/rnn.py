@@ -14,10 +14,11 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from benchmarks.operation import Case, Operation
+from pyflash.auto import recurrent as auto
 
 MODULES = {"LSTM": torch.nn.LSTM, "GRU": torch.nn.GRU, "RNN": torch.nn.RNN}
 CELLS = {"LSTM": torch.nn.LSTMCell, "GRU": torch.nn.GRUCell, "RNN": torch.nn.RNNCell}
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATES = {name: auto.GATES.get(name.lower(), 1) for name in MODULES}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from functools import lru_cache
 import torch
 
 from pyflash import _cpu
+from pyflash.auto.recurrent import GATES
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.packed_weights import packed_weights
 from pyflash.ops.core.workspace import take_workspace
-from pyflash.ops.recurrent.reference import GATES, SAVED_GATES, split
+from pyflash.ops.recurrent.reference import SAVED_GATES, split
 
 CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}  # csrc/common/rnn.h
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from pyflash.auto.recurrent import GATES
 from pyflash.ops.core.checks import expect, is_plain, readable, scalar_type
-from pyflash.ops.recurrent.reference import GATES
 
 PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
 NOT_PLAIN = "only strided floating-point tensors are served"

@@ -26,6 +26,8 @@ def _rules(backend, size, dtype):
     return "" if torch.compiler.is_compiling() else auto.rules(backend, size, dtype)
 
 
+_rules.decide, _rules.forget = auto.decide, auto.rules.forget
+
 OPERATIONS = {
     name: Operation(
         name, dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64}, rules=_rules, sizes="pyflash.auto.recurrent.Size"
