@@ -184,9 +184,10 @@ def linear(empty, dtype, kind="gelu"):
 
 def recurrent(empty, cell, dtype, hidden):
     """One direction of 64 rows, 128 steps; the backward of stored gates."""
+    from pyflash.auto.recurrent import GATES
     from pyflash.kernels.recurrent import layers as kernels
 
-    gates, length, batch = kernels.GATES[cell], 128, 64
+    gates, length, batch = GATES[cell], 128, 64
     x, y, dy, dx = (empty(length, batch, hidden, dtype=dtype) for _ in range(4))
     h_0, c_0, h_n, c_n, dh_n, dc_n, dh_0, dc_0 = (empty(1, batch, hidden, dtype=dtype) for _ in range(8))
     shapes = (gates * hidden, hidden), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,)

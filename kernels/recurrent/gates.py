@@ -52,7 +52,7 @@ def load(ptrs, mask):
 
 @triton.jit
 def load_tiles(ptrs, stride, mask, GATES: tl.constexpr):
-    """A tuple of tiles, each `stride` behind the one before, as they are stored."""
+    """A tuple of tiles, each `stride` elements after the one before, as they are stored."""
     first = load(ptrs, mask)
     if GATES == 1:
         tiles = (first,)
@@ -136,7 +136,7 @@ def zero_tiles(BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr, GATES: tl.constexpr
 
 @triton.jit
 def products(h, w, acc, PRECISION: tl.constexpr):
-    """acc + h w for each gate; h [rows, K], w a tuple of [K, units]."""
+    """acc + h w for each gate: h [BLOCK_M, BLOCK_K], w a tuple of [BLOCK_K, BLOCK_U], acc one of [BLOCK_M, BLOCK_U]."""
     first = dot(h, w[0], acc[0], PRECISION)
     if len(w) == 1:
         found = (first,)
@@ -154,7 +154,7 @@ def products(h, w, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def summed_products(d, w, acc, PRECISION: tl.constexpr):
-    """acc + the sum over the gates of d w; d a tuple of [rows, K], w of [K, units]."""
+    """acc + the sum over the gates of d w: d a tuple of [BLOCK_M, BLOCK_K], w of [BLOCK_K, BLOCK_U], acc [BLOCK_M, BLOCK_U]."""
     for g in tl.static_range(len(w)):
         acc = dot(cast(d[g], w[g].dtype), w[g], acc, PRECISION)
     return acc

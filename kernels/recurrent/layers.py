@@ -11,8 +11,6 @@ gates as [T, B] or packed. Lengths stay on the device: a row runs at step t whil
 below steps[t].
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -37,11 +35,14 @@ from pyflash.kernels.recurrent.gates import (
     zero_tiles,
     zero_unless,
 )
+from pyflash.kernels.recurrent.layout import Layout, stacked
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-# Kept of the gates, and gradients of them. gru: r, z, n and the hidden part of n; then those of the input's part of n, and
-# of the hidden parts of r, z, n.
-SLOTS = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
+
+def _slots(count):
+    """How many values a unit keeps of its gates, and how many gradients of them there are. gru has 4 of 3 gates: r, z, n and
+    the hidden part of n; gradients of the input's part of n, then of the hidden parts of r, z, n."""
+    return 4 if count > 1 else 1
+
 
 # What depends on the batch and its lengths: a kernel is not compiled again for it.
 _SIZES = ["first", "count", "length", "batch", "positions", "t_stride", "b_stride"]
@@ -55,10 +56,15 @@ def _rnn_fwd(
     HIDDEN: tl.constexpr, IS_HELD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Steps first to first + count of BLOCK_M rows and BLOCK_U units.
+    """Steps first to first + count of BLOCK_M rows and BLOCK_U units. Grid (tiles of rows, tiles of units, D).
 
-    h_ptr: [2, D, B, H], the state before step s at s % 2; c_ptr: [D, B, H] float32, in place. x_gates_ptr: [D, positions,
-    X_SLOTS, H], may be gates_ptr.
+    Args:
+        x_gates_ptr: [D, positions, X_SLOTS, H] float32, the input's part of the pre-activations; may be gates_ptr.
+        w_hh_ptr: [D, GATES, H, H]; b_hh_ptr: [D, GATES, H] or None.
+        h_ptr: [2, D, B, H], the state before step s at s % 2; c_ptr: [D, B, H] float32, in place, lstm.
+        y_ptr: [positions, D, H]; cells_ptr: [D, positions, H] float32 or None; gates_ptr: [D, positions, 4, H] float32
+            or None.
+        steps_ptr, offsets_ptr: [length] int64; rows_ptr: [B] int64; each may be None (gates.py, locate).
     """
     d = tl.program_id(2).to(tl.int64)
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -72,16 +78,16 @@ def _rnn_fwd(
     state = state_rows + offs_u[None, :]
     dtype: tl.constexpr = y_ptr.dtype.element_ty
 
-    h = cast(tl.load(h_ptr + first % 2 * state_size + state, mask=mask, other=0.0), tl.float32)
+    h = cast(tl.load(h_ptr + first % 2 * state_size + state, mask=mask, other=0.0), tl.float32)  # [BLOCK_M, BLOCK_U]
     c = h
     if CELL == "lstm":
-        c = tl.load(c_ptr + state, mask=mask, other=0.0)
+        c = tl.load(c_ptr + state, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_U]
     gate_size: tl.constexpr = HIDDEN * HIDDEN
-    w_ptrs = w_hh_ptr + d * GATES * gate_size + offs_u[None, :] * HIDDEN + offs_k[:, None]  # [K, units]
-    if IS_HELD:
+    w_ptrs = w_hh_ptr + d * GATES * gate_size + offs_u[None, :] * HIDDEN + offs_k[:, None]
+    if IS_HELD:  # GATES of [BLOCK_K, BLOCK_U]
         w = load_tiles(w_ptrs, gate_size, both(below(offs_k, HIDDEN, BLOCK_K), mask_u), GATES)
     if b_hh_ptr is not None:
-        bias = load_tiles(b_hh_ptr + d * GATES * HIDDEN + offs_u, HIDDEN, mask_u, GATES)
+        bias = load_tiles(b_hh_ptr + d * GATES * HIDDEN + offs_u, HIDDEN, mask_u, GATES)  # GATES of [BLOCK_U]
 
     for s in range(first, first + count):
         t = tl.where(d == 0, s, length - 1 - s)
@@ -92,16 +98,18 @@ def _rnn_fwd(
         x_ptrs = x_gates_ptr + (d * positions + position)[:, None] * (X_SLOTS * HIDDEN) + offs_u[None, :]
         hidden = zero_tiles(BLOCK_M, BLOCK_U, GATES)
         if IS_HELD:
-            x = load_tiles(x_ptrs, HIDDEN, mask_t, GATES)  # on its way while the products are computed
-            hidden = products(cast(h, dtype), w, hidden, PRECISION)
+            # On its way while the products are computed; x and hidden: GATES of [BLOCK_M, BLOCK_U].
+            x = load_tiles(x_ptrs, HIDDEN, mask_t, GATES)
+            hidden = products(cast(h, dtype), w, hidden, PRECISION)  # [BLOCK_M, BLOCK_K] [BLOCK_K, BLOCK_U]
         else:
             h_ptrs = h_ptr + s % 2 * state_size + state_rows + offs_k[None, :]
             for k in range(0, HIDDEN, BLOCK_K):
                 mask_k = below(k + offs_k, HIDDEN, BLOCK_K)
-                h_tile = load(h_ptrs + k, both(offs_m < batch, mask_k))
+                h_tile = load(h_ptrs + k, both(offs_m < batch, mask_k))  # [BLOCK_M, BLOCK_K]
+                # GATES of [BLOCK_K, BLOCK_U]
                 w_tiles = load_tiles(w_ptrs + k, gate_size, both(mask_k, mask_u), GATES)
-                hidden = products(h_tile, w_tiles, hidden, PRECISION)
-            x = load_tiles(x_ptrs, HIDDEN, mask_t, GATES)
+                hidden = products(h_tile, w_tiles, hidden, PRECISION)  # GATES of [BLOCK_M, BLOCK_U]
+            x = load_tiles(x_ptrs, HIDDEN, mask_t, GATES)  # GATES of [BLOCK_M, BLOCK_U]
         if b_hh_ptr is not None:
             hidden = add_bias(hidden, bias)
 
@@ -139,10 +147,18 @@ def _rnn_bwd(
     GATES: tl.constexpr, SLOTS: tl.constexpr, HIDDEN: tl.constexpr, GATES_LIE_AS_X: tl.constexpr,
     IS_HELD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the gates, dgates_ptr [D, positions, SLOTS, H], of steps first to first + count from the end.
+    """Gradients of the gates of steps first to first + count from the end. Grid (tiles of rows, tiles of units, D).
 
-    dh_ptr, dc_ptr: [D, B, H] float32, in place. With IS_HELD the gradient of h after as many steps; else, less the part
-    that comes through the gates of the last one: the step behind it adds that first, and step T (of no row) comes last.
+    Stepped launches (not IS_HELD) keep dh without the recurrent product; the next launch adds it first, so T + 1 launches
+    run.
+
+    Args:
+        dy_ptr, y_ptr: [positions, D, H]; dcells_ptr, cells_ptr: [D, positions, H] float32; gates_ptr: [D, positions, 4,
+            H] float32; c_0_ptr: [D, B, H]; h_before_ptr: [D, positions, H], gru. Each may be None where nothing reads it.
+        w_hh_ptr: [D, GATES, H, H].
+        dh_ptr, dc_ptr: [D, B, H] float32, in place.
+        dgates_ptr: [D, positions, SLOTS, H], written.
+        steps_ptr, offsets_ptr, rows_ptr: as in `_rnn_fwd`.
     """
     d = tl.program_id(2).to(tl.int64)
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -155,13 +171,13 @@ def _rnn_bwd(
     back = tl.where(d == 0, -1, 1)  # to the step before
     products_from: tl.constexpr = (SLOTS - GATES) * HIDDEN  # gru keeps the input's part of n in front
 
-    carry = tl.load(dh_ptr + state, mask=mask, other=0.0)
+    carry = tl.load(dh_ptr + state, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_U]
     dc = carry
     if CELL == "lstm":
-        dc = tl.load(dc_ptr + state, mask=mask, other=0.0)
+        dc = tl.load(dc_ptr + state, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_U]
     gate_size: tl.constexpr = HIDDEN * HIDDEN
     w_ptrs = w_hh_ptr + d * GATES * gate_size + offs_k[:, None] * HIDDEN + offs_u[None, :]
-    if IS_HELD:
+    if IS_HELD:  # GATES of [BLOCK_K, BLOCK_U]
         w = load_tiles(w_ptrs, gate_size, both(below(offs_k, HIDDEN, BLOCK_K), mask_u), GATES)
 
     for s in range(first, first + count):
@@ -175,9 +191,9 @@ def _rnn_bwd(
             part = tl.zeros([BLOCK_M, BLOCK_U], tl.float32)
             for k in range(0, tl.where(s > 0, GATES * HIDDEN, 0), BLOCK_K):
                 mask_k = below(k + offs_k, GATES * HIDDEN, BLOCK_K)
-                d_tile = load(d_ptrs + (k + offs_k)[None, :], both(later, mask_k))
-                w_tile = load(w_ptrs + k * HIDDEN, both(mask_k, mask_u))
-                part = summed_products((d_tile,), (w_tile,), part, PRECISION)
+                d_tile = load(d_ptrs + (k + offs_k)[None, :], both(later, mask_k))  # [BLOCK_M, BLOCK_K]
+                w_tile = load(w_ptrs + k * HIDDEN, both(mask_k, mask_u))  # [BLOCK_K, BLOCK_U]
+                part = summed_products((d_tile,), (w_tile,), part, PRECISION)  # [BLOCK_M, BLOCK_U]
                 if w_tile.dtype == tl.float32 and GATES * HIDDEN > 256:  # the error of a sum grows with its length
                     is_whole = (k + BLOCK_K) % 256 == 0
                     dh += tl.where(is_whole, part, 0.0)
@@ -191,12 +207,13 @@ def _rnn_bwd(
         carry = dh  # of a row that does not run now
         y_offs = (position * tl.num_programs(2) + d)[:, None] * HIDDEN + offs_u[None, :]
         if dy_ptr is not None:
-            dh += cast(tl.load(dy_ptr + y_offs, mask=mask_t, other=0.0), tl.float32)
+            dh += cast(tl.load(dy_ptr + y_offs, mask=mask_t, other=0.0), tl.float32)  # [BLOCK_M, BLOCK_U]
         saved_rows = (d * positions + saved)[:, None]
         if SLOTS == 4:
             gate_rows = saved_rows
             if GATES_LIE_AS_X:
                 gate_rows = (d * positions + position)[:, None]
+            # 4 of [BLOCK_M, BLOCK_U]
             gates = load_tiles(gates_ptr + gate_rows * (4 * HIDDEN) + offs_u[None, :], HIDDEN, mask_t, 4)
         if CELL == "lstm":
             before, _, saved_before = locate(
@@ -204,7 +221,7 @@ def _rnn_bwd(
             )
             cell_offs = saved_rows * HIDDEN + offs_u[None, :]
             before_offs = (d * positions + saved_before)[:, None] * HIDDEN + offs_u[None, :]
-            c = tl.load(cells_ptr + cell_offs, mask=mask_t, other=0.0)
+            c = tl.load(cells_ptr + cell_offs, mask=mask_t, other=0.0)  # [BLOCK_M, BLOCK_U], as all below
             c_before = tl.load(cells_ptr + before_offs, mask=mask_t & before[:, None], other=0.0)
             first_mask = mask_t & (before == 0)[:, None]
             c_before += cast(tl.load(c_0_ptr + state, mask=first_mask, other=0.0), tl.float32)
@@ -218,10 +235,11 @@ def _rnn_bwd(
             direct = tl.zeros([BLOCK_M, BLOCK_U], tl.float32)
         elif CELL == "gru":
             h_offs = (d * positions + position)[:, None] * HIDDEN + offs_u[None, :]
+            # [BLOCK_M, BLOCK_U]
             h_before = cast(tl.load(h_before_ptr + h_offs, mask=mask_t, other=0.0), tl.float32)
             dgates, direct = gru_bwd(dh, gates, h_before)
         else:
-            y = cast(tl.load(y_ptr + y_offs, mask=mask_t, other=0.0), tl.float32)
+            y = cast(tl.load(y_ptr + y_offs, mask=mask_t, other=0.0), tl.float32)  # [BLOCK_M, BLOCK_U]
             dgates = plain_bwd(dh, y, CELL)
             direct = tl.zeros([BLOCK_M, BLOCK_U], tl.float32)
         carry = tl.where(active[:, None], direct, carry)
@@ -231,7 +249,7 @@ def _rnn_bwd(
             mask_d = mask & (s < length)
         d_offs = (d * positions + position)[:, None] * (SLOTS * HIDDEN) + offs_u[None, :]
         store_tiles(dgates_ptr + d_offs, HIDDEN, dgates, mask_d)
-        if IS_HELD:
+        if IS_HELD:  # [BLOCK_M, BLOCK_K] [BLOCK_K, BLOCK_U], summed over the gates
             if CELL == "gru":
                 carry = summed_products((dgates[1], dgates[2], dgates[3]), w, carry, PRECISION)
             else:
@@ -248,13 +266,18 @@ def _rnn_bwd(
 @triton.jit(do_not_specialize=["rows"])
 def _activate(gates_ptr, b_hh_ptr, rows, CELL: tl.constexpr, GATES: tl.constexpr, HIDDEN: tl.constexpr,
               BLOCK_M: tl.constexpr, BLOCK_U: tl.constexpr):  # fmt: skip
-    """Pre-activations [rows, 4, H] without b_hh into gates; gru: r and z whole, n's two parts."""
+    """Pre-activations without b_hh into gates, in place; gru: r and z whole, n's two parts. Grid (tiles of rows, tiles of
+    units).
+
+    Args:
+        gates_ptr: [rows, 4, H] float32. b_hh_ptr: [GATES, H] or None.
+    """
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
     mask_u = below(offs_u, HIDDEN, BLOCK_U)
     mask = both(offs_m < rows, mask_u)
     ptrs = gates_ptr + offs_m[:, None] * (4 * HIDDEN) + offs_u[None, :]
-    x = load_tiles(ptrs, HIDDEN, mask, 4)
+    x = load_tiles(ptrs, HIDDEN, mask, 4)  # 4 of [BLOCK_M, BLOCK_U]
     hidden = zero_tiles(BLOCK_M, BLOCK_U, GATES)
     if CELL == "gru":
         hidden = (hidden[0], hidden[1], x[3])
@@ -262,39 +285,6 @@ def _activate(gates_ptr, b_hh_ptr, rows, CELL: tl.constexpr, GATES: tl.constexpr
         hidden = add_bias(hidden, load_tiles(b_hh_ptr + offs_u, HIDDEN, mask_u, GATES))
     _, _, gates = step_fwd(x, hidden, x[0], x[0], CELL)
     store_tiles(ptrs, HIDDEN, gates, mask)
-
-
-@launch.cached
-@triton.jit(do_not_specialize=["length", "batch", "positions", "t_stride", "b_stride"])
-def _gather(
-    source_ptr, initial_ptr, out_ptr, steps_ptr, offsets_ptr, rows_ptr, source_stride, length, batch, positions,
-    t_stride, b_stride, COLS: tl.constexpr, BACK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """out [D, positions, cols]: zero past the end of a row, else the source's row of that step (BACK = 0), or that of the
-    step before in the direction's time, and the initial state where there is none. source [positions, D, cols]."""
-    tiles = tl.cdiv(batch, BLOCK_M)
-    t = tl.program_id(0) // tiles
-    d = tl.program_id(1).to(tl.int64)
-    offs_m = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows = rows_of(offs_m, rows_ptr, batch)
-    active, position, _ = locate(t, offs_m, rows, steps_ptr, offsets_ptr, length, batch, positions, t_stride, b_stride)
-    before, origin, _ = locate(
-        t + BACK * tl.where(d == 0, -1, 1), offs_m, rows, steps_ptr, offsets_ptr, length, batch, positions, t_stride, b_stride
-    )  # fmt: skip
-    mask_out = active
-    if offsets_ptr is None:
-        mask_out = offs_m < batch
-    for first in range(0, COLS, BLOCK_N):
-        offs_n = first + tl.arange(0, BLOCK_N)
-        mask_n = (offs_n < COLS)[None, :]
-        ptrs = source_ptr + origin[:, None] * source_stride + d * COLS + offs_n[None, :]
-        tile = tl.load(ptrs, mask=(active & before)[:, None] & mask_n, other=0.0)
-        if BACK:
-            ptrs = initial_ptr + (d * batch + rows)[:, None] * COLS + offs_n[None, :]
-            initial = tl.load(ptrs, mask=(active & (before == 0))[:, None] & mask_n, other=0.0)
-            tile = tl.where(before[:, None], tile, initial)
-        out_ptrs = out_ptr + (d * positions + position)[:, None] * COLS + offs_n[None, :]
-        tl.store(out_ptrs, tile, mask=mask_out[:, None] & mask_n)
 
 
 def _contiguous(*tensors):
@@ -305,72 +295,6 @@ def _contiguous(*tensors):
 def _product(a, b, c, bias=None):
     """c = a b + bias; bias of a row, or as large as c."""
     linear.product(a, b, c, bias, precision=tuning.recurrent_precision())
-
-
-class _Weights(NamedTuple):
-    """Of all directions, stacked: [D, ...]; one direction is a view."""
-
-    w_ih: list
-    w_hh: torch.Tensor
-    b_ih: list
-    b_hh: torch.Tensor | None
-
-
-def _stacked(weights, directions):
-    each = len(weights) // directions
-    if each not in (2, 4):
-        raise NotImplementedError("pyflash: triton has no recurrent kernel with a projection")
-
-    def of(i):
-        return [weights[d * each + i].contiguous() for d in range(directions)]
-
-    def stack(tensors):
-        return tensors[0].unsqueeze(0) if directions == 1 else torch.stack(tensors)
-
-    has_bias = each == 4
-    return _Weights(of(0), stack(of(1)), of(2) if has_bias else [None] * directions, stack(of(3)) if has_bias else None)
-
-
-class _Layout:
-    """Sizes of a call and the tensors that say which row runs when, as the kernels take them."""
-
-    def __init__(self, x, h_0, rows, steps, batch_first):
-        self.directions, self.batch, self.hidden = h_0.shape
-        self.is_packed = x.dim() == 2
-        self.offsets = self.steps = self.rows = None
-        if steps is not None:
-            self.length = steps.shape[0]
-            if self.is_packed:  # PackedSequence keeps them on the CPU
-                self.offsets = (steps.cumsum(0) - steps).to(x.device, non_blocking=True)
-            self.steps = steps.to(x.device, non_blocking=True)
-            self.rows = None if rows is None else rows.to(x.device, non_blocking=True)
-        else:
-            self.length = x.shape[1 if batch_first else 0]
-        self.positions = x.shape[0] if self.is_packed else self.length * self.batch
-        self.strides = (1, self.length) if batch_first else (self.batch, 1)
-        self.is_time_first = self.is_packed or not batch_first
-        self.ragged = self.steps, self.offsets, self.rows
-        self.sizes = self.length, self.batch, self.positions, *self.strides
-
-    def flat(self, x):
-        """[positions, features]; a view where strides allow."""
-        return x.reshape(self.positions, x.shape[-1])
-
-    def empty(self, like, *shape, dtype=None):
-        return like.new_empty(self.directions, self.positions, *shape, dtype=dtype)
-
-    def gather(self, source, initial):
-        """`source` [positions, D * cols] as [D, positions, cols], the step before each (the initial state at first); or,
-        without `initial`, of each step, and zero past the end of a row."""
-        directions = 1 if initial is None else self.directions
-        cols = source.shape[1] // directions
-        out = source.new_empty(directions, self.positions, cols)
-        block_m, block_n = 16, min(128, max(16, triton.next_power_of_2(cols)))
-        _gather[(self.length * launch.cdiv(self.batch, block_m), directions)](
-            source, initial, out, *self.ragged, source.stride(0), *self.sizes, COLS=cols, BACK=int(initial is not None),
-            BLOCK_M=block_m, BLOCK_N=block_n,
-        )  # fmt: skip
-        return out
 
 
 def _launches(layout, config, steps):
@@ -385,10 +309,10 @@ def rnn_fwd(
     x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, save_gates, y, h_n, c_n, cells, gates
 ):  # fmt: skip
     """Fill y, h_n, c_n and, where they are wanted, cells and gates. Arguments as the operator's; no projection."""
-    layout, w = _Layout(x, h_0, rows, steps, batch_first), _stacked(weights, h_0.shape[0])
+    layout, w = Layout(x, h_0, rows, steps, batch_first), stacked(weights, h_0.shape[0])
     if layout.batch == 0:
         return
-    hidden, count = layout.hidden, GATES[cell]
+    hidden, count = layout.hidden, w.gates
     x, (h_0, c_0) = layout.flat(x), _contiguous(h_0, c_0)
     x_gates = gates if gates.numel() and layout.is_time_first else layout.empty(x, count, hidden, dtype=torch.float32)
     x_slots = x_gates.shape[-2]
@@ -413,7 +337,7 @@ def rnn_fwd(
 
 def _gates_again(layout, w, x, h_before, cell):
     """Activated gates [D, positions, 4, H] from x and the h before each step: two products and a pass over them."""
-    hidden, count = layout.hidden, GATES[cell]
+    hidden, count = layout.hidden, w.gates
     gates = layout.empty(x, 4 * hidden, dtype=torch.float32)
     for d, own in enumerate(gates):
         _product(x, w.w_ih[d].t(), own[:, : count * hidden], w.b_ih[d])
@@ -433,12 +357,12 @@ def rnn_bwd(
     x, dy, dh_n, dc_n, dcells, h_0, c_0, weights, rows, steps, y, cells, gates, cell, batch_first, needs, *grads
 ):  # fmt: skip
     """Fill the gradients that are needed: of x, h_0, c_0 and each weight. Arguments as the operator's; no projection."""
-    layout, w = _Layout(x, h_0, rows, steps, batch_first), _stacked(weights, h_0.shape[0])
+    layout, w = Layout(x, h_0, rows, steps, batch_first), stacked(weights, h_0.shape[0])
     if layout.batch == 0:
         for grad in grads:
             grad.zero_()
         return
-    hidden, count, slots = layout.hidden, GATES[cell], SLOTS[cell]
+    hidden, count, slots = layout.hidden, w.gates, _slots(w.gates)
     x = layout.flat(x)
     dy, dcells, h_0, c_0, y, cells, gates = _contiguous(dy, dcells, h_0, c_0, y, cells, gates)
     each = len(weights) // layout.directions
@@ -475,15 +399,23 @@ def rnn_bwd(
     if layout.steps is not None and not layout.is_packed and any(needs[3::each]):
         x = layout.gather(x.contiguous(), None)[0]  # what lies past the end of a row may be NaN
     for d, own in enumerate(dgates):
-        for i, grad in enumerate(dweights[d * each : (d + 1) * each]):
-            if needs[3 + d * each + i]:
-                source = (x, None if h_before is None else h_before[d])[i % 2]
-                parts = _input_parts(own, cell) if i % 2 == 0 else [(own[:, (slots - count) * hidden :], slice(None))]
-                for part, own_rows in parts:
-                    if i < 2:
-                        _product(part.t(), source, grad[own_rows])
-                    else:
-                        torch.sum(part, 0, out=grad[own_rows])
+        of_input, of_hidden = _input_parts(own, cell), [(own[:, (slots - count) * hidden :], slice(None))]
+        before = None if h_before is None else h_before[d]
+        sources = {
+            "w_ih": (of_input, x),
+            "w_hh": (of_hidden, before),
+            "b_ih": (of_input, None),
+            "b_hh": (of_hidden, None),
+        }
+        for i, (name, (parts, source)) in enumerate(sources.items()):
+            if i >= each or not needs[3 + d * each + i]:
+                continue
+            grad = dweights[d * each + i]
+            for part, own_rows in parts:
+                if name.startswith("w"):
+                    _product(part.t(), source, grad[own_rows])
+                else:
+                    torch.sum(part, 0, out=grad[own_rows])
 
 
 def _input_parts(dgates, cell):

@@ -1,13 +1,6 @@
-"""Recurrent layers: what `auto` leaves to torch, and whether a training step stores the gates or computes them again.
+"""Recurrent layers and cells: what `auto` leaves to torch where this processor's table (tables/) says nothing.
 
-Two Zen 4 cores, float32, times torch's speed (benchmarks rnn): T128 H256, B32 and B1: GRU 1.7 and 5 forward, 1.7 and 13
-in training; LSTM 1.05 and 1.45, 1.2 and 1.3; RNN 1.8 and 3.9, 1.6 and 10. LSTM in training with 64 rows: H64 0.9, H256
-1.07, H512 1.1, H1024 1.04, with a third of torch's saved bytes. One step with gradients off, H64 and H256: LSTMCell 1.0
-and 1.7, GRUCell 1.1 and 1.7, RNNCell 0.8 and 0.9 (by way of us, torch's own 0.7), nn.LSTM 3.5 and 4 to 9, nn.GRU 1.8 and
-2.1, nn.RNN 1.4; in training, where the weights are packed for it: cells 0.5 to 1.0
-at H64 to H1024 and B1 to B128, nn.GRU 0.5 to 0.9, nn.RNN 0.4 to 0.8, nn.LSTM 1.4; two steps: nn.GRU 1.1 to 1.6. Half
-types and float64 on one busy core: LSTM in bfloat16 0.6 (B16) and 0.9 (B1), in float16 7.0 and 3.9; GRU in bfloat16 1.1
-and 3.5; all cells in float64 1.0 to 1.9.
+Each constant names the rows of the benchmark `rnn` that set it; the numbers are in benchmarks/results.
 """
 
 from typing import NamedTuple
@@ -16,14 +9,29 @@ import torch
 
 from pyflash.auto import MEASURED, NO_TABLE, SMALL, processor, tables
 
-MIN_FLOPS = 1 << 19  # of a few steps; below it Python outweighs the kernel
-FEW_STEPS = 4  # torch's GRU and RNN pay for every step, and its LSTM, which rearranges its weights, for every call
-MANY_ROWS, NARROW = 64, 64  # oneDNN's backward of a narrow LSTM is nearer to the peak
-GATES = {"lstm": 4, "gru": 3}
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}  # of every cell; the one place that says so
+
+# Of a few steps; below it Python outweighs the kernel. GRUCell and RNNCell T1, training; GRU T2.
+MIN_FLOPS = 1 << 19
+# torch's GRU and RNN pay for every step, and its LSTM, which rearranges its weights, for every call. LSTM T1, GRU T2.
+FEW_STEPS = 4
+# oneDNN's backward of a narrow LSTM is nearer to the peak. LSTM T128 B64 H64, training.
+MANY_ROWS, NARROW = 64, 64
+
+# Weights of a cell from which one step of one row is faster, though every call proves that its packed weights are still
+# those of the module. LSTMCell, GRUCell and RNNCell T1 B1, H32 to H1024, one thread of Zen 5; on Zen 4, whose torch is
+# slower there, LSTMCell and GRUCell T1 B1 H256.
+ROW_WEIGHTS, ROW_WEIGHTS_ZEN_4 = 1 << 21, 1 << 18
+# The same of a step of several rows, for LSTM and GRU; MIN_FLOPS decides below it. LSTMCell T1 B2 H64, B16 H32.
+ROWS_WEIGHTS = 1 << 14
+
+# A training step stores the activated gates, 4 T B H values, rather than compute them again in its backward: no
+# cell was measured where that was slower. A caller short of memory says save_gates=False.
+SAVES_GATES = True
 
 
 class Size(NamedTuple):
-    """Of a call: a stack of layers, or one step of a cell (steps = 1, module "cell")."""
+    """A call in numbers: a stack of layers, or one step of a cell (steps = 1, module "cell")."""
 
     cell: str  # lstm, gru, rnn_tanh, rnn_relu
     module: str  # "layers" or "cell"
@@ -50,7 +58,9 @@ def decide(where: processor.Place, size: Size, dtype) -> str:
     if where.is_gpu:
         return _rules_gpu(ours, size, dtype)
     is_step = not size.training and size.steps == 1 and size.directions == 1
-    if is_step and not (is_onednn and dtype == torch.bfloat16):
+    if is_step and ours is None and size.module == "cell":
+        return _rules_cell(where, size, dtype)
+    if is_step and size.module == "layers" and not (is_onednn and dtype == torch.bfloat16):
         return ""  # ops/recurrent/stream.py, which costs less than finding out and calling torch
     if ours is not None:
         return "" if ours else MEASURED
@@ -64,19 +74,30 @@ def decide(where: processor.Place, size: Size, dtype) -> str:
         return "one step in training: packing the weights outweighs what the kernel gains"
     if size.steps < FEW_STEPS and not is_onednn:
         columns = size.inputs + size.hidden
-        flops = 2 * size.steps * size.batch * GATES.get(size.cell, 1) * size.hidden * columns
+        flops = 2 * size.steps * size.batch * GATES[size.cell] * size.hidden * columns
         if flops * size.layers * size.directions < MIN_FLOPS:
             return SMALL
     return ""
+
+
+def _rules_cell(where: processor.Place, size: Size, dtype) -> str:
+    """A step of a cell with gradients off. torch has no fast path for another type than float32."""
+    weights, is_gated = GATES[size.cell] * size.hidden * (size.inputs + size.hidden), GATES[size.cell] > 1
+    if dtype != torch.float32:
+        return ""
+    if size.batch == 1:
+        is_ours = weights >= (ROW_WEIGHTS_ZEN_4 if is_gated and where.family == "zen4" else ROW_WEIGHTS)
+    else:
+        is_ours = 2 * size.batch * weights >= MIN_FLOPS or (is_gated and weights >= ROWS_WEIGHTS)
+    return "" if is_ours else SMALL
 
 
 ON_CHIP = 128  # hidden units whose weights a program of ours keeps on the chip for all steps
 
 
 def _rules_gpu(ours: bool | None, size: Size, dtype) -> str:
-    """On an H200, T64 B64, times cuDNN's speed: bfloat16, whose weights torch copies in every call, H64 and H128 2.2 to 9.4,
-    H256 1.5 to 1.9 in kernels but 0.6 to 0.8 for the host, which launches every step; float32 0.04 to 0.16, H256 0.3 to 0.6.
-    float16, whose weights torch keeps in one piece, was not measured."""
+    """Rows T64 B64 of nvidia-h200. Of bfloat16 torch copies the weights in every call; from H256 on the kernels are faster,
+    too, but the host launches every step. float16, whose weights torch keeps in one piece, was not measured."""
     if ours is None:
         ours = size.module == "layers" and size.steps > 1 and dtype == torch.bfloat16 and size.hidden <= ON_CHIP
         ours = ours or size.projected
@@ -84,8 +105,3 @@ def _rules_gpu(ours: bool | None, size: Size, dtype) -> str:
 
 
 rules = tables.remembered(decide)
-
-
-def saves_gates(cell: str, dtype) -> bool:
-    """Does a training step store activated gates for its backward (T * B * H * 4 values more), or compute them again?"""
-    return True

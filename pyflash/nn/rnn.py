@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-import pyflash.functional as F
 from pyflash.nn._twins import leaf, twin
-from pyflash.ops.recurrent.cells import pair_of_states
+from pyflash.ops.recurrent.cells import pair_of_states, step
+from pyflash.ops.recurrent.layers import recurrent
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -26,16 +26,13 @@ def _own(module: torch.nn.Module, names) -> list[Tensor]:
 
 
 class _Layers(torch.nn.RNNBase):
-    def _weights(self) -> list[Tensor]:
-        return _own(self, self._flat_weights_names)
-
-    def _options(self, lengths):
+    def _arguments(self) -> dict:
         return {
+            "params": _own(self, self._flat_weights_names),
             "bidirectional": self.bidirectional,
             "batch_first": self.batch_first,
             "dropout": self.dropout,
             "training": self.training,
-            "lengths": lengths,
         }
 
 
@@ -56,8 +53,7 @@ class RNN(_Layers):
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, *, lengths: Tensor | None = None):
-        nonlinearity = self.mode.removeprefix("RNN_").lower()
-        return F.rnn(input, hx, self._weights(), nonlinearity=nonlinearity, **self._options(lengths))
+        return recurrent(self.mode.lower(), input, hx, lengths=lengths, **self._arguments())[:2]
 
 
 @twin("lstm", of=torch.nn.LSTM)
@@ -80,7 +76,10 @@ class LSTM(_Layers):
         lengths: Tensor | None = None,
         return_cells: bool = False,
     ):
-        return F.lstm(input, hx, self._weights(), return_cells=return_cells, **self._options(lengths))
+        output, h_n, c_n, cells = recurrent(
+            "lstm", input, hx, lengths=lengths, return_cells=return_cells, **self._arguments()
+        )
+        return (output, (h_n, c_n), cells) if return_cells else (output, (h_n, c_n))
 
 
 @twin("gru", of=torch.nn.GRU)
@@ -94,7 +93,7 @@ class GRU(_Layers):
         super().__init__("GRU", *args, **kwargs)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, *, lengths: Tensor | None = None):
-        return F.gru(input, hx, self._weights(), **self._options(lengths))
+        return recurrent("gru", input, hx, lengths=lengths, **self._arguments())[:2]
 
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -102,8 +101,12 @@ _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 def _rows(module, input, states):
     """input and the states as [B, features], zeros for states that are not given; and whether input has a batch."""
-    if input.dim() == 2 and all([s is not None and s.dim() == 2 for s in states]):
-        return input, states, True
+    if input.dim() == 2:
+        for state in states:
+            if state is None or state.dim() != 2:
+                break
+        else:
+            return input, states, True
     name = type(module).__name__
     if input.dim() not in (1, 2):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -126,8 +129,10 @@ class RNNCell(torch.nn.RNNCell):
     """One step of a plain recurrent layer, as torch.nn.RNNCell."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        input, (h,), is_batched = _rows(self, input, [hx])
-        h = F.rnn_cell(input, h, *_own(self, _CELL_WEIGHTS), nonlinearity=self.nonlinearity)
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        input, (h,), is_batched = _rows(self, input, (hx,))
+        h, _ = step(f"rnn_{self.nonlinearity}", input, h, None, *_own(self, _CELL_WEIGHTS))
         return h if is_batched else h.squeeze(0)
 
 
@@ -137,8 +142,9 @@ class LSTMCell(torch.nn.LSTMCell):
     """One step of an LSTM, as torch.nn.LSTMCell."""
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        input, states, is_batched = _rows(self, input, [None, None] if hx is None else list(pair_of_states(hx)))
-        h, c = F.lstm_cell(input, states, *_own(self, _CELL_WEIGHTS))
+        states = (None, None) if hx is None else pair_of_states(hx)
+        input, (h, c), is_batched = _rows(self, input, states)
+        h, c = step("lstm", input, h, c, *_own(self, _CELL_WEIGHTS))
         return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
 
 
@@ -148,6 +154,6 @@ class GRUCell(torch.nn.GRUCell):
     """One step of a GRU, as torch.nn.GRUCell."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        input, (h,), is_batched = _rows(self, input, [hx])
-        h = F.gru_cell(input, h, *_own(self, _CELL_WEIGHTS))
+        input, (h,), is_batched = _rows(self, input, (hx,))
+        h, _ = step("gru", input, h, None, *_own(self, _CELL_WEIGHTS))
         return h if is_batched else h.squeeze(0)

@@ -153,5 +153,5 @@ def functional(module, x, hx=None, **options):
     """The function behind a module, on its weights."""
     function = {"LSTM": F.lstm, "GRU": F.gru, "RNN": F.rnn}[type(module).__name__]
     return function(
-        x, hx, module._weights(), bidirectional=module.bidirectional, batch_first=module.batch_first, **options
+        x, hx, module._flat_weights, bidirectional=module.bidirectional, batch_first=module.batch_first, **options
     )

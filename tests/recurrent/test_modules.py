@@ -150,7 +150,7 @@ def test_refusals_of_our_own():
         module(pack_padded_sequence(x, [5, 2]), lengths=torch.tensor([5, 2]))
     with pytest.raises(RuntimeError, match="pair of tensors"):
         module(x, torch.zeros(1, 2, 4))
-    weights = module._weights()
+    weights = module._flat_weights
     for wrong, message in (
         (weights[:3], "expected a multiple of 4"),
         (weights[:1], "flat list of weights"),

@@ -14,8 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import pyflash
 import pyflash.functional as PF
 import pyflash.nn
-from pyflash.auto import recurrent as auto
-from pyflash.auto.processor import Place
 from pyflash.ops.core import registry as _registry
 from pyflash.ops.core.registry import Op
 from pyflash.ops.recurrent import layers as recurrent
@@ -400,26 +398,3 @@ def test_a_reparametrized_weight_is_computed_for_every_step(how, cache):  # noqa
         for module in (ours, theirs):
             for p in module.parameters():
                 p.data.mul_(1.25)
-
-
-# ---- what `auto` prefers ------------------------------------------------------------------------------------------
-
-PREFERRED = [  # cell, module, steps, batch, hidden, training, by ours, why it is here
-    ("gru", "cell", 1, 1, 256, False, True, "a stream: the weights are kept packed"),
-    ("rnn_tanh", "cell", 1, 1, 8, False, True, "so small a step costs less than finding out and calling torch"),
-    ("rnn_tanh", "layers", 2, 1, 8, False, False, "two of them go the long way"),
-    ("gru", "cell", 1, 1, 256, True, False, "in training they are packed for one step"),
-    ("rnn_tanh", "layers", 1, 1, 1024, True, False, "the same of a layer"),
-    ("gru", "layers", 2, 1, 1024, True, True, "two steps pay for it"),
-    ("lstm", "layers", 1, 1, 1024, True, True, "torch rearranges its weights for every call"),
-    ("lstm", "layers", 128, 64, 64, True, False, "oneDNN's backward of a narrow layer"),
-    ("lstm", "layers", 128, 64, 64, False, True, "its forward is slower"),
-    ("lstm", "layers", 128, 32, 256, True, True, "the common case"),
-]
-
-
-@pytest.mark.parametrize("case", PREFERRED, ids=lambda case: case[-1])
-def test_auto_takes_the_faster(case):
-    cell, module, steps, batch, hidden, training, is_ours, _ = case
-    size = auto.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
-    assert (auto.decide(Place("zen4", "avx512", "several"), size, torch.float32) == "") == is_ours

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pyflash.auto.recurrent import GATES
 from pyflash.kernels import linear, tuning
 from pyflash.kernels.attention import decode as attention_decode
 from pyflash.kernels.attention import dense as attention
@@ -139,7 +140,7 @@ def recurrent_call(kernel: str, dtype, cell: str, hidden: int):
 
     def make(small: bool):
         length, batch, width = (3, 2, 20) if small else (RECURRENT_STEPS, 64, hidden)
-        count = rnn.GATES[cell]
+        count = GATES[cell]
         x, dy = (randn(length, batch, width, dtype=dtype) for _ in range(2))
         h_0, c_0, dh_n, dc_n = (randn(1, batch, width, dtype=dtype) for _ in range(4))
         y, dx = (torch.empty_like(x) for _ in range(2))
@@ -184,7 +185,7 @@ def _matmul(dtype, M: int) -> Key:
 
 
 def _recurrent(cell: str, hidden: int, dtype=HALF) -> list[Key]:
-    shape = dtype, rnn.GATES[cell], hidden
+    shape = dtype, GATES[cell], hidden
     names = "rnn_fwd", "rnn_bwd"
     return [Key(name, shape, recurrent_call(name, dtype, cell, hidden), "rnn") for name in names]
 

@@ -15,15 +15,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from benchmarks.known import TWICE, ZEN_4, Gap, Story
 from benchmarks.operation import Case, Operation
+from pyflash.auto import recurrent as auto
 
 MODULES = {"LSTM": torch.nn.LSTM, "GRU": torch.nn.GRU, "RNN": torch.nn.RNN}
 CELLS = {"LSTM": torch.nn.LSTMCell, "GRU": torch.nn.GRUCell, "RNN": torch.nn.RNNCell}
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-EXPS = {
-    "LSTM": 5,
-    "GRU": 3,
-    "RNN": 1,
-}  # a unit and step: of each gate's sigmoid or tanh, and of tanh of LSTM's cell state
+GATES = {name: auto.GATES.get(name.lower(), 1) for name in MODULES}
+# A unit and step: of each gate's sigmoid or tanh, and of tanh of LSTM's cell state.
+EXPS = {"LSTM": 5, "GRU": 3, "RNN": 1}
 
 
 @dataclass(frozen=True)

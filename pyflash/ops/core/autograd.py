@@ -72,21 +72,27 @@ def _vmap_of(grads):
 def apply(function: type[torch.autograd.Function], *args):
     """`function.apply(*args)`, without what it costs: it binds the arguments by their signature, 30 us a call.
 
-    Where no gradient can be asked for, the forward alone. `choose` sends calls under torch.func transforms to torch, but
-    a backward may still run under one.
+    Where no gradient can be asked for, the forward alone.
     """
+    call, args = way(function, args)
+    return call(*args)
+
+
+def way(function: type[torch.autograd.Function], args):
+    """What `apply` calls, and with which arguments. `choose` sends calls under torch.func transforms to torch, but a
+    backward may still run under one."""
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
+        return function.apply, args
     # An exported program holds operators, which have derivatives of their own; a strict export would put those of a
     # function under no_grad.
     if torch.is_grad_enabled() and not (is_compiling and torch.compiler.is_exporting()):
         for a in args:
             if isinstance(a, torch.Tensor) and a.requires_grad:
                 if is_compiling:
-                    return function.apply(*_distinct(args))
-                return super(torch.autograd.Function, function).apply(*args)
-    return function.forward(*args)
+                    return function.apply, _distinct(args)
+                return super(torch.autograd.Function, function).apply, args
+    return function.forward, args
 
 
 def _distinct(args):

@@ -86,7 +86,7 @@ class Refused(dict):
         training = False
         if torch.is_grad_enabled():
             for t in tensors:
-                if t is not None and t.requires_grad:
+                if isinstance(t, Tensor) and t.requires_grad:  # what is neither is torch's to refuse
                     training = True
                     break
         return found[training, torch.get_num_threads() == 1]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from pyflash import _cpu
+from pyflash.auto.recurrent import GATES
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.packed_weights import packed_weights
 from pyflash.ops.core.workspace import take_workspace
-from pyflash.ops.recurrent.reference import GATES, SAVED_GATES, split
+from pyflash.ops.recurrent.reference import SAVED_GATES, split
 
 CELLS = _cpu.CELLS
 
@@ -17,6 +20,12 @@ CELLS = _cpu.CELLS
 # line of each 4 KB, another one in each call: 5 us of 40 for LSTMCell with H256, 15 of 100 with H512, 48 of 540 with H1024
 # (Zen 5, one thread).
 WHOLE_ROWS = 64
+
+
+@lru_cache(maxsize=1024)
+def _sizes(shape, rows, backward, threads, isa):
+    """(bytes of the panels, bytes of the workspace) for `rows` sequences times steps."""
+    return _cpu.rnn_sizes(shape, rows, backward, threads)
 
 
 def _address(tensor):
@@ -66,7 +75,7 @@ class _Problem:
             )
 
     def panels(self, backward: bool, threads: int, is_kept: bool = False) -> torch.Tensor:
-        size = _cpu.rnn_sizes(self.shape, 0, backward, threads)[0]
+        size = self._sizes(backward, threads)[0]
         if is_kept:
             panels = torch.empty(size, dtype=torch.uint8, device="cpu")
         else:
@@ -75,15 +84,22 @@ class _Problem:
         return panels
 
     def workspace(self, backward: bool, threads: int) -> torch.Tensor:
+        return take_workspace(self._sizes(backward, threads)[1], "rnn")
+
+    def _sizes(self, backward, threads):
         rows = self.shape[0] * self.shape[1] if self.steps is None else int(self.steps.sum())
-        return take_workspace(_cpu.rnn_sizes(self.shape, rows, backward, threads)[1], "rnn")
+        return _sizes(self.shape, rows, backward, threads, _cpu.isa())
 
 
 def _contiguous(tensor):
     return None if tensor is None else tensor.contiguous()
 
 
-def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, c_n, cells, gates):
+def rnn_fwd(
+    x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, save_gates, y, h_n, c_n, cells, gates,
+    is_kept=False,
+):  # fmt: skip
+    """is_kept: the packed weights are kept for the next call; gradients are off."""
     if x.stride(-1) != 1:
         x = x.contiguous()
     h_0, c_0 = h_0.contiguous(), _contiguous(c_0)
@@ -92,7 +108,7 @@ def _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, is_kept, y, h_n, 
     if is_kept:
         kept = find_kept(problem.shape, weights, lambda: problem.panels(False, threads, True), threads)
         if kept is not None and not kept.native.is_current(problem.shape[0] * problem.shape[1], threads):
-            kept = find_kept(problem.shape, weights, lambda: problem.panels(False, threads, True), threads, True)
+            kept = find_kept(problem.shape, weights, lambda: problem.panels(False, threads, True), threads, renew=True)
     panels = problem.panels(False, threads) if kept is None else kept.panels
     workspace = problem.workspace(False, threads)
     _cpu.rnn_fwd(
@@ -118,17 +134,19 @@ class Kept:
         self.native.set_panels(self.panels.data_ptr())
 
 
-def find_kept(shape, weights, make, threads, is_renewed=False):
-    """The `Kept` of these weights, or one of what `make` packs now; gradients are off. None: they are not kept.
+def find_kept(shape, weights, make, threads, renew=False):
+    """Returns packed weights, None where they are not kept. A stale hit is the caller's to detect (`is_current()`) and to
+    retry with `renew=True`.
 
-    shape is a `_Problem`'s. It is current once its native object says so: when it does not, the caller asks again with
-    `is_renewed`.
+    Args:
+        shape: a `_Problem`'s.
+        make: () -> the panels, packed now.
     """
     if any([w.is_inference() or not w.is_contiguous() for w in weights]):  # no version, and a change is not seen
         return None
     places = [(w.data_ptr(), w.shape) for w in weights]
     place = (*shape[2:], *places, _cpu.isa())  # the same memory may serve layers of other shapes
-    if is_renewed:
+    if renew:
         packed_weights.drop(place)
     return packed_weights.find(
         place, tuple([w._version for w in weights]), weights, lambda: _cpu.rnn_sizes(shape, 0, False, threads)[0],
@@ -136,17 +154,12 @@ def find_kept(shape, weights, make, threads, is_renewed=False):
     )  # fmt: skip
 
 
-def rnn_fwd(
-    x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, save_gates, y, h_n, c_n, cells, gates
-):  # fmt: skip
-    _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, False, y, h_n, c_n, cells, gates)
-
-
 def rnn_cached_fwd(
     x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, y, h_n, c_n, cells, gates
 ):  # fmt: skip
-    """For calls whose gradients are off: the packed weights are kept for the next one."""
-    _fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, True, y, h_n, c_n, cells, gates)
+    rnn_fwd(
+        x, h_0, c_0, weights, rows, steps, cell, batch_first, save_cells, False, y, h_n, c_n, cells, gates, is_kept=True
+    )
 
 
 def rnn_bwd(

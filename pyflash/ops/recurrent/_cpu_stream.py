@@ -43,12 +43,13 @@ def _packed_now(cell, shape, weights, threads):
     return Kept(shape, weights, lambda: _pack(cell, shape, weights, threads, False), threads, False)
 
 
-def _find(cell, shape, weights, threads, isa, is_renewed=False, may_lack_memory=True):
-    """The `Kept` of these weights; None where they are not kept; NO_MEMORY where one of them has none and may not."""
+def _find(cell, shape, weights, threads, isa, renew=False, may_lack_memory=True):
+    """Returns packed weights, None where they are not kept, NO_MEMORY where a weight has none and may not. A stale hit is
+    the caller's to detect (`run` says so) and to retry with `renew=True`."""
     places = [w.data_ptr() for w in weights]
     place = (isa, *shape[2:], *places)  # the same memory may serve layers of other shapes
     versions = _versions(weights)
-    recent = None if is_renewed else _recent.get(place)
+    recent = None if renew else _recent.get(place)
     if recent is not None and recent[0] == versions:
         kept = recent[1]()
         if kept is not None:
@@ -56,7 +57,7 @@ def _find(cell, shape, weights, threads, isa, is_renewed=False, may_lack_memory=
             return kept
     if not (may_lack_memory or all(places)):
         return NO_MEMORY
-    kept = find_kept(shape, weights, lambda: _pack(cell, shape, weights, threads, True), threads, is_renewed)
+    kept = find_kept(shape, weights, lambda: _pack(cell, shape, weights, threads, True), threads, renew)
     if kept is not None and all(places):
         if len(_recent) >= RECENT:
             _recent.clear()

@@ -7,14 +7,13 @@ from torch import Tensor
 
 from pyflash.auto import recurrent as auto
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect, expect_tensors, is_plain
-from pyflash.ops.core.choice import choose, tracing_derivatives
+from pyflash.ops.core.checks import expect, expect_tensors
+from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.recurrent import reference
-from pyflash.ops.recurrent.checks import check_one_type
+from pyflash.ops.recurrent.checks import NOT_PLAIN, are_plain, check_one_type
 from pyflash.ops.recurrent.layers import _rules
 from pyflash.ops.recurrent.operators import has_step, rnn_layer, rnn_step
-from pyflash.ops.recurrent.reference import GATES
 from pyflash.ops.recurrent.stream import TORCH_CELLS, infer_cell
 
 OPERATIONS = {
@@ -23,6 +22,26 @@ OPERATIONS = {
     )
     for name in ("rnn_cell", "lstm_cell", "gru_cell")
 }
+OPERATION_OF = {"lstm": "lstm_cell", "gru": "gru_cell", "rnn_tanh": "rnn_cell", "rnn_relu": "rnn_cell"}
+
+
+def _size_of(cell):
+    def size_of(training, x, h, c, w_ih, w_hh, *_):
+        if not x.dim() == h.dim() == w_ih.dim() == w_hh.dim() == 2:
+            return None
+        (batch, inputs), (rows, hidden) = x.shape, w_hh.shape
+        if h.shape != (batch, hidden) or w_ih.shape != (rows, inputs) or rows != auto.GATES[cell] * hidden:
+            return None
+        return auto.Size(cell, "cell", 1, batch, inputs, hidden, 1, 1, False, False, training)
+
+    return size_of
+
+
+def _key_of(x, h, c, w_ih, w_hh, *_):
+    return x.shape, h.shape, w_ih.shape, w_hh.shape, x.dtype, x.is_cpu
+
+
+_REFUSED = {cell: Refused(OPERATIONS[name], _size_of(cell), _key_of) for cell, name in OPERATION_OF.items()}
 
 
 def _columns(t):
@@ -46,7 +65,7 @@ def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
         if matrix.dim() != 2:
             raise IndexError(f"pyflash.{operation}: {name} has shape {tuple(matrix.shape)}, expected 2 dimensions")
     rows, inputs = w_ih.shape
-    hidden = rows // GATES[cell]
+    hidden = rows // auto.GATES[cell]
     check(
         x.shape[1] == inputs,
         lambda: f"input has inconsistent input_size: got {_columns(x)} expected {inputs}",
@@ -64,8 +83,11 @@ def _check(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
                 f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}"
             ),
         )
-    shape_of("weight_hh", w_hh, (GATES[cell] * hidden, hidden))
-    check(rows == GATES[cell] * hidden, lambda: f"weight_ih has {rows} rows, expected a multiple of {GATES[cell]}")
+    shape_of("weight_hh", w_hh, (auto.GATES[cell] * hidden, hidden))
+    check(
+        rows == auto.GATES[cell] * hidden,
+        lambda: f"weight_ih has {rows} rows, expected a multiple of {auto.GATES[cell]}",
+    )
     for name, bias in (("bias_ih", b_ih), ("bias_hh", b_hh)):
         if bias is not None:
             shape_of(name, bias, (rows,))
@@ -84,7 +106,7 @@ def _fits(cell, x, h, c, weights):
     if not x.dim() == h.dim() == w_ih.dim() == w_hh.dim() == 2:
         return False
     (batch, inputs), (rows, hidden), dtype, device = x.shape, w_hh.shape, x.dtype, x.device
-    if rows != GATES[cell] * hidden or w_ih.shape != (rows, inputs) or h.shape != (batch, hidden):
+    if rows != auto.GATES[cell] * hidden or w_ih.shape != (rows, inputs) or h.shape != (batch, hidden):
         return False
     if c is not None and c.shape != (batch, hidden):
         return False
@@ -94,12 +116,17 @@ def _fits(cell, x, h, c, weights):
     return all([b.shape == (rows,) for b in weights[2:]])
 
 
-def _cell(operation, cell, *given):
-    """h and c (None unless lstm) after one step of input [B, I]; given: input, h, c, w_ih, w_hh, b_ih, b_hh."""
+def step(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
+    """h and c (None unless lstm) after one step of x [B, I]; arguments as `lstm_cell`'s.
+
+    cell: lstm, gru, rnn_tanh or rnn_relu.
+    """
+    given, operation = (x, h, c, w_ih, w_hh, b_ih, b_hh), OPERATION_OF[cell]
+    if _REFUSED[cell].holds(*given):
+        return _torch_step(cell, *given)
     found = infer_cell(operation, cell, *given)
     if found is not None:
         return found
-    x, h, c, w_ih, w_hh, b_ih, b_hh = given
     optional = ("b_ih", "b_hh") if cell == "lstm" else ("b_ih", "b_hh", "c")
     expect_tensors(operation, optional, input=x, h=h, c=c, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
     x, h, c, w_ih, w_hh, b_ih, b_hh = _cast_by_autocast(cell, given)
@@ -113,25 +140,32 @@ def _cell(operation, cell, *given):
     training = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
     (batch, inputs), hidden = x.shape, h.shape[1]
     size = auto.Size(cell, "cell", 1, batch, inputs, hidden, 1, 1, False, False, training)
-    refused = "" if all(map(is_plain, tensors)) else "only strided floating-point tensors are served"
+    refused = "" if are_plain(tensors) else NOT_PLAIN
     wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused)
     if wish is not None and not training and has_step(x, wish):
         return rnn_step(x, h, c, weights, cell, wish)
     if wish is None and not tracing_derivatives(tensors):
-        found = TORCH_CELLS[cell](given[0], given[1] if c is None else given[1:3], *given[3:])
-        return (found, None) if c is None else found
+        return _torch_step(cell, *given)
     sequence = x.unsqueeze(0), h.unsqueeze(0), None if c is None else c.unsqueeze(0), weights, None, None, cell, False
     if wish is None:
         found = reference.layer(*sequence)
     else:
-        found = rnn_layer(*sequence, wish, save_gates=auto.saves_gates(cell, x.dtype))
+        found = rnn_layer(*sequence, wish, save_gates=auto.SAVES_GATES)
     return found[1].squeeze(0), None if c is None else found[2].squeeze(0)
+
+
+def _torch_step(cell, x, h, c, *weights):
+    """torch's own, which has its own errors."""
+    if c is None:
+        return TORCH_CELLS[cell](x, h, *weights), None
+    return TORCH_CELLS[cell](x, (h, c), *weights)
 
 
 def pair_of_states(hx):
     if isinstance(hx, Tensor):
         raise TypeError("pyflash.lstm_cell: hx is a tensor, expected a pair of tensors (h, c)")
-    expect(len(hx) == 2, "lstm_cell", lambda: f"expects two hidden states (h, c), got {len(hx)}", RuntimeError)
+    if len(hx) != 2:
+        raise RuntimeError(f"pyflash.lstm_cell: expects two hidden states (h, c), got {len(hx)}")
     return hx
 
 
@@ -152,7 +186,7 @@ def lstm_cell(
     Raises:
         RuntimeError: shapes, types or devices disagree. TypeError: hx is no pair.
     """
-    return _cell("lstm_cell", "lstm", input, *pair_of_states(hx), w_ih, w_hh, b_ih, b_hh)
+    return step("lstm", input, *pair_of_states(hx), w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_cell(
@@ -164,7 +198,7 @@ def gru_cell(
     b_hh: Tensor | None = None,
 ) -> Tensor:
     """One step of a GRU, as torch.gru_cell; arguments as `lstm_cell`'s with 3 gates, r, z, n, and hx = h."""
-    return _cell("gru_cell", "gru", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
+    return step("gru", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def rnn_cell(
@@ -179,4 +213,4 @@ def rnn_cell(
     """One step of a plain recurrent layer, as torch.rnn_tanh_cell and torch.rnn_relu_cell; arguments as `lstm_cell`'s
     with one gate, and hx = h."""
     expect(nonlinearity in ("tanh", "relu"), "rnn_cell", lambda: f"Unknown nonlinearity: {nonlinearity}", RuntimeError)
-    return _cell("rnn_cell", f"rnn_{nonlinearity}", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
+    return step(f"rnn_{nonlinearity}", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]

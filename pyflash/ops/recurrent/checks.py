@@ -7,12 +7,23 @@ from typing import NamedTuple
 
 import torch
 
-from pyflash.ops.core.checks import expect, readable, scalar_type
-from pyflash.ops.recurrent.reference import GATES
+from pyflash.auto.recurrent import GATES
+from pyflash.ops.core.checks import expect, is_plain, readable, scalar_type
+
+PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
+NOT_PLAIN = "only strided floating-point tensors are served"
+
+
+def are_plain(tensors) -> bool:
+    """May a kernel read them all? They have one dtype."""
+    for t in tensors:
+        if type(t) not in PLAIN_TYPES or t.layout is not torch.strided or t.is_nested:
+            return all([is_plain(t) for t in tensors])
+    return tensors[0].is_floating_point()
 
 
 class Form(NamedTuple):
-    """Of a stack of layers, as its weights tell it."""
+    """A stack of layers, as its weights tell it."""
 
     inputs: int
     hidden: int
@@ -29,7 +40,7 @@ def form_of(operation: str, cell: str, params, bidirectional: bool) -> Form:
     Raises:
         RuntimeError: the number of weights or a shape fits no stack.
     """
-    shapes = tuple(p.shape for p in params)
+    shapes = tuple([p.shape for p in params])
     if torch.compiler.is_compiling():
         return _form_of(operation, cell, shapes, bidirectional)
     return _cached_form_of(operation, cell, shapes, bidirectional)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -9,12 +11,12 @@ from torch.nn.utils.rnn import PackedSequence
 from pyflash.auto import recurrent as auto
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect, is_plain
+from pyflash.ops.core.checks import expect
 from pyflash.ops.core.choice import choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
-from pyflash.ops.pointwise.dropout import dropout as _dropout
+from pyflash.ops.pointwise.dropout import dropout
 from pyflash.ops.recurrent import reference
-from pyflash.ops.recurrent.checks import check_input, check_lengths, check_state, form_of
+from pyflash.ops.recurrent.checks import NOT_PLAIN, Form, are_plain, check_input, check_lengths, check_state, form_of
 from pyflash.ops.recurrent.operators import has_step, rnn_layer, rnn_step
 from pyflash.ops.recurrent.stream import TORCH_LAYERS, infer_layers
 
@@ -23,6 +25,8 @@ def _rules(backend, size, dtype):
     # A compiled graph takes our operator for any size: torch's is unrolled into its steps there.
     return "" if torch.compiler.is_compiling() else auto.rules(backend, size, dtype)
 
+
+_rules.decide, _rules.forget = auto.decide, auto.rules.forget
 
 OPERATIONS = {
     name: Operation(
@@ -34,70 +38,27 @@ _NO_PROJECTION = "triton has no kernel for a projection (proj_size)"
 OPERATIONS["lstm"].notes["triton"] = _NO_PROJECTION
 
 
-def _reference_layer(x, h_0, c_0, weights, rows, steps, cell, batch_first, backend, **_):
-    """`rnn_layer` in torch operations that torch.func and forward mode see."""
-    return reference.layer(x, h_0, c_0, weights, rows, steps, cell, batch_first)[:4]
+class Call(NamedTuple):
+    """A stack of layers to be computed: every argument checked, and the tensors in the operators' layout."""
 
-
-def _stack(layer, x, h_0, c_0, params, form, rows, steps, cell, batch_first, dropout, return_cells, save_gates, wish):
-    """y, h_n, c_n and cells of all layers; what lies above a layer reads its y where it is."""
-    per_layer = form.each * form.directions
-    outputs = []
-    for i in range(form.layers):
-        if i and dropout:
-            x = _dropout(x, dropout)
-        own = slice(i * form.directions, (i + 1) * form.directions)
-        x, *rest = layer(
-            x, h_0 if form.layers == 1 else h_0[own], c_0 if c_0 is None or form.layers == 1 else c_0[own],
-            params[i * per_layer : (i + 1) * per_layer], rows, steps, cell, batch_first, wish,
-            return_cells=return_cells, save_gates=save_gates,
-        )  # fmt: skip
-        outputs.append(rest)
-    if form.layers == 1:
-        return x, *outputs[0]
-    h_n, c_n, cells = zip(*outputs)
-    return x, torch.cat(h_n), None if c_0 is None else torch.cat(c_n), torch.cat(cells) if return_cells else None
-
-
-def _is_stream(form, dropout):
-    """May single steps go through `rnn_step`? A compiled graph is not to be split by the number of steps."""
-    return not dropout and form.directions == 1 and form.output == form.hidden and not torch.compiler.is_compiling()
-
-
-def _step(x, h_0, c_0, params, form, cell, batch_first, wish):
-    """y, h_n and c_n of one step through all layers, with little Python."""
-    time = 1 if batch_first else 0
-    row, h_n, c_n = x.squeeze(time), [], []
-    for i in range(form.layers):
-        weights = params[i * form.each : (i + 1) * form.each]
-        row, c = rnn_step(row, h_0[i], None if c_0 is None else c_0[i], weights, cell, wish)
-        h_n.append(row)
-        c_n.append(c)
-    return row.unsqueeze(time), torch.stack(h_n), None if c_0 is None else torch.stack(c_n)
-
-
-def _torch_stack(x, h_0, c_0, params, form, steps, cell, batch_first, dropout, training):
-    """PyTorch's own, for the whole stack."""
-    options = (form.has_bias, form.layers, dropout, training, form.directions == 2)
-    hx = h_0 if c_0 is None else (h_0, c_0)
-    if steps is None:
-        outputs = TORCH_LAYERS[cell](x, hx, params, *options, batch_first)
-    else:
-        outputs = TORCH_LAYERS[cell](x, steps, hx, params, *options)
-    return (*outputs, None) if c_0 is None else outputs
-
-
-def _cast_by_autocast(cell, is_packed, tensors):
-    """On a CPU torch's gru, and its lstm of packed sequences, keep the states' type."""
-    keeps = tensors[0].is_cpu and (cell == "gru" or (cell == "lstm" and is_packed))
-    return cast_by_autocast(tensors, tensors[0].dtype if keeps else None)
-
-
-def _ragged(lengths, steps, device):
-    """(rows by length, longest first; sequences still running at each step): nothing is read on the host."""
-    lengths = lengths.to(device, torch.int64)
-    rows = torch.argsort(lengths, descending=True, stable=True)
-    return rows, (lengths > torch.arange(steps, device=device)[:, None]).sum(1)
+    operation: str  # rnn, lstm, gru
+    cell: str  # lstm, gru, rnn_tanh, rnn_relu
+    x: Tensor  # [T, B, I], [B, T, I] when batch_first, or packed [total, I]
+    h_0: Tensor  # [layers * directions, B, P]
+    c_0: Tensor | None  # [layers * directions, B, H], lstm
+    params: list[Tensor]
+    form: Form
+    rows: Tensor | None  # [B]: the row of the batch at each sorted position, of a ragged batch
+    steps: Tensor | None  # [T]: how many sequences are still running, of a ragged or packed batch
+    length: int  # T
+    batch_first: bool
+    dropout: float
+    training: bool  # the module's mode
+    return_cells: bool
+    save_gates: bool
+    packed: PackedSequence | None  # what x was taken out of
+    is_batched: bool
+    c_dtype: torch.dtype  # of c_0 as it was given
 
 
 def _states(operation, hx, is_lstm):
@@ -111,6 +72,12 @@ def _states(operation, hx, is_lstm):
     if isinstance(hx, Tensor) or len(hx) != 2:
         raise RuntimeError(f"pyflash.{operation}: hx is not a pair of tensors (h_0, c_0)")
     return list(hx)
+
+
+def _cast_by_autocast(cell, is_packed, tensors):
+    """On a CPU torch's gru, and its lstm of packed sequences, keep the states' type."""
+    keeps = tensors[0].is_cpu and (cell == "gru" or (cell == "lstm" and is_packed))
+    return cast_by_autocast(tensors, tensors[0].dtype if keeps else None)
 
 
 def _initial(operation, states, form, x, batch, is_batched):
@@ -131,108 +98,182 @@ def _batch_of(steps, h_0):
     return h_0.shape[1] if torch.compiler.is_compiling() and h_0 is not None else int(steps[0])
 
 
-def _recurrent(
-    cell, input, hx, params, *, bidirectional, batch_first, dropout, training, lengths, return_cells, save_gates
-):
-    """output, h_n, c_n and cells, in the caller's layout."""
-    operation = "rnn" if cell.startswith("rnn") else cell
-    is_packed = isinstance(input, PackedSequence)
-    batch_first = batch_first and not is_packed
-    states = _states(operation, hx, cell == "lstm")
-    if not (is_packed or bidirectional or return_cells or lengths is not None or (dropout and training)):
-        found = infer_layers(operation, cell, input, states, params, batch_first)
-        if found is not None:
-            return *found, None
+def _ragged(operation, lengths, batch, length, x, is_batched):
+    """(rows by length, longest first; sequences still running at each step), both None where every sequence is whole.
+    On a GPU nothing is read on the host."""
+    expect(is_batched, operation, lambda: "lengths is given with an input of one sequence, which has no batch")
+    lengths = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device=x.device)
+    if check_lengths(operation, lengths, batch, length):
+        return None, None
+    lengths = lengths.to(x.device, torch.int64)
+    rows = torch.argsort(lengths, descending=True, stable=True)
+    return rows, (lengths > torch.arange(length, device=x.device)[:, None]).sum(1)
+
+
+def _arrange(
+    operation, cell, input, states, params, *, bidirectional, batch_first, dropout, training, lengths, return_cells,
+    save_gates,
+):  # fmt: skip
+    """The `Call` of these arguments.
+
+    Raises:
+        TypeError, RuntimeError, ValueError: they fit no stack of layers; torch's types and words.
+    """
     form = form_of(operation, cell, params, bidirectional)
+    packed = input if isinstance(input, PackedSequence) else None
     x, steps, rows = input, None, None
-    if is_packed:
+    if packed is not None:
         expect(lengths is None, operation, lambda: "lengths is given with a PackedSequence, which has its own")
-        x, steps, order, back = input
+        batch_first, (x, steps, order, _) = False, packed
         if order is not None:
             states = [s if s is None else s.index_select(1, order) for s in states]
-    of_c = (x if states[-1] is None else states[-1]).dtype
-    x, *rest = _cast_by_autocast(cell, is_packed, [x, *states, *params])
+    c_dtype = (x if states[-1] is None else states[-1]).dtype
+    x, *rest = _cast_by_autocast(cell, packed is not None, [x, *states, *params])
     states, params = rest[: len(states)], rest[len(states) :]
-    check_input(operation, x, params, form, is_packed)
-    is_batched, batch_dim = is_packed or x.dim() == 3, 0 if batch_first else 1
+    check_input(operation, x, params, form, packed is not None)
+    is_batched = packed is not None or x.dim() == 3
     if not is_batched:
-        x = x.unsqueeze(batch_dim)
-    length, batch = (
-        (len(steps), _batch_of(steps, states[0])) if is_packed else (x.shape[1 - batch_dim], x.shape[batch_dim])
-    )
-    expect(length > 0, operation, lambda: "Expected sequence length to be larger than 0 in RNN", RuntimeError)
+        x = x.unsqueeze(0 if batch_first else 1)
+    if packed is not None:
+        length, batch = len(steps), _batch_of(steps, states[0])
+    else:
+        length, batch, _ = (x.shape[1], x.shape[0], 0) if batch_first else x.shape
+    if length <= 0:
+        raise RuntimeError(f"pyflash.{operation}: Expected sequence length to be larger than 0 in RNN")
     h_0, c_0 = _initial(operation, states, form, x, batch, is_batched)
     if lengths is not None:
-        expect(is_batched, operation, lambda: "lengths is given with an input of one sequence, which has no batch")
-        lengths = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device=x.device)
-        if not check_lengths(operation, lengths, batch, length):
-            rows, steps = _ragged(lengths, length, x.device)
-    y, h_n, c_n, cells = _run(
-        operation,
+        rows, steps = _ragged(operation, lengths, batch, length, x, is_batched)
+    return Call(
+        operation, cell, x, h_0, c_0, params, form, rows, steps, length, batch_first, dropout, training, return_cells,
+        save_gates, packed, is_batched, c_dtype,
+    )  # fmt: skip
+
+
+def _serve(call: Call):
+    """y, h_n, c_n and cells of the whole stack, by whoever serves it: our kernels, torch, or its reference, which knows
+    every transform."""
+    x, h_0, c_0, form = call.x, call.h_0, call.c_0, call.form
+    tensors = [x, h_0, *call.params] if c_0 is None else [x, h_0, c_0, *call.params]
+    drops = call.dropout > 0 and call.training
+    size = auto.Size(
+        call.cell, "layers", call.length, h_0.shape[1], form.inputs, form.hidden, form.layers, form.directions,
+        form.output != form.hidden, call.steps is not None,
+        # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
+        drops or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])),
+    )  # fmt: skip
+    refused = "" if are_plain(tensors) else NOT_PLAIN
+    if size.projected and (not x.is_cpu or backends._state.wish == "triton"):
+        refused = refused or _NO_PROJECTION
+    wish, layer = choose(OPERATIONS[call.operation], x, tensors, size=size, refused=refused), rnn_layer
+    if wish is None:
+        if tracing_derivatives(tensors):
+            layer = _reference_layer
+        elif not call.return_cells and call.rows is None:
+            return _torch_stack(call)
+    elif _is_stream(call, size, wish):
+        return _step(call, wish)
+    per_layer, outputs = form.each * form.directions, []
+    for i in range(form.layers):
+        if i and drops:
+            x = dropout(x, call.dropout)
+        if form.layers > 1:
+            own = slice(i * form.directions, (i + 1) * form.directions)
+            h_0, c_0 = call.h_0[own], None if call.c_0 is None else call.c_0[own]
+        # What lies above a layer reads its y where it is.
+        x, *rest = layer(
+            x, h_0, c_0, call.params[i * per_layer : (i + 1) * per_layer], call.rows, call.steps, call.cell,
+            call.batch_first, wish or "torch", call.return_cells, call.save_gates and wish is not None,
+        )  # fmt: skip
+        outputs.append(rest)
+    if form.layers == 1:
+        return x, *outputs[0]
+    h_n, c_n, cells = zip(*outputs)
+    return (
         x,
-        h_0,
-        c_0,
-        params,
-        form,
-        rows,
-        steps,
-        cell,
-        batch_first,
-        dropout,
-        training,
-        return_cells,
-        save_gates,
+        torch.cat(h_n),
+        None if c_0 is None else torch.cat(c_n),
+        torch.cat(cells) if call.return_cells else None,
     )
-    if c_n is not None and form.output != form.hidden and x.is_cpu:
-        c_n = c_n.to(of_c)  # autocast leaves this state alone in torch, where there is a projection
-    if is_packed:
+
+
+def _reference_layer(x, h_0, c_0, weights, rows, steps, cell, batch_first, *_):
+    """`rnn_layer` in torch operations that torch.func and forward mode see."""
+    return reference.layer(x, h_0, c_0, weights, rows, steps, cell, batch_first)[:4]
+
+
+def _torch_stack(call):
+    """PyTorch's own, for the whole stack."""
+    form, c_0 = call.form, call.c_0
+    options = (form.has_bias, form.layers, call.dropout, call.training, form.directions == 2)
+    hx = call.h_0 if c_0 is None else (call.h_0, c_0)
+    if call.steps is None:
+        outputs = TORCH_LAYERS[call.cell](call.x, hx, call.params, *options, call.batch_first)
+    else:
+        outputs = TORCH_LAYERS[call.cell](call.x, call.steps, hx, call.params, *options)
+    return (*outputs, None, None) if c_0 is None else (*outputs, None)
+
+
+def _is_stream(call, size, wish):
+    """Is this a single step for `rnn_step`? A compiled graph is not to be split by the number of steps."""
+    return (
+        size.steps == 1
+        and not (size.training or size.ragged or size.projected or call.return_cells)
+        and size.directions == 1
+        and has_step(call.x, wish)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _step(call, wish):
+    """y, h_n and c_n of one step through all layers, with little Python; no cells."""
+    time, each = 1 if call.batch_first else 0, call.form.each
+    row, h_n, c_n = call.x.squeeze(time), [], []
+    for i in range(call.form.layers):
+        weights, c_0 = call.params[i * each : (i + 1) * each], None if call.c_0 is None else call.c_0[i]
+        row, c = rnn_step(row, call.h_0[i], c_0, weights, call.cell, wish)
+        h_n.append(row)
+        c_n.append(c)
+    return row.unsqueeze(time), torch.stack(h_n), None if call.c_0 is None else torch.stack(c_n), None
+
+
+def _restore(call: Call, y, h_n, c_n, cells):
+    """What `_serve` gave, in the caller's layout: a packed batch packed again and in its order, no batch where none was."""
+    if c_n is not None and call.form.output != call.form.hidden and call.x.is_cpu:
+        c_n = c_n.to(call.c_dtype)  # autocast leaves this state alone in torch, where there is a projection
+    if call.packed is not None:
+        _, steps, order, back = call.packed
         if back is not None:
             h_n, c_n = (s if s is None else s.index_select(1, back) for s in (h_n, c_n))
         return PackedSequence(y, steps, order, back), h_n, c_n, cells
-    if return_cells and batch_first:
+    if call.return_cells and call.batch_first:
         cells = cells.transpose(1, 2)
-    if not is_batched:
+    if not call.is_batched:
+        batch_dim = 0 if call.batch_first else 1
         y, h_n, c_n = y.squeeze(batch_dim), h_n.squeeze(1), c_n if c_n is None else c_n.squeeze(1)
-        cells = cells.squeeze(batch_dim + 1) if return_cells else None
+        cells = cells.squeeze(batch_dim + 1) if call.return_cells else None
     return y, h_n, c_n, cells
 
 
-def _run(
-    operation, x, h_0, c_0, params, form, rows, steps, cell, batch_first, dropout, training, return_cells, save_gates
-):
-    """The stack by whoever serves it: our kernels, torch, or its reference, which knows every transform."""
-    tensors = [x, h_0, *params] if c_0 is None else [x, h_0, c_0, *params]
-    size = auto.Size(
-        cell, "layers", x.shape[1 if batch_first else 0] if x.dim() == 3 else len(steps), h_0.shape[1], form.inputs,
-        form.hidden, form.layers, form.directions, form.output != form.hidden, steps is not None,
-        # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
-        (dropout > 0 and training) or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)),
+def recurrent(
+    cell, input, hx, params, *, bidirectional=False, batch_first=False, dropout=0.0, training=False, lengths=None,
+    return_cells=False, save_gates=None,
+):  # fmt: skip
+    """output, h_n, c_n (None unless lstm) and cells (None unless `return_cells`); arguments as `lstm`'s.
+
+    cell: lstm, gru, rnn_tanh or rnn_relu.
+    """
+    operation = "rnn" if cell.startswith("rnn") else cell
+    states = _states(operation, hx, cell == "lstm")
+    if not (torch.is_grad_enabled() or bidirectional or return_cells or lengths is not None or (dropout and training)):
+        found = infer_layers(operation, cell, input, states, params, batch_first)
+        if found is not None:
+            return *found, None
+    call = _arrange(
+        operation, cell, input, states, params, bidirectional=bidirectional, batch_first=batch_first, dropout=dropout,
+        training=training, lengths=lengths, return_cells=return_cells,
+        save_gates=auto.SAVES_GATES if save_gates is None else save_gates,
     )  # fmt: skip
-    refused = "" if all(map(is_plain, tensors)) else "only strided floating-point tensors are served"
-    if size.projected and (not x.is_cpu or backends._state.wish == "triton"):
-        refused = refused or _NO_PROJECTION
-    wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused)
-    is_ours = wish is not None
-    layer = rnn_layer
-    if not is_ours:
-        wish = "torch"
-        if tracing_derivatives(tensors):
-            layer = _reference_layer
-        elif not return_cells and rows is None:
-            return *_torch_stack(x, h_0, c_0, params, form, steps, cell, batch_first, dropout, training), None
-    elif (
-        size.steps == 1
-        and not (size.training or size.ragged or return_cells)
-        and has_step(x, wish)
-        and _is_stream(form, dropout * training)
-    ):
-        return *_step(x, h_0, c_0, params, form, cell, batch_first, wish), None
-    if save_gates is None:
-        save_gates = is_ours and auto.saves_gates(cell, x.dtype)
-    return _stack(
-        layer, x, h_0, c_0, params, form, rows, steps, cell, batch_first, dropout if training else 0.0, return_cells,
-        save_gates, wish,
-    )  # fmt: skip
+    return _restore(call, *_serve(call))
 
 
 def lstm(
@@ -264,7 +305,7 @@ def lstm(
             output past them is zero, and the states are those of the last step that counts.
         return_cells: return c after every step, too.
         save_gates: keep the gates for the backward (4 T B H values a layer) rather than compute them again there; None:
-            what measured faster.
+            kept, which measured faster.
     Returns:
         output, (h_n, c_n): as torch.nn.LSTM; output like input with directions * P features. With `return_cells` a third:
             [layers * directions, T, B, H] (B and T swapped with `batch_first`), float32 (float64 for float64).
@@ -273,7 +314,7 @@ def lstm(
     Numerics: gates and c in float32 (float64 for float64), h stored in the input's type; deterministic. Gradients to any
         order, in evaluation and repeatedly.
     """
-    output, h_n, c_n, cells = _recurrent(
+    output, h_n, c_n, cells = recurrent(
         "lstm", input, hx, params, bidirectional=bidirectional, batch_first=batch_first, dropout=dropout,
         training=training, lengths=lengths, return_cells=return_cells, save_gates=save_gates,
     )  # fmt: skip
@@ -297,9 +338,9 @@ def gru(
     r, z = sigmoid(W_i. x + b_i. + W_h. h + b_h.), n = tanh(W_in x + b_in + r (W_hn h + b_hn)); h' = (1 - z) n + z h.
     Arguments as `lstm`'s; hx is h_0, the gates are r, z, n. Returns (output, h_n).
     """
-    return _recurrent(
+    return recurrent(
         "gru", input, hx, params, bidirectional=bidirectional, batch_first=batch_first, dropout=dropout,
-        training=training, lengths=lengths, return_cells=False, save_gates=save_gates,
+        training=training, lengths=lengths, save_gates=save_gates,
     )[:2]  # fmt: skip
 
 
@@ -324,7 +365,7 @@ def rnn(
         "rnn",
         lambda: f"Unknown nonlinearity {nonlinearity!r}, expected 'tanh' or 'relu'",
     )
-    return _recurrent(
+    return recurrent(
         f"rnn_{nonlinearity}", input, hx, params, bidirectional=bidirectional, batch_first=batch_first, dropout=dropout,
-        training=training, lengths=lengths, return_cells=False, save_gates=False,
+        training=training, lengths=lengths,
     )[:2]  # fmt: skip

@@ -2,14 +2,14 @@
 
 LSTM: Hochreiter & Schmidhuber 1997, with forget gate and torch's gate order i, f, g, o; projection Sak et al. 2014.
 GRU in torch's form, gates r, z, n: n = tanh(W_in x + b_in + r * (W_hn h + b_hn)), h' = (1 - z) n + z h.
-Stacks of layers, packed sequences and torch's checks are in recurrent.py, single steps in rnn_cell.py.
+Stacks of layers and packed sequences are in layers.py, single steps in cells.py, torch's checks in checks.py.
 """
 
 from __future__ import annotations
 
 import torch
 
-from pyflash.ops.core.autograd import Function, apply, vjp
+from pyflash.ops.core.autograd import Function, apply, vjp, way
 from pyflash.ops.core.dtypes import acc_dtype
 from pyflash.ops.core.registry import Op
 from pyflash.ops.recurrent import reference
@@ -46,7 +46,7 @@ def _outputs_bwd(
 
 # x [T, B, I], [B, T, I] when batch_first, or packed [total, I]; features adjacent, other strides any. y like it, with
 # D * P features. Everything else contiguous. h_0, h_n [D, B, P]; c_0, c_n [D, B, H] for lstm, else None and empty.
-# weights: torch's flat list of the layer, forward direction first (`_rnn_reference.split`).
+# weights: torch's flat list of the layer, forward direction first (`reference.split`).
 # steps: None, or [T] int64, descending: how many sequences are still running at each step; the sorted ones are the
 # first. rows: None, or [B] int64: the row of the batch at each sorted position; for padded x only. States keep the order
 # of the batch. y and cells are zero past the end of a sequence; one of no steps keeps its h_0 and c_0.
@@ -106,7 +106,8 @@ def _contiguous(tensor):
 class _Rnn(Function):
     @staticmethod
     def forward(x, h_0, c_0, rows, steps, cell, batch_first, save_cells, save_gates, return_cells, backend, *weights):
-        return _fwd(x, h_0, c_0, list(weights), rows, steps, cell, batch_first, save_cells, save_gates, backend)
+        args = x, h_0, c_0, list(weights), rows, steps, cell, batch_first, save_cells, save_gates, backend
+        return _fwd.way(args)(*args)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -188,15 +189,17 @@ def rnn_layer(x, h_0, c_0, weights, rows, steps, cell, batch_first, backend, ret
     Args as the operator's; return_cells: give every c as an output with a gradient, else None; save_gates: store the
     gates for the backward rather than compute them again.
     """
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h_0, c_0, *weights))
-    h_0, c_0, weights = _contiguous(h_0), _contiguous(c_0), [w.contiguous() for w in weights]
+    training = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in (x, h_0, c_0, *weights)])
+    h_0, c_0 = h_0.contiguous(), None if c_0 is None else c_0.contiguous()
+    weights = [w.contiguous() for w in weights]
     if x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     if training:
-        save_cells = cell == "lstm"
-        outputs = apply(
-            _Rnn, x, h_0, c_0, rows, steps, cell, batch_first, save_cells, save_gates, return_cells, backend, *weights
-        )
+        args = (
+            x, h_0, c_0, rows, steps, cell, batch_first, cell == "lstm", save_gates, return_cells, backend, *weights
+        )  # fmt: skip
+        call, args = way(_Rnn, args)
+        outputs = call(*args)
     elif x.device.type == "cpu" and backend in ("auto", "cpu"):
         outputs = _cached_fwd(x, h_0, c_0, weights, rows, steps, cell, batch_first, return_cells, backend)
     else:

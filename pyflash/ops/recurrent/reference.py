@@ -13,7 +13,6 @@ import torch
 from pyflash.ops.core.autograd import vjp
 from pyflash.ops.core.dtypes import acc_dtype
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 SAVED_GATES = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}  # gru: r, z, n and the hidden part of n
 
 

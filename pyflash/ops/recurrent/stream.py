@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch import _VF, Tensor
+from torch import _VF
 from torch.autograd import forward_ad
 
 from pyflash.auto import recurrent as auto
@@ -17,7 +17,7 @@ from pyflash.auto.processor import place
 from pyflash.ops.core import backends
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op, expect_guards, poisoned
-from pyflash.ops.recurrent.reference import GATES
+from pyflash.ops.recurrent.checks import PLAIN_TYPES
 
 TORCH_CELLS = {
     "lstm": _VF.lstm_cell, "gru": _VF.gru_cell, "rnn_tanh": _VF.rnn_tanh_cell, "rnn_relu": _VF.rnn_relu_cell,
@@ -25,12 +25,11 @@ TORCH_CELLS = {
 TORCH_LAYERS = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}
 NO_MEMORY = "a tensor has no memory"
 NOT_KEPT = "its packed weights are not kept: no room under PYFLASH_CACHE_BYTES, or weights of inference mode"
-_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
 
 
 @lru_cache(maxsize=1024)
-def _reason_for_torch(cell, module, steps, batch, inputs, hidden, layers, dtype, where):
-    size = auto.Size(cell, module, steps, batch, inputs, hidden, layers, 1, False, False, False)
+def _reason_for_torch(cell, steps, batch, inputs, hidden, layers, dtype, where):
+    size = auto.Size(cell, "layers", steps, batch, inputs, hidden, layers, 1, False, False, False)
     return auto.decide(where, size, dtype)
 
 
@@ -59,7 +58,7 @@ def _are_usual(tensors):
     ):
         return False
     for t in tensors:
-        if type(t) not in _PLAIN_TYPES or t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
+        if type(t) not in PLAIN_TYPES or t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
             return False
         if t.is_nested or t.is_neg() or not t.is_contiguous():
             return False
@@ -71,7 +70,7 @@ def _hidden_of(cell, weights, each, inputs):
     if weights[1].dim() != 2 or len(weights) % each:
         return 0
     rows, hidden = weights[1].shape
-    if rows != GATES[cell] * hidden:
+    if rows != auto.GATES[cell] * hidden:
         return 0
     for i in range(0, len(weights), each):
         if weights[i].shape != (rows, inputs) or weights[i + 1].shape != (rows, hidden):
@@ -101,7 +100,7 @@ def _run(operation, cell, x, h, c, weights, layers, order, outputs, may_pack):
 
 
 def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
-    """(h, c) after a cell's step, c None unless lstm; or None."""
+    """(h, c) after a cell's step, c None unless lstm; or None. `auto` does not leave this size to torch."""
     weights = (w_ih, w_hh, b_ih, b_hh)
     if b_ih is None or b_hh is None or not _are_usual((x, h, *weights) if c is None else (x, h, c, *weights)):
         return None
@@ -112,12 +111,10 @@ def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     hidden = _hidden_of(cell, weights, 4, inputs)
     if not (batch and hidden) or shape[1] != hidden or (c is not None and c.shape != shape):
         return None
-    reason = _reason(cell, "cell", 1, batch, inputs, hidden, 1, x.dtype)
-    if not reason:
-        outputs = None, x.new_empty(*shape), None if c is None else x.new_empty(*shape)
-        found, reason = _run(operation, cell, x, h, c, weights, 1, False, outputs, backends._state.wish != "auto")
-        if reason is not NOT_KEPT:
-            return found and found[1:]
+    outputs = None, x.new_empty(shape), None if c is None else x.new_empty(shape)
+    found, reason = _run(operation, cell, x, h, c, weights, 1, False, outputs, backends._state.wish != "auto")
+    if reason is not NOT_KEPT:
+        return found and found[1:]
     backends.counts[operation, "torch", reason] += 1
     found = TORCH_CELLS[cell](x, h if c is None else (h, c), *weights)
     return (found, None) if c is None else found
@@ -128,7 +125,7 @@ def infer_layers(operation, cell, x, states, weights, batch_first):
 
     Args as `recurrent.lstm`'s; states: [h_0], or [h_0, c_0] for lstm, all None for zeros.
     """
-    if type(x) not in _PLAIN_TYPES or x.dim() != 3 or len(weights) < 2:
+    if type(x) not in PLAIN_TYPES or x.dim() != 3 or len(weights) < 2:
         return None
     is_zero = states[0] is None and states[-1] is None
     if not _are_usual((x, *weights) if is_zero else (x, *states, *weights)):
@@ -141,7 +138,7 @@ def infer_layers(operation, cell, x, states, weights, batch_first):
     if not (steps and batch and hidden) or not (is_zero or all([s.shape == state for s in states])):
         return None
     is_lstm = cell == "lstm"
-    reason = _reason(cell, "layers", steps, batch, inputs, hidden, layers, x.dtype)
+    reason = _reason(cell, steps, batch, inputs, hidden, layers, x.dtype)
     if not reason:
         y, h_n = x.new_empty(first, second, hidden), x.new_empty(layers, batch, hidden)
         c_0, c_n = (states[1], x.new_empty(layers, batch, hidden)) if is_lstm else (None, None)
