@@ -19,9 +19,9 @@ constexpr int64_t kPhases = 64;
 struct Fingerprint {
   const void* data;  // [rows, row_bytes], dense
   int64_t rows, row_bytes;
-  // kPhases of them: each reads another share, at least one line of 64 bytes of every row and of every column, of the
-  // large ones one in kPhases, of the small ones all. All phases together read everything. Negative: everything at
-  // once.
+  // Which share is read: 0 to kPhases - 1, or all of it when negative. Each share has at least one line of 64 bytes of
+  // every row and of every column: all lines of a small matrix, one in kPhases of a large one. All shares together are
+  // the whole matrix.
   int64_t phase;
-  uint64_t* hash;
+  uint64_t* hash;  // out
 };

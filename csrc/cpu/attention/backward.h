@@ -2,7 +2,7 @@
 //
 // A key block collects its dk and dv while it walks over the queries; dq is summed over the key blocks in their order,
 // in float32, transposed. Where there are fewer heads than threads the key blocks of one head run at the same time,
-// each behind its predecessor: block n adds to dq of a query block when block n - 1 has done so. So every thread works
+// each after its predecessor: block n adds to dq of a query block when block n - 1 has done so. So every thread works
 // also with one head, no product is computed twice, and the result does not depend on the number of threads.
 #pragma once
 #include <sched.h>

@@ -56,15 +56,15 @@ PF_INLINE void for_row_groups(int64_t rows, F f) {
   if (row < rows) f(RowGroup<1>{}, row);
 }
 
-// Columns [col, col + n) of a row, zeros behind the last.
+// Columns [col, col + n) of a row, zeros after the last.
 template <bool kAdjacent, class S>
 PF_INLINE Vec<Acc<S>> load_columns(const S* row, int64_t step, int64_t col, int64_t cols) {
   if (kAdjacent) return load_n(row + col, cols - col);
   return gather(row + col * step, step, cols - col);
 }
 
-// sums[row][i]: vectors of partial sums of q[row] . k[i], for n keys, of which those behind `count` are the last again.
-// Key by key, as they lie in memory: with four keys side by side the processor's prefetching fell to a third.
+// sums[row][i]: vectors of partial sums of q[row] . k[i], for n keys, of which those from `count` on are the last
+// again. Key by key, as they lie in memory: with four keys side by side the processor's prefetching fell to a third.
 template <int kRows, bool kAdjacent, class S>
 PF_INLINE void partial_scores(const S* k, const Strides4& stride, int64_t count, int64_t cols, const Acc<S>* q,
                               Vec<Acc<S>> (*sums)[kLanes<Acc<S>>]) {
@@ -87,7 +87,7 @@ PF_INLINE void partial_scores(const S* k, const Strides4& stride, int64_t count,
   }
 }
 
-// scores[row][key] = q[row] . k[key], -inf behind the last key of a vector.
+// scores[row][key] = q[row] . k[key], -inf after the last key of a vector.
 template <class S, bool kAdjacent>
 __attribute__((noinline)) void few_scores(const S* k, const Strides4& stride, int64_t keys, int64_t rows, int64_t cols,
                                           const Acc<S>* q, Acc<S>* scores) {

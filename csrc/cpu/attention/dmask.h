@@ -27,6 +27,31 @@ void add_dmask_tile(const AttentionBwd& call, int64_t b, int64_t head, int64_t q
   for (int64_t i = 0; i < keys * kQueries<A>; i += kLanes<A>) store(sum + i, load(sum + i) + load(scratch.dscores + i));
 }
 
+// What one task walks over in a dimension: all of it where the mask was broadcast, else its own element or tile.
+struct Walk {
+  int64_t begin, end;
+  Walk(bool is_broadcast, int64_t own, int64_t count)
+      : begin(is_broadcast ? 0 : own), end(is_broadcast ? count : own + 1) {}
+};
+
+// sum [keys, queries]: the rows of all keys, into the first.
+template <class A>
+PF_INLINE void sum_over_keys(A* sum) {
+  constexpr int64_t size = kQueries<A>;
+  for (int64_t key = 1; key < kBwdKeys; key++)
+    for (int64_t i = 0; i < size; i += kLanes<A>) store(sum + i, load(sum + i) + load(sum + key * size + i));
+}
+// The same over the queries of each of these keys, into the first query.
+template <class A>
+PF_INLINE void sum_over_queries(A* sum, int64_t keys) {
+  constexpr int64_t size = kQueries<A>;
+  for (int64_t key = 0; key < keys; key++) {
+    Vec<A> total = {};
+    for (int64_t i = 0; i < size; i += kLanes<A>) total = total + load(sum + key * size + i);
+    sum[key * size] = reduce_add(total);
+  }
+}
+
 template <class S, class M>
 void dmask_bwd_typed(const AttentionBwd& call, const BwdWorkspace<Operand<S>>& shared, int num_threads) {
   typedef Acc<S> A;
@@ -35,38 +60,32 @@ void dmask_bwd_typed(const AttentionBwd& call, const BwdWorkspace<Operand<S>>& s
   const int64_t* of = call.dmask_size;
   const int64_t row_tiles = ceil_div(p.L, size), key_tiles = ceil_div(p.S, kBwdKeys);
   // A dimension of one element is summed over; with one element to sum that is the element.
-  const int64_t row_tasks = of[2] == 1 ? 1 : row_tiles, key_tasks = of[3] == 1 ? 1 : key_tiles;
+  const bool of_batch = of[0] == 1, of_head = of[1] == 1, of_row = of[2] == 1, of_key = of[3] == 1;
+  const int64_t row_tasks = of_row ? 1 : row_tiles, key_tasks = of_key ? 1 : key_tiles;
   parallel_tasks(of[0] * of[1] * row_tasks * key_tasks, num_threads, [&](int64_t task, int thread) {
     const int64_t key_task = task % key_tasks, row_task = task / key_tasks % row_tasks;
-    const int64_t head_task = task / (key_tasks * row_tasks) % of[1],
-                  batch_task = task / (key_tasks * row_tasks) / of[1];
+    const int64_t matrix = task / (key_tasks * row_tasks);  // of the mask
     const BwdScratch<Operand<S>> scratch = shared.scratch(thread, p.E, p.Ev);
     A* sum = scratch.dk;  // free in this pass, and larger than a tile: see BwdScratch
     memset((void*)sum, 0, kBwdKeys * size * sizeof(A));
-    for (int64_t b = of[0] == 1 ? 0 : batch_task; b < (of[0] == 1 ? p.B : batch_task + 1); b++)
-      for (int64_t head = of[1] == 1 ? 0 : head_task; head < (of[1] == 1 ? p.H : head_task + 1); head++)
-        for (int64_t row = of[2] == 1 ? 0 : row_task; row < (of[2] == 1 ? row_tiles : row_task + 1); row++)
-          for (int64_t key = of[3] == 1 ? 0 : key_task; key < (of[3] == 1 ? key_tiles : key_task + 1); key++)
+    const Walk batches(of_batch, matrix / of[1], p.B), heads(of_head, matrix % of[1], p.H);
+    const Walk rows(of_row, row_task, row_tiles), keys(of_key, key_task, key_tiles);
+    for (int64_t b = batches.begin; b < batches.end; b++)
+      for (int64_t head = heads.begin; head < heads.end; head++)
+        for (int64_t row = rows.begin; row < rows.end; row++)
+          for (int64_t key = keys.begin; key < keys.end; key++)
             add_dmask_tile<S>(call, b, head, row * size, key * kBwdKeys, sum, shared, scratch);
 
-    if (of[3] == 1) {
-      for (int64_t key = 1; key < kBwdKeys; key++)
-        for (int64_t i = 0; i < size; i += kLanes<A>) store(sum + i, load(sum + i) + load(sum + key * size + i));
-    }
     const int64_t query = row_task * size, first = key_task * kBwdKeys;
-    const int64_t rows = of[2] == 1 ? 1 : min_of(size, p.L - query),
-                  keys = of[3] == 1 ? 1 : min_of(kBwdKeys, p.S - first);
-    if (of[2] == 1) {
-      for (int64_t key = 0; key < keys; key++) {
-        Vec<A> total = {};
-        for (int64_t i = 0; i < size; i += kLanes<A>) total = total + load(sum + key * size + i);
-        sum[key * size] = reduce_add(total);
-      }
-    }
-    M* to = (M*)call.dmask + (batch_task * of[1] + head_task) * of[2] * of[3];
+    const int64_t row_count = of_row ? 1 : min_of(size, p.L - query),
+                  key_count = of_key ? 1 : min_of(kBwdKeys, p.S - first);
+    if (of_key) sum_over_keys(sum);
+    if (of_row) sum_over_queries(sum, key_count);
+    M* to = (M*)call.dmask + matrix * of[2] * of[3];
     Vec<A> ones[kTileVectors];
     for (Vec<A>& one : ones) one = splat<Vec<A>>(1);
-    unpack_transposed<M>(sum, rows, keys, ones, [&](int64_t row) { return to + (query + row) * of[3] + first; });
+    unpack_transposed<M>(sum, row_count, key_count, ones,
+                         [&](int64_t row) { return to + (query + row) * of[3] + first; });
   });
 }
 

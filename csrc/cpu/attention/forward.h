@@ -45,7 +45,7 @@ PF_INLINE V safe_maximum(V max) {
   return select(max == splat<V>(kMinusInfinity<Element<V>>), V{}, max);
 }
 
-// A row of a tile behind its last: what joins the last row where their number is odd.
+// The row after the last of a tile: what joins the last row where their number is odd.
 template <class T>
 PF_INLINE void fill_terms(int64_t rows, Acc<T>* tile, Acc<T> value) {
   constexpr int queries = kQueries<T>;

@@ -24,7 +24,7 @@ __attribute__((noinline)) Vec<Acc<S>> gather(const S* p, int64_t stride, int64_t
   for (int i = 0; i < kLanes<Acc<S>>; i++) buffer[i] = i < count ? get(p + i * stride) : Acc<S>(0);
   return *(const Vec<Acc<S>>*)buffer;
 }
-// Elements 0 .. count - 1 of a strided row, zeros behind them.
+// Elements 0 .. count - 1 of a strided row, then zeros.
 template <class S>
 PF_INLINE Vec<Acc<S>> load_strided(const S* p, int64_t stride, int64_t count) {
   return stride == 1 && count >= kLanes<Acc<S>> ? load(p) : gather(p, stride, count);

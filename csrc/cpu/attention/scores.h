@@ -14,7 +14,7 @@ template <class A>
 struct QueryBlock {
   static constexpr int size = kQueries<A>;
   int64_t count, batch;
-  int64_t head[size], i[size];  // of each lane; the last row repeated behind `count`
+  int64_t head[size], i[size];  // of each lane; the last row is repeated from `count` on
   int64_t i_min, i_max;
   bool same_head;
 

@@ -117,7 +117,7 @@ PF_INLINE void product(int64_t rows, int64_t vectors, int64_t depth, Rows<T> a, 
 }
 
 // scores^T [keys x queries] = scale k [keys x depth] q^T [depth x queries], in chains of at most kMaxDepth terms. The
-// scale is in q^T already, but for pairs: there it would be rounded. Lanes behind `vectors` keep what they hold.
+// scale is in q^T already, but for pairs: there it would be rounded. Lanes from `vectors` on keep what they hold.
 template <class T>
 PF_INLINE void product_scores(int64_t keys, int64_t depth, Rows<T> k, const T* q_t, Acc<T>* scores, Acc<T> scale,
                               int64_t vectors = kTileVectors) {

@@ -30,7 +30,7 @@ PF_INLINE void absorb(Line& hash, const char* from, int64_t bytes) {
   hash ^= hash >> 15;
 }
 
-// Of rows [begin, end), in each every step-th line, and what is behind the last full line.
+// The hash of rows [begin, end): in each row every step-th line, and what comes after the last full line.
 uint64_t hash_rows(const Fingerprint& p, int64_t begin, int64_t end, int log_step) {
   const int64_t step = 1ll << log_step;
   const int64_t lines = p.row_bytes / kLineBytes, rest = p.row_bytes % kLineBytes;

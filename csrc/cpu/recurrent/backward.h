@@ -18,7 +18,7 @@ constexpr int kGateRow = kGates == 1 ? 1 : 4;
 template <int kGates>
 constexpr int kFirstOfX = kGates == 3 ? 1 : 0;
 
-// Of a step t and a sequence at position b: its row among those that the backward works on.
+// The row that the backward works on for step t of the sequence at position b.
 PF_INLINE int64_t work_row(const RnnRows& rows, int64_t t, int64_t b) {
   return rows.active ? rows.offsets[t] + b : t * rows.y_step_rows + b * rows.y_row_rows;
 }

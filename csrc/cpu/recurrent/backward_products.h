@@ -173,7 +173,8 @@ void products(const RnnBwd& p, const BwdMemory<Acc<S>>& m, int64_t rows, int thr
   auto multiply = [&](const gemm::Product<T>& g, const GradientElement<S>& to) {
     gemm::multiply(g, m.rest, gemm::sink_of<T>(to), threads);
   };
-  if (p.dx && p.rows.order) memset(p.dx, 0, s.length * s.batch * s.input * sizeof(S));  // behind the ends
+  if (p.dx && p.rows.order)
+    memset(p.dx, 0, s.length * s.batch * s.input * sizeof(S));  // after the ends of the sequences
   for (int64_t d = 0; d < s.directions; d++) {
     const T *dgates = m.dgates + d * rows * m.row, *of_x = dgates + kFirstOfX<kGates> * hidden;
     const T* xh = m.xh + d * rows * m.xh_row;

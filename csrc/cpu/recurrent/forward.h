@@ -202,7 +202,7 @@ struct FwdThread {
     }
   }
 
-  // What lies behind the end of a sequence of a padded batch.
+  // What lies after the end of a sequence in a padded batch.
   void clear() {
     for (int64_t j = rows; j < part.rows && part.slice == 0; j++) {
       memset((S*)p.y + places.y(t, j) * s.output, 0, s.output * sizeof(S));
