@@ -12,4 +12,15 @@ import sys
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_PROC_BIND", "true")
 
-OPERATIONS = ("activation", "linear", "layer_norm", "dropout", "attention", "rnn", "char_lm", "transformer", "models")
+OPERATIONS = (
+    "activation",
+    "linear",
+    "layer_norm",
+    "rms_norm",
+    "dropout",
+    "attention",
+    "rnn",
+    "char_lm",
+    "transformer",
+    "models",
+)

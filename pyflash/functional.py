@@ -7,13 +7,14 @@ from pyflash.ops.attention.varlen import attention_varlen
 from pyflash.ops.attention.weights import attention_weights
 from pyflash.ops.linear.linear import linear, linear_act
 from pyflash.ops.norm.layer_norm import add_layer_norm, layer_norm
+from pyflash.ops.norm.rms_norm import add_rms_norm, rms_norm
 from pyflash.ops.pointwise.activation import gelu, relu, sigmoid, silu, tanh
 from pyflash.ops.pointwise.dropout import dropout
 from pyflash.ops.recurrent.cells import gru_cell, lstm_cell, rnn_cell
 from pyflash.ops.recurrent.layers import gru, lstm, rnn
 
 __all__ = [
-    "add_layer_norm", "attention", "attention_decode", "attention_varlen", "attention_weights", "dropout", "gelu",
-    "gru", "gru_cell", "layer_norm", "linear", "linear_act", "lstm", "lstm_cell", "multi_head_attention_forward", "relu", "rnn", "rnn_cell",
+    "add_layer_norm", "add_rms_norm", "attention", "attention_decode", "attention_varlen", "attention_weights", "dropout", "gelu",
+    "gru", "gru_cell", "layer_norm", "linear", "linear_act", "lstm", "lstm_cell", "multi_head_attention_forward", "relu", "rms_norm", "rnn", "rnn_cell",
     "scaled_dot_product_attention", "sigmoid", "silu", "tanh",
 ]  # fmt: skip

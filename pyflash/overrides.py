@@ -36,6 +36,7 @@ def _layers(function, data, *args, **options):
 _OURS = {
     F.linear: ours.linear,
     F.layer_norm: ours.layer_norm,
+    F.rms_norm: ours.rms_norm,
     F.dropout: ours.dropout,
     F.scaled_dot_product_attention: ours.scaled_dot_product_attention,
     F.multi_head_attention_forward: ours.multi_head_attention_forward,

@@ -25,6 +25,7 @@ _OPERATIONS = {  # what the forward of a class asks for; one that only calls its
     nn.Linear: ("linear",),
     nn.LazyLinear: ("linear",),
     nn.LayerNorm: ("layer_norm",),
+    nn.RMSNorm: ("rms_norm",),
     nn.Dropout: ("dropout",),
     nn.ReLU: ("relu",),
     nn.Sequential: ("linear_act",),

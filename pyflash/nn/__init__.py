@@ -9,7 +9,7 @@ from pyflash.nn.activation import GELU, MultiheadAttention, ReLU, Sigmoid, SiLU,
 from pyflash.nn.container import Sequential
 from pyflash.nn.dropout import Dropout
 from pyflash.nn.linear import LazyLinear, Linear
-from pyflash.nn.normalization import LayerNorm
+from pyflash.nn.normalization import LayerNorm, RMSNorm
 from pyflash.nn.positional import PositionalEncoding
 from pyflash.nn.rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from pyflash.nn.transformer import (
@@ -33,6 +33,7 @@ __all__ = [
     "Linear",
     "MultiheadAttention",
     "PositionalEncoding",
+    "RMSNorm",
     "RNNCell",
     "ReLU",
     "Sequential",
