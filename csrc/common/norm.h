@@ -1,4 +1,5 @@
-// LayerNorm over the rows of a matrix, with the sum before it. Ba et al. 2016, arXiv:1607.06450.
+// LayerNorm over the rows of a matrix, with the sum before it (Ba et al. 2016, arXiv:1607.06450), and RMSNorm, which
+// has no mean and no bias (Zhang & Sennrich 2019, arXiv:1910.07467).
 #pragma once
 #include <stdint.h>
 
@@ -7,12 +8,12 @@
 struct LayerNormFwd {
   const void* x;         // [rows, cols], dtype; columns adjacent
   const void* residual;  // like x, or null
-  const void* weight;    // [cols], type of mean, or null
-  const void* bias;      // [cols], type of mean, or null
+  const void* weight;    // [cols], type of rstd, or null
+  const void* bias;      // [cols], type of rstd, or null
   void* y;               // [rows, cols], dtype, contiguous
   void* summed;          // [rows, cols], dtype, contiguous: x + residual; null without a residual
-  void* mean;            // [rows], float, double for double
-  void* rstd;            // [rows], the same
+  void* mean;            // [rows], type of rstd; null: RMSNorm, without bias
+  void* rstd;            // [rows], float, double for double
   int64_t rows, cols, x_row_stride, residual_row_stride;  // elements
   double eps;
   Dtype dtype;
@@ -22,13 +23,13 @@ struct LayerNormBwd {
   const void* dy;       // [rows, cols], dtype; columns adjacent
   const void* dsummed;  // like dy, added to dx; or null
   const void* x;        // [rows, cols], dtype: what was normalised; columns adjacent
-  const void* weight;   // [cols], type of mean, or null
-  const void* mean;     // [rows], float, double for double
-  const void* rstd;     // [rows], the same
+  const void* weight;   // [cols], type of rstd, or null
+  const void* mean;     // [rows], type of rstd; null: RMSNorm, without dbias
+  const void* rstd;     // [rows], float, double for double
   void* dx;             // [rows, cols], dtype, contiguous; or null: not wanted
-  void* dweight;        // [cols], type of mean; or null
-  void* dbias;          // [cols], type of mean; or null
-  void* workspace;      // layer_norm_bwd_blocks(rows, cols) * 2 * cols, type of mean; null without dweight and dbias
+  void* dweight;        // [cols], type of rstd; or null
+  void* dbias;          // [cols], type of rstd; or null
+  void* workspace;      // layer_norm_bwd_blocks(rows, cols) * 2 * cols, type of rstd; null without dweight and dbias
   int64_t rows, cols, dy_row_stride, dsummed_row_stride, x_row_stride;
   Dtype dtype;
 };

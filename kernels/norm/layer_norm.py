@@ -1,4 +1,5 @@
-"""Layer normalisation over rows, y = (s - mean) rstd weight + bias with s = x + residual, and its backward.
+"""Layer normalisation over rows, y = (s - mean) rstd weight + bias with s = x + residual, and its backward; where mean_ptr
+is None, RMS normalisation (rms_norm.py), the same with 0 for the mean and without a bias.
 
 A program holds whole rows in registers; rows wider than tuning.row_block's BLOCK_N it walks in blocks, twice, and the
 second pass finds them in L2. The parameter gradients are summed in a fixed order: each program over its own rows, then
@@ -36,8 +37,10 @@ def _layer_norm_fwd(
         rounded = cast(s, summed_ptr.dtype.element_ty)
         tl.store(summed_ptr + dense, rounded, mask=mask)
         s = cast(rounded, ACC)  # what is normalised is what the backward will read
-    mean = tl.sum(s, 1) / cols
-    centred = tl.where(mask_n[None, :], s - mean[:, None], 0.0)
+    centred = s
+    if mean_ptr is not None:
+        mean = tl.sum(s, 1) / cols
+        centred = tl.where(mask_n[None, :], s - mean[:, None], 0.0)
     rstd = 1 / tl.sqrt(tl.sum(centred * centred, 1) / cols + EPS)
     y = centred * rstd[:, None]
     if weight_ptr is not None:
@@ -45,7 +48,8 @@ def _layer_norm_fwd(
     if bias_ptr is not None:
         y += bias.to(ACC)[None, :]
     tl.store(y_ptr + dense, cast(y, y_ptr.dtype.element_ty), mask=mask)
-    tl.store(mean_ptr + offs_m, mean, mask=mask_m)
+    if mean_ptr is not None:
+        tl.store(mean_ptr + offs_m, mean, mask=mask_m)
     tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
 
 
@@ -69,13 +73,16 @@ def _layer_norm_fwd_wide(
             rounded = cast(s, summed_ptr.dtype.element_ty)
             tl.store(summed_ptr + row * cols + offs_n, rounded, mask=mask)
             s = cast(rounded, ACC)
-        count = tl.full([1], 0.0, ACC) + tl.minimum(cols - first, BLOCK_N)
-        own_mean = tl.sum(s, 0) / count
-        centred = tl.where(mask, s - own_mean, 0.0)
-        apart = own_mean - mean
-        share = count / (first + count)
-        squares += tl.sum(centred * centred, 0) + apart * apart * share * first
-        mean += apart * share
+        if mean_ptr is not None:
+            count = tl.full([1], 0.0, ACC) + tl.minimum(cols - first, BLOCK_N)
+            own_mean = tl.sum(s, 0) / count
+            centred = tl.where(mask, s - own_mean, 0.0)
+            apart = own_mean - mean
+            share = count / (first + count)
+            squares += tl.sum(centred * centred, 0) + apart * apart * share * first
+            mean += apart * share
+        else:
+            squares += tl.sum(s * s, 0)
     rstd = 1 / tl.sqrt(squares / cols + EPS)
     source_ptr, source_row = x_ptr, row * x_row_stride
     if residual_ptr is not None:
@@ -84,14 +91,18 @@ def _layer_norm_fwd_wide(
     for first in range(0, cols, BLOCK_N):
         offs_n = first + block
         mask = offs_n < cols
-        y = (cast(tl.load(source_ptr + source_row + offs_n, mask=mask, other=0.0), ACC) - mean) * rstd
+        y = cast(tl.load(source_ptr + source_row + offs_n, mask=mask, other=0.0), ACC)
+        if mean_ptr is not None:
+            y -= mean
+        y *= rstd
         if weight_ptr is not None:
             y *= tl.load(weight_ptr + offs_n, mask=mask, other=0.0).to(ACC)
         if bias_ptr is not None:
             y += tl.load(bias_ptr + offs_n, mask=mask, other=0.0).to(ACC)
         tl.store(y_ptr + row * cols + offs_n, cast(y, y_ptr.dtype.element_ty), mask=mask)
     one = tl.arange(0, 1)
-    tl.store(mean_ptr + row + one, mean)
+    if mean_ptr is not None:
+        tl.store(mean_ptr + row + one, mean)
     tl.store(rstd_ptr + row + one, rstd)
 
 
@@ -117,23 +128,32 @@ def _layer_norm_bwd(
         mask = mask_m[:, None] & mask_n[None, :]
         dy = tl.load(dy_ptr + offs_m[:, None] * dy_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
         s = tl.load(s_ptr + offs_m[:, None] * s_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
-        mean = tl.load(mean_ptr + offs_m, mask=mask_m, other=0.0)
+        if mean_ptr is not None:
+            mean = tl.load(mean_ptr + offs_m, mask=mask_m, other=0.0)
         rstd = tl.load(rstd_ptr + offs_m, mask=mask_m, other=0.0)
-        xhat = tl.where(mask, (s - mean[:, None]) * rstd[:, None], 0.0)
+        if mean_ptr is not None:
+            s -= mean[:, None]
+        xhat = tl.where(mask, s * rstd[:, None], 0.0)
         if dx_ptr is not None:
             dxhat = dy * weight[None, :]
-            # The derivative of a normalised row is the projection away from 1 and from xhat.
-            along_one = tl.sum(dxhat, 1) / cols
+            # The derivative of a normalised row is the projection away from xhat and, where it was centred, from 1.
+            if mean_ptr is not None:
+                along_one = tl.sum(dxhat, 1) / cols
             along_xhat = tl.sum(dxhat * xhat, 1) / cols
-            dx = (dxhat - along_one[:, None] - xhat * along_xhat[:, None]) * rstd[:, None]
+            dx = dxhat
+            if mean_ptr is not None:
+                dx -= along_one[:, None]
+            dx = (dx - xhat * along_xhat[:, None]) * rstd[:, None]
             if dsummed_ptr is not None:
                 ptrs = dsummed_ptr + offs_m[:, None] * dsummed_row_stride + offs_n[None, :]
                 dx += tl.load(ptrs, mask=mask, other=0.0).to(ACC)
             tl.store(dx_ptr + offs_m[:, None] * cols + offs_n[None, :], cast(dx, dx_ptr.dtype.element_ty), mask=mask)
         dweight += tl.sum(dy * xhat, 0)
-        dbias += tl.sum(dy, 0)
+        if dbias_ptr is not None:
+            dbias += tl.sum(dy, 0)
     tl.store(dweight_ptr + pid * cols + offs_n, dweight, mask=mask_n)
-    tl.store(dbias_ptr + pid * cols + offs_n, dbias, mask=mask_n)
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + pid * cols + offs_n, dbias, mask=mask_n)
 
 
 @launch.cached
@@ -145,14 +165,17 @@ def _layer_norm_bwd_wide(
     """dx of one row a program, block by block: the two projections, then what they leave."""
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK_N)
-    mean = tl.load(mean_ptr + row)
+    mean = None
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + row)
     rstd = tl.load(rstd_ptr + row)
     along_one = tl.full([1], 0.0, ACC)
     along_xhat = tl.full([1], 0.0, ACC)
     for first in range(0, cols, BLOCK_N):
         dxhat, xhat, _ = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, weight_ptr, mean, rstd,
                                         first + block, cols, ACC)  # fmt: skip
-        along_one += tl.sum(dxhat, 0)
+        if mean_ptr is not None:
+            along_one += tl.sum(dxhat, 0)
         along_xhat += tl.sum(dxhat * xhat, 0)
     along_one /= cols
     along_xhat /= cols
@@ -160,7 +183,9 @@ def _layer_norm_bwd_wide(
         offs_n = first + block
         dxhat, xhat, mask = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, weight_ptr, mean,
                                            rstd, offs_n, cols, ACC)  # fmt: skip
-        dx = (dxhat - along_one - xhat * along_xhat) * rstd
+        if mean_ptr is not None:
+            dxhat -= along_one
+        dx = (dxhat - xhat * along_xhat) * rstd
         if dsummed_ptr is not None:
             dx += tl.load(dsummed_ptr + row * dsummed_row_stride + offs_n, mask=mask, other=0.0).to(ACC)
         tl.store(dx_ptr + row * cols + offs_n, cast(dx, dx_ptr.dtype.element_ty), mask=mask)
@@ -174,7 +199,9 @@ def _differentials(dy_ptr, s_ptr, weight_ptr, mean, rstd, offs_n, cols, ACC: tl.
     if weight_ptr is not None:
         dxhat *= cast(tl.load(weight_ptr + offs_n, mask=mask, other=0.0), ACC)
     s = cast(tl.load(s_ptr + offs_n, mask=mask, other=0.0), ACC)
-    return dxhat, tl.where(mask, (s - mean) * rstd, 0.0), mask
+    if mean is not None:
+        s -= mean
+    return dxhat, tl.where(mask, s * rstd, 0.0), mask
 
 
 @launch.cached
@@ -189,13 +216,17 @@ def _layer_norm_bwd_parameters(
     dweight = tl.zeros([BLOCK_N], ACC)
     dbias = tl.zeros([BLOCK_N], ACC)
     for row in range(pid, rows, tl.num_programs(1)):
-        dy, xhat, _ = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, None,
-                                     tl.load(mean_ptr + row), tl.load(rstd_ptr + row), offs_n, cols, ACC)  # fmt: skip
+        mean = None
+        if mean_ptr is not None:
+            mean = tl.load(mean_ptr + row)
+        dy, xhat, _ = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, None, mean,
+                                     tl.load(rstd_ptr + row), offs_n, cols, ACC)  # fmt: skip
         dweight += dy * xhat
         dbias += dy
     ptrs = pid * cols + offs_n
     tl.store(dweight_ptr + ptrs, dweight, mask=offs_n < cols)
-    tl.store(dbias_ptr + ptrs, dbias, mask=offs_n < cols)
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + ptrs, dbias, mask=offs_n < cols)
 
 
 @launch.cached
@@ -203,7 +234,8 @@ def _layer_norm_bwd_parameters(
 def _sum_programs(
     partial_ptr, dweight_ptr, dbias_ptr, programs, cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
-    """dweight, dbias = partial.sum(1), those that are wanted; partial [2, programs, cols]."""
+    """dweight, dbias = partial.sum(1), those that are wanted; partial [2, programs, cols], or [1, programs, cols] without
+    dbias."""
     which = tl.program_id(1)
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < cols
@@ -228,7 +260,7 @@ def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
         x, residual: [rows, cols], any row stride, columns adjacent; residual may be None.
         weight, bias: [cols], contiguous; or None.
         y, summed: [rows, cols], contiguous. Without a residual summed is not written.
-        mean, rstd: [rows], float32 (float64 for float64).
+        mean, rstd: [rows], float32 (float64 for float64). With mean None rows are not centred: RMSNorm, without bias.
     """
     rows, cols = x.shape
     if rows * cols == 0:
@@ -262,6 +294,7 @@ def layer_norm_bwd(
     Args:
         dy: gradient of y; dsummed: gradient of the summed output, or None; [rows, cols], columns adjacent.
         summed: what was normalised: x, or x + residual.
+        mean: None for RMSNorm, which has no bias either.
         dweight, dbias: [cols], any floating type.
     """
     rows, cols = dy.shape
@@ -276,6 +309,7 @@ def layer_norm_bwd(
     strides = dy.stride(0), 0 if dsummed is None else dsummed.stride(0), summed.stride(0)
     # A product that is added at once is not rounded: dy weight would differ from its own mean in a row of one element.
     options = dict(ACC=_acc_dtype(dy), enable_fp_fusion=False)
+    parts = 1 if mean is None else 2  # dweight, and dbias
     if cols > config["BLOCK_N"]:
         options |= dict(BLOCK_N=config["BLOCK_N"], num_warps=config["num_warps"])
         if need_dx:
@@ -284,19 +318,24 @@ def layer_norm_bwd(
             return
         blocks = launch.cdiv(cols, config["BLOCK_N"])
         programs = tuning.row_programs(arch, config["num_warps"], rows, blocks)
-        partial = mean.new_empty(2, programs, cols)
+        partial = rstd.new_empty(parts, programs, cols)
         _layer_norm_bwd_parameters[(blocks, programs)](
-            dy, summed, mean, rstd, *partial, dy.stride(0), summed.stride(0), rows, cols, **options
+            dy, summed, mean, rstd, *_pair(partial), dy.stride(0), summed.stride(0), rows, cols, **options
         )
     else:
         programs = tuning.row_programs(arch, config["num_warps"], launch.cdiv(rows, config["BLOCK_M"]))
-        partial = mean.new_empty(2, programs, cols)
+        partial = rstd.new_empty(parts, programs, cols)
         _layer_norm_bwd[(programs,)](
-            dy, dsummed, summed, weight, mean, rstd, dx if need_dx else None, *partial, *strides, rows, cols,
+            dy, dsummed, summed, weight, mean, rstd, dx if need_dx else None, *_pair(partial), *strides, rows, cols,
             **options, **config,
         )  # fmt: skip
     if need_dweight or need_dbias:
-        _sum_programs[(launch.cdiv(cols, 16), 2)](partial, *wanted, programs, cols, BLOCK_M=128, BLOCK_N=16)
+        _sum_programs[(launch.cdiv(cols, 16), parts)](partial, *wanted, programs, cols, BLOCK_M=128, BLOCK_N=16)
+
+
+def _pair(partial):
+    """The shares of dweight, and those of dbias or None."""
+    return partial if len(partial) == 2 else (*partial, None)
 
 
 def _acc_dtype(x):

@@ -1,4 +1,4 @@
-"""LayerNorm, as torch.nn.LayerNorm."""
+"""LayerNorm and RMSNorm, as torch.nn's."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import twin
 
-__all__ = ["LayerNorm"]
+__all__ = ["LayerNorm", "RMSNorm"]
 
 
 @twin("layer_norm")
@@ -15,3 +15,11 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+@twin("rms_norm")
+class RMSNorm(torch.nn.RMSNorm):
+    """Divides by the root of the mean square, as torch.nn.RMSNorm. Zhang & Sennrich 2019, arXiv:1910.07467."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)

@@ -26,6 +26,7 @@ SIZES = {
     pointwise.activation_rules("tanh"): [(0, False), (1, True), (1 << 40, False)],
     pointwise.dropout_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
+    layer_norm.rules_rms: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)
         for kind in ATTENTION_KINDS for heads, n in ((0, 0), (1, 1), (64, 1 << 14)) for training in (False, True)

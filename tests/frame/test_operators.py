@@ -30,6 +30,13 @@ def layer_norm_bwd():
         yield y, matrix(6, 20), x, weight, mean, rstd, *needs
 
 
+def rms_norm_bwd():
+    x, weight = matrix(6, 20), matrix(20)
+    y, _, rstd = saved("rms_norm_fwd", x, None, weight, 1e-5)
+    for needs in ((True, True), (True, False), (False, True)):
+        yield y, matrix(6, 20), x, weight, rstd, *needs
+
+
 def heads(length):
     return matrix(1, 2, length, 4)
 
@@ -123,6 +130,11 @@ ROWS = {
         (matrix(6, 20), None, None, None, 1e-5),
     ],
     "layer_norm_bwd": layer_norm_bwd,
+    "rms_norm_fwd": lambda: [
+        (matrix(6, 20), matrix(6, 20), matrix(20), 1e-5),
+        (matrix(6, 20), None, None, 1e-5),
+    ],
+    "rms_norm_bwd": rms_norm_bwd,
     "dropout": lambda: [(matrix(6, 20), SEED, 0.5)],
     "rnn_fwd": rnn_fwd,
     "rnn_cached_fwd": lambda: [

@@ -33,7 +33,7 @@ def torchs(name):
 
 
 NOT_TORCHS = {  # torch has no such function, or, of the layers, another one under the name
-    "add_layer_norm", "attention", "attention_decode", "attention_varlen", "attention_weights", "linear_act", "rnn",
+    "add_layer_norm", "add_rms_norm", "attention", "attention_decode", "attention_varlen", "attention_weights", "linear_act", "rnn",
     "rnn_cell", "gru", "lstm",
 }  # fmt: skip
 

@@ -21,6 +21,9 @@ SMALL = [  # name, constructor arguments, input shape
     ("LayerNorm", (33,), {}, (4, 5, 33)),
     ("LayerNorm", ((3, 7),), {"eps": 1e-3}, (4, 3, 7)),
     ("LayerNorm", (16,), {"bias": False}, (4, 16)),
+    ("RMSNorm", (33,), {}, (4, 5, 33)),
+    ("RMSNorm", ((3, 7),), {"eps": 1e-3}, (4, 3, 7)),
+    ("RMSNorm", (16,), {"elementwise_affine": False}, (4, 16)),
     ("LayerNorm", (16,), {"elementwise_affine": False}, (4, 16)),
     ("Dropout", (0.0,), {}, (4, 16)),
     ("Dropout", (1.0,), {}, (4, 16)),
@@ -247,6 +250,7 @@ def own_cases():
         return {
             "Linear": (nn.Linear(16, 8), (x,), {}),
             "LayerNorm": (nn.LayerNorm(16), (x,), {}),
+            "RMSNorm": (nn.RMSNorm(16), (x,), {}),
             "Dropout": (nn.Dropout(0.5), (x,), {}),
             "ReLU": (nn.ReLU(), (x,), {}),
             "GELU": (nn.GELU(), (x,), {}),

@@ -1,5 +1,6 @@
-// LayerNorm, forward with the residual sum before it, and backward. A row is read from memory once and stays in the
-// first cache for the passes after that.
+// LayerNorm and RMSNorm, forward with the residual sum before it, and backward. A row is read from memory once and
+// stays in the first cache for the passes after that. RMSNorm (kCentres false) is LayerNorm with 0 in the mean's place,
+// and without a bias.
 #pragma once
 #include "../../common/norm.h"
 #include "../core/memory.h"
@@ -102,18 +103,20 @@ PF_INLINE void layer_norm_sums(const S* x, const S* residual, S* summed, int64_t
 }
 
 // The same for a row whose squares are larger than the type holds: mean in `*shift`, and the variance times unit^2.
-template <class S, bool kAdds>
+template <class S, bool kAdds, bool kCentres>
 __attribute__((noinline)) double layer_norm_large_variance(const S* x, const S* residual, int64_t cols, Acc<S>* shift,
                                                            Acc<S> unit) {
   double sum, square;
-  layer_norm_sums<S, kAdds, false, true>(x, residual, nullptr, cols, *shift, &sum, &square, unit);
-  *shift += (Acc<S>)(sum / (double)cols / unit);
+  if (kCentres) {
+    layer_norm_sums<S, kAdds, false, true>(x, residual, nullptr, cols, *shift, &sum, &square, unit);
+    *shift += (Acc<S>)(sum / (double)cols / unit);
+  }
   layer_norm_sums<S, kAdds, false, true>(x, residual, nullptr, cols, *shift, &sum, &square, unit);
   return square / (double)cols;
 }
 
 // kStream: outputs go past the caches.
-template <class S, bool kResidual, bool kStream>
+template <class S, bool kResidual, bool kCentres, bool kStream>
 void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
   constexpr bool kAdds = kResidual && sizeof(S) != 2;
   // The sum is kept and read back; what goes past the caches is added again instead.
@@ -141,20 +144,20 @@ void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
 
     // Deviations from a guess of the mean, the first vector's. The variance is a difference, which costs digits only
     // when the guess was off by more than a standard deviation: then once more, from the mean.
-    T shift = reduce_add(norm_input<S, kAdds>(x, residual, 0, first, 0)) / (T)first;
+    T shift = kCentres ? reduce_add(norm_input<S, kAdds>(x, residual, 0, first, 0)) / (T)first : 0;
     double sum, square;
     layer_norm_sums<S, kAdds, kKeeps>(x, residual, summed, cols, shift, &sum, &square);
-    double correction = sum * share, variance = square * share - correction * correction;
-    if (!(correction * correction <= variance)) {
+    double correction = kCentres ? sum * share : 0, variance = square * share - correction * correction;
+    if (kCentres && !(correction * correction <= variance)) {
       shift = (T)(shift + correction);
       layer_norm_sums<S, kAdds, false>(x, residual, summed, cols, shift, &sum, &square);
       correction = sum * share, variance = square * share - correction * correction;
       if (variance < 0) variance = 0;
     }
     double unit = 1;
-    if (__builtin_isinf(square) && __builtin_isfinite(sum)) {
+    if (__builtin_isinf(square) && (!kCentres || __builtin_isfinite(sum))) {
       unit = sizeof(T) == 4 ? 0x1p-96 : 0x1p-700;
-      variance = layer_norm_large_variance<S, kAdds>(x, residual, cols, &shift, (T)unit), correction = 0;
+      variance = layer_norm_large_variance<S, kAdds, kCentres>(x, residual, cols, &shift, (T)unit), correction = 0;
     }
     const T rstd = (T)(unit / __builtin_sqrt(variance + p.eps * unit * unit));
     const S* from = kKeeps ? summed : x;
@@ -164,29 +167,31 @@ void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
       if (kResidual) __builtin_prefetch(next_residual + j);
       V value = norm_input<S, kAddsAgain>(from, residual, j, count, 0);
       if (kAddsAgain) store_row<kStream>(summed + j, value, count);
-      V normal = fma(value - shift, scale, offset);
-      store_row<kStream>(y + j, fma(normal, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0)), count);
+      V normal = kCentres ? fma(value - shift, scale, offset) : value * scale;
+      normal = kCentres ? fma(normal, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0))
+                        : normal * param<T>(weight, j, count, 1);
+      store_row<kStream>(y + j, normal, count);
     });
-    ((T*)p.mean)[row] = (T)(shift + correction);
+    if (kCentres) ((T*)p.mean)[row] = (T)(shift + correction);
     ((T*)p.rstd)[row] = rstd;
   }
   if (kStream) stream_fence();
 }
 
 // Only whole aligned vectors of float are streamed.
-template <class S, bool kResidual>
+template <class S, bool kResidual, bool kCentres>
 void layer_norm_fwd_all(const LayerNormFwd& p, int threads) {
   int64_t bytes = p.rows * p.cols * (int64_t)sizeof(S) * (kResidual ? 4 : 2);
   bool is_aligned = p.cols % kLanes<Acc<S>> == 0 && ((uintptr_t)p.y | (uintptr_t)p.summed) % PF_VECTOR_BYTES == 0;
   parallel_ranges(p.rows, max_of(1, kElementwiseGrain / max_of(1, p.cols)), threads, [&](int64_t begin, int64_t end) {
     if constexpr (sizeof(S) == 4)
-      if (bytes >= kStreamBytes && is_aligned) return layer_norm_fwd_rows<S, kResidual, true>(p, begin, end);
-    layer_norm_fwd_rows<S, kResidual, false>(p, begin, end);
+      if (bytes >= kStreamBytes && is_aligned) return layer_norm_fwd_rows<S, kResidual, kCentres, true>(p, begin, end);
+    layer_norm_fwd_rows<S, kResidual, kCentres, false>(p, begin, end);
   });
 }
 
 // dx of kRows rows, and their part of dweight and dbias (added to, or the first to be written).
-template <class S, bool kDx, bool kParams, int kRows>
+template <class S, bool kDx, bool kParams, bool kCentres, int kRows>
 PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* dweight, Acc<S>* dbias, bool is_first,
                                    bool has_next, bool is_streamed) {
   typedef Acc<S> T;
@@ -199,7 +204,7 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
   for (int r = 0; r < kRows; r++) {
     dy[r] = (const S*)p.dy + (row + r) * p.dy_row_stride;
     x[r] = (const S*)p.x + (row + r) * p.x_row_stride;
-    mean[r] = ((const T*)p.mean)[row + r];
+    mean[r] = kCentres ? ((const T*)p.mean)[row + r] : 0;
     rstd[r] = ((const T*)p.rstd)[row + r];
     if (!kDx) continue;
     double total_g = 0, total_gx = 0;
@@ -207,19 +212,22 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
       V sum_g[kNormChains] = {}, sum_gx[kNormChains] = {};
       for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
         V g = load_part(dy[r] + j, count) * param<T>(weight, j, count, 1);
-        sum_g[chain] += g;
+        if (kCentres) sum_g[chain] += g;
         sum_gx[chain] = fma(g, load_part(x[r] + j, count, mean[r]) - mean[r], sum_gx[chain]);
       });
       total_g += sum_chains(sum_g);
       total_gx += sum_chains(sum_gx);
     }
-    mean_g[r] = (T)(total_g * share);
+    mean_g[r] = kCentres ? (T)(total_g * share) : 0;
     mean_gx[r] = (T)(total_gx * (double)rstd[r] * share);
   }
   const int64_t next_dy = has_next ? kRows * p.dy_row_stride : 0, next_x = has_next ? kRows * p.x_row_stride : 0;
   for_columns_down<T>(cols, [&](int64_t j, auto count) {
     V dw = {}, db = {}, w = param<T>(weight, j, count, 1);
-    if (kParams && !is_first) dw = load_part(dweight + j, count), db = load_part(dbias + j, count);
+    if (kParams && !is_first) {
+      dw = load_part(dweight + j, count);
+      if (kCentres) db = load_part(dbias + j, count);
+    }
     V g_of[kRows], x_of[kRows];  // all loads before the first store, for the reason that for_columns_down has
     PF_UNROLL
     for (int r = 0; r < kRows; r++) g_of[r] = load_part(dy[r] + j, count), x_of[r] = load_part(x[r] + j, count);
@@ -230,7 +238,7 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
       V g = g_of[r], normal = (x_of[r] - mean[r]) * rstd[r];
       if (kParams) {
         dw = fma(g, normal, dw);
-        db += g;
+        if (kCentres) db += g;
       }
       if (kDx) {
         // In this order no product is fused with mean_g, so that g - mean_g is exactly 0 where all g are equal.
@@ -243,11 +251,14 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
           store_part(out, dx, count);
       }
     }
-    if (kParams) store_part(dweight + j, dw, count), store_part(dbias + j, db, count);
+    if (kParams) {
+      store_part(dweight + j, dw, count);
+      if (kCentres) store_part(dbias + j, db, count);
+    }
   });
 }
 
-template <class S, bool kDx, bool kParams>
+template <class S, bool kDx, bool kParams, bool kCentres>
 void layer_norm_bwd_all(const LayerNormBwd& p, int threads) {
   typedef Acc<S> T;
   typedef Vec<T> V;
@@ -262,10 +273,10 @@ void layer_norm_bwd_all(const LayerNormBwd& p, int threads) {
       T* dbias = kParams ? dweight + cols : nullptr;
       int64_t first = block * block_rows, last = min_of(p.rows, first + block_rows), row = first;
       for (; row + kNormRows <= last; row += kNormRows)
-        layer_norm_bwd_rows<S, kDx, kParams, kNormRows>(p, row, dweight, dbias, row == first,
-                                                        row + 2 * kNormRows <= last, is_streamed);
+        layer_norm_bwd_rows<S, kDx, kParams, kCentres, kNormRows>(p, row, dweight, dbias, row == first,
+                                                                  row + 2 * kNormRows <= last, is_streamed);
       for (; row < last; row++)
-        layer_norm_bwd_rows<S, kDx, kParams, 1>(p, row, dweight, dbias, row == first, false, is_streamed);
+        layer_norm_bwd_rows<S, kDx, kParams, kCentres, 1>(p, row, dweight, dbias, row == first, false, is_streamed);
     }
     if (is_streamed) stream_fence();
   });
@@ -285,23 +296,33 @@ void layer_norm_bwd_all(const LayerNormBwd& p, int threads) {
                   });
 }
 
-}  // namespace
-
-void layer_norm_fwd(const LayerNormFwd& p, int num_threads) {
+template <bool kCentres>
+void norm_fwd(const LayerNormFwd& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
-    if (p.residual) return layer_norm_fwd_all<decltype(storage), true>(p, num_threads);
-    layer_norm_fwd_all<decltype(storage), false>(p, num_threads);
+    if (p.residual) return layer_norm_fwd_all<decltype(storage), true, kCentres>(p, num_threads);
+    layer_norm_fwd_all<decltype(storage), false, kCentres>(p, num_threads);
   });
 }
 
-void layer_norm_bwd(const LayerNormBwd& p, int num_threads) {
+template <bool kCentres>
+void norm_bwd(const LayerNormBwd& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     typedef decltype(storage) S;
     const bool has_params = p.dweight || p.dbias;
-    if (p.dx && has_params) layer_norm_bwd_all<S, true, true>(p, num_threads);
-    if (p.dx && !has_params) layer_norm_bwd_all<S, true, false>(p, num_threads);
-    if (!p.dx && has_params) layer_norm_bwd_all<S, false, true>(p, num_threads);
+    if (p.dx && has_params) layer_norm_bwd_all<S, true, true, kCentres>(p, num_threads);
+    if (p.dx && !has_params) layer_norm_bwd_all<S, true, false, kCentres>(p, num_threads);
+    if (!p.dx && has_params) layer_norm_bwd_all<S, false, true, kCentres>(p, num_threads);
   });
+}
+
+}  // namespace
+
+void layer_norm_fwd(const LayerNormFwd& p, int num_threads) {
+  p.mean ? norm_fwd<true>(p, num_threads) : norm_fwd<false>(p, num_threads);
+}
+
+void layer_norm_bwd(const LayerNormBwd& p, int num_threads) {
+  p.mean ? norm_bwd<true>(p, num_threads) : norm_bwd<false>(p, num_threads);
 }
 
 }  // namespace PF_ISA::norm

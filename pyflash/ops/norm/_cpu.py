@@ -1,4 +1,4 @@
-"""LayerNorm over the rows of a matrix."""
+"""LayerNorm and RMSNorm over the rows of a matrix."""
 
 import torch
 
@@ -15,16 +15,16 @@ def _row_stride(tensor):
     return 0 if tensor is None else tensor.stride(0)
 
 
-def _param(param, statistics):
+def _param(param, rstd):
     """The kernel reads weight and bias in its arithmetic type; a row's worth of conversion for half types."""
-    return param if param is None or param.dtype == statistics.dtype else param.to(statistics.dtype)
+    return param if param is None or param.dtype == rstd.dtype else param.to(rstd.dtype)
 
 
 def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
-    weight, bias = _param(weight, mean), _param(bias, mean)
+    weight, bias = _param(weight, rstd), _param(bias, rstd)
     _cpu.layer_norm_fwd(
         x.data_ptr(), _address(residual), _address(weight), _address(bias),
-        y.data_ptr(), 0 if residual is None else summed.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        y.data_ptr(), 0 if residual is None else summed.data_ptr(), _address(mean), rstd.data_ptr(),
         *x.shape, x.stride(0), _row_stride(residual), eps,
         DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
@@ -33,13 +33,21 @@ def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
 def layer_norm_bwd(
     dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, need_dbias, dx, dweight, dbias
 ):  # fmt: skip
-    weight, workspace = _param(weight, mean), None
+    weight, workspace = _param(weight, rstd), None
     if need_dweight or need_dbias:
-        workspace = take_workspace(_cpu.layer_norm_bwd_workspace(*x.shape) * mean.element_size(), "layer_norm")
+        workspace = take_workspace(_cpu.layer_norm_bwd_workspace(*x.shape) * rstd.element_size(), "layer_norm")
     _cpu.layer_norm_bwd(
-        dy.data_ptr(), _address(dsummed), x.data_ptr(), _address(weight), mean.data_ptr(), rstd.data_ptr(),
+        dy.data_ptr(), _address(dsummed), x.data_ptr(), _address(weight), _address(mean), rstd.data_ptr(),
         dx.data_ptr() if need_dx else 0, dweight.data_ptr() if need_dweight else 0,
         dbias.data_ptr() if need_dbias else 0, _address(workspace),
         *x.shape, dy.stride(0), _row_stride(dsummed), x.stride(0),
         DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
+
+
+def rms_norm_fwd(x, residual, weight, eps, y, summed, rstd):
+    layer_norm_fwd(x, residual, weight, None, eps, y, summed, None, rstd)
+
+
+def rms_norm_bwd(dy, dsummed, x, weight, rstd, need_dx, need_dweight, dx, dweight):
+    layer_norm_bwd(dy, dsummed, x, weight, None, rstd, need_dx, need_dweight, False, dx, dweight, None)

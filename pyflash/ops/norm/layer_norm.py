@@ -11,12 +11,12 @@ from torch.nn.functional import layer_norm as torch_layer_norm
 from pyflash.auto import norm as auto
 from pyflash.ops.core.autograd import Function, apply, shaped, vjp
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect_tensors, is_plain
+from pyflash.ops.core.checks import expect_tensors
 from pyflash.ops.core.choice import Refused, choose
-from pyflash.ops.core.dtypes import FLOATS, HALVES, acc_dtype, cast_by_autocast
+from pyflash.ops.core.dtypes import FLOATS, HALVES, acc_dtype
 from pyflash.ops.core.registry import Op
+from pyflash.ops.norm.rows import REFUSED, SIZES, cast_for_autocast, is_served, paired, size, size_of, unit_stride
 
-SIZES = "(rows, columns, are gradients needed)"
 OPERATION = Operation("layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules, sizes=SIZES)
 OPERATION_ADD = Operation("add_layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules_add, sizes=SIZES)
 
@@ -100,13 +100,6 @@ _bwd = Op(
 )
 
 
-def _unit_stride(rows):
-    """The matrix itself when its columns are adjacent, else a copy."""
-    if rows is None or rows.is_contiguous() or rows.stride(1) == 1 or rows.shape[1] == 1:
-        return rows
-    return rows.contiguous()
-
-
 class _LayerNorm(Function):
     @staticmethod
     def forward(x, residual, weight, bias, eps, backend):
@@ -131,8 +124,8 @@ class _LayerNorm(Function):
             return dsummed, dsummed if ctx.has_residual else None, None, None, None, None
         needs_x, needs_residual, needs_weight, needs_bias = ctx.needs_input_grad[:4]
         dx, dweight, dbias = apply(
-        _LayerNormBwd,
-            _unit_stride(dy), _unit_stride(dsummed), x, weight, mean, rstd, ctx.eps,
+            _LayerNormBwd,
+            unit_stride(dy), unit_stride(dsummed), x, weight, mean, rstd, ctx.eps,
             needs_x or needs_residual, needs_weight, needs_bias, ctx.backend,
         )  # fmt: skip
         return (
@@ -201,18 +194,6 @@ def _problem(shape, device, dtype, normalized_shape, weight, bias) -> str:
     return ""
 
 
-def _cast_for_autocast(*tensors):
-    """torch runs the norm in float32 under autocast on CUDA, and leaves the types alone on the CPU."""
-    return cast_by_autocast(tensors, torch.float32) if tensors[0].is_cuda else tensors
-
-
-def _is_served(*tensors):
-    for t in tensors:
-        if t is not None and not is_plain(t):
-            return False
-    return True
-
-
 def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
     """y and the sum, in x's shape."""
     given, is_matrix = x, x.dim() == 2 and len(normalized_shape) == 1
@@ -226,8 +207,8 @@ def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
             bias = None if bias is None else bias.reshape(cols)
     y, summed, _, _ = apply(
         _LayerNorm,
-        _unit_stride(x),
-        None if residual is None else _unit_stride(residual),
+        unit_stride(x),
+        None if residual is None else unit_stride(residual),
         None if weight is None else weight.contiguous(),
         None if bias is None else bias.contiguous(),
         float(eps),
@@ -238,19 +219,7 @@ def _apply(x, residual, normalized_shape, weight, bias, eps, backend):
     return shaped(y, given.shape), None if residual is None else shaped(summed, given.shape)
 
 
-def _size_of(training, input, *_):
-    """By the last dimension, which is nearly always the only one that is normalised."""
-    if input.dim() == 0 or not is_plain(input):
-        return None
-    columns = input.shape[-1]
-    return input.numel() // max(columns, 1), columns, training
-
-
-_refused, _refused_add = Refused(OPERATION, _size_of), Refused(OPERATION_ADD, _size_of)
-
-
-def _size(*tensors):
-    return _size_of(torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors]), *tensors)
+_refused, _refused_add = Refused(OPERATION, size_of), Refused(OPERATION_ADD, size_of)
 
 
 def layer_norm(
@@ -280,16 +249,16 @@ def layer_norm(
     if not isinstance(input, torch.Tensor):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)  # its error, or torch.fx's record of the call
     expect_tensors("layer_norm", ("weight", "bias"), weight=weight, bias=bias)
-    input, weight, bias = _cast_for_autocast(input, weight, bias)
-    served = _is_served(input, weight, bias)
+    input, weight, bias = cast_for_autocast(input, weight, bias)
+    served = is_served(input, weight, bias)
     if served:
         problem = _problem(input.shape, input.device, input.dtype, normalized_shape, weight, bias)
         if problem:
             raise RuntimeError(f"pyflash.layer_norm: {problem}")
     elif not torch.is_floating_point(input):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)  # torch's error
-    refused = "" if served else "only strided floating-point tensors are served"
-    backend = choose(OPERATION, input, (weight, bias), size=_size(input, weight, bias), refused=refused)
+    refused = "" if served else REFUSED
+    backend = choose(OPERATION, input, (weight, bias), size=size(input, weight, bias), refused=refused)
     if backend is None:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return _apply(input, None, normalized_shape, weight, bias, eps, backend)[0]
@@ -317,23 +286,15 @@ def add_layer_norm(
             return torch_layer_norm(summed, normalized_shape, weight, bias, eps), summed
         except (RuntimeError, TypeError):
             pass  # as in `layer_norm`
-    x, residual, weight, bias = _cast_for_autocast(x, residual, weight, bias)
-    served = _is_served(x, residual, weight, bias)
+    x, residual, weight, bias = cast_for_autocast(x, residual, weight, bias)
+    served = is_served(x, residual, weight, bias)
     if served:
-        if x.device != residual.device:
-            raise RuntimeError(
-                f"pyflash.add_layer_norm: x is on {x.device}, residual on {residual.device}; move one of them"
-            )
-        if x.shape != residual.shape:
-            x, residual = torch.broadcast_tensors(x, residual)
-        if x.dtype != residual.dtype:
-            dtype = torch.promote_types(x.dtype, residual.dtype)
-            x, residual = x.to(dtype), residual.to(dtype)
+        x, residual = paired("add_layer_norm", x, residual)
         problem = _problem(x.shape, x.device, x.dtype, normalized_shape, weight, bias)
         if problem:
             raise RuntimeError(f"pyflash.add_layer_norm: {problem}")
-    refused = "" if served else "only strided floating-point tensors are served"
-    backend = choose(OPERATION_ADD, x, (residual, weight, bias), _size(x, residual, weight, bias), refused)
+    refused = "" if served else REFUSED
+    backend = choose(OPERATION_ADD, x, (residual, weight, bias), size(x, residual, weight, bias), refused)
     if backend is None:
         summed = x + residual
         return F.layer_norm(summed, normalized_shape, weight, bias, eps), summed
