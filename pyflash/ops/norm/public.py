@@ -1,5 +1,6 @@
 """What the family offers in pyflash.functional, and which of torch's functions that stands for."""
 
+import torch
 import torch.nn.functional as F
 
 from pyflash.ops.core.public import stands_for
@@ -8,4 +9,4 @@ from pyflash.ops.norm.rms_norm import add_rms_norm, rms_norm
 
 __all__ = ["add_layer_norm", "add_rms_norm", "layer_norm", "rms_norm"]
 
-stands_for({F.layer_norm: layer_norm, F.rms_norm: rms_norm})
+stands_for({F.layer_norm: layer_norm, F.rms_norm: rms_norm, torch.rms_norm: rms_norm})
