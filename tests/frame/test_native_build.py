@@ -67,6 +67,23 @@ def test_clang_takes_every_instruction_set(isa, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_headers_define_nothing_twice(tmp_path):
+    """Several families include them, for one instruction set: in clang a specialised constant is not local to its file."""
+    compiler, native = clang(), build()
+    if shutil.which("ld") is None:
+        pytest.skip("no linker")
+    (tmp_path / "omp.h").write_text(OMP)
+    source = tmp_path / "headers.cpp"
+    shared = ("simd/math.h", "simd/operand.h", "simd/philox.h", "gemm/gemm.h", "pointwise/activations.h")
+    source.write_text("".join(f'#include "{ROOT / "csrc/cpu" / name}"\n' for name in shared))
+    flags = ["-std=c++17", "-fopenmp", "-O0", "-w", "-DPF_ISA=avx512_bf16", *native.X86_FLAGS["avx512_bf16"]]
+    objects = [str(tmp_path / f"{name}.o") for name in "ab"]
+    for name in objects:
+        subprocess.run([*compiler, *flags, "-idirafter", str(tmp_path), "-c", str(source), "-o", name], check=True)
+    done = subprocess.run(["ld", "-r", *objects, "-o", str(tmp_path / "both.o")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_object_is_made_again_when_what_it_includes_changed(tmp_path):
     """By the compiler's own list: a header of one family concerns the objects of no other."""
     is_current = build().is_current

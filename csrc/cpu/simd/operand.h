@@ -38,7 +38,7 @@ using Operand = typename OperandOf<S>::type;
 template <class T>
 constexpr int kTerms = 1;
 template <>
-constexpr int kTerms<bf16_pair> = 2;
+inline constexpr int kTerms<bf16_pair> = 2;  // inline: a specialisation is not local to its file
 
 PF_INLINE vf broadcast(const float* p) { return splat<vf>(*p); }
 PF_INLINE vd broadcast(const double* p) { return splat<vd>(*p); }
