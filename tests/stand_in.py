@@ -128,8 +128,7 @@ def device(default="cuda"):
     """Inside, "cuda" is the stand-in, and tensors are made on `default`."""
     from triton.runtime import interpreter
 
-    from pyflash.ops.attention import dense as attention
-    from pyflash.ops.attention import weights as attention_weights
+    from pyflash.ops.attention import shapes
     from pyflash.ops.core import checks
 
     run = interpreter.GridExecutor.__call__
@@ -151,8 +150,7 @@ def device(default="cuda"):
         patch.object(interpreter.GridExecutor, "__call__", on_inner),
         patch.object(torch.autograd, "_engine_run_backward", backward),
         patch.object(checks, "_is_traced", or_on_device(checks._is_traced)),
-        patch.object(attention, "_plain_mask", or_on_device(attention._plain_mask)),
-        patch.object(attention_weights, "_plain_mask", or_on_device(attention_weights._plain_mask)),
+        patch.object(shapes, "_is_plain_mask", or_on_device(shapes._is_plain_mask)),
         Constructors(default),
     ):
         yield

@@ -37,12 +37,13 @@ def _shape_of(x, *_):
     return x.shape, x.dtype, x.is_cpu
 
 
-class Refused(dict):
+class Refused:
     """What `auto` said of calls that were alike in what is cheap to read. `holds` is the first thing that a public function
     asks: a look into this is all that a call of torch's costs.
 
-    A value is what is counted for a call of torch's; OURS where the call is ours; None where no rule says; or where it
-    depends, a dictionary of these by (are gradients needed, is there one thread).
+    An answer is what is counted for a call of torch's; OURS where the call is ours; None where no rule says; or where it
+    depends, a dictionary of these by (are gradients needed, is there one thread). A dictionary is held, not inherited from:
+    torch.compile would watch one that it meets, and compile again when a call outside added to it.
     """
 
     LIMIT = 4096  # sizes of a process; sequences have many lengths
@@ -53,6 +54,7 @@ class Refused(dict):
         key_of: (*tensors) -> what of them the rule depends on.
         """
         self.operation, self.size_of, self.key_of = operation, size_of, key_of
+        self.answers: dict = {}
         _all_refused.append(self)
 
     def holds(self, x, *others) -> bool | None:
@@ -66,7 +68,7 @@ class Refused(dict):
             key = self.key_of(x, *others)
         except (RuntimeError, AttributeError):  # a NestedTensor has no shape, and what is no tensor nothing of it
             return None
-        counted = self.get(key, _UNASKED)
+        counted = self.answers.get(key, _UNASKED)
         if type(counted) is dict:
             counted = self._look(key, x, *others)
         if not counted:
@@ -76,11 +78,11 @@ class Refused(dict):
 
     def _look(self, key, *tensors) -> tuple[str, str, str] | None:
         """What is counted, or None, of a call whose key has no value or a dictionary."""
-        found = self.get(key)
+        found = self.answers.get(key)
         if found is None:
-            if len(self) >= self.LIMIT:
-                self.clear()
-            found = self[key] = self._ask(*tensors)
+            if len(self.answers) >= self.LIMIT:
+                self.answers.clear()
+            found = self.answers[key] = self._ask(*tensors)
         if type(found) is not dict:
             return found
         training = False
@@ -113,7 +115,7 @@ _all_refused: list[Refused] = []
 def forget_refused() -> None:
     """After a change of what the rules read: the instruction set, a table."""
     for refused in _all_refused:
-        refused.clear()
+        refused.answers.clear()
 
 
 def _subclass_of(tensors) -> str:

@@ -16,7 +16,7 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
 from pyflash.ops.core.autograd import Function, apply, shaped
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect, is_plain, scalar_type, size_mismatch
+from pyflash.ops.core.checks import NOT_PLAIN, expect, is_plain, scalar_type, size_mismatch
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.packed_weights import packed_weights
@@ -277,7 +277,7 @@ def _linear(operation, input, weight, bias, activation, torch_function):
     ):
         return torch_function()  # its error, or torch.fx's record of the call
     given = (input, weight) if bias is None else (input, weight, bias)
-    refused = "" if all(map(is_plain, given)) else "only strided floating-point tensors are served"
+    refused = "" if all(map(is_plain, given)) else NOT_PLAIN
     if refused and not all(t.is_floating_point() for t in given):
         return torch_function()  # integers and complex numbers
     x, w, b = cast_by_autocast((input, weight, bias))

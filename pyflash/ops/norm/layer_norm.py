@@ -11,11 +11,11 @@ from torch.nn.functional import layer_norm as torch_layer_norm
 from pyflash.auto import norm as auto
 from pyflash.ops.core.autograd import Function, apply, shaped, vjp
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect_tensors
+from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, HALVES, acc_dtype
 from pyflash.ops.core.registry import Op
-from pyflash.ops.norm.rows import REFUSED, SIZES, cast_for_autocast, is_served, paired, size, size_of, unit_stride
+from pyflash.ops.norm.rows import SIZES, cast_for_autocast, is_served, paired, size, size_of, unit_stride
 
 OPERATION = Operation("layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules, sizes=SIZES)
 OPERATION_ADD = Operation("add_layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules_add, sizes=SIZES)
@@ -257,7 +257,7 @@ def layer_norm(
             raise RuntimeError(f"pyflash.layer_norm: {problem}")
     elif not torch.is_floating_point(input):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)  # torch's error
-    refused = "" if served else REFUSED
+    refused = "" if served else NOT_PLAIN
     backend = choose(OPERATION, input, (weight, bias), size=size(input, weight, bias), refused=refused)
     if backend is None:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
@@ -293,7 +293,7 @@ def add_layer_norm(
         problem = _problem(x.shape, x.device, x.dtype, normalized_shape, weight, bias)
         if problem:
             raise RuntimeError(f"pyflash.add_layer_norm: {problem}")
-    refused = "" if served else REFUSED
+    refused = "" if served else NOT_PLAIN
     backend = choose(OPERATION_ADD, x, (residual, weight, bias), size(x, residual, weight, bias), refused)
     if backend is None:
         summed = x + residual

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from pyflash.auto import norm as auto
 from pyflash.ops.core.autograd import Function, apply, shaped, vjp
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect_tensors
+from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.registry import Op
-from pyflash.ops.norm.rows import REFUSED, SIZES, cast_for_autocast, is_served, paired, size, size_of, unit_stride
+from pyflash.ops.norm.rows import SIZES, cast_for_autocast, is_served, paired, size, size_of, unit_stride
 
 OPERATION = Operation("rms_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules_rms, sizes=SIZES)
 OPERATION_ADD = Operation(
@@ -179,7 +179,7 @@ def _expect_shapes(operation, input, normalized_shape, weight, eps) -> None:
 def _refusal(served, dtype, weight) -> str:
     """Why no kernel takes these types. torch's takes every weight, and the result has the input's type."""
     if not served:
-        return REFUSED
+        return NOT_PLAIN
     if weight is None or weight.dtype == dtype:
         return ""
     if weight.dtype in FLOATS and (weight.dtype != torch.float64 or dtype == torch.float64):

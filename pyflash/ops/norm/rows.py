@@ -8,7 +8,6 @@ from pyflash.ops.core.checks import is_plain
 from pyflash.ops.core.dtypes import cast_by_autocast
 
 SIZES = "(rows, columns, are gradients needed)"
-REFUSED = "only strided floating-point tensors are served"
 
 
 def unit_stride(rows):

@@ -8,7 +8,7 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.auto import pointwise as auto
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import is_dense, is_plain
+from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op
@@ -121,7 +121,7 @@ def activate(name: str, input, torch_function, inplace: bool = False):
     operation = OPERATION[name]
     if not isinstance(input, torch.Tensor):
         return torch_function(input)
-    refused = "" if is_plain(input) else "only strided floating-point tensors are served"
+    refused = "" if is_plain(input) else NOT_PLAIN
     if refused and not torch.is_floating_point(input):
         return torch_function(input)  # integers and complex numbers: torch's rules of promotion, or its error
     size = None if refused else (input.numel(), torch.is_grad_enabled() and input.requires_grad)

@@ -9,7 +9,7 @@ from pyflash.auto import pointwise as auto
 from pyflash.kernels.dropout import keep_scale, threshold
 from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import is_dense, is_plain
+from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.philox import LOW, draw_seed, philox_words
@@ -79,7 +79,7 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
         return input  # as torch does, in 2 us
     if not isinstance(input, torch.Tensor) or training is not True or p == 0.0 or p != p or input.numel() == 0:
         return F.dropout(input, p, training, inplace)
-    refused = "" if is_plain(input) else "only strided floating-point tensors are served"
+    refused = "" if is_plain(input) else NOT_PLAIN
     backend = None if refused and not torch.is_floating_point(input) else choose(OPERATION, input, refused=refused)
     if backend is None:
         return F.dropout(input, p, training, inplace)

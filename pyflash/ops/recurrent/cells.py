@@ -7,11 +7,11 @@ from torch import Tensor
 
 from pyflash.auto import recurrent as auto
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect, expect_tensors
+from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors
 from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.recurrent import reference
-from pyflash.ops.recurrent.checks import NOT_PLAIN, are_plain, check_one_type
+from pyflash.ops.recurrent.checks import are_plain, check_one_type
 from pyflash.ops.recurrent.layers import _rules
 from pyflash.ops.recurrent.operators import has_step, rnn_layer, rnn_step
 from pyflash.ops.recurrent.stream import TORCH_CELLS, infer_cell
@@ -122,7 +122,7 @@ def step(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     cell: lstm, gru, rnn_tanh or rnn_relu.
     """
     given, operation = (x, h, c, w_ih, w_hh, b_ih, b_hh), OPERATION_OF[cell]
-    if _REFUSED[cell].holds(*given):
+    if not tracing_derivatives(given) and _REFUSED[cell].holds(*given):
         return _torch_step(cell, *given)
     found = infer_cell(operation, cell, *given)
     if found is not None:

@@ -11,7 +11,6 @@ from pyflash.auto.recurrent import GATES
 from pyflash.ops.core.checks import expect, is_plain, readable, scalar_type
 
 PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
-NOT_PLAIN = "only strided floating-point tensors are served"
 
 
 def are_plain(tensors) -> bool:

@@ -11,12 +11,12 @@ from torch.nn.utils.rnn import PackedSequence
 from pyflash.auto import recurrent as auto
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import expect
+from pyflash.ops.core.checks import NOT_PLAIN, expect
 from pyflash.ops.core.choice import choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.pointwise.dropout import dropout
 from pyflash.ops.recurrent import reference
-from pyflash.ops.recurrent.checks import NOT_PLAIN, Form, are_plain, check_input, check_lengths, check_state, form_of
+from pyflash.ops.recurrent.checks import Form, are_plain, check_input, check_lengths, check_state, form_of
 from pyflash.ops.recurrent.operators import has_step, rnn_layer, rnn_step
 from pyflash.ops.recurrent.stream import TORCH_LAYERS, infer_layers
 
