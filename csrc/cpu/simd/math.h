@@ -1,6 +1,7 @@
 // exp, tanh, erf and the normal distribution on vectors, safe at every input: NaN stays NaN, infinities and subnormal
 // results come out right. Coefficients are minimax fits of ours, relative error in brackets; the ULP stated at each
-// function is the largest seen over the whole float range (tests/pointwise/test_activation.py holds the table's rows to theirs).
+// function is the largest seen over the whole float range (tests/pointwise/test_activation.py holds the table's rows to
+// theirs).
 // double takes the C library's scalar functions: float64 is served for correctness.
 #pragma once
 #include "vec.h"
