@@ -19,9 +19,10 @@ FEW_STEPS = 4
 MANY_ROWS, NARROW = 64, 64
 
 # Weights of a cell from which one step of one row is faster, though every call proves that its packed weights are still
-# those of the module. LSTMCell, GRUCell and RNNCell T1 B1, H32 to H1024, one thread of Zen 5; on Zen 4, whose torch is
-# slower there, LSTMCell and GRUCell T1 B1 H256.
-ROW_WEIGHTS, ROW_WEIGHTS_ZEN_4 = 1 << 21, 1 << 18
+# those of the module: LSTMCell, GRUCell and RNNCell T1 B1, H32 to H512, one and two threads; gated cells on the processors
+# that were measured, and any cell elsewhere.
+ROW_WEIGHTS = 1 << 21
+GATED_ROW_WEIGHTS = {"zen4": 1 << 18, "zen5": 3 << 17}
 # The same of a step of several rows, for LSTM and GRU; MIN_FLOPS decides below it. LSTMCell T1 B2 H64, B16 H32.
 ROWS_WEIGHTS = 1 << 14
 
@@ -86,7 +87,7 @@ def _rules_cell(where: processor.Place, size: Size, dtype) -> str:
     if dtype != torch.float32:
         return ""
     if size.batch == 1:
-        is_ours = weights >= (ROW_WEIGHTS_ZEN_4 if is_gated and where.family == "zen4" else ROW_WEIGHTS)
+        is_ours = weights >= (GATED_ROW_WEIGHTS.get(where.family, ROW_WEIGHTS) if is_gated else ROW_WEIGHTS)
     else:
         is_ours = 2 * size.batch * weights >= MIN_FLOPS or (is_gated and weights >= ROWS_WEIGHTS)
     return "" if is_ours else SMALL

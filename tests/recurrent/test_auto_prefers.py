@@ -38,7 +38,7 @@ def test_auto_takes_the_faster(case):
 
 
 CELL_STEPS = [  # cell, batch, hidden, by ours on Zen 5
-    ("lstm", 1, 256, False), ("lstm", 1, 512, True), ("gru", 1, 256, False), ("gru", 1, 1024, True),
+    ("lstm", 1, 128, False), ("lstm", 1, 256, True), ("gru", 1, 128, False), ("gru", 1, 256, True),
     ("rnn_relu", 1, 512, False), ("rnn_relu", 1, 1024, True), ("lstm", 2, 64, True), ("gru", 16, 32, False),
     ("rnn_tanh", 8, 64, False), ("rnn_tanh", 2, 256, True),
 ]  # fmt: skip
