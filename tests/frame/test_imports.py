@@ -46,6 +46,35 @@ def test_nothing_imports_upward(part):
     assert not wrong, "\n".join(wrong)
 
 
+FAMILIES = {  # in ops and kernels: the other families that one may import from, for matrix products and what is fused to them
+    "pointwise": set(),
+    "norm": set(),
+    "linear": {"pointwise"},
+    "attention": {"linear", "pointwise"},
+    "recurrent": {"linear", "pointwise"},
+}
+
+
+@pytest.mark.parametrize("layer", ["ops", "kernels"])
+def test_families_meet_in_core_only(layer):
+    folder = ROOT.parent / "kernels" if layer == "kernels" else ROOT / "ops"
+    names = {path.name for path in folder.iterdir() if path.is_dir() and list(path.glob("*.py"))} - {"core"}
+    assert names <= FAMILIES.keys()
+    wrong = []
+    for path in folder.rglob("*.py"):
+        family = path.relative_to(folder).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            parts = [module] if module else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            parts += [f"{module}.{a.name}" for a in node.names] if module == f"pyflash.{layer}" else []
+            for part in parts:
+                other = part.removeprefix(f"pyflash.{layer}.").split(".")[0]
+                if part.startswith(f"pyflash.{layer}.") and other in FAMILIES.keys() - {family}:
+                    if family == "core" or other not in FAMILIES.get(family, FAMILIES.keys()):
+                        wrong.append(f"{path}:{node.lineno}: {part}")
+    assert not wrong, "\n".join(wrong)
+
+
 def run_python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
