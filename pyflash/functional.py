@@ -7,6 +7,7 @@ from pyflash.ops.linear.public import *  # noqa: F403
 from pyflash.ops.norm import public as _norm
 from pyflash.ops.norm.public import *  # noqa: F403
 from pyflash.ops.pointwise import public as _pointwise
+from pyflash.ops.pointwise.functions import *  # noqa: F403  (type checkers do not follow the next line there)
 from pyflash.ops.pointwise.public import *  # noqa: F403
 from pyflash.ops.recurrent import public as _recurrent
 from pyflash.ops.recurrent.public import *  # noqa: F403

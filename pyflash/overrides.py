@@ -31,7 +31,7 @@ class overrides(TorchFunctionMode):
 
     is_counted = False
 
-    def __enter__(self):
+    def __enter__(self) -> overrides:
         if not torch.compiler.is_compiling():  # a graph computes again what it is made of
             self.is_counted = True
             _active.enter()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from pyflash.kernels.attention.options import OF_CACHES, Options
 from pyflash.ops.attention import reference
@@ -64,9 +67,18 @@ class _Decode(Function):
 
 
 def attention_decode(
-    q, k_cache, v_cache, cache_seqlens, *, is_causal=True, scale=None, window_size=(-1, -1), alibi_slopes=None,
-    softcap=0.0, return_lse=False,
-):  # fmt: skip
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_seqlens: Tensor,
+    *,
+    is_causal: bool = True,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float = 0.0,
+    return_lse: bool = False,
+) -> Any:  # fmt: skip
     """`attention` of the last few tokens of each sequence over its cache; no gradient.
 
     Args:

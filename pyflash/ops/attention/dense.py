@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pyflash.auto import attention as auto
 from pyflash.kernels.attention.options import Options
@@ -68,8 +70,9 @@ _REFUSED = {kind: Refused(OPERATION, _size_of(kind), _key_of) for kind in auto.F
 
 # ---- public ---------------------------------------------------------------------------------------------------------
 def scaled_dot_product_attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
-):
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
     """softmax(scale q k^T + mask) v, as torch.nn.functional.scaled_dot_product_attention.
 
     Args:
@@ -125,10 +128,24 @@ def scaled_dot_product_attention(
 
 
 def attention(
-    q, k, v, attn_mask=None, *, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, causal_align="top_left",
-    window_size=(-1, -1), alibi_slopes=None, softcap=0.0, return_lse=False, seed=None, _operation="attention",
-    _is_ours=False,
-):  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    causal_align: str = "top_left",
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float = 0.0,
+    return_lse: bool = False,
+    seed: Tensor | None = None,
+    _operation: str = "attention",
+    _is_ours: bool = False,
+) -> Any:  # fmt: skip
     """Attention as `scaled_dot_product_attention`, with windows, ALiBi, softcap and the log of the softmax's denominator.
 
     Args:

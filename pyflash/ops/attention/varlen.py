@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from pyflash.kernels.attention.options import OF_SEQUENCES, Options
 from pyflash.ops.attention import reference
@@ -127,9 +130,24 @@ class _VarlenBwd(Function):
 
 # ---- public ---------------------------------------------------------------------------------------------------------
 def attention_varlen(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, dropout_p=0.0, is_causal=False, scale=None,
-    causal_align="top_left", window_size=(-1, -1), alibi_slopes=None, softcap=0.0, return_lse=False, seed=None,
-):  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    causal_align: str = "top_left",
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float = 0.0,
+    return_lse: bool = False,
+    seed: Tensor | None = None,
+) -> Any:  # fmt: skip
     """`attention` of each of several sequences, packed one after another along the first dimension.
 
     Args:

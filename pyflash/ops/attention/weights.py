@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from pyflash.auto import attention as auto
 from pyflash.kernels.attention.options import SCHEMA, Options
 from pyflash.ops.attention import reference
@@ -115,7 +117,10 @@ class _WeightsBwd(Function):
         return *second[:3], None, None, second[3], *(None,) * 4
 
 
-def attention_weights(q, k, attn_mask=None, *, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, seed=None):
+def attention_weights(
+    q: Tensor, k: Tensor, attn_mask: Tensor | None = None, *, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False, seed: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """dropout(softmax(scale q k^T + mask)), [..., heads, L, S]: what `attention` multiplies v with.
 
     Args:

@@ -64,7 +64,7 @@ class use_backend:
         self.is_fresh = True  # made, and not yet entered
         _state.wish = name
 
-    def __enter__(self):
+    def __enter__(self) -> use_backend:
         if not self.is_fresh:
             self.outer = _state.wish
         self.is_fresh = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -288,7 +288,7 @@ def lstm(
     lengths: Tensor | None = None,
     return_cells: bool = False,
     save_gates: bool | None = None,
-):
+) -> Any:
     """A stack of LSTM layers, as torch.nn.LSTM computes it from its weights.
 
     i, f, o = sigmoid(W_i. x + b_i. + W_h. h + b_h.), g = tanh(the same); c' = f c + i g; h' = o tanh(c'), or W_hr times it.
@@ -332,7 +332,7 @@ def gru(
     training: bool = False,
     lengths: Tensor | None = None,
     save_gates: bool | None = None,
-):
+) -> Any:
     """A stack of GRU layers, as torch.nn.GRU computes it from its weights.
 
     r, z = sigmoid(W_i. x + b_i. + W_h. h + b_h.), n = tanh(W_in x + b_in + r (W_hn h + b_hn)); h' = (1 - z) n + z h.
@@ -355,7 +355,7 @@ def rnn(
     dropout: float = 0.0,
     training: bool = False,
     lengths: Tensor | None = None,
-):
+) -> Any:
     """A stack of plain recurrent layers, h' = tanh(W_ih x + b_ih + W_hh h + b_hh) or relu of it, as torch.nn.RNN.
 
     Arguments as `lstm`'s; hx is h_0, `nonlinearity` "tanh" or "relu". Returns (output, h_n).

@@ -1,0 +1,34 @@
+"""What a user's type checker sees of pyflash: checked by `make lint`, never run."""
+
+import torch
+from torch import Tensor
+
+import pyflash
+import pyflash.functional as PF
+import pyflash.nn as nn
+
+x = torch.randn(2, 4, 8)
+weight = torch.randn(8, 8)
+
+linear: Tensor = PF.linear(x, weight, None)
+fused: Tensor = PF.linear_act(x, weight, None, "gelu")
+normal: Tensor = PF.layer_norm(x, [8], weight[0])
+root: Tensor = PF.rms_norm(x, [8], weight[0], 1e-6)
+both: tuple[Tensor, Tensor] = PF.add_layer_norm(x, x, [8])
+dropped: Tensor = PF.dropout(x, 0.1)
+active: Tensor = PF.mish(PF.gelu(PF.relu(x, inplace=True), approximate="tanh"))
+attended: Tensor = PF.scaled_dot_product_attention(x, x, x, is_causal=True, scale=0.5)
+matrix: Tensor = PF.attention_weights(x, x, dropout_p=0.1)
+out, lse = PF.attention(x, x, x, window_size=(3, 0), return_lse=True)
+output, (h, c) = PF.lstm(x, None, [weight, weight])
+
+model: torch.nn.Module = pyflash.replace(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()), exclude="1")
+report: pyflash.Report = pyflash.report(model, example_inputs=x)
+names: list[str] = [row.name for row in report.rows]
+calls: int = pyflash.counts(reset=True)["linear", "cpu", ""]
+with pyflash.use_backend("cpu"), pyflash.overrides():
+    model(x)
+layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+modules: list[torch.nn.Module] = [nn.Linear(8, 8), nn.RMSNorm(8), nn.GELU("tanh"), nn.LSTM(8, 8), nn.Mish(), layer]
+PF.linear(x, "weight")  # type: ignore[arg-type]
+PF.attention(x, x, x, softcap="0")  # type: ignore[arg-type]
