@@ -59,7 +59,8 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 $(VENV)/.built: $(VENV)/.ready $(NATIVE)
 	PYFLASH_BUILD_ISA=$(ISA) $(PY) setup.py -q build_ext --inplace
 	@rm -f $(VENV)/.built-one
-	@$(if $(ISA),rm -f,touch) $@  # a build of one instruction set is none for the next target
+	@# A build of one instruction set is none for the next target, and one that failed none at all.
+	@$(if $(ISA),rm -f $@,! ls pyflash/_cpu*.so > /dev/null 2>&1 || touch $@)
 
 # One instruction set, unless all of them are there already.
 $(VENV)/.built-one: $(VENV)/.venv $(NATIVE)
