@@ -16,7 +16,7 @@ namespace {
 typedef std::array<int64_t, 4> Four;
 Strides4 strides(const Four& a) { return {{a[0], a[1], a[2], a[3]}}; }
 
-// The tuple that _native/attention.py makes (`_problem`).
+// The tuple that ops/attention/_cpu.py makes (`_problem`).
 Attention problem_of(const py::tuple& t, const char* operation) {
   Reader r(t, operation, "problem");
   const Four q = r.four("q_size"), k = r.four("k_size");
@@ -56,7 +56,7 @@ int threads_for(const Attention& p, int num_threads) {
 }  // namespace
 
 PF_BINDINGS(m) {
-  py::dict passes, mask_types;  // read by _native/attention.py
+  py::dict passes, mask_types;  // read by ops/attention/_cpu.py
   passes["fwd"] = (int)AttentionPass::fwd;
   passes["bwd"] = (int)AttentionPass::bwd;
   m.attr("ATTENTION_PASSES") = passes;

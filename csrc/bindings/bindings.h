@@ -1,4 +1,4 @@
-// Integers in, nothing out: addresses and sizes were checked in Python (pyflash/ops/_native/).
+// Integers in, nothing out: addresses and sizes were checked in Python (pyflash/ops/<family>/_cpu.py).
 #pragma once
 #include <pybind11/pybind11.h>
 

@@ -25,7 +25,7 @@ PYBIND11_MODULE(_cpu, m) {
     if (end > begin) madvise(at<void>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   });
-  py::dict dtypes;  // torch's names; read by pyflash/ops/_native/__init__.py
+  py::dict dtypes;  // torch's names; read by pyflash/ops/core/native.py
   dtypes["float32"] = (int)Dtype::f32;
   dtypes["float64"] = (int)Dtype::f64;
   dtypes["bfloat16"] = (int)Dtype::bf16;

@@ -1,4 +1,5 @@
-// The tuples that Python hands over (pyflash/ops/_native/), read field by field in the order of the struct they fill.
+// The tuples that Python hands over (pyflash/ops/<family>/_cpu.py), read field by field in the order of the struct they
+// fill.
 //
 //   Reader r(of, "attention_fwd", "problem");
 //   p.q = r.address("q"), p.q_stride = r.four("q_stride");

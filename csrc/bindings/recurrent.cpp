@@ -16,7 +16,7 @@ PF_KERNEL(recurrent, bwd, RnnBwd)
 
 namespace {
 
-// The tuples that _native/rnn.py makes: `shape`, `layout`, and the addresses of weights and gradients.
+// The tuples that ops/recurrent/_cpu.py makes: `shape`, `layout`, and the addresses of weights and gradients.
 RnnShape shape_of(const py::tuple& t, const char* operation) {
   Reader r(t, operation, "shape");
   RnnShape s;
@@ -128,7 +128,7 @@ struct RnnKept {
 }  // namespace
 
 PF_BINDINGS(m) {
-  py::dict cells;  // read by _native/rnn.py
+  py::dict cells;  // read by ops/recurrent/_cpu.py
   cells["lstm"] = (int)Cell::lstm;
   cells["gru"] = (int)Cell::gru;
   cells["rnn_tanh"] = (int)Cell::rnn_tanh;

@@ -1,4 +1,4 @@
-"""The recurrent kernels of the CPU core: packed weights, threads, what only they do. Their numbers: test_rnn.py."""
+"""The recurrent kernels of the CPU core: packed weights, threads, what only they do. Their numbers: test_layers.py."""
 
 from __future__ import annotations
 
