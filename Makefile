@@ -51,6 +51,11 @@ $(VENV)/.torch: $(VENV)/.venv
 	$(INSTALL) $(PINS) $(CPU_TORCH) torch numpy matplotlib
 	@touch $@
 
+# kernels/ is imported as pyflash.kernels, which only an installation says.
+$(VENV)/.editable: $(VENV)/.torch pyproject.toml
+	PYFLASH_NO_NATIVE=1 $(INSTALL) --no-build-isolation --no-deps -e .
+	@touch $@
+
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 	$(INSTALL) $(PINS) torch numpy triton pybind11 pytest pytest-xdist hypothesis expecttest rich matplotlib ruff clang-format
 	PYFLASH_NO_NATIVE=1 $(INSTALL) --no-build-isolation --no-deps -e .
@@ -72,6 +77,7 @@ build: $(VENV)/.built
 
 demo:
 	@$(MAKE) --no-print-directory -j2 $(VENV)/.torch $(VENV)/.built-one
+	@$(MAKE) --no-print-directory $(VENV)/.editable
 	OMP_PROC_BIND=true $(PY) -m pyflash demo $(if $(QUICK),--quick) $(ARGS)
 
 # One OpenMP thread a worker: tests that need more ask for them.
