@@ -40,7 +40,7 @@ class OnDevice(torch.Tensor):
             from pyflash.ops.core.registry import OPS
 
             with Constructors("cpu"):
-                return OPS[func._schema.name.split("::")[1]]._run(*args, **kwargs)
+                return OPS[func._schema.name.split("::")[1]](*args, is_dispatched=True, **kwargs)
         kwargs.pop("device", None)
         outer = {id(t.inner): t for t in tree_flatten((args, kwargs))[0] if isinstance(t, OnDevice)}
         inner_args, inner_kwargs = tree_map(unwrap, (args, kwargs))

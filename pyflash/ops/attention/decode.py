@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyflash.kernels.attention.options import OF_CACHES, Options
-from pyflash.ops.attention import reference
+from pyflash.ops.attention import flops, reference
 from pyflash.ops.attention.shapes import check_alike, check_integers, default_scale, unserved, window
 from pyflash.ops.attention.varlen import DTYPES
 from pyflash.ops.core.autograd import Function, apply
@@ -43,6 +43,7 @@ _decode = Op(
     + ", str backend) -> (Tensor out, Tensor lse)",
     outputs=_outputs,
     reference=reference_decode,
+    flops=flops.decode,
     triton="pyflash.kernels.attention.decode:attention_decode",
     cpu="pyflash.ops.attention._cpu_packed:attention_decode",
 )

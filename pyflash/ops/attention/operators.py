@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pyflash.kernels.attention.options import SCHEMA
-from pyflash.ops.attention import reference
+from pyflash.ops.attention import flops, reference
 from pyflash.ops.attention.shapes import expand_mask, in_order_of
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.dtypes import acc_dtype
@@ -31,6 +31,7 @@ _fwd = Op(
     outputs=_fwd_outputs,
     reference=reference.attention_fwd_operator,
     differentiable=True,
+    flops=flops.attention_fwd,
     triton="pyflash.kernels.attention.dense:attention_fwd",
     cpu="pyflash.ops.attention._cpu:attention_fwd",
 )
@@ -41,6 +42,7 @@ _bwd = Op(
     + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
     outputs=_bwd_outputs,
     reference=reference.attention_bwd,
+    flops=flops.attention_bwd,
     triton="pyflash.kernels.attention.dense:attention_bwd",
     cpu="pyflash.ops.attention._cpu:attention_bwd",
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyflash.kernels.attention.options import OF_SEQUENCES, Options
-from pyflash.ops.attention import reference
+from pyflash.ops.attention import flops, reference
 from pyflash.ops.attention.shapes import check_alike, check_integers, default_scale, unserved, window
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
@@ -66,6 +66,7 @@ _fwd = Op(
     outputs=_fwd_outputs,
     reference=reference_fwd,
     differentiable=True,
+    flops=flops.varlen_fwd,
     triton="pyflash.kernels.attention.dense:attention_varlen_fwd",
     cpu="pyflash.ops.attention._cpu_packed:attention_varlen_fwd",
 )
@@ -76,6 +77,7 @@ _bwd = Op(
     + ", str backend) -> (Tensor dq, Tensor dk, Tensor dv)",
     outputs=_bwd_outputs,
     reference=reference_bwd,
+    flops=flops.varlen_bwd,
     triton="pyflash.kernels.attention.dense:attention_varlen_bwd",
     cpu="pyflash.ops.attention._cpu_packed:attention_varlen_bwd",
 )

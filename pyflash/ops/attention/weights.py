@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyflash.auto import attention as auto
 from pyflash.kernels.attention.options import SCHEMA, Options
-from pyflash.ops.attention import reference
+from pyflash.ops.attention import flops, reference
 from pyflash.ops.attention.shapes import (
     check_inputs,
     default_scale,
@@ -53,6 +53,7 @@ _fwd = Op(
     outputs=_fwd_outputs,
     reference=reference.attention_weights_fwd,
     differentiable=True,
+    flops=flops.weights_fwd,
     triton="pyflash.kernels.attention.weights:attention_weights_fwd",
     cpu="pyflash.ops.attention._cpu:attention_weights_fwd",
 )
@@ -61,6 +62,7 @@ _bwd = Op(
     "Tensor? seed, " + SCHEMA + ", bool need_dmask, str backend) -> (Tensor dq, Tensor dk, Tensor dmask)",
     outputs=_bwd_outputs,
     reference=reference.attention_weights_bwd,
+    flops=flops.weights_bwd,
     triton="pyflash.kernels.attention.weights:attention_weights_bwd",
     cpu="pyflash.ops.attention._cpu:attention_weights_bwd",
 )

@@ -36,14 +36,15 @@ class Op:
         outputs: (*arguments) -> tuple of new tensors; real and fake calls share it.
         reference: (*arguments without backend) -> tuple of tensors, in torch operations.
         differentiable: the derivative of the reference is the operator's.
+        flops: (*arguments) -> what FlopCounterMode counts, where the operator multiplies matrices (flops.py).
         kernels: backend name -> "module:function", imported on first use.
     """
 
     paranoid = False  # tests: outputs arrive filled with NaN and a guard behind them is checked after the call
 
-    def __init__(self, schema: str, *, outputs, reference, differentiable: bool = False, **kernels: str):
+    def __init__(self, schema: str, *, outputs, reference, differentiable: bool = False, flops=None, **kernels: str):
         self.name = schema[: schema.index("(")]
-        self.outputs, self.reference, self.kernels = outputs, reference, kernels
+        self.outputs, self.reference, self.flops, self.kernels = outputs, reference, flops, kernels
         self._found: dict[tuple[str, str], object] = {}  # (wish, device) -> implementation; None: the reference
         returns = schema.split("->")[1].strip()
         self.single, self.is_list = returns == "Tensor", returns == "Tensor[]"
@@ -54,14 +55,6 @@ class Op:
         torch.library.register_autograd(f"pyflash::{self.name}", formula[0], setup_context=formula[1], lib=LIBRARY)
         self._call = getattr(torch.ops.pyflash, self.name).default
         OPS[self.name] = self
-
-    def __call__(self, *args):
-        return self.way(args)(*args)
-
-    def way(self, args):
-        """What these arguments are to be given to: torch's dispatcher where it must see them, else what it would call in
-        the end, which it takes 5 us to find."""
-        return self._call if _is_observed(args) else self._run
 
     def _fake(self, *args):
         return self._returned(self.outputs(*args[:-1]))
@@ -81,9 +74,12 @@ class Op:
 
     def _run_dispatched(self, *args):
         _expect_memory(self.name, args)
-        return self._run(*args)
+        return self(*args, is_dispatched=True)
 
-    def _run(self, *args):
+    def __call__(self, *args, is_dispatched=False):
+        """The operator. torch's dispatcher, which takes 5 us, is passed by where it need not see the call."""
+        if not is_dispatched and _is_observed(args):
+            return self._call(*args)
         *args, wish = args
         place = (wish, checks.device_type(args[0]))
         try:

@@ -46,12 +46,17 @@ def _reference_fwd(x, weight, bias, activation, save_preact):
     return y, z if save_preact else z.new_empty(0)
 
 
+def _fwd_flops(x, weight, *_, **__):
+    return 2 * x.shape[0] * weight.numel()
+
+
 _fwd = Op(
     "linear_fwd(Tensor x, Tensor weight, Tensor? bias, str activation, bool save_preact, str backend)"
     " -> (Tensor y, Tensor preact)",
     outputs=_fwd_outputs,
     reference=_reference_fwd,
     differentiable=True,
+    flops=_fwd_flops,
     triton="pyflash.kernels.linear:linear_fwd",
     cpu="pyflash.ops.linear._cpu:linear_fwd",
 )
@@ -60,6 +65,7 @@ _matmul = Op(
     outputs=lambda a, b: (a.new_empty(a.shape[0], b.shape[1]),),
     reference=lambda a, b: (a @ b,),
     differentiable=True,
+    flops=lambda a, b, *_, **__: 2 * a.numel() * b.shape[1],
     triton="pyflash.kernels.linear:matmul",
     cpu="pyflash.ops.linear._cpu:matmul",
 )
@@ -83,11 +89,16 @@ def _reference_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need
     )
 
 
+def _bwd_flops(dy, x, weight, saved, activation, need_dx, need_dweight, *_, **__):
+    return (need_dx + need_dweight) * _fwd_flops(x, weight)
+
+
 _bwd = Op(  # unneeded gradients are empty
     "linear_bwd(Tensor dy, Tensor x, Tensor weight, Tensor? saved, str activation, bool need_dx, bool need_dweight,"
     " bool need_dbias, str backend) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     outputs=_bwd_outputs,
     reference=_reference_bwd,
+    flops=_bwd_flops,
     triton="pyflash.kernels.linear:linear_bwd",
     cpu="pyflash.ops.linear._cpu:linear_bwd",
 )

@@ -12,7 +12,7 @@ import torch
 from pyflash.ops.core.autograd import Function, apply, vjp, way
 from pyflash.ops.core.dtypes import acc_dtype
 from pyflash.ops.core.registry import Op
-from pyflash.ops.recurrent import reference
+from pyflash.ops.recurrent import flops, reference
 from pyflash.ops.recurrent.reference import SAVED_GATES
 
 
@@ -60,6 +60,7 @@ _fwd = Op(
     outputs=_outputs_fwd,
     reference=reference.rnn_fwd,
     differentiable=True,
+    flops=flops.rnn_fwd,
     triton="pyflash.kernels.recurrent.layers:rnn_fwd",
     cpu="pyflash.ops.recurrent._cpu:rnn_fwd",
 )
@@ -70,6 +71,7 @@ _cached_fwd = Op(  # gradients are off: the native module may keep the packed we
     outputs=lambda *args: _outputs_fwd(*args, False),
     reference=lambda *args: reference.rnn_fwd(*args, False),
     differentiable=True,
+    flops=flops.rnn_fwd,
     cpu="pyflash.ops.recurrent._cpu:rnn_cached_fwd",
 )
 
@@ -84,6 +86,7 @@ _step = Op(  # x [B, I], adjacent features; h [B, H] and c contiguous, one direc
     "rnn_step(Tensor x, Tensor h, Tensor? c, Tensor[] weights, str cell, str backend) -> (Tensor h_n, Tensor c_n)",
     outputs=lambda x, h, c, weights, cell: (x.new_empty(h.shape), x.new_empty(0 if c is None else c.shape)),
     reference=_reference_step,
+    flops=flops.rnn_step,
     cpu="pyflash.ops.recurrent._cpu_stream:rnn_step",
 )
 # Gradients of x, h_0, c_0 and each weight, contiguous; empty where not needed. Without gates they are computed again
@@ -94,6 +97,7 @@ _bwd = Op(
     " bool[] needs, str backend) -> Tensor[]",
     outputs=_outputs_bwd,
     reference=reference.rnn_bwd,
+    flops=flops.rnn_bwd,
     triton="pyflash.kernels.recurrent.layers:rnn_bwd",
     cpu="pyflash.ops.recurrent._cpu:rnn_bwd",
 )
@@ -106,8 +110,7 @@ def _contiguous(tensor):
 class _Rnn(Function):
     @staticmethod
     def forward(x, h_0, c_0, rows, steps, cell, batch_first, save_cells, save_gates, return_cells, backend, *weights):
-        args = x, h_0, c_0, list(weights), rows, steps, cell, batch_first, save_cells, save_gates, backend
-        return _fwd.way(args)(*args)
+        return _fwd(x, h_0, c_0, list(weights), rows, steps, cell, batch_first, save_cells, save_gates, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
