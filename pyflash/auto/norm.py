@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm, alone and with the residual sum."""
+"""LayerNorm, alone and with the residual sum."""
 
 import torch
 
@@ -31,31 +31,3 @@ def rules(where, size, dtype) -> str:
 @tables.remembered
 def rules_add(where, size, dtype) -> str:
     return decide("add_layer_norm", where, size, dtype)
-
-
-# torch's RMSNorm on a CPU is six operations, on every processor. Zen 5, one and two threads, torch's time over ours at these
-# limits: inference 1.14 to 1.8, training 1.16 to 1.4, with the sum 1.09 to 1.9 and 1.18 to 1.4; more above them. Below,
-# Python's share of a call outweighs the kernel's.
-MIN_RMS = {"inference": 65536, "training": 16384}
-
-
-def decide_rms(name: str, where: processor.Place, size, dtype) -> str:
-    """The same sizes."""
-    rows, columns, training = size
-    mode = "training" if training else "inference"
-    ours = tables.ours(where, name, "", dtype, mode, (rows, columns))
-    if ours is not None:
-        return "" if ours else MEASURED
-    if where.is_gpu:
-        return "not measured on a GPU"
-    return SMALL if rows * columns < MIN_RMS[mode] else ""
-
-
-@tables.remembered
-def rules_rms(where, size, dtype) -> str:
-    return decide_rms("rms_norm", where, size, dtype)
-
-
-@tables.remembered
-def rules_add_rms(where, size, dtype) -> str:
-    return decide_rms("add_rms_norm", where, size, dtype)

@@ -10,6 +10,7 @@ import pyflash.functional as PF
 from pyflash.auto import attention, linear, pointwise, processor, tables
 from pyflash.auto import norm as layer_norm
 from pyflash.auto import recurrent as rnn
+from pyflash.auto.minima import minima
 from pyflash.auto.processor import Place
 from pyflash.ops.core import backends, choice
 
@@ -26,7 +27,7 @@ SIZES = {
     pointwise.activation_rules("tanh"): [(0, False), (1, True), (1 << 40, False)],
     pointwise.dropout_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
-    layer_norm.rules_rms: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
+    minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)
         for kind in ATTENTION_KINDS for heads, n in ((0, 0), (1, 1), (64, 1 << 14)) for training in (False, True)
@@ -45,6 +46,13 @@ def test_every_rule_answers_everywhere(rules):
         found = rules.decide(where, size, dtype)
         assert isinstance(found, str)
         assert found == rules.decide(where, size, dtype)
+
+
+def test_minima():
+    rules, cpu = minima("nobody's", inference=12, training=6).decide, Place("zen5", "avx512", "one")
+    assert [rules(cpu, (rows, 2, True), torch.float32) == "" for rows in (2, 3, 6)] == [False, True, True]
+    assert [rules(cpu, (rows, 2, False), torch.float32) == "" for rows in (2, 3, 6)] == [False, False, True]
+    assert "GPU" in rules(Place("sm90"), (1 << 20, 2, True), torch.float32)
 
 
 @pytest.fixture

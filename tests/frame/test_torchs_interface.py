@@ -9,6 +9,7 @@ from helpers import use
 import pyflash
 import pyflash.functional as PF
 import pyflash.nn as nn
+from pyflash.ops.core.public import STANDS_FOR
 
 
 def parameters_of(function):
@@ -28,22 +29,16 @@ def parameters_of(function):
     ]
 
 
-def torchs(name):
-    return getattr(torch.nn.functional, name, None) or getattr(torch, name, None)
-
-
-NOT_TORCHS = {  # torch has no such function, or, of the layers, another one under the name
-    "add_layer_norm", "add_rms_norm", "attention", "attention_decode", "attention_varlen", "attention_weights", "linear_act", "rnn",
-    "rnn_cell", "gru", "lstm",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", sorted(PF.__all__))
 def test_a_function_takes_what_torchs_takes(name):
-    if name in NOT_TORCHS:
+    ours = getattr(PF, name)
+    torchs = [theirs for theirs, stand in STANDS_FOR.items() if stand is ours and theirs.__name__ == name]
+    torchs = [theirs for theirs in torchs if theirs is getattr(torch.nn.functional, name, None)] or torchs
+    if not torchs:  # torch has no such function, or, of the layers, another one under the name
         assert not hasattr(torch.nn.functional, name)
-    else:
-        assert parameters_of(getattr(PF, name)) == parameters_of(torchs(name))
+    for theirs in torchs:
+        if not inspect.ismethoddescriptor(theirs):  # torch.Tensor's
+            assert parameters_of(ours) == parameters_of(theirs)
 
 
 ADDED = {"GRU": ["lengths"], "LSTM": ["lengths", "return_cells"], "RNN": ["lengths"]}  # by keyword only

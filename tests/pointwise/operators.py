@@ -1,0 +1,10 @@
+"""Arguments of the family's operators, without the backend, for tests/frame/test_operators.py."""
+
+import torch
+from operator_arguments import SEED
+
+OPERATORS = {
+    "activation_fwd": lambda: [(torch.randn(3, 5), "gelu"), (torch.randn(0, 5), "relu")],
+    "activation_bwd": lambda: [(torch.randn(3, 5), torch.randn(3, 5), "gelu")],
+    "dropout": lambda: [(torch.randn(6, 20), SEED, 0.5)],
+}
