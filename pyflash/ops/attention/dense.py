@@ -24,7 +24,7 @@ from pyflash.ops.attention.shapes import (
     unserved,
     usual_leading,
 )
-from pyflash.ops.core.autograd import apply
+from pyflash.ops.core.autograd import apply, way
 from pyflash.ops.core.backends import Operation, counts, record
 from pyflash.ops.core.checks import expect_tensors, window_pair
 from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
@@ -120,7 +120,8 @@ def scaled_dot_product_attention(
             counts["attention", "cpu", ""] += 1
             scale = default_scale(query.shape[3]) if scale is None else float(scale)
             options = Options(0.0, scale, 0.0, -1, 0 if is_causal else -1, 0)
-            return apply(Attention, query, key, value, None, None, None, options, "auto")[0]
+            call, args = way(Attention, (query, key, value, None, None, None, options, "auto"))
+            return call(*args)[0]
     return attention(
         query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
         _operation="scaled_dot_product_attention", _is_ours=is_torchs is False,

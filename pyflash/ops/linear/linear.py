@@ -14,7 +14,7 @@ from torch.nn.functional import linear as torch_linear
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
-from pyflash.ops.core.autograd import Function, apply, shaped
+from pyflash.ops.core.autograd import Function, apply, shaped, way
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect, is_plain, scalar_type, size_mismatch
 from pyflash.ops.core.choice import Refused, choose
@@ -182,7 +182,8 @@ def linear_fwd(x, weight, bias, activation, backend):
     )
     if grads:
         save_preact = bool(activation) and ACTIVATIONS[activation].saves == "x"
-        return apply(_Linear, x, weight, bias, activation, save_preact, backend)[0]
+        call, args = way(_Linear, (x, weight, bias, activation, save_preact, backend))
+        return call(*args)[0]
     return _fwd(x, weight, bias, activation, False, backend)[0]
 
 
