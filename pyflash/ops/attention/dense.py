@@ -27,7 +27,7 @@ from pyflash.ops.attention.shapes import (
 from pyflash.ops.core.autograd import apply, way
 from pyflash.ops.core.backends import Operation, counts, record
 from pyflash.ops.core.checks import expect_tensors, window_pair
-from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
+from pyflash.ops.core.choice import Refused, are_usual, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
 
@@ -52,17 +52,6 @@ def _size_of(kind):
 
 def _key_of(query, key, value):
     return query.shape, key.shape, value.shape, query.dtype, query.is_cpu
-
-
-def _is_usual(q, k, v):
-    """Three ordinary tensors [batch, heads, ., .] on the CPU that fit each other as they are."""
-    return (
-        q.is_cpu
-        and type(k) is type(v) is torch.Tensor
-        and q.layout is k.layout is v.layout is torch.strided
-        and usual_leading(q, k, v) is not None
-        and not torch.is_autocast_enabled("cpu")
-    )
 
 
 _REFUSED = {kind: Refused(OPERATION, _size_of(kind), _key_of) for kind in auto.FUSED}  # without dropout
@@ -115,7 +104,12 @@ def scaled_dot_product_attention(
                 )
             except (RuntimeError, IndexError):
                 pass  # said below in our words
-        if is_torchs is False and attn_mask is None and _is_usual(query, key, value):
+        if (
+            is_torchs is False
+            and attn_mask is None
+            and usual_leading(query, key, value)
+            and are_usual(query, key, value)
+        ):
             # What `attention` comes to, without the questions that have just been answered.
             counts["attention", "cpu", ""] += 1
             scale = default_scale(query.shape[3]) if scale is None else float(scale)

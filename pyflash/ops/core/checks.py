@@ -59,6 +59,7 @@ def window_pair(operation: str, window_size) -> tuple[int, int]:
     return int(window_size[0]), int(window_size[1])
 
 
+PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))  # classes without a dispatch of their own
 NOT_PLAIN = "only strided floating-point tensors are served"  # said of a tensor that is not `is_plain`
 
 
@@ -68,7 +69,7 @@ def is_plain(tensor) -> bool:
     Fake and functional tensors of torch.compile and torch.export count: they never reach a kernel.
     """
     kind = type(tensor)
-    if kind is not torch.Tensor and kind is not torch.nn.Parameter and not torch.compiler.is_compiling():
+    if kind not in PLAIN_TYPES and not torch.compiler.is_compiling():
         if kind.__torch_function__ is not torch.Tensor.__torch_function__:
             if kind.__torch_function__ is not torch._C._disabled_torch_function_impl:
                 return False

@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 
 from pyflash.auto.processor import place
 from pyflash.ops.core.backends import DEVICES, ORDER, Operation, _state, counts, fall_back, record
-from pyflash.ops.core.checks import device_type
+from pyflash.ops.core.checks import PLAIN_TYPES, device_type
 
 
 def is_jit_tracing() -> bool:
@@ -35,6 +35,15 @@ OURS = ()
 
 def _shape_of(x, *_):
     return x.shape, x.dtype, x.is_cpu
+
+
+def are_usual(*tensors) -> bool:
+    """Ordinary tensors on the CPU that nothing watches: of a call whose rules were asked (`Refused.holds` is False),
+    nothing is left to choose."""
+    for t in tensors:
+        if t is not None and not (type(t) in PLAIN_TYPES and t.is_cpu and t.layout is torch.strided):
+            return False
+    return not (torch.is_autocast_enabled("cpu") or tracing_derivatives(tensors))
 
 
 class Refused:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyflash.ops.core import backends, checks
 from pyflash.ops.core.autograd import vjp
+from pyflash.ops.core.checks import PLAIN_TYPES
 
 LIBRARY = torch.library.Library("pyflash", "DEF")
 OPS: dict[str, Op] = {}
@@ -57,9 +58,7 @@ class Op:
         OPS[self.name] = self
 
     def _fake(self, *args):
-        return self._returned(self.outputs(*args[:-1]))
-
-    def _returned(self, outputs):
+        outputs = self.outputs(*args[:-1])
         return outputs[0] if self.single else list(outputs) if self.is_list else outputs
 
     def _no_formula(self, ctx, *grads):
@@ -81,7 +80,7 @@ class Op:
         if not is_dispatched and _is_observed(args):
             return self._call(*args)
         *args, wish = args
-        place = (wish, checks.device_type(args[0]))
+        place = (wish, "cpu" if args[0].is_cpu else checks.device_type(args[0]))
         try:
             kernel = self._found[place]
         except KeyError:
@@ -100,9 +99,11 @@ class Op:
                 self._run_guarded(kernel, args, outputs := tuple(map(poisoned, outputs)))
             else:
                 if place[1] == "cpu":
-                    _prefer_large_pages(outputs)
+                    for output in outputs:
+                        if output.nbytes >= LARGE_BYTES:
+                            _prefer_large_pages(output)
                 kernel(*args, *outputs)
-        return self._returned(outputs)
+        return outputs[0] if self.single else list(outputs) if self.is_list else outputs
 
     def _kernel(self, wish: str, device: str):
         """The implementation for this wish; None is the reference."""
@@ -139,12 +140,11 @@ def expect_guards(name: str, outputs) -> None:
             raise AssertionError(f"{name} wrote behind its output {i}")
 
 
-def _prefer_large_pages(outputs):
-    for output in outputs:
-        if output.nbytes >= LARGE_BYTES and not backends.MISSING["cpu"]:
-            from pyflash.ops.core.native import in_large_pages
+def _prefer_large_pages(output):
+    if not backends.MISSING["cpu"]:
+        from pyflash.ops.core.native import in_large_pages
 
-            in_large_pages(output)
+        in_large_pages(output)
 
 
 def _save_inputs(ctx, inputs, output):
@@ -153,7 +153,6 @@ def _save_inputs(ctx, inputs, output):
     ctx.others = [None if isinstance(v, torch.Tensor) else v for v in flat]
 
 
-_PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
 _VALUES = frozenset((type(None), bool, int, float, str))  # the rest of a schema's arguments, but for lists
 
 
@@ -176,7 +175,7 @@ def _is_observed(args) -> bool:
 def _has_unusual(args) -> bool:
     for a in args:
         kind = type(a)
-        if kind in _PLAIN_TYPES:
+        if kind in PLAIN_TYPES:
             if a.is_neg() or (not a.data_ptr() and a.numel()):
                 return True
         elif kind not in _VALUES and (isinstance(a, torch.Tensor) or (kind is list and _has_unusual(a))):
@@ -189,7 +188,7 @@ def _expect_memory(operation, args):
     for a in args:
         if type(a) is list:
             _expect_memory(operation, a)
-        elif type(a) in _PLAIN_TYPES and not a.data_ptr() and a.numel():
+        elif type(a) in PLAIN_TYPES and not a.data_ptr() and a.numel():
             raise RuntimeError(
                 f"pyflash::{operation}: a tensor of shape {tuple(a.shape)} has no memory; its storage was freed or is"
                 " not allocated yet"

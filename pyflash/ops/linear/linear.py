@@ -15,9 +15,9 @@ from torch.nn.functional import linear as torch_linear
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
 from pyflash.ops.core.autograd import Function, apply, shaped, way
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import Operation, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect, is_plain, scalar_type, size_mismatch
-from pyflash.ops.core.choice import Refused, choose
+from pyflash.ops.core.choice import Refused, are_usual, choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.packed_weights import packed_weights
 from pyflash.ops.core.registry import Op
@@ -305,9 +305,7 @@ def _linear(operation, input, weight, bias, activation, torch_function):
     if wish is None:
         return torch_function()
     if is_simple:
-        if len(shape) == 2:
-            return linear_fwd(x, w, b, activation, wish)
-        return shaped(linear_fwd(x.reshape(rows, w.shape[1]), w, b, activation, wish), shape)
+        return _of_rows(x, w, b, activation, wish)
     matrix = shape
     if w.dim() == 1:
         w, matrix = w.unsqueeze(0), (*shape, 1)
@@ -315,6 +313,17 @@ def _linear(operation, input, weight, bias, activation, torch_function):
     x = x if x.dim() == 2 else x.reshape(rows, x.shape[-1])
     y = linear_fwd(x, w, _flat_bias(b, matrix, rows), activation, wish)
     return y if y.shape == shape else shaped(y, shape)
+
+
+def _of_rows(x, weight, bias, activation, backend):
+    """Of a call that `_is_simple`."""
+    if x.dim() == 2:
+        return linear_fwd(x, weight, bias, activation, backend)
+    *leading, columns = x.shape
+    return shaped(
+        linear_fwd(x.reshape(math.prod(leading), columns), weight, bias, activation, backend),
+        (*leading, weight.shape[0]),
+    )
 
 
 def _flat_bias(bias, shape, rows):
@@ -337,12 +346,16 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         RuntimeError: shapes, types or devices disagree, as in torch.
     Numerics: accumulates in float32 (float64 for float64), in chunks of 128; the same result for any number of threads.
     """
-    if _refused.holds(input, weight, bias):
+    is_torchs = _refused.holds(input, weight, bias)
+    if is_torchs:
         try:
             return torch_linear(input, weight, bias)
         except RuntimeError:
             _check("linear", *cast_by_autocast((input, weight, bias)))  # the same refusal in our words
             raise
+    if is_torchs is False and _is_simple(input, weight, bias) and are_usual(input, weight, bias):
+        counts["linear", "cpu", ""] += 1
+        return _of_rows(input, weight, bias, "", "auto")
     return _linear(
         "linear", input, weight, bias, "", partial(F.linear, input, weight, bias)
     )  # a closure costs each call
