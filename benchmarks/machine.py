@@ -156,9 +156,9 @@ def fma_peak(dtype: str) -> float:
         from pyflash.ops.core.native import DTYPES
     except ImportError:
         return 0.0
-    arguments = (1_000_000, DTYPES[getattr(torch, dtype)], torch.get_num_threads())
-    flops = _cpu.fma_peak(*arguments)
-    return flops / best_seconds(lambda: _cpu.fma_peak(*arguments), 0.3)
+    problem, threads = (1_000_000, DTYPES[getattr(torch, dtype)]), torch.get_num_threads()
+    flops = _cpu.fma_peak(problem, threads)
+    return flops / best_seconds(lambda: _cpu.fma_peak(problem, threads), 0.3)
 
 
 def exp_peak() -> float:

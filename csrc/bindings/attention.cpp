@@ -34,13 +34,13 @@ Attention problem_of(const py::tuple& t, const char* operation) {
   p.mask_stride = strides(r.four("mask_stride"));
   const auto alibi = r.sizes<2>("alibi_stride");
   p.alibi_stride[0] = alibi[0], p.alibi_stride[1] = alibi[1];
-  p.window_left = r.size("window_left");
-  p.window_right = r.size("window_right");
-  p.diagonal = r.size("diagonal");
+  p.window_left = r.integer("window_left");
+  p.window_right = r.integer("window_right");
+  p.diagonal = r.integer("diagonal");
   p.scale = r.number("scale");
   p.softcap = r.number("softcap");
   p.dropout_p = r.number("dropout_p");
-  p.seed = (uint64_t)r.size("seed");
+  p.seed = (uint64_t)r.integer("seed");
   p.first_head = r.size("first_head");
   p.dtype = r.member<Dtype>("dtype", kDtypes);
   p.mask_type = r.member<MaskType>("mask_type", kMaskTypes, (int)MaskType::none);
@@ -63,12 +63,20 @@ PF_BINDINGS(m) {
   mask_types["none"] = (int)MaskType::none;
   mask_types["boolean"] = (int)MaskType::boolean;
   m.attr("MASK_TYPES") = mask_types;  // the others are DTYPES
-  m.def("attention_workspace", [](const Four& q_size, int64_t S, int64_t Ev, int dtype, int pass, int num_threads) {
+  m.def("attention_workspace", [](const py::tuple& shape, int num_threads) {
+    Reader r(shape, "attention_workspace", "shape");
+    AttentionWorkspace p;
     int64_t bytes = 0;
-    launch(attention::workspace,
-           {q_size[0], q_size[1], q_size[2], S, q_size[3], Ev, (Dtype)dtype, (AttentionPass)pass,
-            allowed_threads(num_threads), &bytes},
-           1);
+    const Four q = r.four("q_size");
+    p.B = q[0], p.H = q[1], p.L = q[2], p.E = q[3];
+    p.S = r.size("k_len");
+    p.Ev = r.size("value_dim");
+    p.dtype = r.member<Dtype>("dtype", kDtypes);
+    p.pass = r.member<AttentionPass>("pass", kAttentionPasses);
+    r.done();
+    p.num_threads = allowed_threads(num_threads);
+    p.bytes = &bytes;
+    launch(attention::workspace, p, 1);
     return bytes;
   });
   auto def_fwd = [&m](const char* name, const Kernel<AttentionFwd>& kernel) {

@@ -1,28 +1,48 @@
+#include "../common/activations.h"
 #include "../common/linear.h"
 #include "bindings.h"
+#include "reader.h"
 
 PF_KERNEL(linear, fwd, LinearFwd)
 PF_KERNEL(linear, sizes, LinearSizes)
 
+// The tuples that ops/linear/_cpu.py makes: `problem` is all of a LinearFwd, `shape` what its workspace depends on.
 PF_BINDINGS(m) {
-  // Bytes of the workspace of linear_fwd with the same sizes and number of threads.
-  m.def("linear_sizes", [](int64_t M, int64_t n, int64_t k, int64_t x_column_stride, int64_t weight_column_stride,
-                           int dtype, int num_threads) {
+  // Bytes of the workspace of linear_fwd with the same fields and number of threads.
+  m.def("linear_sizes", [](const py::tuple& shape, int num_threads) {
+    Reader r(shape, "linear_sizes", "shape");
     int64_t workspace_bytes = 0;
-    LinearFwd fwd{};
-    fwd.x_column_stride = x_column_stride, fwd.weight_column_stride = weight_column_stride;
-    fwd.m = M, fwd.n = n, fwd.k = k, fwd.dtype = (Dtype)dtype;
-    call(linear::sizes, {fwd, &workspace_bytes}, num_threads);
+    LinearFwd p{};
+    p.x_column_stride = r.size("x_column_stride");
+    p.weight_column_stride = r.size("weight_column_stride");
+    p.m = r.size("m");
+    p.n = r.size("n");
+    p.k = r.size("k");
+    p.dtype = r.member<Dtype>("dtype", kDtypes);
+    r.done();
+    call(linear::sizes, {p, &workspace_bytes}, num_threads);
     return workspace_bytes;
   });
-  m.def("linear_fwd",
-        [](Address x, int64_t x_row_stride, int64_t x_column_stride, Address weight, int64_t weight_row_stride,
-           int64_t weight_column_stride, Address bias, int64_t bias_row_stride, Address y, Address preact,
-           Address workspace, int64_t M, int64_t n, int64_t k, int activation, int dtype, int num_threads) {
-          launch(linear::fwd,
-                 {at<void>(x), x_row_stride, x_column_stride, at<void>(weight), weight_row_stride, weight_column_stride,
-                  at<void>(bias), bias_row_stride, at<void>(y), at<void>(preact), at<void>(workspace), M, n, k,
-                  activation, (Dtype)dtype},
-                 num_threads);
-        });
+  m.def("linear_fwd", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "linear_fwd", "problem");
+    LinearFwd p;
+    p.x = r.address("x");
+    p.x_row_stride = r.size("x_row_stride");
+    p.x_column_stride = r.size("x_column_stride");
+    p.weight = r.address("weight");
+    p.weight_row_stride = r.size("weight_row_stride");
+    p.weight_column_stride = r.size("weight_column_stride");
+    p.bias = r.address("bias");
+    p.bias_row_stride = r.size("bias_row_stride");
+    p.y = r.address<void>("y");
+    p.preact = r.address<void>("preact");
+    p.workspace = r.address<void>("workspace");
+    p.m = r.size("m");
+    p.n = r.size("n");
+    p.k = r.size("k");
+    p.activation = r.member<int32_t>("activation", kActivations, -1);
+    p.dtype = r.member<Dtype>("dtype", kDtypes);
+    r.done();
+    launch(linear::fwd, p, num_threads);
+  });
 }

@@ -3,6 +3,7 @@
 
 #include "../common/core.h"
 #include "bindings.h"
+#include "reader.h"
 
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
@@ -44,10 +45,17 @@ PYBIND11_MODULE(_cpu, m) {
     const Processor here = processor();
     return py::make_tuple(here.is_intel ? "intel" : here.is_amd ? "amd" : "other", here.family, here.model);
   });
-  m.def("fma_peak", [](int64_t iterations, int dtype, int num_threads) {
+  m.def("fma_peak", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "fma_peak", "problem");
     double flops = 0;
     float sink = 0;
-    launch(core::fma_peak, {iterations, (Dtype)dtype, &flops, &sink}, num_threads);
+    FmaPeak p;
+    p.iterations = r.size("iterations");
+    p.dtype = r.member<Dtype>("dtype", kDtypes);
+    p.flops = &flops;
+    p.sink = &sink;
+    r.done();
+    launch(core::fma_peak, p, num_threads);
     return flops;  // the caller's clock makes a rate of it
   });
   for (const Bindings* family = Bindings::first; family; family = family->next) family->define(m);

@@ -26,13 +26,15 @@ class Reader {
   T* address(const char* field) {
     return at<T>(read<Address>(field, "an address"));
   }
-  int64_t size(const char* field) { return read<int64_t>(field, "an integer"); }
+  int64_t integer(const char* field) { return read<int64_t>(field, "an integer"); }
+  // Of a tensor, or the elements from one to the next: not negative.
+  int64_t size(const char* field) { return value_of_size(field, next(field)); }
   double number(const char* field) { return read<double>(field, "a number"); }
   bool flag(const char* field) { return read<bool>(field, "True or False"); }
   // A number of an enum: [0, count), or with a smaller `first` from there on.
   template <class E>
   E member(const char* field, int count, int first = 0) {
-    const int64_t number = size(field);
+    const int64_t number = integer(field);
     if (number < first || number >= count)
       fail(std::string(field) + " is " + std::to_string(number) + ", expected a number from " + std::to_string(first) +
            " to " + std::to_string(count - 1));
@@ -44,7 +46,7 @@ class Reader {
     std::array<int64_t, kCount> values;
     if (!PyTuple_Check(sizes.ptr()) || PyTuple_GET_SIZE(sizes.ptr()) != kCount)
       wrong(field, sizes, (std::to_string(kCount) + " integers").c_str());
-    for (size_t i = 0; i < kCount; i++) values[i] = value<int64_t>(field, PyTuple_GET_ITEM(sizes.ptr(), i), "integers");
+    for (size_t i = 0; i < kCount; i++) values[i] = value_of_size(field, PyTuple_GET_ITEM(sizes.ptr(), i));
     return values;
   }
   std::array<int64_t, 4> four(const char* field) { return sizes<4>(field); }
@@ -71,6 +73,11 @@ class Reader {
     py::detail::make_caster<T> caster;
     if (!caster.load(from, std::is_same<T, double>::value)) wrong(field, from, wanted);
     return py::detail::cast_op<T>(caster);
+  }
+  int64_t value_of_size(const char* field, const py::handle& from) {
+    const int64_t size = value<int64_t>(field, from, "an integer");
+    if (size < 0) wrong(field, from, "0 or more");
+    return size;
   }
   [[noreturn]] void wrong(const char* field, const py::handle& what, const char* wanted) const {
     fail(std::string(field) + " is " + std::string(py::repr(what)) + ", expected " + wanted);

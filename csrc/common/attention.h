@@ -58,6 +58,7 @@ struct AttentionBwd {
 };
 
 enum class AttentionPass : int32_t { fwd = 0, bwd = 1 };
+constexpr int kAttentionPasses = 2;
 
 // How much workspace a call needs.
 struct AttentionWorkspace {

@@ -37,6 +37,18 @@ def attention_bwd(problem, gradients):
     return lambda: _cpu.attention_bwd(problem, gradients, 1)
 
 
+# A LinearFwd, LayerNormFwd and LayerNormBwd of no rows, so that one which is taken though it does not fit reads nothing.
+LINEAR = (0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, -1, 0)
+LAYER_NORM = (*(0,) * 8, 0, 1, 1, 0, 1e-5, 0)
+LAYER_NORM_BWD = (*(0,) * 10, 0, 1, 1, 0, 1, 0)
+LINEAR_SHAPE = (1, 1, 0, 1, 1, 0)
+ATTENTION_SHAPE = ((1, 1, 1, 8), 1, 8, 0, 0)
+
+
+def linear_fwd(problem):
+    return lambda: _cpu.linear_fwd(problem, 1)
+
+
 def replaced(fields, place, value):
     return (*fields[:place], value, *fields[place + 1 :])
 
@@ -53,8 +65,23 @@ def calls():
     yield "attention_fwd: scale is 'a', expected a number", attention_fwd(replaced(problem, 16, "a"))
     yield "attention_fwd: dtype is 4, expected a number from 0 to 3", attention_fwd(replaced(problem, 21, 4))
     yield "attention_fwd: mask_type is 5, expected a number from -1 to 4", attention_fwd(replaced(problem, 22, 5))
+    yield "attention_fwd: value_dim is -8, expected 0 or more", attention_fwd(replaced(problem, 2, -8))
+    yield "attention_fwd: q_size is -1, expected 0 or more", attention_fwd(replaced(problem, 0, (1, -1, 1, 8)))
     yield "attention_bwd: gradients ends after 16 fields, before of_weights", attention_bwd(problem, gradients[:-1])
     yield "attention_bwd: of_weights is 1, expected True or False", attention_bwd(problem, (*gradients[:-1], 1))
+    most = len(ACTIVATIONS) - 1
+    for number in (-2, len(ACTIVATIONS)):
+        yield (
+            f"linear_fwd: activation is {number}, expected a number from -1 to {most}",
+            linear_fwd(replaced(LINEAR, 14, number)),
+        )
+    yield "linear_fwd: bias is None, expected an address", linear_fwd(replaced(LINEAR, 6, None))
+    yield "layer_norm_fwd: eps is 'a', expected a number", lambda: _cpu.layer_norm_fwd(replaced(LAYER_NORM, 12, "a"), 1)
+    yield (
+        "attention_workspace: pass is 2, expected a number from 0 to 1",
+        lambda: _cpu.attention_workspace(replaced(ATTENTION_SHAPE, 4, 2), 1),
+    )
+    yield "rnn_sizes: length is -1, expected 0 or more", lambda: _cpu.rnn_sizes((-1, *shape[1:]), 1, False, 1)
     yield "rnn_sizes: shape ends after 8 fields, before dtype", lambda: _cpu.rnn_sizes(shape[:-1], 1, False, 1)
     yield (
         "rnn_sizes: directions is 3, expected a number from 1 to 2",
@@ -73,6 +100,43 @@ def calls():
         "rnn_bwd: tensors ends after 15 fields, before workspace",
         lambda: _cpu.rnn_bwd(shape, layout, weights, weights, tensors[:-1], 1),
     )
+
+
+def flat_problems():
+    """(operation, function, fields, place of the dtype, places of the sizes): all but attention and recurrent layers."""
+    yield "linear_fwd", _cpu.linear_fwd, LINEAR, 15, {
+        "x_row_stride": 1, "x_column_stride": 2, "weight_row_stride": 4, "weight_column_stride": 5, "bias_row_stride": 7,
+        "m": 11, "n": 12, "k": 13,
+    }  # fmt: skip
+    yield "linear_sizes", _cpu.linear_sizes, LINEAR_SHAPE, 5, {
+        "x_column_stride": 0, "weight_column_stride": 1, "m": 2, "n": 3, "k": 4,
+    }  # fmt: skip
+    yield "layer_norm_fwd", _cpu.layer_norm_fwd, LAYER_NORM, 13, {
+        "rows": 8, "cols": 9, "x_row_stride": 10, "residual_row_stride": 11,
+    }  # fmt: skip
+    yield "layer_norm_bwd", _cpu.layer_norm_bwd, LAYER_NORM_BWD, 15, {
+        "rows": 10, "cols": 11, "dy_row_stride": 12, "dsummed_row_stride": 13, "x_row_stride": 14,
+    }  # fmt: skip
+    yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
+    yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
+
+
+@pytest.mark.parametrize(
+    "operation, function, fields, dtype, sizes", list(flat_problems()), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_flat_problems_are_counted_and_their_sizes_not_negative(operation, function, fields, dtype, sizes):
+    function(fields, 1)  # fits: what fails below fails for what is wrong in it
+    last = len(fields) - 1
+    with pytest.raises(TypeError, match=f"{operation}: .* ends after {last} fields, before "):
+        function(fields[:-1], 1)
+    with pytest.raises(TypeError, match=f"{operation}: .* has {last + 2} fields, expected {last + 1}"):
+        function((*fields, 0), 1)
+    for name, place in sizes.items():
+        with pytest.raises(TypeError, match=f"{operation}: {name} is -1, expected 0 or more"):
+            function(replaced(fields, place, -1), 1)
+    for number in (-1, len(DTYPES)):
+        with pytest.raises(TypeError, match=f"{operation}: dtype is {number}, expected a number from 0 to 3"):
+            function(replaced(fields, dtype, number), 1)
 
 
 @pytest.mark.parametrize("message, call", list(calls()), ids=[message for message, _ in calls()])

@@ -45,8 +45,8 @@ def _slopes(alibi_slopes, q):
 
 
 def _memory(q, k, v, kind, threads):
-    size = _cpu.attention_workspace(q.shape, k.shape[2], 0 if v is None else v.shape[3], DTYPES[q.dtype], kind, threads)
-    return take_workspace(size, "attention")
+    shape = q.shape, k.shape[2], 0 if v is None else v.shape[3], DTYPES[q.dtype], kind
+    return take_workspace(_cpu.attention_workspace(shape, threads), "attention")
 
 
 def _addresses(lse):

@@ -16,14 +16,17 @@ from pyflash.ops.pointwise._cpu_activation import ACTIVATION_IDS, activation_bwd
 
 
 def _run(x, weight, bias, activation, y, preact):
+    """bindings/linear.cpp reads the tuples field by field, in this order."""
     (m, k), n, dtype, threads = x.shape, weight.shape[0], DTYPES[x.dtype], torch.get_num_threads()
-    workspace = take_workspace(_cpu.linear_sizes(m, n, k, x.stride(1), weight.stride(1), dtype, threads))
-    _cpu.linear_fwd(
-        x.data_ptr(), *x.stride(), weight.data_ptr(), *weight.stride(),
+    (x_row, x_column), (weight_row, weight_column) = x.stride(), weight.stride()
+    workspace = take_workspace(_cpu.linear_sizes((x_column, weight_column, m, n, k, dtype), threads))
+    problem = (
+        x.data_ptr(), x_row, x_column, weight.data_ptr(), weight_row, weight_column,
         0 if bias is None else bias.data_ptr(), bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
         y.data_ptr(), 0 if preact is None else preact.data_ptr(), workspace.data_ptr(), m, n, k,
-        ACTIVATION_IDS[activation] if activation else -1, dtype, threads,
+        ACTIVATION_IDS[activation] if activation else -1, dtype,
     )  # fmt: skip
+    _cpu.linear_fwd(problem, threads)
 
 
 def linear_fwd(x, weight, bias, activation, save_preact, y, preact):

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm over the rows of a matrix."""
+"""LayerNorm and RMSNorm over the rows of a matrix. bindings/norm.cpp reads the tuples field by field, in this order."""
 
 import torch
 
@@ -22,12 +22,12 @@ def _param(param, rstd):
 
 def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
     weight, bias = _param(weight, rstd), _param(bias, rstd)
-    _cpu.layer_norm_fwd(
+    problem = (
         x.data_ptr(), _address(residual), _address(weight), _address(bias),
         y.data_ptr(), 0 if residual is None else summed.data_ptr(), _address(mean), rstd.data_ptr(),
-        *x.shape, x.stride(0), _row_stride(residual), eps,
-        DTYPES[x.dtype], torch.get_num_threads(),
+        *x.shape, x.stride(0), _row_stride(residual), eps, DTYPES[x.dtype],
     )  # fmt: skip
+    _cpu.layer_norm_fwd(problem, torch.get_num_threads())
 
 
 def layer_norm_bwd(
@@ -36,13 +36,13 @@ def layer_norm_bwd(
     weight, workspace = _param(weight, rstd), None
     if need_dweight or need_dbias:
         workspace = take_workspace(_cpu.layer_norm_bwd_workspace(*x.shape) * rstd.element_size(), "layer_norm")
-    _cpu.layer_norm_bwd(
+    problem = (
         dy.data_ptr(), _address(dsummed), x.data_ptr(), _address(weight), _address(mean), rstd.data_ptr(),
         dx.data_ptr() if need_dx else 0, dweight.data_ptr() if need_dweight else 0,
         dbias.data_ptr() if need_dbias else 0, _address(workspace),
-        *x.shape, dy.stride(0), _row_stride(dsummed), x.stride(0),
-        DTYPES[x.dtype], torch.get_num_threads(),
+        *x.shape, dy.stride(0), _row_stride(dsummed), x.stride(0), DTYPES[x.dtype],
     )  # fmt: skip
+    _cpu.layer_norm_bwd(problem, torch.get_num_threads())
 
 
 def rms_norm_fwd(x, residual, weight, eps, y, summed, rstd):
