@@ -234,6 +234,30 @@ def test_what_was_kept_of_one_call_is_not_taken_for_another(plant):
         assert served() == {"cpu"}
 
 
+@pytest.mark.skipif(bool(backends.MISSING["cpu"]), reason=backends.MISSING["cpu"])
+def test_a_call_that_is_ours_by_rule_is_checked_all_the_same(plant):
+    """What fits the sizes that the rule was asked about, and is no ordinary tensor."""
+    plant("linear", "", "float32", "inference", {(4, 4, 4): 2.0})
+    x, w, b = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+    expected = torch.nn.functional.linear(x, w, b)
+    backends._warned.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(PF.linear(x, w, b), expected)
+        for bad in (3.0, [1.0] * 5):
+            with pytest.raises(TypeError):
+                PF.linear(x, w, bad)
+        with pytest.raises(RuntimeError, match="bias has shape"):
+            PF.linear(x, w, b[:4])
+        with pytest.raises(RuntimeError, match="bias is torch.float64"):
+            PF.linear(x, w, b.double())
+        with pytest.warns(backends.FallbackWarning):
+            torch.testing.assert_close(PF.linear(x, w.to_sparse_csr(), b), expected)
+        with torch.autocast("cpu"):
+            assert PF.linear(x, w, b).dtype == torch.bfloat16
+    tangent = torch.func.jvp(lambda x: PF.linear(x, w, b), (x,), (x,))[1]
+    torch.testing.assert_close(tangent, torch.nn.functional.linear(x, w))
+
+
 # ---- the command that writes tables -------------------------------------------------------------------------------
 
 

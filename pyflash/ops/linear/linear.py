@@ -353,7 +353,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         except RuntimeError:
             _check("linear", *cast_by_autocast((input, weight, bias)))  # the same refusal in our words
             raise
-    if is_torchs is False and _is_simple(input, weight, bias) and are_usual(input, weight, bias):
+    if is_torchs is False and are_usual(input, weight, bias) and _is_simple(input, weight, bias):
         counts["linear", "cpu", ""] += 1
         return _of_rows(input, weight, bias, "", "auto")
     return _linear(
