@@ -4,6 +4,9 @@
 #include "../common/core.h"
 #include "bindings.h"
 
+#ifndef PF_CONTRACT
+#define PF_CONTRACT ""
+#endif
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
 #endif
@@ -25,6 +28,7 @@ PYBIND11_MODULE(_cpu, m) {
     if (end > begin) madvise(at<void>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   });
+  m.attr("CONTRACT") = PF_CONTRACT;  // pyflash/ops/core/contract.py
   py::dict dtypes;  // torch's names; read by pyflash/ops/core/native.py
   dtypes["float32"] = (int)Dtype::f32;
   dtypes["float64"] = (int)Dtype::f64;
