@@ -8,6 +8,7 @@ for a quick edit loop; PYFLASH_NO_NATIVE=1 none.
 
 import os
 import platform
+import runpy
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -61,8 +62,11 @@ def native_sources():
         (isa, path, [*KERNEL_FLAGS, f"-DPF_ISA={isa}", *flags]) for path in families for isa, flags in isas.items()
     ]
     built = [f"-DPF_HAVE_{isa.upper()}" for isa in isas]
+    # Which sources the module is of, for a Python that comes to lie beside it later.
+    stamp = runpy.run_path("pyflash/ops/core/contract.py")["contract"](CSRC)
     for path in (*sorted(CSRC.glob("bindings/*.cpp")), CSRC / "cpu/dispatch.cpp"):
-        sources.append(("", path, ["-O2", "-g0", "-fvisibility=hidden", *built]))
+        stamped = [f'-DPF_CONTRACT="{stamp}"'] if path.name == "module.cpp" else []
+        sources.append(("", path, ["-O2", "-g0", "-fvisibility=hidden", *built, *stamped]))
     return sources
 
 

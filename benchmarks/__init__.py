@@ -13,7 +13,7 @@ from pathlib import Path
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_PROC_BIND", "true")
 
-# Each file below operations/ is one, by its name.
+# Each file below operations/ is one, by its name, but for what files share: _*.py.
 FOLDER = Path(__file__).parent / "operations"
-FILES = {path.stem: path for path in sorted(FOLDER.rglob("*.py"))}
+FILES = {path.stem: path for path in sorted(FOLDER.rglob("[!_]*.py"))}
 OPERATIONS = tuple(FILES)

@@ -70,6 +70,7 @@ SHORT = (
     "sm90/linear/bfloat16/dgrad",
     "sm90/linear/bfloat16/wgrad",
     "sm90/layer_norm/bfloat16/32768",
+    "sm90/rms_norm/bfloat16/4096",
     "sm100/attention/bfloat16/64",
     "sm100/decode/bfloat16/128",
     "sm100/linear/bfloat16/gelu",
@@ -108,12 +109,14 @@ def cases():
         add(arch, attention, "bfloat16/64/varlen", dtype="bfloat16", head_dim=64, varlen=True)
         for dtype in ("bfloat16", "float32"):
             add(arch, attention_weights, f"{dtype}/128", dtype=dtype, head_dim=128)
-        laden = dict(dtype="bfloat16", window=(-1, 0), bias=True, dropout_p=0.1)
+        extras = dict(dtype="bfloat16", window=(-1, 0), bias=True, dropout_p=0.1)
         for head_dim in (64, 128):
-            add(arch, attention_weights, f"bfloat16/{head_dim}/laden", head_dim=head_dim, **laden)
+            add(arch, attention_weights, f"bfloat16/{head_dim}/extras", head_dim=head_dim, **extras)
         add(arch, row_wise, "bfloat16", dtype="bfloat16")
         for cols in (8192, 16384, 32768):
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
+        for cols in (4096, 32768):
+            add(arch, rms_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -214,6 +217,17 @@ def layer_norm(empty, dtype, cols):
     mean, rstd = empty(1024), empty(1024)
     kernels.layer_norm_fwd(x, None, weight, bias, 1e-5, y, None, mean, rstd)
     kernels.layer_norm_bwd(y, None, x, weight, mean, rstd, True, True, True, dx, dweight, dbias)
+
+
+def rms_norm(empty, dtype, cols):
+    """LayerNorm's kernels without a mean: what is left of them. In registers up to 8192 columns."""
+    from pyflash.kernels.norm import rms_norm as kernels
+
+    x, y, dx = (empty(1024, cols, dtype=dtype) for _ in range(3))
+    weight, dweight = (empty(cols, dtype=dtype) for _ in range(2))
+    rstd = empty(1024)
+    kernels.rms_norm_fwd(x, None, weight, 1e-6, y, None, rstd)
+    kernels.rms_norm_bwd(y, None, x, weight, rstd, True, True, dx, dweight)
 
 
 def row_wise(empty, dtype):

@@ -1,14 +1,16 @@
 """`python -m benchmarks auto`: the table of this machine's family for `auto` (pyflash/auto/tables.py).
 
 Walks a grid of sizes, torch against our backend asked for by name, both through their public functions: checked first,
-then timed in turns by the harness, with tensors that move. Points come in an order that covers every question early; they
-are written as they are found, and a second run measures what is missing.
+then timed in turns by the harness, with tensors that move. Points come in an order that covers every question early;
+they are written as they are found, and a second run measures what is missing. Which operations there are, and what
+their rules compare, is read from the registry (pyflash/ops/core/backends.py).
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import math
 import random
 import time
 import warnings
@@ -23,24 +25,30 @@ import torch.nn.functional as F
 
 from benchmarks import harness, machine
 from benchmarks.check import Reference, Wrong
-from benchmarks.operation import PROVIDERS, Case, Operation
+from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear
-from benchmarks.operations.norm import layer_norm
+from benchmarks.operations.norm import _norms
 from benchmarks.operations.pointwise import activation, dropout
 from benchmarks.operations.recurrent import rnn
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
-from pyflash.activations import ACTIVATIONS
 from pyflash.auto import processor, tables
 from pyflash.cli import explain
 from pyflash.cli._progress import Progress
+from pyflash.ops.core import backends
+from pyflash.ops.linear.linear import OPERATIONS as PRODUCTS
+from pyflash.ops.norm.rows import SIZES as ROWS
 
 EFFORT = {
     "cpu": harness.Effort(clean=15, seconds=0.3, patience=0.6, rounds=40),
     "cuda": harness.Effort(clean=9, seconds=0.2, rounds=9),
 }
 SAMPLE_SECONDS = 5e-4  # shorter than the suite's: there are thousands of points
+POINT_SECONDS = (
+    0.25  # what one takes on a quiet machine, with what comes before its samples: to say how long it will take
+)
 MOST_FLOPS = {"cpu": 5e9, "cuda": 2e13}  # of a point: beyond it the nearest decides
+MOST_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 30}  # of a row-wise one: larger ones take seconds and say the same
 MODES = {"inference": "forward", "training": "training", "any": "forward"}
 
 
@@ -86,7 +94,6 @@ SPECIAL_ATTENTION = {
         truth=None,
     ),
 }
-CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
 
 def declared(point: Point) -> tuple[Operation, Case]:
@@ -94,18 +101,19 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return Case(str(point.sizes), shape, (MODES[point.mode],), dtype=point.dtype)
 
     kind, sizes = point.kind, point.sizes
-    if point.operation in ("linear", "linear_act"):
+    if point.operation in PRODUCTS:
         return linear.OPERATION, case(linear.Shape(*sizes, point.operation))
     if point.operation == "activation":
         return activation.OPERATION, case(activation.Shape(kind, 1, *sizes))
-    if point.operation in ("layer_norm", "add_layer_norm"):
-        return layer_norm.OPERATION, case(layer_norm.Shape(*sizes, point.operation == "add_layer_norm"))
+    if point.operation in NORMS:
+        alone = point.operation.removeprefix("add_")
+        return load(alone), case(_norms.Shape(*sizes, alone != point.operation))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "rnn":
         cell, module = kind.split()
         steps, batch, hidden = sizes
-        return rnn.OPERATION, case(rnn.Shape(CELLS[cell], steps, batch, hidden, step=module == "cell"))
+        return rnn.OPERATION, case(rnn.Shape(cell.upper(), steps, batch, hidden, step=module == "cell"))
     heads, queries, keys, dim = sizes
     shape = attention.Shape(
         1, heads, queries, dim if kind == "weights" else dim // 2, keys, kind == "causal", 0.1 * (kind == "dropout")
@@ -116,7 +124,21 @@ def declared(point: Point) -> tuple[Operation, Case]:
 # ---- the grid -----------------------------------------------------------------------------------------------------
 
 HALVES = ("bfloat16", "float16")
-OPERATIONS = ("linear", "linear_act", "attention", "layer_norm", "add_layer_norm", "activation", "dropout", "rnn")
+
+
+def kinds() -> dict[str, tuple[str, ...]]:
+    """Of every operation that `auto` has a rule for, by the name under which it is looked up in a table."""
+    found: dict[str, dict] = {}
+    for name, operation in backends.OPERATIONS.items():
+        if operation.rules:
+            looked_up, of_name = explain.asked_as(name)
+            found.setdefault(looked_up, {}).update(dict.fromkeys(of_name))
+    return {name: tuple(of_name) for name, of_name in found.items()}
+
+
+KINDS = kinds()
+OPERATIONS = tuple(KINDS)
+NORMS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == ROWS)
 
 
 def grid(operations, kinds, dtypes, modes, *axes) -> Iterator[Point]:
@@ -134,50 +156,52 @@ def attentions(kinds, dtypes, modes, heads, shapes) -> Iterator[Point]:
 
 
 BOTH = ("inference", "training")
-LAYERS = ("lstm layers", "gru layers", "rnn layers")
+LAYERS, CELLS = (tuple(kind for kind in KINDS["rnn"] if kind.endswith(end)) for end in ("layers", "cell"))
 
 
 def cpu_grid() -> Iterator[Point]:
     """On a CPU attention that records gradients is ours, and so is what torch has no fused kernel for."""
-    products, norms = ("linear", "linear_act"), ("layer_norm", "add_layer_norm")
     features = (32, 256, 1024, 3072)
     yield from grid(["linear"], [""], ["float32"], BOTH, (1, 8, 32, 128, 512, 2048), features, features)
     yield from grid(["linear_act"], [""], ["float32"], BOTH, (1, 32, 512), features, features)
-    yield from grid(products, [""], ["float64", *HALVES], BOTH, (1, 32, 512), (256, 1024), (256, 1024))
+    yield from grid(PRODUCTS, [""], ["float64", *HALVES], BOTH, (1, 32, 512), (256, 1024), (256, 1024))
     kinds = ("plain", "causal", "mask", "weights")
     shapes = [*squares(8, 32, 128, 512, 1024), (1, 64), (1, 1024)]
     yield from attentions(kinds, ["float32", "bfloat16"], ["inference"], (1, 16), shapes)
     yield from attentions(kinds, ["float64", "float16"], ["inference"], (1, 16), squares(32, 512))
-    yield from grid(norms, [""], ["float32", "bfloat16"], BOTH, (1, 16, 128, 1024, 4096), (128, 1024, 4096))
-    yield from grid(norms, [""], ["float64", "float16"], BOTH, (16, 1024), (256, 1024))
+    yield from grid(NORMS, [""], ["float32", "bfloat16"], BOTH, (1, 16, 128, 1024, 4096), (128, 1024, 4096))
+    yield from grid(NORMS, [""], ["float64", "float16"], BOTH, (16, 1024), (256, 1024))
+    activations = KINDS["activation"]
     elements = [1 << power for power in (10, 14, 17, 20, 23)]
-    yield from grid(["activation"], ACTIVATIONS, ["float32", "bfloat16"], BOTH, elements)
-    yield from grid(["activation"], ACTIVATIONS, ["float64", "float16"], BOTH, (1 << 12, 1 << 20))
+    yield from grid(["activation"], activations, ["float32"], BOTH, elements)
+    yield from grid(["activation"], activations, ["bfloat16"], BOTH, elements[:-1])  # halves the time of these points
+    yield from grid(["activation"], activations, ["float64", "float16"], BOTH, (1 << 12, 1 << 20))
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (2, 16, 128), (1, 8, 64), (32, 128, 512))
     yield from grid(["rnn"], LAYERS, ["float64", *HALVES], BOTH, (4, 64), (1, 32), (64, 256))
-    cells = ("lstm cell", "gru cell", "rnn cell")
-    yield from grid(["rnn"], (*LAYERS, *cells), ["float32"], ["training"], (1,), (1, 64), (64, 512))
+    yield from grid(["rnn"], (*LAYERS, *CELLS), ["float32"], ["training"], (1,), (1, 64), (64, 512))
 
 
 def gpu_grid() -> Iterator[Point]:
     """What a few minutes allow: two ends of each axis, and few kernels to compile."""
-    products, norms, dtypes = ("linear", "linear_act"), ("layer_norm", "add_layer_norm"), ("bfloat16", "float32")
+    dtypes = "bfloat16", "float32"
     yield from grid(["linear"], [""], dtypes, BOTH, (64, 8192), (1024, 4096), (1024, 4096))
-    yield from grid(products[1:], [""], ["bfloat16"], BOTH, (64, 8192), (1024, 4096), (4096,))
+    yield from grid(["linear_act"], [""], ["bfloat16"], BOTH, (64, 8192), (1024, 4096), (4096,))
     yield from attentions(("plain", "causal", "mask"), dtypes, BOTH, (32,), squares(512, 4096))
     yield from attentions(["dropout"], ["bfloat16"], ["any"], (32,), squares(512, 2048))
     yield from attentions(["weights"], dtypes, ["inference"], (32,), squares(512, 2048))
-    yield from grid(norms, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
-    yield from grid(["activation"], ACTIVATIONS, dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
+    yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 
 
 def is_small_enough(point: Point, device: str) -> bool:
+    if point.operation in NORMS:
+        return math.prod(point.sizes) <= MOST_ELEMENTS[device]
     operation, case = declared(point)
     return operation.flops(case, MODES[point.mode]) <= MOST_FLOPS[device]
 
@@ -311,7 +335,11 @@ def walk(device: str, operations, seconds: float | None, output: Path | None, th
     machine.settle_allocator()
     start, saved, noisy, missing = time.monotonic(), time.monotonic(), 0, 0
     where = here(device)
-    print(f"{family}: {len(work)} points to measure, {len(done)} are in {path}", flush=True)
+    estimate = min(len(work) * POINT_SECONDS, seconds or math.inf)
+    print(
+        f"{family}: {len(work)} points to measure, about {estimate / 60:.0f} minutes; {len(done)} are in {path}",
+        flush=True,
+    )
     try:
         with Progress("auto", len(work)) as progress:
             for point in work:
@@ -338,5 +366,9 @@ def walk(device: str, operations, seconds: float | None, output: Path | None, th
         torch.set_num_threads(everyone)
         save(path, family, where, rows)
     left = len(work) + len(done) - len(rows)
-    print(f"{path}: {len(rows)} rows; {left} not measured, of them {noisy} too noisy and {missing} not served")
+    minutes = (time.monotonic() - start) / 60
+    print(
+        f"{path}: {len(rows)} rows; {left} not measured, of them {noisy} too noisy and {missing} not served;"
+        f" {minutes:.1f} minutes"
+    )
     return 0

@@ -5,6 +5,9 @@
 #include "bindings.h"
 #include "reader.h"
 
+#ifndef PF_CONTRACT
+#define PF_CONTRACT ""
+#endif
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
 #endif
@@ -26,6 +29,7 @@ PYBIND11_MODULE(_cpu, m) {
     if (end > begin) madvise(at<void>(begin), end - begin, MADV_HUGEPAGE);
 #endif
   });
+  m.attr("CONTRACT") = PF_CONTRACT;  // pyflash/ops/core/contract.py
   py::dict dtypes;  // torch's names; read by pyflash/ops/core/native.py
   dtypes["float32"] = (int)Dtype::f32;
   dtypes["float64"] = (int)Dtype::f64;

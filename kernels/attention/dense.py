@@ -2,7 +2,8 @@
 
 A program owns one tile of rows (or keys, for dK and dV) and walks the tiles it meets; no two programs write the same
 element, so no atomics. Tiles that a window or the end of the keys cuts take a loop of their own with the comparisons.
-Masks, windows, ALiBi, softcap and dropout are fields of two structs (tile.py); absent ones compile to nothing.
+Masks, windows, ALiBi, softcap and dropout are fields of two structs (tile.py); absent ones compile to nothing. A mask's
+own gradient is in mask_gradient.py.
 
 Shapes, all strides free:
     q, out [batch, heads, L, ...]; k, v [batch, kv_heads, S, ...]; lse [batch, heads, L] float32.
@@ -14,36 +15,12 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
+from pyflash.kernels.attention import tile
 from pyflash.kernels.attention.decode import decode
+from pyflash.kernels.attention.mask_gradient import mask_gradient
 from pyflash.kernels.attention.options import Options
-from pyflash.kernels.attention.tile import (
-    common_arguments,
-    enter_head,
-    first_padded_row,
-    has_extras,
-    keep_of,
-    key_range,
-    key_tile,
-    load_lse,
-    load_row_terms,
-    lse_parts,
-    make_dropout,
-    make_row_terms,
-    make_scores,
-    row_products,
-    row_range,
-    row_tile,
-    running_softmax,
-    score_tile,
-    softmax_backward,
-    store_lse,
-    store_row_terms,
-)
 from pyflash.kernels.primitives import cast, dot
 from pyflash.kernels.strided import load_rows, load_tile, rows_of, store_tile, strided, tile_from
-
-# Sizes that change from call to call must not compile a kernel each.
-_SIZES = ["seqlen_q", "seqlen_k", "tiles"]
 
 
 @triton.jit
@@ -66,18 +43,18 @@ def _attend(
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tile_from(first_col, BLOCK_N)
         keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
-        qk = row_products(q, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
-        score, _ = score_tile(qk, rows, offs_n[None, :], scores, head, BOUNDED)
-        p, alpha, row_max, row_sum = running_softmax(score, row_max, row_sum, scores, BOUNDED)
+        qk = tile.row_products(q, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
+        score, _ = tile.score_tile(qk, rows, offs_n[None, :], scores, head, BOUNDED)
+        p, alpha, row_max, row_sum = tile.running_softmax(score, row_max, row_sum, scores, BOUNDED)
         if dropout is not None:  # after the sum: the softmax is of all the keys
-            p = tl.where(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N), p, 0.0)
+            p = tl.where(tile.keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N), p, 0.0)
         values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)  # [BLOCK_N, BLOCK_V]
         acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)  # [BLOCK_M, BLOCK_V]
     return acc, row_max, row_sum
 
 
 @launch.cached
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=tile.SIZES)
 def _attention_fwd(
     q, k, v, out, lse, low, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, heads, seqlen_q, seqlen_k, tiles,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -85,15 +62,15 @@ def _attention_fwd(
 ):  # fmt: skip
     """out and lse of one tile of BLOCK_M rows of one head.
 
-    q, out: Strided [batch, heads, seqlen_q, ...]; k, v: [batch, heads / GROUP, seqlen_k, ...]; lse, low: one number a row.
-    HEAD_DIM, VALUE_DIM: None where they fill BLOCK_D, BLOCK_V.
+    q, out: Strided [batch, heads, seqlen_q, ...]; k, v: [batch, heads / GROUP, seqlen_k, ...]; lse, low: one number a
+    row. HEAD_DIM, VALUE_DIM: None where they fill BLOCK_D, BLOCK_V.
     """
-    first_row, batch, h, q_start, seqlen_q, k_start, seqlen_k = row_tile(
+    first_row, batch, h, q_start, seqlen_q, k_start, seqlen_k = tile.row_tile(
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads, seqlen_q, seqlen_k, tiles, BLOCK_M
     )
     if first_row >= seqlen_q:
         return
-    head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+    head = tile.enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
     k = rows_of(k, batch, h // GROUP, k_start)
     v = rows_of(v, batch, h // GROUP, k_start)
 
@@ -104,7 +81,7 @@ def _attention_fwd(
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
-    edges = key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
+    edges = tile.key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
     for part in tl.static_range(3):
         if part > 0 or scores.left is not None:
             acc, row_max, row_sum = _attend(
@@ -121,7 +98,7 @@ def _attention_fwd(
     lse = rows_of(lse, batch, h, q_start)
     if low is not None:
         low = rows_of(low, batch, h, q_start)
-    store_lse(lse, low, row_max, row_sum, empty, scores, offs_m, seqlen_q)
+    tile.store_lse(lse, low, row_max, row_sum, empty, scores, offs_m, seqlen_q)
 
 
 @triton.jit
@@ -145,12 +122,12 @@ def _accumulate_dq(
         offs_n = tile_from(first_col, BLOCK_N)
         keys = load_tile(k, offs_n, limit, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
         values = load_tile(v, offs_n, limit, offs_v, VALUE_DIM)  # [BLOCK_N, BLOCK_V]
-        qk = row_products(q, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
-        dp = row_products(dout, values, PRECISION)  # [BLOCK_M, BLOCK_N]
+        qk = tile.row_products(q, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
+        dp = tile.row_products(dout, values, PRECISION)  # [BLOCK_M, BLOCK_N]
         keep = None
         if dropout is not None:
-            keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
-        _, _, dqk = softmax_backward(
+            keep = tile.keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
+        _, _, dqk = tile.softmax_backward(
             qk, dp, lse[:, None], low[:, None], delta[:, None], keep, rows, offs_n[None, :], scores, dropout, head,
             BOUNDED,
         )  # fmt: skip
@@ -159,21 +136,24 @@ def _accumulate_dq(
 
 
 @launch.cached
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=tile.SIZES)
 def _attention_bwd_dq(
     q, k, v, out, dout, lse, low, dlse, terms, dq, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads,
     seqlen_q, seqlen_k, tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PAD: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq [batch, heads, seqlen_q, ...], one tile of BLOCK_M rows a program, and terms for the kernels that follow: up to
-    whole tiles of PAD rows."""
-    first_row, batch, h, q_start, seqlen_q, k_start, seqlen_k = row_tile(
+    """dq of one tile of BLOCK_M rows, and terms for the kernels that follow: up to whole tiles of PAD rows.
+
+    q, dq: Strided [batch, heads, seqlen_q, HEAD_DIM]; out, dout: [batch, heads, seqlen_q, VALUE_DIM]; k, v:
+    [batch, heads / GROUP, seqlen_k, ...]; lse, low, dlse: one number a row; terms: RowTerms, written.
+    """
+    first_row, batch, h, q_start, seqlen_q, k_start, seqlen_k = tile.row_tile(
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads, seqlen_q, seqlen_k, tiles, BLOCK_M
     )
     if first_row >= tl.cdiv(seqlen_q, PAD) * PAD:
         return
-    head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+    head = tile.enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
     k = rows_of(k, batch, h // GROUP, k_start)
     v = rows_of(v, batch, h // GROUP, k_start)
 
@@ -186,16 +166,16 @@ def _attention_bwd_dq(
     lse = rows_of(lse, batch, h, q_start)
     if low is not None:
         low = rows_of(low, batch, h, q_start)
-    lse_m, low_m = load_lse(lse, low, offs_m, seqlen_q, scores)  # [BLOCK_M] each
+    lse_m, low_m = tile.load_lse(lse, low, offs_m, seqlen_q, scores)  # [BLOCK_M] each
     delta_m = tl.sum(outputs.to(tl.float32) * douts.to(tl.float32), 1)
     if dlse is not None:
         delta_m -= load_rows(rows_of(dlse, batch, h, q_start), offs_m, seqlen_q, 0.0)
     delta_m = tl.where(lse_m == float("inf"), 0.0, delta_m)  # the gradient of lse = -inf may be anything
-    padded = first_padded_row(cu_seqlens_q_ptr, batch, q_start, PAD)
-    store_row_terms(terms, batch, h, padded, offs_m, lse_m, low_m, delta_m, scores)
+    padded = tile.first_padded_row(cu_seqlens_q_ptr, batch, q_start, PAD)
+    tile.store_row_terms(terms, batch, h, padded, offs_m, lse_m, low_m, delta_m, scores)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    edges = key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
+    edges = tile.key_range(first_row, BLOCK_M, scores, head, BLOCK_N)
     for part in tl.static_range(3):
         if part > 0 or scores.left is not None:
             acc = _accumulate_dq(
@@ -213,8 +193,8 @@ def _accumulate_dkdv(
 ):  # fmt: skip
     """acc_k, acc_v + sums over the rows [start, stop) of every query head that shares the keys, in one loop.
 
-    acc_k, keys: [BLOCK_N, BLOCK_D]; acc_v, values: [BLOCK_N, BLOCK_V]. Tiles are [keys, rows], so that p^T and dqk^T are
-    left operands as they are.
+    acc_k, keys: [BLOCK_N, BLOCK_D]; acc_v, values: [BLOCK_N, BLOCK_V]. Tiles are [keys, rows], so that p^T and dqk^T
+    are left operands as they are.
     """
     BLOCK_N: tl.constexpr = keys.shape[0]
     offs_d = tl.arange(0, keys.shape[1])
@@ -227,20 +207,20 @@ def _accumulate_dkdv(
     for i in range(GROUP * tiles):
         h = kv_head * GROUP + i // divisor
         first_row = start + i % divisor * BLOCK_M
-        head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
+        head = tile.enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
         limit = None
         if BOUNDED:
             limit = seqlen_q
         offs_m = tile_from(first_row, BLOCK_M)
         queries = load_tile(rows_of(q, batch, h, q_start), offs_m, limit, offs_d, HEAD_DIM)  # [BLOCK_M, BLOCK_D]
         douts = load_tile(rows_of(dout, batch, h, q_start), offs_m, limit, offs_v, VALUE_DIM)  # [BLOCK_M, BLOCK_V]
-        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, padded, offs_m, scores)  # [BLOCK_M] each
-        qk = row_products(keys, queries, PRECISION)  # [BLOCK_N, BLOCK_M]
-        dp = row_products(values, douts, PRECISION)  # [BLOCK_N, BLOCK_M]
+        lse_m, low_m, delta_m = tile.load_row_terms(terms, batch, h, padded, offs_m, scores)  # [BLOCK_M] each
+        qk = tile.row_products(keys, queries, PRECISION)  # [BLOCK_N, BLOCK_M]
+        dp = tile.row_products(values, douts, PRECISION)  # [BLOCK_N, BLOCK_M]
         keep = None
         if dropout is not None:
-            keep = tl.trans(keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
-        p, _, dqk = softmax_backward(
+            keep = tl.trans(tile.keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N))
+        p, _, dqk = tile.softmax_backward(
             qk, dp, lse_m[None, :], low_m[None, :], delta_m[None, :], keep, offs_m[None, :], cols, scores, dropout,
             head, BOUNDED,
         )  # fmt: skip
@@ -250,20 +230,24 @@ def _accumulate_dkdv(
 
 
 @launch.cached
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=tile.SIZES)
 def _attention_bwd_dkdv(
     q, k, v, dout, terms, dk, dv, cu_seqlens_q_ptr, cu_seqlens_k_ptr, scores, dropout, scale, heads, seqlen_q, seqlen_k,
     tiles, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv [batch, kv_heads, seqlen_k, ...] of one tile of BLOCK_N keys, summed over the query heads that share it."""
-    first_col, batch, kv_head, q_start, seqlen_q, k_start, seqlen_k = key_tile(
+    """dk and dv of one tile of BLOCK_N keys, summed over the query heads that share it.
+
+    q: Strided [batch, heads, seqlen_q, HEAD_DIM]; dout: [batch, heads, seqlen_q, VALUE_DIM]; k, dk, v, dv:
+    [batch, heads / GROUP, seqlen_k, ...]; terms: RowTerms of the rows.
+    """
+    first_col, batch, kv_head, q_start, seqlen_q, k_start, seqlen_k = tile.key_tile(
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, heads // GROUP, seqlen_q, seqlen_k, tiles, BLOCK_N
     )
     if first_col >= seqlen_k:
         return
 
-    padded = first_padded_row(cu_seqlens_q_ptr, batch, q_start, PAD)
+    padded = tile.first_padded_row(cu_seqlens_q_ptr, batch, q_start, PAD)
     offs_n = tile_from(first_col, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
@@ -271,15 +255,16 @@ def _attention_bwd_dkdv(
     values = load_tile(rows_of(v, batch, kv_head, k_start), offs_n, seqlen_k, offs_v, VALUE_DIM)  # [BLOCK_N, BLOCK_V]
     acc_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
-    head = enter_head(scores, batch, kv_head * GROUP, heads, seqlen_q, seqlen_k)
-    edges = row_range(first_col, BLOCK_N, scores, head, BLOCK_M)
+    head = tile.enter_head(scores, batch, kv_head * GROUP, heads, seqlen_q, seqlen_k)
+    edges = tile.row_range(first_col, BLOCK_N, scores, head, BLOCK_M)
     is_plain: tl.constexpr = scores.mask is None and dropout is None
     if is_plain and (scores.left is not None or scores.right is not None or cu_seqlens_q_ptr is not None):
         # One loop, every tile with the comparisons: Triton 3.6 compiles three to code whose products wait one by one.
         # With a mask or dropout it is the other way round.
         acc_k, acc_v = _accumulate_dkdv(
-            acc_k, acc_v, keys, values, q, dout, terms, scores, dropout, batch, kv_head, heads, q_start, padded, seqlen_q,
-            seqlen_k, first_col, edges[0], edges[3], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M, PRECISION, BOUNDED=True,
+            acc_k, acc_v, keys, values, q, dout, terms, scores, dropout, batch, kv_head, heads, q_start, padded,
+            seqlen_q, seqlen_k, first_col, edges[0], edges[3], GROUP, HEAD_DIM, VALUE_DIM, BLOCK_M, PRECISION,
+            BOUNDED=True,
         )  # fmt: skip
     else:
         for part in tl.static_range(3):
@@ -291,74 +276,6 @@ def _attention_bwd_dkdv(
                 )  # fmt: skip
     store_tile(rows_of(dk, batch, kv_head, k_start), acc_k * scale, offs_n, seqlen_k, offs_d, HEAD_DIM)
     store_tile(rows_of(dv, batch, kv_head, k_start), acc_v, offs_n, seqlen_k, offs_v, VALUE_DIM)
-
-
-@launch.cached
-@triton.jit(do_not_specialize=_SIZES)
-def _attention_bwd_dmask(
-    q, k, v, dout, terms, dmask, scores, dropout, heads, seqlen_q, seqlen_k, own, shared, GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUM_ROWS: tl.constexpr,
-    SUM_KEYS: tl.constexpr,
-):  # fmt: skip
-    """The gradient of an additive mask, one program per tile [BLOCK_M, BLOCK_N] of it. Without v, dout is that of the
-    weights: [L, S].
-
-    own and shared are four factors of the tiles of the scores: (heads, row tiles, key tiles, batch). Own ones
-    belong to distinct programs, and a program walks those that share its elements of a broadcast mask in order, so the
-    sum is deterministic and needs no workspace.
-    """
-    pid = tl.program_id(0)
-    own_key = pid % own[2]
-    own_row = pid // own[2] % own[1]
-    own_head = pid // own[2] // own[1] % own[0]
-    own_batch = pid // own[2] // own[1] // own[0]
-    zero = pid * 0
-    offs_d = tl.arange(0, BLOCK_D)
-    offs_v = tl.arange(0, BLOCK_V)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for i in range(shared[3] * shared[2] * shared[1] * shared[0]):
-        first_col = (own_key + i % shared[2]) * BLOCK_N
-        first_row = (own_row + i // shared[2] % shared[1]) * BLOCK_M
-        h = own_head + i // shared[2] // shared[1] % shared[0]
-        batch = own_batch + i // shared[2] // shared[1] // shared[0]
-        head = enter_head(scores, batch, h, heads, seqlen_q, seqlen_k)
-        offs_m = tile_from(first_row, BLOCK_M)
-        offs_n = tile_from(first_col, BLOCK_N)
-        queries = load_tile(rows_of(q, batch, h, zero), offs_m, seqlen_q, offs_d, HEAD_DIM)  # [BLOCK_M, BLOCK_D]
-        if v is None:
-            dp = cast(load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_n, seqlen_k), tl.float32)
-        else:
-            douts = load_tile(rows_of(dout, batch, h, zero), offs_m, seqlen_q, offs_v, VALUE_DIM)  # [BLOCK_M, BLOCK_V]
-        keys = load_tile(rows_of(k, batch, h // GROUP, zero), offs_n, seqlen_k, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
-        if v is not None:
-            values = load_tile(
-                rows_of(v, batch, h // GROUP, zero), offs_n, seqlen_k, offs_v, VALUE_DIM
-            )  # [BLOCK_N, BLOCK_V]
-        lse_m, low_m, delta_m = load_row_terms(terms, batch, h, zero, offs_m, scores)  # [BLOCK_M] each
-        qk = row_products(queries, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
-        if v is not None:
-            dp = row_products(douts, values, PRECISION)  # [BLOCK_M, BLOCK_N]
-        keep = None
-        if dropout is not None:
-            keep = keep_of(dropout, head, first_row, first_col, BLOCK_M, BLOCK_N)
-        _, dscore, _ = softmax_backward(
-            qk, dp, lse_m[:, None], low_m[:, None], delta_m[:, None], keep, offs_m[:, None], offs_n[None, :], scores,
-            dropout, head, BOUNDED=True,
-        )  # fmt: skip
-        acc += dscore
-
-    rows = seqlen_q
-    cols = seqlen_k
-    if SUM_ROWS:
-        acc = tl.broadcast_to(tl.sum(acc, 0, keep_dims=True), [BLOCK_M, BLOCK_N])
-        rows = 1
-    if SUM_KEYS:
-        acc = tl.broadcast_to(tl.sum(acc, 1, keep_dims=True), [BLOCK_M, BLOCK_N])
-        cols = 1
-    offs_m = own_row * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = own_key * BLOCK_N + tl.arange(0, BLOCK_N)
-    store_tile(rows_of(dmask, own_batch, own_head, zero), acc, offs_m, rows, offs_n, cols)
 
 
 def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *scalars_and_outputs):
@@ -376,20 +293,21 @@ def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *scalars_and_outputs):
     """
     *scalars, out, lse = scalars_and_outputs
     options = Options(*scalars)
-    scores = make_scores(options, attn_mask, alibi_slopes, q, k)
+    scores = tile.make_scores(options, attn_mask, alibi_slopes, q, k)
     if (
         attn_mask is None
         and options.dropout_p == 0
         and tuning.attention_splits_keys(tuning.arch(q.device), q.shape, k.shape)
     ):
         return decode(q, k, v, None, scores, out, lse)
-    _forward(q, k, v, None, None, q.shape[2], scores, make_dropout(seed, options), out, lse)
+    _forward(q, k, v, None, None, q.shape[2], scores, tile.make_dropout(seed, options), out, lse)
 
 
 def attention_bwd(
     dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *scalars_and_outputs
 ):  # fmt: skip
-    """Fill dq, dk, dv and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size 1.
+    """Fill dq, dk, dv and, if need_dmask, dmask: the mask's gradient, summed over each dimension where dmask has size
+    1.
 
     After seed come the fields of Options, need_dmask, dq, dk, dv and dmask.
     """
@@ -399,8 +317,8 @@ def attention_bwd(
         for gradient in (dk, dv, dmask):
             gradient.zero_()
         return
-    scores = make_scores(options, attn_mask, alibi_slopes, q, k)
-    dropout = make_dropout(seed, options)
+    scores = tile.make_scores(options, attn_mask, alibi_slopes, q, k)
+    dropout = tile.make_dropout(seed, options)
     sizes = q.shape[2], k.shape[2]
     terms = _backward(dout, dlse, q, k, v, out, lse, None, None, *sizes, scores, dropout, options.scale, dq, dk, dv)
     if need_dmask and dmask.numel():
@@ -424,8 +342,8 @@ def attention_varlen_fwd(
     out.zero_()
     lse.fill_(float("-inf"))
     q, k, v, out, lse = (_unpacked(x, cu_seqlens_q) for x in (q, k, v, out, lse.t()))
-    scores = make_scores(options, None, alibi_slopes, q, k)
-    _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, make_dropout(seed, options), out, lse)
+    scores = tile.make_scores(options, None, alibi_slopes, q, k)
+    _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, tile.make_dropout(seed, options), out, lse)
 
 
 def attention_varlen_bwd(
@@ -443,8 +361,8 @@ def attention_varlen_bwd(
     q, k, v, out, dout, lse, dq, dk, dv = (
         _unpacked(x, cu_seqlens_q) for x in (q, k, v, out, dout, lse.t(), dq, dk, dv)
     )
-    scores = make_scores(options, None, alibi_slopes, q, k)
-    dropout = make_dropout(seed, options)
+    scores = tile.make_scores(options, None, alibi_slopes, q, k)
+    dropout = tile.make_dropout(seed, options)
     sizes = max_seqlen_q, max_seqlen_k
     _backward(
         dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *sizes, scores, dropout, options.scale, dq, dk, dv
@@ -460,13 +378,13 @@ def _unpacked(x, cu_seqlens):
 def _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scores, dropout, out, lse):
     batch, heads, seqlen_q, _ = q.shape
     width = max(q.shape[3], v.shape[3])
-    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, width, has_extras(scores, dropout))
+    config = tuning.attention_fwd(tuning.arch(q.device), q.dtype, width, tile.has_extras(scores, dropout))
     tiles = launch.cdiv(max_seqlen_q, config["BLOCK_M"])
     if tiles * batch * heads == 0:
         return
     _attention_fwd[(tiles * heads * batch,)](
-        strided(q), strided(k), strided(v), strided(out), *lse_parts(lse), cu_seqlens_q, cu_seqlens_k, scores, dropout,
-        heads, seqlen_q, k.shape[2], tiles, **common_arguments(q, k, v), **config,
+        strided(q), strided(k), strided(v), strided(out), *tile.lse_parts(lse), cu_seqlens_q, cu_seqlens_k, scores,
+        dropout, heads, seqlen_q, k.shape[2], tiles, **tile.common_arguments(q, k, v), **config,
     )  # fmt: skip
 
 
@@ -477,14 +395,14 @@ def _backward(
     """Fill dq, dk, dv; return the rows' terms."""
     batch, heads, seqlen_q, _ = q.shape
     kv_heads, seqlen_k = k.shape[1:3]
-    shape_class = tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), has_extras(scores, dropout)
+    shape_class = tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), tile.has_extras(scores, dropout)
     by_rows, by_keys = tuning.attention_bwd_dq(*shape_class), tuning.attention_bwd_dkdv(*shape_class)
-    constants = dict(common_arguments(q, k, v), PAD=max(by_rows["BLOCK_M"], by_keys["BLOCK_M"]))
-    terms = make_row_terms(q, scores, cu_seqlens_q is not None, constants["PAD"])
+    constants = dict(tile.common_arguments(q, k, v), PAD=max(by_rows["BLOCK_M"], by_keys["BLOCK_M"]))
+    terms = tile.make_row_terms(q, scores, cu_seqlens_q is not None, constants["PAD"])
     tiles = launch.cdiv(max_seqlen_q, constants["PAD"]) * (constants["PAD"] // by_rows["BLOCK_M"])
     if tiles * batch * heads:
         _attention_bwd_dq[(tiles * heads * batch,)](
-            strided(q), strided(k), strided(v), strided(out), strided(dout), *lse_parts(lse), strided(dlse), terms,
+            strided(q), strided(k), strided(v), strided(out), strided(dout), *tile.lse_parts(lse), strided(dlse), terms,
             strided(dq), cu_seqlens_q, cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles,
             **constants, **by_rows,
         )  # fmt: skip
@@ -495,23 +413,3 @@ def _backward(
             cu_seqlens_k, scores, dropout, scale, heads, seqlen_q, seqlen_k, tiles, **constants, **by_keys,
         )  # fmt: skip
     return terms
-
-
-def mask_config(q, v):
-    return tuning.attention_bwd_dq(tuning.arch(q.device), q.dtype, max(q.shape[3], v.shape[3]), has_extras=True)
-
-
-def mask_gradient(dout, q, k, v, terms, scores, dropout, dmask):
-    """Fill dmask; v is None where dout is the gradient of the weights."""
-    batch, heads, seqlen_q, _ = q.shape
-    seqlen_k = k.shape[2]
-    like_values = k if v is None else v
-    config = mask_config(q, like_values)
-    tiles = heads, launch.cdiv(seqlen_q, config["BLOCK_M"]), launch.cdiv(seqlen_k, config["BLOCK_N"]), batch
-    summed = [dmask.shape[i] == 1 for i in (1, 2, 3, 0)]
-    own = [1 if s else n for s, n in zip(summed, tiles, strict=True)]
-    shared = [n if s else 1 for s, n in zip(summed, tiles, strict=True)]
-    _attention_bwd_dmask[(own[0] * own[1] * own[2] * own[3],)](
-        strided(q), strided(k), strided(v), strided(dout), terms, strided(dmask), scores, dropout, heads, seqlen_q, seqlen_k, tuple(own), tuple(shared), **common_arguments(q, k, like_values), **config,
-        SUM_ROWS=summed[1], SUM_KEYS=summed[2],
-    )  # fmt: skip

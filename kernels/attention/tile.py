@@ -21,6 +21,9 @@ from pyflash.kernels import launch, philox, primitives, tuning
 from pyflash.kernels.dropout import keep_scale, threshold
 from pyflash.kernels.strided import Strided, load_rows, rows_of, store_rows, strided
 
+# Sizes that change from call to call must not compile a kernel each.
+SIZES = ["seqlen_q", "seqlen_k", "tiles"]
+
 _LOG2E = 1.4426950408889634
 
 

@@ -4,10 +4,12 @@ its mask serially on a CPU, so ours wins as soon as Python's share of a call is 
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import torch
 
+from pyflash.activations import ACTIVATIONS
 from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, processor, tables
 
 # Where no table speaks. Measured in benchmarks/results, rows "activation", ours over torch's speed, forward at 64x3072
@@ -25,10 +27,24 @@ LARGE_BYTES = 32 << 20
 OURS_ON_GPU = ("gelu", "silu")
 
 
+CHEAP = {"where", "abs", "min", "max", "minimum", "maximum"}
+
+
+def _measured_as(row) -> str:
+    formulas = f"{row.forward} {row.backward}"
+    return row.name if set(re.findall(r"(\w+)\(", formulas)) - CHEAP or "/" in formulas else "relu"
+
+
+# The row of the activation table whose measured points speak for each. Comparisons, sums and products alone are done
+# before the memory is, on torch's side as on ours: such a row takes as long as relu. Others speak for themselves.
+MEASURED_AS = {name: _measured_as(row) for name, row in ACTIVATIONS.items()}
+
+
 def decide_activation(name: str, where: processor.Place, size, dtype) -> str:
     """size: (elements, are gradients needed)."""
     elements, training = size
-    ours = tables.ours(where, "activation", name, dtype, "training" if training else "inference", (elements,))
+    kind = MEASURED_AS[name]
+    ours = tables.ours(where, "activation", kind, dtype, "training" if training else "inference", (elements,))
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:

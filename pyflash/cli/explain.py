@@ -10,7 +10,7 @@ import torch
 
 import pyflash
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import processor, tables
+from pyflash.auto import pointwise, processor, tables
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
@@ -71,7 +71,7 @@ def measured(device: str, operations) -> dict:
     found = {name: 0 for name in operations}
     for (question, _), group in tables.table(family).items():
         for name in found:
-            operation, kinds = _asked_as(name)
+            operation, kinds = asked_as(name)
             if question.operation == operation and question.kind in kinds:
                 found[name] += len(group.lows)
     return {"family": family, "points": found}
@@ -84,11 +84,11 @@ def _family(device: str) -> str:
         return "other"
 
 
-def _asked_as(name: str) -> tuple[str, tuple[str, ...]]:
+def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
     """The operation and the kinds that `auto` looks up in a table for an operation of ours."""
     cell = name.removesuffix("_cell")
     if name in ACTIVATIONS:
-        return "activation", (name,)
+        return "activation", (pointwise.MEASURED_AS[name],)
     if cell in ("lstm", "gru", "rnn"):
         return "rnn", (f"{cell} {'layers' if cell == name else 'cell'}",)
     if name == "attention_weights":

@@ -35,7 +35,14 @@ ATTENTION += [name.replace("/attention_", "/full/attention_") for name in ATTENT
 WEIGHTS = [
     f"sm{arch}/attention_weights/{label}/attention_weights_{kernel}"
     for arch in (80, 90)
-    for label in ("bfloat16/64", "bfloat16/128", "bfloat16/64/laden", "bfloat16/128/laden", "float32/64", "float32/128")
+    for label in (
+        "bfloat16/64",
+        "bfloat16/128",
+        "bfloat16/64/extras",
+        "bfloat16/128/extras",
+        "float32/64",
+        "float32/128",
+    )
     for kernel in ("fwd", "bwd_dq", "bwd_dk")
 ]
 RECURRENT = [
@@ -50,7 +57,7 @@ LINEAR = [
 OTHER = [aot.TABLE.with_name("aot-3.6.json")]  # of another Triton than the installed one
 TABLES = {"installed": ROWS} | {path.stem: json.loads(path.read_text())["rows"] for path in OTHER if path.exists()}
 # Where ptxas waits for every product of a warp group. A bias or dropout leaves too few registers.
-LADEN = ("bias", "dropout", "laden")
+FEW_REGISTERS_LEFT = ("bias", "dropout", "extras")
 MEASURED_SPILL = 128  # bytes of a thread: dk and dv of D64 and D128 win 1.23 and 1.11 times with some on an H200
 SHARED_MEMORY = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # KB a block may take
 
@@ -79,7 +86,7 @@ def is_measured(name: str) -> bool:
 
 
 def test_half_products_use_the_tensor_cores():
-    for name in (name for name in (*ATTENTION, *WEIGHTS) if "bfloat16" in name and "laden" not in name):
+    for name in (name for name in (*ATTENTION, *WEIGHTS) if "bfloat16" in name and "extras" not in name):
         assert ROWS[name]["HGMMA" if name.startswith("sm90") else "HMMA"] > 0
     for name in (name for name in RECURRENT if "bfloat16" in name):  # 16 or 32 rows, fewer than HGMMA takes
         assert ROWS[name]["HMMA"] > 0
@@ -100,7 +107,7 @@ def test_shared_memory_suffices(table):
 def test_half_types_move_more_than_one_element_at_a_time(table):
     """A thread's load or store of two bytes in the main loop: the compiler was not told that rows begin at multiples."""
     rows = TABLES[table]
-    rowwise = [name for name in rows if "/layer_norm/" in name or "/row_wise/" in name]
+    rowwise = [name for name in rows if any(f"/{case}/" in name for case in ("layer_norm", "rms_norm", "row_wise"))]
     names = [name for name in (*LINEAR, *ATTENTION, *WEIGHTS, *rowwise) if "bfloat16" in name]
     assert not {name: rows[name]["narrow"] for name in names if rows[name]["narrow"]}
 
@@ -108,7 +115,9 @@ def test_half_types_move_more_than_one_element_at_a_time(table):
 @pytest.mark.parametrize("table", TABLES)
 def test_products_of_a_warp_group_overlap(table):
     rows = TABLES[table].items()
-    found = [name for name, row in rows if row["serialised"] and not any(f"/{word}" in name for word in LADEN)]
+    found = [
+        name for name, row in rows if row["serialised"] and not any(f"/{word}" in name for word in FEW_REGISTERS_LEFT)
+    ]
     assert not found
 
 
@@ -116,6 +125,7 @@ def test_products_of_a_warp_group_overlap(table):
 def test_wide_rows_do_not_spill(table):
     names = [name for name in TABLES[table] if "/layer_norm/" in name]
     assert {name.split("/")[3] for name in names} == {"8192", "16384", "32768"}
+    names += [name for name in TABLES[table] if "/rms_norm/" in name]
     assert all(TABLES[table][name]["spill_bytes"] == 0 for name in names)
 
 

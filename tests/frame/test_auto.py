@@ -282,9 +282,9 @@ def test_what_is_written_is_read(tmp_path):
         auto.read(tmp_path / "zen5.json", "zen5")
 
 
-RULES = {"linear": linear.rules, "linear_act": linear.rules_act, "layer_norm": layer_norm.rules,
-         "add_layer_norm": layer_norm.rules_add, "dropout": pointwise.dropout_rules, "attention": attention.rules,
-         "rnn": rnn.rules}  # fmt: skip
+def rule_of(point):
+    name = {"activation": point.kind, "rnn": "gru"}.get(point.operation, point.operation)
+    return backends.OPERATIONS[name].rules
 
 
 def size_of(point):
@@ -325,13 +325,43 @@ def test_every_point_of_the_walk_is_one_that_a_rule_asks_for(device, plant):
             tables.lowest_around.cache_clear()
             for point in points[:: 5 if device == "cpu" else 1]:
                 where = Place("zen5", "avx512", point.threads) if device == "cpu" else Place("sm90")
-                rule = (
-                    pointwise.activation_rules(point.kind)
-                    if point.operation == "activation"
-                    else RULES[point.operation]
-                )
-                reason = rule.decide(where, size_of(point), getattr(torch, point.dtype))
+                reason = rule_of(point).decide(where, size_of(point), getattr(torch, point.dtype))
                 assert (reason == "") == (low == 2.0), (point, reason)
+
+
+def test_the_walk_answers_for_every_operation_that_has_a_rule(monkeypatch):
+    """By the names that `explain` counts points of: a new operation with rules has points without being listed."""
+    from benchmarks import auto
+    from pyflash.cli import explain
+
+    rows = [
+        {**vars(point), "sizes": list(point.sizes), "low": 1.0}
+        for point in auto.points("cpu", auto.OPERATIONS, ["one"])
+    ]
+    groups = tables.grouped(rows)
+    monkeypatch.setattr(tables, "table", lambda family: groups)
+    points = explain.measured("cpu", backends.OPERATIONS)["points"]
+    without = {name for name, operation in backends.OPERATIONS.items() if not operation.rules}
+    assert without == {"attention_decode", "attention_varlen"}  # always ours
+    assert {name for name, count in points.items() if not count} == without
+
+
+def test_rows_that_memory_bounds_take_the_points_of_relu():
+    from pyflash.activations import ACTIVATIONS, Activation
+
+    leaky = Activation("leaky", "where(x < 0, 0.01 * x, x)", "where(x < 0, 0.01 * dy, dy)", "x", None, 0, "", "")
+    softsign = Activation("softsign", "x / (1 + abs(x))", "dy", "x", None, 0, "", "")
+    assert pointwise._measured_as(leaky) == "relu" and pointwise._measured_as(softsign) == "softsign"
+    assert pointwise.MEASURED_AS.keys() == ACTIVATIONS.keys()
+    assert {"gelu", "gelu_tanh", "silu", "mish", "tanh", "sigmoid"} <= set(pointwise.MEASURED_AS.values())
+
+
+def test_the_walk_takes_minutes():
+    """A table that nobody has the time to measure is none; the walk says what it will take."""
+    from benchmarks import auto
+
+    points = len(auto.points("cpu", auto.OPERATIONS, ["one", "several"]))
+    assert points * auto.POINT_SECONDS < 15 * 60
 
 
 def test_every_point_of_the_walk_is_a_case_of_the_suite():

@@ -313,7 +313,7 @@ def tuner(tmp_path, monkeypatch):
         return call, [y]
 
     monkeypatch.setattr(tune, "BUILD", tmp_path)
-    monkeypatch.setattr(tune, "KEYS", [tune.Key(key.name, key.shape, make, "layer_norm")])
+    monkeypatch.setattr(tune, "KEYS", [tune.Key(key.name, key.shape, make, ("layer_norm",))])
     by_hand = tuning.row_block.rows("interpreter", 1024)
     # A wrong one, and one that takes more than there is.
     found = [dict(by_hand, num_warps=32), dict(by_hand, num_warps=64)]
@@ -353,12 +353,13 @@ def test_every_key_runs_in_the_interpreter():
         pytest.skip("for the interpreter")
     seen = set()
     for key in KEYS:
-        if (key.name, key.operation) not in seen:
-            seen.add((key.name, key.operation))
+        if key.names not in seen:
+            seen.add(key.names)
             trials = tune.Trials(key, "interpreter")
             trials.prepare(trials.by_hand)
             assert all(output.isfinite().all() for output in trials.expected)
-    assert {name for name, _ in seen} == set(tuning.TUNABLE)
+    assert {names[-1] for names in seen} == set(tuning.TUNABLE)
+    assert {"layer_norm", "rms_norm", "linear", "rnn", "attention"} <= {name for names in seen for name in names}
     assert len({key.text for key in KEYS}) == len(KEYS)
 
 

@@ -15,7 +15,7 @@ ROOT = Path(pyflash.__file__).parent
 MAY_IMPORT = {  # package or module: what of pyflash it may import
     "kernels": {"kernels"},
     "activations": set(),
-    "auto": {"auto", "_cpu"},
+    "auto": {"auto", "activations", "_cpu"},
     "ops": {"ops", "auto", "activations", "kernels", "_cpu"},
     "functional": {"ops"},
     "nn": {"nn", "functional", "ops", "activations"},

@@ -99,7 +99,7 @@ def launch(operation: str) -> int:
     """What ncu looks at: the first key of the operation, three times."""
     from tools.gpu.workloads import INTERPRETED, KEYS
 
-    key = next(key for key in KEYS if operation in (key.operation, key.name))
+    key = next(key for key in KEYS if operation in key.names)
     call, _ = key.make(INTERPRETED)
     for _ in range(3):
         call()
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from tools.gpu.workloads import INTERPRETED, KEYS
 
-    known = list(dict.fromkeys([key.operation for key in KEYS] + [key.name for key in KEYS]))
+    known = list(dict.fromkeys(name for key in KEYS for name in key.names))
     for operation in options.operations:
         if operation not in known:
             print(f"profile: unknown operation {operation!r}; there are {', '.join(known)}", file=sys.stderr)
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
 def profile(ncu: str, operation: str) -> int:
     from tools.gpu.workloads import KEYS
 
-    key = next(key for key in KEYS if operation in (key.operation, key.name))
+    key = next(key for key in KEYS if operation in key.names)
     kernel = {"row_block": "layer_norm", "attention_decode": "decode_split"}.get(key.name, key.name)
     command = [ncu, "--csv", "--page", "raw", "--clock-control", "none", "--kernel-name", f"regex:{kernel}"]
     command += [

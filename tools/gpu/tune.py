@@ -227,7 +227,7 @@ def work(path: Path, operations: list[str], most: int | None) -> int:
         state.setdefault("bad", {}).setdefault(key, {})[config] = "ended the process"
     table = read(path)
     done = table.get("keys", {})
-    wanted = [key for key in KEYS if not operations or any(name in (key.operation, key.name) for name in operations)]
+    wanted = [key for key in KEYS if not operations or any(name in key.names for name in operations)]
     for count, key in enumerate(wanted[:most], 1):
         if done.get(key.text, {}).get("sources") == sources():
             print(f"[{count}/{len(wanted)}] {key.text}: measured already", flush=True)

@@ -13,7 +13,7 @@ from pyflash.kernels import linear, tuning
 from pyflash.kernels.attention import decode as attention_decode
 from pyflash.kernels.attention import dense as attention
 from pyflash.kernels.attention import weights as attention_weights
-from pyflash.kernels.norm import layer_norm
+from pyflash.kernels.norm import layer_norm, rms_norm
 from pyflash.kernels.recurrent import layers as rnn
 
 INTERPRETED = tuning.INTERPRETED.value
@@ -26,17 +26,21 @@ class Key:
     """Args:
     name: function of kernels/tuning.py; shape: its arguments after the architecture.
     make: small -> (call, the outputs it fills). Small shapes are for the interpreter.
-    operation: what a user calls it.
+    operations: what a user calls it.
     """
 
     name: str
     shape: tuple
     make: Callable[[bool], tuple[Callable[[], object], list[torch.Tensor]]]
-    operation: str
+    operations: tuple[str, ...]
 
     @property
     def text(self) -> str:
         return tuning.TUNABLE[self.name].key(*self.shape)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return *self.operations, self.name
 
 
 def device() -> str:
@@ -119,18 +123,24 @@ def matmul_call(dtype, M: int):
 
 
 def row_call(cols: int):
+    """Both norms: they share a row of the table."""
+
     def make(small: bool):
         rows = 20 if small else max(256, (32 << 20) // cols)
         x, dy = (randn(rows, cols) for _ in range(2))
         y, summed, dx = (empty(rows, cols) for _ in range(3))
         weight, bias, dweight, dbias = (randn(cols) for _ in range(4))
         mean, rstd = (empty(rows, dtype=FLOAT) for _ in range(2))
+        rms_y, rms_dx, rms_dweight = (torch.empty_like(output) for output in (y, dx, dweight))
+        rms_rstd = torch.empty_like(rstd)
 
         def both():
             layer_norm.layer_norm_fwd(x, None, weight, bias, 1e-5, y, summed, mean, rstd)
             layer_norm.layer_norm_bwd(dy, None, x, weight, mean, rstd, True, True, True, dx, dweight, dbias)
+            rms_norm.rms_norm_fwd(x, None, weight, 1e-6, rms_y, summed, rms_rstd)
+            rms_norm.rms_norm_bwd(dy, None, x, weight, rms_rstd, True, True, rms_dx, rms_dweight)
 
-        return both, [y, dx, dweight, dbias]
+        return both, [y, dx, dweight, dbias, rms_y, rms_dx, rms_dweight]
 
     return make
 
@@ -171,23 +181,26 @@ def recurrent_call(kernel: str, dtype, cell: str, hidden: int):
 
 
 def _attention(name: str, dtype, head_dim: int, has_extras: bool = False) -> Key:
-    return Key(name, (dtype, head_dim, has_extras), attention_call(name, dtype, head_dim, has_extras), "attention")
+    return Key(name, (dtype, head_dim, has_extras), attention_call(name, dtype, head_dim, has_extras), ("attention",))
 
 
 def _weights(name: str, dtype, head_dim: int, has_extras: bool = False) -> Key:
-    return Key(
-        name, (dtype, head_dim, has_extras), weights_call(name, dtype, head_dim, has_extras), "attention_weights"
-    )
+    call = weights_call(name, dtype, head_dim, has_extras)
+    return Key(name, (dtype, head_dim, has_extras), call, ("attention_weights",))
 
 
 def _matmul(dtype, M: int) -> Key:
-    return Key("matmul", (dtype, M, 4096, 4096), matmul_call(dtype, M), "linear")
+    return Key("matmul", (dtype, M, 4096, 4096), matmul_call(dtype, M), ("linear",))
+
+
+def _rows(cols: int) -> Key:
+    return Key("row_block", (cols,), row_call(cols), ("layer_norm", "rms_norm"))
 
 
 def _recurrent(cell: str, hidden: int, dtype=HALF) -> list[Key]:
     shape = dtype, GATES[cell], hidden
     names = "rnn_fwd", "rnn_bwd"
-    return [Key(name, shape, recurrent_call(name, dtype, cell, hidden), "rnn") for name in names]
+    return [Key(name, shape, recurrent_call(name, dtype, cell, hidden), ("rnn",)) for name in names]
 
 
 BACKWARD = "attention_bwd_dq", "attention_bwd_dkdv"
@@ -197,12 +210,12 @@ KEYS = [
     *(_attention("attention_fwd", HALF, head_dim) for head_dim in (64, 128)),
     _matmul(HALF, 8192),
     *(_attention(name, HALF, head_dim) for head_dim in (64, 128) for name in BACKWARD),
-    *(Key("row_block", (cols,), row_call(cols), "layer_norm") for cols in (1024, 4096)),
-    *(Key("attention_decode", (HALF, dim, 4), decode_call(dim), "attention_decode") for dim in (128, 64)),
+    *(_rows(cols) for cols in (1024, 4096)),
+    *(Key("attention_decode", (HALF, dim, 4), decode_call(dim), ("attention_decode",)) for dim in (128, 64)),
     *(_matmul(HALF, rows) for rows in (16, 512, 64)),
     *(key for hidden in (256, 512) for cell in ("lstm", "gru") for key in _recurrent(cell, hidden)),
     *(_attention(name, HALF, 64, True) for name in ("attention_fwd", *BACKWARD)),
-    *(Key("row_block", (cols,), row_call(cols), "layer_norm") for cols in (512, 2048, 8192)),
+    *(_rows(cols) for cols in (512, 2048, 8192)),
     *(_matmul(FLOAT, rows) for rows in (8192, 16)),
     *(_attention("attention_fwd", FLOAT, head_dim) for head_dim in (64, 128)),
     *(_attention(name, FLOAT, 64) for name in BACKWARD),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from pyflash.ops.core import contract
+
 ORDER = ("cuda", "triton", "cpu")  # what `auto` tries on a tensor's device, best first; then torch
 NAMES = ("auto", *ORDER, "torch")
 
@@ -86,14 +88,24 @@ DEVICES = {
 }
 
 
+def _forget(module) -> None:
+    """From here on an import of it fails, as if it had not been built."""
+    sys.modules[module.__name__] = None
+    package, _, name = module.__name__.rpartition(".")
+    delattr(sys.modules[package], name)
+
+
 def _why_missing(backend: str) -> str:
     if backend == "cpu":
         try:
-            import pyflash._cpu  # noqa: F401
+            from pyflash import _cpu
         except ImportError as error:
             if "PYFLASH_CPU_ISA" in str(error):
                 raise
             return f"the native module is not built ({error}); install g++ and reinstall pyflash"
+        if not contract.is_kept_by(_cpu):
+            _forget(_cpu)
+            return "the native module was built from other sources than these (csrc/common, csrc/bindings); make build"
     elif backend == "triton":
         if find_spec("triton") is None:
             return "triton is not installed; pip install triton"
