@@ -15,14 +15,27 @@ PF_BINDINGS(m) {
     call(linear::sizes, {fwd, &workspace_bytes}, num_threads);
     return workspace_bytes;
   });
-  m.def("linear_fwd",
-        [](Address x, int64_t x_row_stride, int64_t x_column_stride, Address weight, int64_t weight_row_stride,
-           int64_t weight_column_stride, Address bias, int64_t bias_row_stride, Address y, Address preact,
-           Address workspace, int64_t M, int64_t n, int64_t k, int activation, int dtype, int num_threads) {
-          launch(linear::fwd,
-                 {at<void>(x), x_row_stride, x_column_stride, at<void>(weight), weight_row_stride, weight_column_stride,
-                  at<void>(bias), bias_row_stride, at<void>(y), at<void>(preact), at<void>(workspace), M, n, k,
-                  activation, (Dtype)dtype},
-                 num_threads);
-        });
+  m.def("linear_fwd", [](Address x, int64_t x_row_stride, int64_t x_column_stride, Address weight,
+                         int64_t weight_row_stride, int64_t weight_column_stride, Address bias, int64_t bias_row_stride,
+                         Address y, Address preact, Address workspace, int64_t M, int64_t n, int64_t k, int activation,
+                         double first, double second, int dtype, int num_threads) {
+    launch(linear::fwd,
+           {at<void>(x),
+            x_row_stride,
+            x_column_stride,
+            at<void>(weight),
+            weight_row_stride,
+            weight_column_stride,
+            at<void>(bias),
+            bias_row_stride,
+            at<void>(y),
+            at<void>(preact),
+            at<void>(workspace),
+            M,
+            n,
+            k,
+            {activation, first, second},
+            (Dtype)dtype},
+           num_threads);
+  });
 }

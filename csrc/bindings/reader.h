@@ -27,11 +27,16 @@ class Reader {
     return at<T>(read<Address>(field, "an address"));
   }
   int64_t size(const char* field) { return read<int64_t>(field, "an integer"); }
+  int64_t count(const char* field) {
+    const int64_t count = size(field);
+    if (count < 0) fail(std::string(field) + " is " + std::to_string(count) + ", expected 0 or more");
+    return count;
+  }
   double number(const char* field) { return read<double>(field, "a number"); }
   bool flag(const char* field) { return read<bool>(field, "True or False"); }
   // A number of an enum: [0, count), or with a smaller `first` from there on.
   template <class E>
-  E member(const char* field, int count, int first = 0) {
+  E member(const char* field, int64_t count, int64_t first = 0) {
     const int64_t number = size(field);
     if (number < first || number >= count)
       fail(std::string(field) + " is " + std::to_string(number) + ", expected a number from " + std::to_string(first) +

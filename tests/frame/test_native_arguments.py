@@ -1,6 +1,7 @@
 """What crosses into the native module: every tuple is counted and every field named, and enums have one definition."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,29 @@ def calls():
         "rnn_bwd: tensors ends after 15 fields, before workspace",
         lambda: _cpu.rnn_bwd(shape, layout, weights, weights, tensors[:-1], 1),
     )
+    of = (0, 0, 0, len(ACTIVATIONS) - 1, 0.0, 0.0, 0)  # x, y, n, activation and its values, dtype
+    last = len(ACTIVATIONS) - 1
+    for name, problem in (("activation_fwd", of), ("activation_bwd", (0, *of))):
+        run, at = getattr(_cpu, name), len(problem) - 5
+        wrong = partial(replaced, problem)
+        yield f"{name}: problem ends after {at + 4} fields, before dtype", partial(run, problem[:-1], 1)
+        yield f"{name}: problem has {at + 6} fields, expected {at + 5}", partial(run, (*problem, 0), 1)
+        yield f"{name}: n is -1, expected 0 or more", partial(run, wrong(at, -1), 1)
+        yield (
+            f"{name}: activation is {last + 1}, expected a number from 0 to {last}",
+            partial(run, wrong(at + 1, last + 1), 1),
+        )
+        yield f"{name}: activation is -1, expected a number from 0 to {last}", partial(run, wrong(at + 1, -1), 1)
+        yield f"{name}: second parameter is 'a', expected a number", partial(run, wrong(at + 3, "a"), 1)
+        yield f"{name}: dtype is 4, expected a number from 0 to 3", partial(run, wrong(at + 4, 4), 1)
+    drops = (0, 0, 0, 0, 1, 1.0, 0)  # x, seed, y, n, drop_below, keep_scale, dtype
+    yield "dropout: n is -1, expected 0 or more", partial(_cpu.dropout, replaced(drops, 3, -1), 1)
+    yield (
+        "dropout: drop_below is -1, expected a number from 0 to 4294967295",
+        partial(_cpu.dropout, replaced(drops, 4, -1), 1),
+    )
+    yield "dropout: dtype is -1, expected a number from 0 to 3", partial(_cpu.dropout, replaced(drops, 6, -1), 1)
+    yield "dropout: problem ends after 6 fields, before dtype", partial(_cpu.dropout, drops[:-1], 1)
 
 
 @pytest.mark.parametrize("message, call", list(calls()), ids=[message for message, _ in calls()])
@@ -94,6 +118,6 @@ def test_python_knows_every_number_of_the_enums():
     assert list(_cpu.ATTENTION_PASSES) == members("attention.h", "AttentionPass")
     masks = members("attention.h", "MaskType")
     assert _cpu.MASK_TYPES == {"none": -1, "boolean": len(masks) - 2} and NO_MASK == -1
-    cases = re.findall(r"case (\d+): return f\((\w+)\{\}\)", (COMMON / "activations.inc").read_text())
+    cases = re.findall(r"case (\d+): return f\((\w+)\{.*?\}\)", (COMMON / "activations.inc").read_text())
     structs = ["".join(part.capitalize() for part in name.split("_")) for name in ACTIVATIONS]
     assert cases == [(str(number), struct) for number, struct in enumerate(structs)]

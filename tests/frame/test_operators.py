@@ -120,10 +120,12 @@ def rnn_bwd():
 
 
 ROWS = {
-    "activation_fwd": lambda: [(matrix(3, 5), "gelu"), (matrix(0, 5), "relu")],
-    "activation_bwd": lambda: [(matrix(3, 5), matrix(3, 5), "gelu")],
-    "linear_fwd": lambda: [(matrix(4, 6), matrix(5, 6), matrix(5), "gelu", True)],
-    "linear_bwd": lambda: [(matrix(4, 5), matrix(4, 6), matrix(5, 6), matrix(4, 5), "gelu", True, True, True)],
+    "activation_fwd": lambda: [(matrix(3, 5), "gelu", 0.0, 0.0), (matrix(0, 5), "leaky_relu", 0.2, 0.0)],
+    "activation_bwd": lambda: [(matrix(3, 5), matrix(3, 5), "leaky_relu", 0.2, 0.0)],
+    "linear_fwd": lambda: [(matrix(4, 6), matrix(5, 6), matrix(5), "leaky_relu", 0.2, 0.0, True)],
+    "linear_bwd": lambda: [
+        (matrix(4, 5), matrix(4, 6), matrix(5, 6), matrix(4, 5), "gelu", 0.0, 0.0, True, True, True)
+    ],
     "matmul": lambda: [(matrix(4, 6), matrix(5, 6).t())],
     "layer_norm_fwd": lambda: [
         (matrix(6, 20), matrix(6, 20), matrix(20), None, 1e-5),
