@@ -177,12 +177,12 @@ def linear(empty, dtype, kind="gelu"):
     x, weight, bias = empty(1024, 512, dtype=dtype), empty(2048, 512, dtype=dtype), empty(2048, dtype=dtype)
     y, preact = (empty(1024, 2048, dtype=dtype) for _ in range(2))
     if kind == "gelu":
-        kernels.linear_fwd(x, weight, bias, "gelu", True, y, preact)
+        kernels.linear_fwd(x, weight, bias, "gelu", 0.0, 0.0, True, y, preact)
     elif kind == "forward":
-        kernels.linear_fwd(x, weight, bias, "", False, y, None)
+        kernels.linear_fwd(x, weight, bias, "", 0.0, 0.0, False, y, None)
     else:
         grads = empty(1024, 512, dtype=dtype), empty(2048, 512, dtype=dtype), bias
-        kernels.linear_bwd(y, x, weight, None, "", kind == "dgrad", kind == "wgrad", False, *grads)
+        kernels.linear_bwd(y, x, weight, None, "", 0.0, 0.0, kind == "dgrad", kind == "wgrad", False, *grads)
 
 
 def recurrent(empty, cell, dtype, hidden):
@@ -241,7 +241,7 @@ def row_wise(empty, dtype):
     layer_norm.layer_norm_fwd(x, residual, weight, bias, 1e-5, y, summed, mean, rstd)
     layer_norm.layer_norm_bwd(y, x, summed, weight, mean, rstd, True, True, True, residual, dweight, dbias)
     dropout.dropout(x, empty(1, dtype="int64"), 0.1, y)
-    activation.activation_fwd(x, "gelu", y)
+    activation.activation_fwd(x, "gelu", 0.0, 0.0, y)
 
 
 class Driver:

@@ -15,7 +15,7 @@ from pyflash.kernels.strided import strided
 
 
 @triton.jit
-def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACTIVATION: tl.constexpr,
+def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, first, second, ACTIVATION: tl.constexpr,
             BIAS_IS_MATRIX: tl.constexpr):  # fmt: skip
     """What follows the product of a tile: bias, activation, stores."""
     rows = offs_m.to(tl.int64)[:, None]
@@ -28,7 +28,7 @@ def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACT
     if preact is not None:
         ptrs = preact.ptr + rows * preact.strides[0] + offs_n[None, :] * preact.strides[1]
         tl.store(ptrs, cast(acc, preact.ptr.dtype.element_ty), mask=mask)
-    acc = activations.fwd(acc, ACTIVATION, c.ptr.dtype.element_ty.primitive_bitwidth == 16)
+    acc = activations.fwd(acc, first, second, ACTIVATION, c.ptr.dtype.element_ty.primitive_bitwidth == 16)
     ptrs = c.ptr + rows * c.strides[0] + offs_n[None, :] * c.strides[1]
     tl.store(ptrs, cast(acc, c.ptr.dtype.element_ty), mask=mask)
 
@@ -36,7 +36,8 @@ def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACT
 @launch.cached
 @triton.jit
 def _matmul(
-    a, b, bias_ptr, c, preact, M, N, K, bias_row_stride, ACTIVATION: tl.constexpr, BIAS_IS_MATRIX: tl.constexpr,
+    a, b, bias_ptr, c, preact, M, N, K, bias_row_stride, first: "fp64", second: "fp64",  # noqa: F821
+    ACTIVATION: tl.constexpr, BIAS_IS_MATRIX: tl.constexpr,
     EVEN_K: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
@@ -77,24 +78,30 @@ def _matmul(
         acc = part
 
     if BLOCK_N < 256:
-        _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACTIVATION, BIAS_IS_MATRIX)
+        _finish(
+            acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, first, second, ACTIVATION, BIAS_IS_MATRIX
+        )
     else:  # one half after the other: an activation of so many elements at once spills
         left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
         offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N // 2)
-        _finish(left, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACTIVATION, BIAS_IS_MATRIX)
+        _finish(
+            left, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, first, second, ACTIVATION, BIAS_IS_MATRIX
+        )
         offs_n += BLOCK_N // 2
-        _finish(right, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, ACTIVATION, BIAS_IS_MATRIX)
+        _finish(
+            right, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, first, second, ACTIVATION, BIAS_IS_MATRIX
+        )
 
 
-def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
+def linear_fwd(x, weight, bias, activation, first, second, save_preact, y, preact):
     """Fill y = activation(x weight^T + bias) and, if save_preact, preact = x weight^T + bias.
 
     Args:
         x: [M, K]; weight: [N, K]; y, preact: [M, N]; any strides. float32, float16 or bfloat16.
         bias: [N], contiguous, or [M, N] with adjacent columns; or None.
-        activation: a name of the activation table, or "" for none.
+        activation: a name of the activation table, or "" for none; first, second: the values of its parameters.
     """
-    product(x, weight.t(), y, bias, activation, preact if save_preact else None)
+    product(x, weight.t(), y, bias, (activation, first, second), preact if save_preact else None)
 
 
 def matmul(a, b, c):
@@ -102,12 +109,14 @@ def matmul(a, b, c):
     product(a, b, c)
 
 
-def linear_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbias, dx, dweight, dbias):
+def linear_bwd(
+    dy, x, weight, saved, activation, first, second, need_dx, need_dweight, need_dbias, dx, dweight, dbias
+):  # fmt: skip
     """Fill the gradients of activation(x weight^T + bias) that are needed; `saved` is what the activation's row saves."""
     dz = dy
     if activation:
         dz = torch.empty_like(saved)
-        activation_bwd(dy.contiguous(), saved, activation, dz)
+        activation_bwd(dy.contiguous(), saved, activation, first, second, dz)
     if need_dx:
         product(dz, weight, dx)
     if need_dweight:
@@ -116,12 +125,13 @@ def linear_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbi
         torch.sum(dz, 0, out=dbias)
 
 
-def product(a, b, c, bias=None, activation="", preact=None, precision=None):
+def product(a, b, c, bias=None, activation=("", 0.0, 0.0), preact=None, precision=None):
     """Fill c = activation(a b + bias) and, if given, preact = a b + bias.
 
     Args:
         a: [M, K]; b: [K, N]; c, preact: [M, N]; any strides.
         bias: [N], contiguous, or [M, N] with adjacent columns; or None.
+        activation: a name of the activation table, or "", and the values of its parameters.
         precision: "ieee" or "tf32"; default as torch allows it for float32 products.
     """
     (M, K), N = a.shape, b.shape[1]
@@ -135,6 +145,6 @@ def product(a, b, c, bias=None, activation="", preact=None, precision=None):
     part = 512 if K > 512 and a.dtype == torch.float32 and precision == "ieee" else 0
     _matmul[grid](
         strided(a), strided(b), bias, strided(c), strided(preact), M, N, K, bias.stride(0) if is_matrix else 0,
-        ACTIVATION=activation, BIAS_IS_MATRIX=is_matrix,
+        *activation[1:], ACTIVATION=activation[0], BIAS_IS_MATRIX=is_matrix,
         EVEN_K=K % config["BLOCK_K"] == 0, PART=part, PRECISION=precision, BAND=8, **config,
     )  # fmt: skip

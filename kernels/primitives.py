@@ -47,6 +47,12 @@ def cast(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def scalar(x, dtype: tl.constexpr):
+    """A number that a launch hands over, a float64 or a constant, as one of dtype."""
+    return tl.full([], x, dtype)
+
+
+@triton.jit
 def _polynomial(x, COEFFICIENTS: tl.constexpr):
     """COEFFICIENTS[0] + COEFFICIENTS[1] * x + ..., by Horner."""
     degree: tl.constexpr = len(COEFFICIENTS) - 1

@@ -2,14 +2,14 @@
 
 `make generate` (tools/generate.py) renders the expressions to kernels/pointwise/activations.py and csrc/common/activations.inc,
 the functions to pyflash/ops/pointwise/functions.py and the modules to pyflash/nn/_activations.py.
-Expressions are Python over `x` (input), `y` (output), `dy`, numbers, comparisons, `where` and the functions of
-`FUNCTIONS`. A gradient is written whole rather than as a factor of `dy`, because torch's ReLU gives 0 where the factor
+Expressions are Python over `x` (input), `y` (output), `dy`, the row's parameters, numbers, comparisons, `where` and the
+functions of `FUNCTIONS`. A gradient is written whole rather than as a factor of `dy`, because torch's ReLU gives 0 where the factor
 would give inf * 0. `reference` is torch's own function, so a row cannot agree with itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,9 +19,15 @@ import torch.nn.functional as F
 FUNCTIONS = ("exp", "tanh", "erf", "sigmoid", "normal_cdf", "normal_pdf", "where")
 
 
+MOST_PARAMETERS = 2  # of a row: two numbers go through every operator, used or not
+
+Values = tuple[float, float]  # of a row's parameters, in its order; 0 for what it has not
+
+
 @dataclass(frozen=True)
 class Activation:
-    """A row: `name`; `forward` in x; `backward` in dy and what `saves` names ("x" or "y"); torch's `reference`;
+    """A row: `name`; `forward` in x; `backward` in dy and what `saves` names ("x" or "y"); torch's `reference`, which takes
+    the values of the row's `parameters` behind x; these with torch's defaults, in torch's order, None where it has none;
     `max_ulp`, the largest float32 error of `forward` over the whole range, and `gpu_ulp`, what a GPU may add: its 2^x and
     its division are each within 2 ulp (PTX: ex2.approx, div.full) where the C library's are within a half.
 
@@ -34,10 +40,11 @@ class Activation:
     forward: str
     backward: str
     saves: str
-    reference: Callable[[torch.Tensor], torch.Tensor]
+    reference: Callable[..., torch.Tensor]
     max_ulp: int
     module: str
     meaning: str
+    parameters: tuple[tuple[str, float | None], ...] = ()
     gpu_ulp: int = 0
     function: str = ""
     torch_functions: tuple[Callable, ...] = ()
@@ -46,6 +53,18 @@ class Activation:
 
     def __post_init__(self):
         object.__setattr__(self, "function", self.function or self.name)
+        if len(self.parameters) > MOST_PARAMETERS:
+            raise ValueError(
+                f"{self.name} has {len(self.parameters)} parameters, at most {MOST_PARAMETERS} are handed on"
+            )
+
+    def values(self, given: Iterable[float]) -> Values:
+        """These values of the parameters as the operators take them."""
+        return (*map(float, given), 0.0, 0.0)[:MOST_PARAMETERS]
+
+    def of(self, x: torch.Tensor, values: Values) -> torch.Tensor:
+        """torch's result."""
+        return self.reference(x, *values[: len(self.parameters)])
 
 
 # gpu_ulp: 1.5 for 2^x and 1.5 for the quotient; of tanh's 1 - 2 / (e^2x + 1) both are at most a third of the result.
@@ -64,6 +83,12 @@ ACTIVATIONS = {
             "relu", "where(x < 0, 0, x)", "where(y <= 0, 0, dy)", "y", F.relu, max_ulp=0,
             module="ReLU", torch_functions=(torch.relu, torch.Tensor.relu), inplace=True,
             meaning="max(x, 0); NaN stays NaN",
+        ),
+        Activation(
+            "leaky_relu", "where(x > 0, x, x * negative_slope)", "where(x > 0, dy, dy * negative_slope)", "x",
+            F.leaky_relu, max_ulp=1, parameters=(("negative_slope", 0.01),),
+            module="LeakyReLU", inplace=True,
+            meaning="x where it is positive, else negative_slope x. Maas et al. 2013",
         ),
         Activation(
             "gelu", "x * normal_cdf(x)", "dy * (normal_cdf(x) + x * normal_pdf(x))", "x", F.gelu, max_ulp=9, gpu_ulp=3,

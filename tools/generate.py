@@ -17,19 +17,23 @@ COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 
 
 class Renderer:
-    """One expression to one language: `functions` maps the table's names, `number` writes a constant, `last` is what a
-    function takes behind its arguments."""
+    """One expression to one language: `functions` maps the table's names, `number` writes a constant, `parameter` one of
+    the row's, `last` is what a function takes behind its arguments."""
 
-    def __init__(self, functions: dict[str, str], number: str, last: dict[str, list[str]] | None = None):
-        self.functions, self.number, self.last = functions, number, last or {}
+    def __init__(
+        self, functions: dict[str, str], number: str, parameter: str, last: dict[str, list[str]] | None = None
+    ):
+        self.functions, self.number, self.parameter, self.last = functions, number, parameter, last or {}
 
     def __call__(self, expression: str) -> str:
         return self.render(ast.parse(expression, mode="eval").body, outermost=True)
 
     def render(self, node: ast.expr, outermost: bool = False) -> str:
         match node:
+            case ast.Name(id="x" | "y" | "dy" as name):
+                return name
             case ast.Name():
-                return node.id
+                return self.parameter.format(node.id)
             case ast.Constant():
                 return self.number.format(float(node.value))
             case ast.UnaryOp(op=ast.USub()):
@@ -48,36 +52,52 @@ class Renderer:
 TRITON = Renderer(
     {name: f"primitives.{name}" for name in FUNCTIONS} | {"where": "tl.where"},
     number="{!r}",
+    parameter="{}",
     last={name: ["COARSE"] for name in ("tanh", "sigmoid", "normal_cdf", "normal_pdf")},
 )
-CPP = Renderer({name: name for name in FUNCTIONS} | {"where": "select"}, number="constant<V>({!r})")
+CPP = Renderer(
+    {name: name for name in FUNCTIONS} | {"where": "select"}, number="constant<V>({!r})", parameter="constant<V>({})"
+)
+
+LINE_LENGTH = 120  # of pyproject.toml
+PARAMETERS = ("first", "second")  # as the kernels name the values of a row's, which they are handed
+
+
+def names_of(row: Activation) -> list[str]:
+    return [name for name, _ in row.parameters]
 
 
 def triton_row(row: Activation) -> str:
+    parameters = "".join(f"{name}, " for name in names_of(row))
     return f"""
 
 @triton.jit
-def {row.name}_fwd(x, COARSE: tl.constexpr):
+def {row.name}_fwd(x, {parameters}COARSE: tl.constexpr):
     return {TRITON(row.forward)}
 
 
 @triton.jit
-def {row.name}_bwd(dy, {row.saves}, COARSE: tl.constexpr):
+def {row.name}_bwd(dy, {row.saves}, {parameters}COARSE: tl.constexpr):
     return {TRITON(row.backward)}
 """
 
 
 def triton_file() -> str:
+    def called(row: Activation, direction: str, arguments: str) -> str:
+        first = arguments.partition(",")[0]
+        values = [f"primitives.scalar({name}, {first}.dtype)" for name in PARAMETERS[: len(row.parameters)]]
+        return f"{row.name}_{direction}({', '.join([arguments, *values, 'COARSE'])})"
+
     choose = "".join(
         f"""
 
 @triton.jit
-def {direction}({arguments}, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
-    # COARSE: the result will be rounded to 16 bits
+def {direction}({arguments}, {", ".join(PARAMETERS)}, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
+    # first, second: the values of the row's parameters. COARSE: the result will be rounded to 16 bits
 """
         + "".join(
-            f'    {"if" if i == 0 else "elif"} ACTIVATION == "{name}":\n        return {name}_{direction}({arguments}, COARSE)\n'
-            for i, name in enumerate(ACTIVATIONS)
+            f'    {"if" if i == 0 else "elif"} ACTIVATION == "{name}":\n        return {called(row, direction, arguments)}\n'
+            for i, (name, row) in enumerate(ACTIVATIONS.items())
         )
         + "    else:\n"
         + f'        tl.static_assert(ACTIVATION == "", "no such activation")\n        return {arguments.split(",")[0]}\n'
@@ -93,14 +113,15 @@ def {direction}({arguments}, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = Fa
 
 def cpp_row(row: Activation) -> str:
     struct = "".join(part.capitalize() for part in row.name.split("_"))
+    members = f"  double {', '.join(names_of(row))};\n" if row.parameters else ""
     return f"""
 struct {struct} {{
-  template <class V>
-  PF_INLINE V forward(V x) {{
+{members}  template <class V>
+  PF_MEMBER V forward(V x) const {{
     return {CPP(row.forward)};
   }}
   template <class V>
-  PF_INLINE V backward(V dy, V {row.saves}) {{
+  PF_MEMBER V backward(V dy, V {row.saves}) const {{
     return {CPP(row.backward)};
   }}
 }};
@@ -108,27 +129,39 @@ struct {struct} {{
 
 
 def cpp_file() -> str:
-    structs = ["".join(part.capitalize() for part in name.split("_")) for name in ACTIVATIONS]
-    cases = "".join(f"    case {i}: return f({struct}{{}});\n" for i, struct in enumerate(structs))
+    cases = ""
+    for i, row in enumerate(ACTIVATIONS.values()):
+        struct = "".join(part.capitalize() for part in row.name.split("_"))
+        values = ", ".join(f"p.{name}" for name in PARAMETERS[: len(row.parameters)])
+        cases += f"    case {i}: return f({struct}{{{values}}});\n"
     return (
         "// Generated by tools/generate.py from pyflash/activations.py; do not edit.\n"
         + "".join(map(cpp_row, ACTIVATIONS.values()))
         + f"""
-// Calls f with the activation of this number: its row in the table.
+// Calls f with the activation that p names, its row in the table, which holds the values of its parameters.
 template <class F>
-PF_INLINE void for_activation(int activation, F f) {{
-  switch (activation) {{
+PF_INLINE void for_activation(const Activation& p, F f) {{
+  switch (p.row) {{
 {cases}  }}
 }}
 """
     )
 
 
-def cpp_count() -> str:
-    return (
-        "// Generated by tools/generate.py from pyflash/activations.py; do not edit.\n#pragma once\n\n"
-        f"constexpr int kActivations = {len(ACTIVATIONS)};  // rows of the table; their numbers are activations.inc's\n"
-    )
+def cpp_header() -> str:
+    return f"""// Generated by tools/generate.py from pyflash/activations.py; do not edit.
+#pragma once
+#include <stdint.h>
+
+constexpr int kActivations = {len(ACTIVATIONS)};
+
+// An activation as every struct of parameters holds it: a row of the table, and the values of its parameters in the
+// row's order; what it has not is 0.
+struct Activation {{
+  int32_t row;
+  double {", ".join(PARAMETERS)};
+}};
+"""
 
 
 def _meaning(rows: list[Activation], torchs: str) -> str:
@@ -139,26 +172,40 @@ def _meaning(rows: list[Activation], torchs: str) -> str:
     return " ".join(filter(None, words))
 
 
+def call(indentation: int, function: str, arguments: str) -> list[str]:
+    """Lines of a call, as the formatter breaks them."""
+    line = f"{function}({arguments})"
+    return [line] if len(line) <= LINE_LENGTH - indentation else [f"{function}(", f"    {arguments}", ")"]
+
+
 def function(rows: list[Activation]) -> str:
     """A function of torch.nn.functional: the rows that its attribute tells apart, or its only one."""
     name, attribute = rows[0].function, rows[0].attribute
     arguments = "input: torch.Tensor"
+    for parameter, default in rows[0].parameters:
+        arguments += f", {parameter}: float" + ("" if default is None else f" = {default!r}")
     if attribute:
         arguments += f', *, {attribute[0]}: str = "{attribute[1]}"'
     if rows[0].inplace:
         arguments += ", inplace: bool = False"
     lines = [f"def {name}({arguments}) -> torch.Tensor:", f'    """{_meaning(rows, f"torch.nn.functional.{name}")}"""']
     for row in rows:
-        keywords = f', {attribute[0]}="{row.attribute[1]}"' if attribute and row is not rows[0] else ""
+        keywords = "".join(f", {parameter}" for parameter in names_of(row))
+        keywords += f', {attribute[0]}="{row.attribute[1]}"' if attribute and row is not rows[0] else ""
         keywords += ", inplace" if row.inplace else ""
         torchs = f"F.{name}"
         if row.torch_functions and not keywords:  # the builtin, without torch.nn.functional's Python around it
             torchs = f"torch.{row.torch_functions[0].__name__}"
         of_one = f"lambda x: {torchs}(x{keywords})" if keywords else torchs
+        values = f", ({', '.join(names_of(row))},)" if row.parameters else ""
         serve = [
             f"if _{row.name}.holds(input):",
             f"    return {torchs}(input{keywords})",
-            f'return activate("{row.name}", input, {of_one}{", inplace" if row.inplace else ""})',
+            *call(
+                8 if attribute else 4,
+                "return activate",
+                f'"{row.name}", input, {of_one}{values}{", inplace=inplace" if row.inplace else ""}',
+            ),
         ]
         if attribute:
             serve = [f'if {attribute[0]} == "{row.attribute[1]}":', *(f"    {line}" for line in serve)]
@@ -187,7 +234,8 @@ def functions_file() -> str:
 
 def module(rows: list[Activation]) -> str:
     row = rows[0]
-    keywords = f", {row.attribute[0]}=self.{row.attribute[0]}" if row.attribute else ""
+    keywords = "".join(f", self.{name}" for name in names_of(row))
+    keywords += f", {row.attribute[0]}=self.{row.attribute[0]}" if row.attribute else ""
     keywords += ", self.inplace" if row.inplace else ""
     operations = ", ".join(f'"{row.name}"' for row in rows)
     return f"""
@@ -215,7 +263,7 @@ def modules_file() -> str:
 OUTPUTS = {
     "kernels/pointwise/activations.py": triton_file,
     "csrc/common/activations.inc": cpp_file,
-    "csrc/common/activations.h": cpp_count,
+    "csrc/common/activation.h": cpp_header,
     "pyflash/ops/pointwise/functions.py": functions_file,
     "pyflash/nn/_activations.py": modules_file,
 }

@@ -1,5 +1,5 @@
-#include "../common/activations.h"
 #include "../common/linear.h"
+#include "activation.h"
 #include "bindings.h"
 #include "reader.h"
 
@@ -40,7 +40,7 @@ PF_BINDINGS(m) {
     p.m = r.size("m");
     p.n = r.size("n");
     p.k = r.size("k");
-    p.activation = r.member<int32_t>("activation", kActivations, -1);
+    p.activation = read_activation(r, -1);
     p.dtype = r.member<Dtype>("dtype", kDtypes);
     r.done();
     launch(linear::fwd, p, num_threads);

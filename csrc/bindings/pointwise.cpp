@@ -1,4 +1,5 @@
 #include "../common/pointwise.h"
+#include "activation.h"
 #include "bindings.h"
 
 PF_KERNEL(pointwise, activation_fwd, ActivationFwd)
@@ -7,20 +8,43 @@ PF_KERNEL(pointwise, dropout, Dropout)
 PF_KERNEL(pointwise, philox_words, PhiloxWords)
 
 PF_BINDINGS(m) {
-  m.def("dropout", [](Address x, Address seed, Address y, int64_t n, uint32_t drop_below, double keep_scale, int dtype,
-                      int num_threads) {
-    launch(pointwise::dropout, {at<void>(x), at<int64_t>(seed), at<void>(y), n, drop_below, keep_scale, (Dtype)dtype},
-           num_threads);
+  m.def("dropout", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "dropout", "problem");
+    Dropout p;
+    p.x = r.address("x");
+    p.seed = r.address<const int64_t>("seed");
+    p.y = r.address<void>("y");
+    p.n = r.size("n");
+    p.drop_below = r.member<uint32_t>("drop_below", INT64_C(1) << 32);
+    p.keep_scale = r.number("keep_scale");
+    p.dtype = r.member<Dtype>("dtype", kDtypes);
+    r.done();
+    launch(pointwise::dropout, p, num_threads);
   });
   m.def("philox_words", [](Address counters, Address words, int64_t n, uint32_t key0, uint32_t key1) {
     launch(pointwise::philox_words, {at<uint32_t>(counters), at<uint32_t>(words), n, key0, key1}, 1);
   });
-  m.def("activation_fwd", [](Address x, Address y, int64_t n, int activation, int dtype, int num_threads) {
-    launch(pointwise::activation_fwd, {at<void>(x), at<void>(y), n, activation, (Dtype)dtype}, num_threads);
+  m.def("activation_fwd", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "activation_fwd", "problem");
+    ActivationFwd p;
+    p.x = r.address("x");
+    p.y = r.address<void>("y");
+    p.n = r.size("n");
+    p.activation = read_activation(r);
+    p.dtype = r.member<Dtype>("dtype", kDtypes);
+    r.done();
+    launch(pointwise::activation_fwd, p, num_threads);
   });
-  m.def("activation_bwd",
-        [](Address dy, Address saved, Address dx, int64_t n, int activation, int dtype, int num_threads) {
-          launch(pointwise::activation_bwd, {at<void>(dy), at<void>(saved), at<void>(dx), n, activation, (Dtype)dtype},
-                 num_threads);
-        });
+  m.def("activation_bwd", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "activation_bwd", "problem");
+    ActivationBwd p;
+    p.dy = r.address("dy");
+    p.saved = r.address("saved");
+    p.dx = r.address<void>("dx");
+    p.n = r.size("n");
+    p.activation = read_activation(r);
+    p.dtype = r.member<Dtype>("dtype", kDtypes);
+    r.done();
+    launch(pointwise::activation_bwd, p, num_threads);
+  });
 }

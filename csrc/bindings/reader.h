@@ -33,7 +33,7 @@ class Reader {
   bool flag(const char* field) { return read<bool>(field, "True or False"); }
   // A number of an enum: [0, count), or with a smaller `first` from there on.
   template <class E>
-  E member(const char* field, int count, int first = 0) {
+  E member(const char* field, int64_t count, int64_t first = 0) {
     const int64_t number = integer(field);
     if (number < first || number >= count)
       fail(std::string(field) + " is " + std::to_string(number) + ", expected a number from " + std::to_string(first) +

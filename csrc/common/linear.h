@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "activation.h"
 #include "dtype.h"
 
 struct LinearFwd {
@@ -15,7 +16,7 @@ struct LinearFwd {
   void* preact;     // like y: x weight^T + bias before the activation; or null
   void* workspace;  // LinearSizes::workspace_bytes, 64-byte aligned
   int64_t m, n, k;
-  int32_t activation;  // row of the table, -1: none
+  Activation activation;  // its row is -1: none
   Dtype dtype;
 };
 

@@ -2,14 +2,15 @@
 #pragma once
 #include <stdint.h>
 
+#include "activation.h"
 #include "dtype.h"
 
-// ---- activations over a dense buffer; the rows of the table are ids (activations.inc) ----
+// ---- activations over a dense buffer; the rows of the table: activations.inc ----
 struct ActivationFwd {
   const void* x;  // [n], dtype
   void* y;        // [n], dtype; may alias x
   int64_t n;
-  int32_t activation;
+  Activation activation;
   Dtype dtype;
 };
 
@@ -18,7 +19,7 @@ struct ActivationBwd {
   const void* saved;  // [n], dtype: x or y, whichever the row saves
   void* dx;           // [n], dtype; may alias dy
   int64_t n;
-  int32_t activation;
+  Activation activation;
   Dtype dtype;
 };
 

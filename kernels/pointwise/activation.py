@@ -9,37 +9,44 @@ from pyflash.kernels.pointwise import activations
 
 @launch.cached
 @triton.jit
-def _activation_fwd(x_ptr, y_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+def _activation_fwd(
+    x_ptr, y_ptr, size, first: "fp64", second: "fp64", ACTIVATION: tl.constexpr, BLOCK: tl.constexpr  # noqa: F821
+):  # fmt: skip
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     x = tl.load(x_ptr + offs, mask=mask, other=0.0)
     coarse: tl.constexpr = y_ptr.dtype.element_ty.primitive_bitwidth == 16
-    y = activations.fwd(x.to(tl.float64 if x.dtype == tl.float64 else tl.float32), ACTIVATION, coarse)
+    y = activations.fwd(x.to(tl.float64 if x.dtype == tl.float64 else tl.float32), first, second, ACTIVATION, coarse)
     tl.store(y_ptr + offs, primitives.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @launch.cached
 @triton.jit
-def _activation_bwd(dy_ptr, saved_ptr, dx_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+def _activation_bwd(
+    dy_ptr, saved_ptr, dx_ptr, size, first: "fp64", second: "fp64", ACTIVATION: tl.constexpr,  # noqa: F821
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     dy = tl.load(dy_ptr + offs, mask=mask, other=0.0)
     saved = tl.load(saved_ptr + offs, mask=mask, other=0.0)
     acc: tl.constexpr = tl.float64 if dy.dtype == tl.float64 else tl.float32
     coarse: tl.constexpr = dx_ptr.dtype.element_ty.primitive_bitwidth == 16
-    dx = activations.bwd(dy.to(acc), saved.to(acc), ACTIVATION, coarse)
+    dx = activations.bwd(dy.to(acc), saved.to(acc), first, second, ACTIVATION, coarse)
     tl.store(dx_ptr + offs, primitives.cast(dx, dx_ptr.dtype.element_ty), mask=mask)
 
 
-def activation_fwd(x, activation, y):
-    """y = activation(x), a name of the table; x and y dense, of one memory order."""
+def activation_fwd(x, activation, first, second, y):
+    """y = activation(x), a name of the table and the values of its parameters; x and y dense, of one memory order."""
     if x.numel():
         grid = (launch.cdiv(x.numel(), tuning.POINTWISE_BLOCK),)
-        _activation_fwd[grid](x, y, x.numel(), ACTIVATION=activation, BLOCK=tuning.POINTWISE_BLOCK)
+        _activation_fwd[grid](x, y, x.numel(), first, second, ACTIVATION=activation, BLOCK=tuning.POINTWISE_BLOCK)
 
 
-def activation_bwd(dy, saved, activation, dx):
+def activation_bwd(dy, saved, activation, first, second, dx):
     """dx = dy * activation'; saved is the forward's x or y, as the activation's row says; all dense, of one order."""
     if dy.numel():
         grid = (launch.cdiv(dy.numel(), tuning.POINTWISE_BLOCK),)
-        _activation_bwd[grid](dy, saved, dx, dy.numel(), ACTIVATION=activation, BLOCK=tuning.POINTWISE_BLOCK)
+        _activation_bwd[grid](
+            dy, saved, dx, dy.numel(), first, second, ACTIVATION=activation, BLOCK=tuning.POINTWISE_BLOCK
+        )

@@ -17,6 +17,16 @@ def relu_bwd(dy, y, COARSE: tl.constexpr):
 
 
 @triton.jit
+def leaky_relu_fwd(x, negative_slope, COARSE: tl.constexpr):
+    return tl.where(x > 0.0, x, x * negative_slope)
+
+
+@triton.jit
+def leaky_relu_bwd(dy, x, negative_slope, COARSE: tl.constexpr):
+    return tl.where(x > 0.0, dy, dy * negative_slope)
+
+
+@triton.jit
 def gelu_fwd(x, COARSE: tl.constexpr):
     return x * primitives.normal_cdf(x, COARSE)
 
@@ -77,10 +87,12 @@ def sigmoid_bwd(dy, y, COARSE: tl.constexpr):
 
 
 @triton.jit
-def fwd(x, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
-    # COARSE: the result will be rounded to 16 bits
+def fwd(x, first, second, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
+    # first, second: the values of the row's parameters. COARSE: the result will be rounded to 16 bits
     if ACTIVATION == "relu":
         return relu_fwd(x, COARSE)
+    elif ACTIVATION == "leaky_relu":
+        return leaky_relu_fwd(x, primitives.scalar(first, x.dtype), COARSE)
     elif ACTIVATION == "gelu":
         return gelu_fwd(x, COARSE)
     elif ACTIVATION == "gelu_tanh":
@@ -99,10 +111,12 @@ def fwd(x, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
 
 
 @triton.jit
-def bwd(dy, saved, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
-    # COARSE: the result will be rounded to 16 bits
+def bwd(dy, saved, first, second, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
+    # first, second: the values of the row's parameters. COARSE: the result will be rounded to 16 bits
     if ACTIVATION == "relu":
         return relu_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "leaky_relu":
+        return leaky_relu_bwd(dy, saved, primitives.scalar(first, dy.dtype), COARSE)
     elif ACTIVATION == "gelu":
         return gelu_bwd(dy, saved, COARSE)
     elif ACTIVATION == "gelu_tanh":

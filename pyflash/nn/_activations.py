@@ -8,6 +8,7 @@ from pyflash.nn._twins import twin
 
 __all__ = [
     "GELU",
+    "LeakyReLU",
     "Mish",
     "ReLU",
     "SiLU",
@@ -22,6 +23,14 @@ class ReLU(torch.nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(input, self.inplace)
+
+
+@twin("leaky_relu")
+class LeakyReLU(torch.nn.LeakyReLU):
+    """x where it is positive, else negative_slope x, as torch.nn.LeakyReLU. Maas et al. 2013."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.leaky_relu(input, self.negative_slope, self.inplace)
 
 
 @twin("gelu", "gelu_tanh")

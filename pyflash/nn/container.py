@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 import pyflash.functional as F
-from pyflash.nn._fuse import activation_name
+from pyflash.nn._fuse import activation_of
 from pyflash.nn._twins import ORIGINALS, is_bare, twin
 from pyflash.nn.linear import Linear
+from pyflash.ops.pointwise.argument import ActivationArgument
 
 __all__ = ["Sequential"]
 
@@ -24,17 +25,17 @@ class Sequential(torch.nn.Sequential):
         at = 0
         while at < len(modules) - 1:
             module, behind = modules[at : at + 2]
-            name = fused_activation(module, behind)
-            if name:
-                input = F.linear_act(input, module.weight, module.bias, name)
-            else:
+            activation = fused_activation(module, behind)
+            if activation is None:
                 input = module(input)
-            at += 2 if name else 1
+            else:
+                input = F.linear_act(input, module.weight, module.bias, activation)
+            at += 1 if activation is None else 2
         return input
 
 
-def fused_activation(module, behind) -> str:
-    """The activation `behind` applies to the output of `module`, when the two may be one; else empty."""
+def fused_activation(module, behind) -> ActivationArgument:
+    """The activation `behind` applies to the output of `module`, when the two may be one; else None."""
     if is_bare(module, Linear) and type(behind) in ORIGINALS:
-        return activation_name(behind)
-    return ""
+        return activation_of(behind)
+    return None

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
 
 import pyflash.functional as F
-from pyflash.nn._fuse import activation_name
+from pyflash.nn._fuse import activation_of
 from pyflash.nn._twins import adopt, is_bare, leaf, twin
 from pyflash.nn.activation import _OUT_PROJS, MultiheadAttention, nested_to_torch
 from pyflash.nn.dropout import Dropout
@@ -40,7 +40,7 @@ _PARTS = {  # of an encoder layer, and the classes whose weights torch's fast pa
     "dropout1": (Dropout, torch.nn.Identity, torch.nn.Dropout),
     "dropout2": (Dropout, torch.nn.Identity, torch.nn.Dropout),
 }
-_FAST_ACTIVATIONS = {"relu": 1, "gelu": 2}  # as torch notes them in activation_relu_or_gelu
+_FAST_ACTIVATIONS = {1: "relu", 2: "gelu"}  # as torch notes them in activation_relu_or_gelu
 
 
 def _read_by_torch(layer: torch.nn.Module) -> dict[torch.nn.Module, tuple[type, ...]]:
@@ -67,14 +67,14 @@ def _is_as_built(layer: torch.nn.Module) -> bool:
     if not is_bare(parts["self_attn"].out_proj, *_OUT_PROJS):
         return False
     fast = layer.activation_relu_or_gelu  # of the activation that the constructor was given
-    return not fast or _FAST_ACTIVATIONS.get(activation_name(layer.activation)) == fast
+    return not fast or activation_of(layer.activation) == _FAST_ACTIVATIONS[fast]
 
 
 def feed_forward(x: Tensor, linear1, activation, dropout, linear2) -> Tensor:
     """linear2(dropout(activation(linear1(x))))"""
-    name = activation_name(activation)
-    if name and is_bare(linear1, Linear, torch.nn.Linear):
-        hidden = F.linear_act(x, linear1.weight, linear1.bias, name)
+    fused = activation_of(activation)
+    if fused is not None and is_bare(linear1, Linear, torch.nn.Linear):
+        hidden = F.linear_act(x, linear1.weight, linear1.bias, fused)
     else:
         hidden = activation(linear1(x))
     return linear2(dropout(hidden))

@@ -34,11 +34,11 @@ def linear_case():
     rows, out_features, in_features = 8192, 4096, 1024
     x, weight, bias = empty(rows, in_features), empty(out_features, in_features), empty(out_features)
     y, preact = (empty(rows, out_features) for _ in range(2))
-    yield "forward", lambda: linear.linear_fwd(x, weight, bias, "", False, y, preact)
-    yield "gelu", lambda: linear.linear_fwd(x, weight, bias, "gelu", True, y, preact)
+    yield "forward", lambda: linear.linear_fwd(x, weight, bias, "", 0.0, 0.0, False, y, preact)
+    yield "gelu", lambda: linear.linear_fwd(x, weight, bias, "gelu", 0.0, 0.0, True, y, preact)
     yield "dgrad", lambda: linear.matmul(y, weight, x)
     yield "wgrad", lambda: linear.matmul(y.t(), x, weight)
-    yield "few rows", lambda: linear.linear_fwd(x[:16], weight, bias, "", False, y[:16], preact)
+    yield "few rows", lambda: linear.linear_fwd(x[:16], weight, bias, "", 0.0, 0.0, False, y[:16], preact)
 
 
 def row_wise_case(cols=1024):
@@ -54,8 +54,8 @@ def row_wise_case(cols=1024):
 def pointwise_case():
     x, y = empty(1 << 20), empty(1 << 20)
     for name in ("gelu", "silu", "tanh"):
-        yield name, lambda name=name: activation.activation_fwd(x, name, y)
-    yield "gelu backward", lambda: activation.activation_bwd(x, x, "gelu", y)
+        yield name, lambda name=name: activation.activation_fwd(x, name, 0.0, 0.0, y)
+    yield "gelu backward", lambda: activation.activation_bwd(x, x, "gelu", 0.0, 0.0, y)
     yield "dropout", lambda: dropout.dropout(x, empty(1, dtype=torch.int64), 0.1, y)
 
 

@@ -248,7 +248,7 @@ def test_a_call_that_is_ours_by_rule_is_checked_all_the_same(plant):
                 PF.linear(x, w, bad)
         with pytest.raises(RuntimeError, match="bias has shape"):
             PF.linear(x, w, b[:4])
-        with pytest.raises(RuntimeError, match="bias is torch.float64"):
+        with pytest.raises(RuntimeError, match=r"bias is torch\.float64"):
             PF.linear(x, w, b.double())
         with pytest.warns(backends.FallbackWarning):
             torch.testing.assert_close(PF.linear(x, w.to_sparse_csr(), b), expected)

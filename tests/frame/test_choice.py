@@ -235,7 +235,7 @@ def test_the_memory_of_a_conjugate_holds_other_signs():
 
 def test_an_operator_alone_has_no_silent_derivative():
     x = torch.randn(3, requires_grad=True)
-    y = torch.ops.pyflash.activation_bwd(x, x, "gelu", "torch")
+    y = torch.ops.pyflash.activation_bwd(x, x, "gelu", 0.0, 0.0, "torch")
     with pytest.raises(NotImplementedError, match="pyflash::activation_bwd has no derivative of its own"):
         y.sum().backward()
 

@@ -1,6 +1,7 @@
 """What crosses into the native module: every tuple is counted and every field named, and enums have one definition."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,14 @@ def attention_bwd(problem, gradients):
     return lambda: _cpu.attention_bwd(problem, gradients, 1)
 
 
-# A LinearFwd, LayerNormFwd and LayerNormBwd of no rows, so that one which is taken though it does not fit reads nothing.
-LINEAR = (0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, -1, 0)
+# Problems of no elements, so that one which is taken though it does not fit reads nothing.
+LINEAR = (0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, -1, 0.0, 0.0, 0)
 LAYER_NORM = (*(0,) * 8, 0, 1, 1, 0, 1e-5, 0)
 LAYER_NORM_BWD = (*(0,) * 10, 0, 1, 1, 0, 1, 0)
 LINEAR_SHAPE = (1, 1, 0, 1, 1, 0)
+ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
+ACTIVATION_BWD = (0, *ACTIVATION_FWD)
+DROPOUT = (0, 0, 0, 0, 1, 1.0, 0)
 ATTENTION_SHAPE = ((1, 1, 1, 8), 1, 8, 0, 0)
 
 
@@ -100,11 +104,23 @@ def calls():
         "rnn_bwd: tensors ends after 15 fields, before workspace",
         lambda: _cpu.rnn_bwd(shape, layout, weights, weights, tensors[:-1], 1),
     )
+    for name, fields, at in (("activation_fwd", ACTIVATION_FWD, 3), ("activation_bwd", ACTIVATION_BWD, 4)):
+        wrong = partial(replaced, fields)
+        for number in (-1, len(ACTIVATIONS)):
+            yield (
+                f"{name}: activation is {number}, expected a number from 0 to {most}",
+                partial(getattr(_cpu, name), wrong(at, number), 1),
+            )
+        yield f"{name}: second parameter is 'a', expected a number", partial(getattr(_cpu, name), wrong(at + 2, "a"), 1)
+    yield (
+        "dropout: drop_below is -1, expected a number from 0 to 4294967295",
+        partial(_cpu.dropout, replaced(DROPOUT, 4, -1), 1),
+    )
 
 
 def flat_problems():
     """(operation, function, fields, place of the dtype, places of the sizes): all but attention and recurrent layers."""
-    yield "linear_fwd", _cpu.linear_fwd, LINEAR, 15, {
+    yield "linear_fwd", _cpu.linear_fwd, LINEAR, 17, {
         "x_row_stride": 1, "x_column_stride": 2, "weight_row_stride": 4, "weight_column_stride": 5, "bias_row_stride": 7,
         "m": 11, "n": 12, "k": 13,
     }  # fmt: skip
@@ -117,6 +133,9 @@ def flat_problems():
     yield "layer_norm_bwd", _cpu.layer_norm_bwd, LAYER_NORM_BWD, 15, {
         "rows": 10, "cols": 11, "dy_row_stride": 12, "dsummed_row_stride": 13, "x_row_stride": 14,
     }  # fmt: skip
+    yield "activation_fwd", _cpu.activation_fwd, ACTIVATION_FWD, 6, {"n": 2}
+    yield "activation_bwd", _cpu.activation_bwd, ACTIVATION_BWD, 7, {"n": 3}
+    yield "dropout", _cpu.dropout, DROPOUT, 6, {"n": 3}
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
 
@@ -158,6 +177,6 @@ def test_python_knows_every_number_of_the_enums():
     assert list(_cpu.ATTENTION_PASSES) == members("attention.h", "AttentionPass")
     masks = members("attention.h", "MaskType")
     assert _cpu.MASK_TYPES == {"none": -1, "boolean": len(masks) - 2} and NO_MASK == -1
-    cases = re.findall(r"case (\d+): return f\((\w+)\{\}\)", (COMMON / "activations.inc").read_text())
+    cases = re.findall(r"case (\d+): return f\((\w+)\{.*?\}\)", (COMMON / "activations.inc").read_text())
     structs = ["".join(part.capitalize() for part in name.split("_")) for name in ACTIVATIONS]
     assert cases == [(str(number), struct) for number, struct in enumerate(structs)]

@@ -5,6 +5,7 @@ import torch
 from helpers import assert_error_within, use
 
 import pyflash.functional as PF
+from pyflash.activations import rows_by
 
 opinfo = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
@@ -12,11 +13,7 @@ FUNCTIONS = {
     "nn.functional.linear": PF.linear,
     "nn.functional.layer_norm": PF.layer_norm,
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
-    "nn.functional.gelu": PF.gelu,
-    "nn.functional.relu": PF.relu,
-    "nn.functional.silu": PF.silu,
-    "tanh": PF.tanh,
-    "sigmoid": PF.sigmoid,
+    **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }
 INFOS = [info for info in opinfo.op_db if info.name in FUNCTIONS and not info.variant_test_name]
 

@@ -50,7 +50,7 @@ def test_linear(M, N, K, activation, bias, dtype):
         return function(preact), preact
 
     outputs = x.new_empty(M, N), x.new_empty(M, N)
-    ours = fill(linear.linear_fwd, (x, weight, bias, activation, True), *outputs)
+    ours = fill(linear.linear_fwd, (x, weight, bias, activation, 0.0, 0.0, True), *outputs)
     assert_error_within(ours, reference(dtype), reference(torch.float64), x, weight)
 
 
@@ -70,9 +70,13 @@ def test_products_of_many_iterations(M, N, K, dtype):
     x, weight, dy = torch.randn(M, K).to(dtype), torch.randn(N, K).to(dtype), torch.randn(M, N).to(dtype)
     bias = torch.randn(N).to(dtype)
     grads = fill(
-        linear.linear_bwd, (dy, x, weight, dy, "", True, True, True), x.new_empty(M, K), x.new_empty(N, K), bias.clone()
+        linear.linear_bwd,
+        (dy, x, weight, dy, "", 0.0, 0.0, True, True, True),
+        x.new_empty(M, K),
+        x.new_empty(N, K),
+        bias.clone(),
     )
-    y, _ = fill(linear.linear_fwd, (x, weight, bias, "", True), x.new_empty(M, N), x.new_empty(M, N))
+    y, _ = fill(linear.linear_fwd, (x, weight, bias, "", 0.0, 0.0, True), x.new_empty(M, N), x.new_empty(M, N))
 
     def reference(dtype):
         a, w, d = x.to(dtype), weight.to(dtype), dy.to(dtype)
@@ -103,7 +107,7 @@ def test_a_wide_tile_is_finished_in_halves(monkeypatch, bias):
         return F.silu(preact), preact
 
     outputs = x.new_empty(40, 300), x.new_empty(40, 300)
-    ours = fill(linear.linear_fwd, (x, weight, bias, "silu", True), *outputs)
+    ours = fill(linear.linear_fwd, (x, weight, bias, "silu", 0.0, 0.0, True), *outputs)
     assert_error_within(ours, reference(torch.bfloat16), reference(torch.float64), x, weight)
 
 

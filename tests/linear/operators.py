@@ -3,9 +3,9 @@
 import torch
 
 OPERATORS = {
-    "linear_fwd": lambda: [(torch.randn(4, 6), torch.randn(5, 6), torch.randn(5), "gelu", True)],
+    "linear_fwd": lambda: [(torch.randn(4, 6), torch.randn(5, 6), torch.randn(5), "leaky_relu", 0.2, 0.0, True)],
     "linear_bwd": lambda: [
-        (torch.randn(4, 5), torch.randn(4, 6), torch.randn(5, 6), torch.randn(4, 5), "gelu", True, True, True)
+        (torch.randn(4, 5), torch.randn(4, 6), torch.randn(5, 6), torch.randn(4, 5), "gelu", 0.0, 0.0, True, True, True)
     ],
     "matmul": lambda: [(torch.randn(4, 6), torch.randn(5, 6).t())],
 }

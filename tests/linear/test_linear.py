@@ -1,18 +1,21 @@
 """Linear and Linear with an activation on every backend against float64 torch; packed weights: test_linear_cache."""
 
+import re
 import threading
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from activations import CALLS
 from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
 from property_tests import given, settings, st
 
 import pyflash.functional as PF
-from pyflash.activations import ACTIVATIONS
+from pyflash import nn
 from pyflash.ops.core.registry import Op
 from pyflash.ops.linear import linear as ops
+from pyflash.ops.pointwise.argument import activated, resolve
 
 BACKENDS = backend_params("cpu")
 
@@ -59,7 +62,7 @@ def make(input, weight, bias, layout, dtype=torch.float32):
 
 
 def reference(activation):
-    return lambda x, w, b: ops._activated(F.linear(x, w, b), activation)
+    return lambda x, w, b: activated(F.linear(x, w, b), resolve("linear_act", activation or None))
 
 
 def public(activation):
@@ -90,7 +93,7 @@ def test_matches_float64(case, dtype, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ["", *ACTIVATIONS])
+@pytest.mark.parametrize("activation", ["", *(call.argument for call in CALLS.values())], ids=str)
 def test_activations_match_float64(activation, dtype, backend):
     # Half types: torch rounds the pre-activation between its two steps as we do not; its error varies, ours is within.
     for shape in ((7, 20), (70, 20), (70,)), ((2, 3, 140), (9, 140), None):
@@ -308,6 +311,49 @@ def test_other_arguments_are_refused():
         PF.linear(x.to_sparse(), weight)
     integers = torch.arange(6).view(2, 3)
     assert torch.equal(PF.linear(integers, integers), F.linear(integers, integers))
+
+
+@pytest.mark.parametrize(
+    "activation, slope",
+    [
+        ("leaky_relu", 0.01),
+        (("leaky_relu", {}), 0.01),
+        (("leaky_relu", {"negative_slope": 0.2}), 0.2),
+        (torch.nn.LeakyReLU(0.3), 0.3),
+        (nn.LeakyReLU(0.3), 0.3),
+    ],
+    ids=str,
+)
+def test_what_an_activation_may_be(activation, slope):
+    x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+    with use("cpu"):
+        y = PF.linear_act(x, weight, bias, activation)
+    torch.testing.assert_close(y, F.leaky_relu(F.linear(x, weight, bias), slope))
+
+
+@pytest.mark.parametrize(
+    "error, message, activation",
+    [
+        (ValueError, "activation is ('swish', {}), expected None or one of", ("swish", {})),
+        (ValueError, "activation is a Linear, expected None or one of", torch.nn.Linear(2, 2)),
+        (ValueError, "activation is 3, expected None or one of", 3),
+        (
+            ValueError,
+            "activation 'leaky_relu' is given 'slope'; its parameters are negative_slope",
+            ("leaky_relu", {"slope": 1}),
+        ),
+        (ValueError, "activation 'relu' is given 'slope'; its parameters are none", ("relu", {"slope": 1})),
+        (
+            TypeError,
+            "negative_slope of activation 'leaky_relu' is 'a', expected a number",
+            ("leaky_relu", {"negative_slope": "a"}),
+        ),
+    ],
+    ids=str,
+)
+def test_what_an_activation_may_not_be(error, message, activation):
+    with pytest.raises(error, match=re.escape(f"pyflash.linear_act: {message}")):
+        PF.linear_act(torch.randn(3, 2), torch.randn(2, 2), None, activation)
 
 
 # ---- threads ------------------------------------------------------------------------------------------------------

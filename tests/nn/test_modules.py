@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 
+import activations
 import pytest
 import torch
 from helpers import use
@@ -27,12 +28,7 @@ SMALL = [  # name, constructor arguments, input shape
     ("LayerNorm", (16,), {"elementwise_affine": False}, (4, 16)),
     ("Dropout", (0.0,), {}, (4, 16)),
     ("Dropout", (1.0,), {}, (4, 16)),
-    ("ReLU", (), {}, (4, 16)),
-    ("GELU", (), {}, (4, 16)),
-    ("GELU", ("tanh",), {}, (4, 16)),
-    ("SiLU", (), {}, (4, 16)),
-    ("Tanh", (), {}, (4, 16)),
-    ("Sigmoid", (), {}, (4, 16)),
+    *((name, args, {}, (4, 16)) for name, args in activations.MODULES),
 ]
 COMPOSED = [
     ("MultiheadAttention", (12, 3), {}),

@@ -4,7 +4,7 @@ import torch
 from operator_arguments import SEED
 
 OPERATORS = {
-    "activation_fwd": lambda: [(torch.randn(3, 5), "gelu"), (torch.randn(0, 5), "relu")],
-    "activation_bwd": lambda: [(torch.randn(3, 5), torch.randn(3, 5), "gelu")],
+    "activation_fwd": lambda: [(torch.randn(3, 5), "gelu", 0.0, 0.0), (torch.randn(0, 5), "leaky_relu", 0.2, 0.0)],
+    "activation_bwd": lambda: [(torch.randn(3, 5), torch.randn(3, 5), "leaky_relu", 0.2, 0.0)],
     "dropout": lambda: [(torch.randn(6, 20), SEED, 0.5)],
 }

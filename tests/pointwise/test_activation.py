@@ -1,13 +1,14 @@
 """Every row of the activation table on every backend, against torch's own function."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
+from activations import CALLS, OTHER_VALUES
 from helpers import FLOAT_DTYPES, assert_error_within, backend_params, on_its_device, run, use
 
+import pyflash
 import pyflash.functional as PF
+from pyflash import nn
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import pointwise as auto
 from pyflash.auto.processor import Place
@@ -24,11 +25,6 @@ CASES = [  # shape, layout, why it is here
     ((), "contiguous", "no dimensions"),
 ]
 
-PUBLIC = {
-    name: partial(getattr(PF, row.function), **dict([row.attribute] if row.attribute else []))
-    for name, row in ACTIVATIONS.items()
-}
-
 
 def make(shape, layout):
     x = torch.randn(shape) * 3
@@ -41,16 +37,22 @@ def make(shape, layout):
     return x
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_parameter_is_given_another_value():
+    for row in ACTIVATIONS.values():
+        given = {name for values in OTHER_VALUES.get(row.name, ()) for name in values}
+        assert given == {name for name, _ in row.parameters}
+
+
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("backend", backend_params())
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_matches_float64(name, backend, dtype):
     for shape, layout, _why in CASES:
         x = make(shape, layout).to(dtype)
         dy = torch.randn(shape, dtype=dtype)
-        reference = ACTIVATIONS[name].reference
+        ours, reference = CALLS[name].ours, CALLS[name].reference
         truth = run(reference, [x], dy, torch.float64)
-        assert_error_within(run(PUBLIC[name], [x], dy, backend=backend), run(reference, [x], dy), truth, dy)
+        assert_error_within(run(ours, [x], dy, backend=backend), run(reference, [x], dy), truth, dy)
 
 
 # torch's own GELU cancels in the left tail even in float64.
@@ -66,7 +68,7 @@ def ulp_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
     return ((ours.double() - truth).abs() / torch.exp2(exponent.double() - 24)).max().item()
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
 def test_max_ulp_over_the_whole_range(name, backend):
     """Every 4001st float: all exponents, both signs."""
@@ -74,17 +76,17 @@ def test_max_ulp_over_the_whole_range(name, backend):
     x = on_its_device(torch.from_numpy(bits.view(np.float32)))
     x = x[x.isfinite()]
     with use(backend):
-        y = PUBLIC[name](x)
-    truth = WITHOUT_CANCELLATION.get(name, ACTIVATIONS[name].reference)(x.double())
+        y = CALLS[name].ours(x)
+    truth = WITHOUT_CANCELLATION.get(name, CALLS[name].reference)(x.double())
     # near the subnormals a factor is one already, and a product has no more digits than it
     normal = truth.abs().to(torch.float32).isfinite() & ((truth.abs() >= 2.0**-118) | (truth == 0))
     on_a_gpu = backend == "triton" and not backends.INTERPRETING
-    limit = ACTIVATIONS[name].max_ulp + (ACTIVATIONS[name].gpu_ulp if on_a_gpu else 0)
+    limit = CALLS[name].row.max_ulp + (CALLS[name].row.gpu_ulp if on_a_gpu else 0)
     assert ulp_error(y[normal], truth[normal]) <= limit
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("backend", backend_params("triton"))
 def test_every_half_value_is_rounded_once(name, backend, dtype):
     """The coarse forms of kernels/primitives.py are within 2^-15, which a half type's rounding hides but for that much."""
@@ -92,8 +94,8 @@ def test_every_half_value_is_rounded_once(name, backend, dtype):
     x = on_its_device(torch.arange(-(2**15), 2**15, device="cpu").to(torch.int16).view(dtype))
     x = x[x.isfinite()]
     with use(backend):
-        y = PUBLIC[name](x)
-    truth = WITHOUT_CANCELLATION.get(name, ACTIVATIONS[name].reference)(x.double())
+        y = CALLS[name].ours(x)
+    truth = WITHOUT_CANCELLATION.get(name, CALLS[name].reference)(x.double())
     # float32's own subnormals, which bfloat16 shares, are another matter, and 2^-118 as in the test above
     least = 2.0**-118 if dtype == torch.bfloat16 else 0.0
     kept = (truth.abs() <= torch.finfo(dtype).max) & (truth.abs() >= least) & (x.double().abs() >= least)
@@ -102,22 +104,22 @@ def test_every_half_value_is_rounded_once(name, backend, dtype):
     assert error.max() <= 0.5 + 2.0 ** (digits - 15)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
 def test_special_values(name, backend):
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40, 3e38, -3e38])
     with use(backend):
-        y = PUBLIC[name](x)
+        y = CALLS[name].ours(x)
     # in float64: torch's float32 GELU of infinity is NaN where its float64 one is infinite
-    torch.testing.assert_close(y, ACTIVATIONS[name].reference(x.double()).float(), equal_nan=True)
+    torch.testing.assert_close(y, CALLS[name].reference(x.double()).float(), equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", CALLS)
 def test_gradients_of_gradients(name):
     x = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     with use("cpu"):
-        assert torch.autograd.gradcheck(PUBLIC[name], (x,))
-        assert torch.autograd.gradgradcheck(PUBLIC[name], (x,))
+        assert torch.autograd.gradcheck(CALLS[name].ours, (x,))
+        assert torch.autograd.gradgradcheck(CALLS[name].ours, (x,))
 
 
 def test_backward_after_the_context_has_ended():
@@ -170,7 +172,7 @@ def _overrun(x, y):
 
 def test_dense_memory_is_not_copied():
     x = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last)
-    assert activation_fwd(x, "relu", "cpu").stride() == x.stride()
+    assert activation_fwd(x, "relu", 0.0, 0.0, "cpu").stride() == x.stride()
 
 
 AUTO = [  # where no table speaks: name, is the processor Intel's, elements, dtype, does `auto` take ours
@@ -220,3 +222,64 @@ def test_in_place_has_torchs_gradient(name, backend):
     torch.testing.assert_close(ours.grad, theirs.grad)
     with use(backend), pytest.raises(RuntimeError):
         getattr(PF, name)(ours, inplace=True)  # a leaf that requires its gradient
+
+
+WITH_PARAMETERS = [row.name for row in ACTIVATIONS.values() if row.parameters and row.module]
+
+
+@pytest.mark.parametrize("name", WITH_PARAMETERS)
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
+def test_a_module_computes_with_what_its_attributes_are_now(name, is_compiled):
+    row, (first, *others) = ACTIVATIONS[name], OTHER_VALUES[name]
+    ours, theirs = (getattr(of, row.module)(**first) for of in (nn, torch.nn))
+    function = torch.compile(ours, fullgraph=True, backend="aot_eager") if is_compiled else ours
+    x = torch.linspace(-9, 9, 50)
+    for values in (first, *others):
+        for module in (ours, theirs):
+            vars(module).update(values)
+        with use("cpu"):
+            y = function(x)
+        torch.testing.assert_close(y, theirs(x))
+        assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("name", WITH_PARAMETERS)
+def test_a_linear_takes_the_parameters_of_the_module_behind(name):
+    row, x = ACTIVATIONS[name], torch.randn(3, 4)
+    linear = torch.nn.Linear(4, 5)
+    for values in OTHER_VALUES[name]:
+        model = torch.nn.Sequential(linear, getattr(torch.nn, row.module)(**values))
+        expected = model(x)
+        pyflash.replace(model)
+        backends.counts.clear()
+        with use("cpu"):
+            torch.testing.assert_close(model(x), expected)
+        assert ("linear_act", "cpu", "") in backends.counts
+        pyflash.restore(model)
+
+
+def test_what_is_no_number_is_torchs_to_take_or_refuse():
+    x = torch.randn(9)
+    with use("cpu"):
+        torch.testing.assert_close(
+            PF.leaky_relu(x, torch.tensor(0.25)), torch.nn.functional.leaky_relu(x, torch.tensor(0.25))
+        )
+        with pytest.raises(TypeError):
+            PF.leaky_relu(x, "a")
+
+
+@pytest.mark.parametrize("name", [row.function for row in ACTIVATIONS.values() if row.inplace])
+def test_torchs_functions_in_place_are_ours_under_overrides(name):
+    row = ACTIVATIONS[name]
+    values = list(OTHER_VALUES[name][0].values()) if row.parameters else []
+    for of in (torch.nn.functional, torch, torch.Tensor):
+        function = getattr(of, f"{name}_", None)
+        if function is None:
+            continue
+        x = torch.linspace(-5, 5, 20)
+        expected = row.reference(x, *values)
+        backends.counts.clear()
+        with use("cpu"), pyflash.overrides():
+            y = function(x, *values)
+        assert y is x and (name, "cpu", "") in backends.counts
+        torch.testing.assert_close(x, expected)

@@ -23,14 +23,14 @@ PF_INLINE gemm::Product<S> product_of(const LinearFwd& p) {
 
 struct NoActivation {
   template <class V>
-  PF_INLINE V forward(V x) {
+  PF_MEMBER V forward(V x) const {
     return x;
   }
 };
 
 template <class F>
-PF_INLINE void for_optional_activation(int activation, F f) {
-  if (activation < 0) return f(NoActivation{});
+PF_INLINE void for_optional_activation(const Activation& activation, F f) {
+  if (activation.row < 0) return f(NoActivation{});
   pointwise::for_activation(activation, f);
 }
 
@@ -40,6 +40,7 @@ struct Epilogue {
   int64_t bias_row_stride;
   S *y, *preact;
   int64_t n;
+  Act act;
   inline __attribute__((always_inline)) const S* place(int64_t row, int64_t column) const {
     return y + row * n + column;
   }
@@ -48,7 +49,7 @@ struct Epilogue {
     if (bias) z += load_n(bias + row * bias_row_stride + column, count);
     const int64_t at = row * n + column;
     if (preact) store_n(preact + at, z, count);
-    store_n(y + at, Act::forward(z), count);
+    store_n(y + at, act.forward(z), count);
   }
 };
 
@@ -58,7 +59,7 @@ void fwd(const LinearFwd& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
     for_optional_activation(p.activation, [&](auto act) {
-      Epilogue<S, decltype(act)> element{(const S*)p.bias, p.bias_row_stride, (S*)p.y, (S*)p.preact, p.n};
+      Epilogue<S, decltype(act)> element{(const S*)p.bias, p.bias_row_stride, (S*)p.y, (S*)p.preact, p.n, act};
       gemm::multiply(product_of<S>(p), p.workspace, gemm::sink_of<Acc<S>>(element), num_threads);
     });
   });

@@ -10,21 +10,22 @@ namespace {
 
 // From the end to the beginning: an output often lies one cache line further into its page than the input (allocated
 // one after the other), and a load whose low 12 bits are those of a store just before it waits for that store.
+// The activation comes by value: what its parameters make of it is set before the loop.
 
 template <class S, class Act>
-void activation_fwd_range(const S* x, S* y, int64_t n) {
+void activation_fwd_range(const Act act, const S* x, S* y, int64_t n) {
   constexpr int lanes = kLanes<Acc<S>>;
   int64_t i = n / lanes * lanes;
-  if (i < n) store_n(y + i, Act::forward(load_n(x + i, n - i)), n - i);
-  while ((i -= lanes) >= 0) store(y + i, Act::forward(load(x + i)));
+  if (i < n) store_n(y + i, act.forward(load_n(x + i, n - i)), n - i);
+  while ((i -= lanes) >= 0) store(y + i, act.forward(load(x + i)));
 }
 
 template <class S, class Act>
-void activation_bwd_range(const S* dy, const S* saved, S* dx, int64_t n) {
+void activation_bwd_range(const Act act, const S* dy, const S* saved, S* dx, int64_t n) {
   constexpr int lanes = kLanes<Acc<S>>;
   int64_t i = n / lanes * lanes;
-  if (i < n) store_n(dx + i, Act::backward(load_n(dy + i, n - i), load_n(saved + i, n - i)), n - i);
-  while ((i -= lanes) >= 0) store(dx + i, Act::backward(load(dy + i), load(saved + i)));
+  if (i < n) store_n(dx + i, act.backward(load_n(dy + i, n - i), load_n(saved + i, n - i)), n - i);
+  while ((i -= lanes) >= 0) store(dx + i, act.backward(load(dy + i), load(saved + i)));
 }
 
 }  // namespace
@@ -34,7 +35,7 @@ void activation_fwd(const ActivationFwd& p, int num_threads) {
     using S = decltype(storage);
     for_activation(p.activation, [&](auto act) {
       parallel_ranges(p.n, kElementwiseGrain, num_threads, [&](int64_t begin, int64_t end) {
-        activation_fwd_range<S, decltype(act)>((const S*)p.x + begin, (S*)p.y + begin, end - begin);
+        activation_fwd_range<S>(act, (const S*)p.x + begin, (S*)p.y + begin, end - begin);
       });
     });
   });
@@ -45,8 +46,7 @@ void activation_bwd(const ActivationBwd& p, int num_threads) {
     using S = decltype(storage);
     for_activation(p.activation, [&](auto act) {
       parallel_ranges(p.n, kElementwiseGrain, num_threads, [&](int64_t begin, int64_t end) {
-        activation_bwd_range<S, decltype(act)>((const S*)p.dy + begin, (const S*)p.saved + begin, (S*)p.dx + begin,
-                                               end - begin);
+        activation_bwd_range<S>(act, (const S*)p.dy + begin, (const S*)p.saved + begin, (S*)p.dx + begin, end - begin);
       });
     });
   });

@@ -15,7 +15,7 @@ from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.pointwise._cpu_activation import ACTIVATION_IDS, activation_bwd
 
 
-def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
+def linear_fwd(x, weight, bias, activation, first, second, save_preact, y, preact):
     """bindings/linear.cpp reads the tuples field by field, in this order."""
     (m, k), n, dtype, threads = x.shape, weight.shape[0], DTYPES[x.dtype], torch.get_num_threads()
     (x_row, x_column), (weight_row, weight_column) = x.stride(), weight.stride()
@@ -24,21 +24,23 @@ def linear_fwd(x, weight, bias, activation, save_preact, y, preact):
         x.data_ptr(), x_row, x_column, weight.data_ptr(), weight_row, weight_column,
         0 if bias is None else bias.data_ptr(), bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
         y.data_ptr(), preact.data_ptr() if save_preact else 0, workspace.data_ptr(), m, n, k,
-        ACTIVATION_IDS[activation] if activation else -1, dtype,
+        ACTIVATION_IDS[activation], first, second, dtype,
     )  # fmt: skip
     _cpu.linear_fwd(problem, threads)
 
 
 def matmul(a, b, c):
-    linear_fwd(a, b.t(), None, "", False, c, None)
+    linear_fwd(a, b.t(), None, "", 0.0, 0.0, False, c, None)
 
 
-def linear_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbias, dx, dweight, dbias):
+def linear_bwd(
+    dy, x, weight, saved, activation, first, second, need_dx, need_dweight, need_dbias, dx, dweight, dbias
+):  # fmt: skip
     dz = dy
     if activation:
         dz = take_workspace(dy.numel() * dy.element_size(), "dz")[: dy.numel() * dy.element_size()].view(dy.dtype)
         dz = dz.view(dy.shape)
-        activation_bwd(dy.contiguous(), saved, activation, dz)
+        activation_bwd(dy.contiguous(), saved, activation, first, second, dz)
     if need_dx:
         matmul(dz, weight, dx)
     if need_dweight:

@@ -22,6 +22,7 @@ from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.packed_weights import packed_weights
 from pyflash.ops.core.registry import Op
 from pyflash.ops.pointwise.activation import activation_bwd
+from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, activated, resolve
 
 OPERATIONS = {
     name: Operation(
@@ -31,18 +32,14 @@ OPERATIONS = {
 }
 
 
-def _activated(z, activation):
-    return ACTIVATIONS[activation].reference(z) if activation else z
-
-
-def _fwd_outputs(x, weight, bias, activation, save_preact):
+def _fwd_outputs(x, weight, bias, activation, first, second, save_preact):
     rows, cols = x.shape[0], weight.shape[0]  # sizes as numbers: a tuple of them costs new_empty 0.5 us, a Size 1.1
     return x.new_empty(rows, cols), x.new_empty(rows, cols) if save_preact else x.new_empty(0)
 
 
-def _reference_fwd(x, weight, bias, activation, save_preact):
+def _reference_fwd(x, weight, bias, activation, first, second, save_preact):
     z = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
-    y = _activated(z, activation) if activation else z
+    y = ACTIVATIONS[activation].of(z, (first, second)) if activation else z
     return y, z if save_preact else z.new_empty(0)
 
 
@@ -51,7 +48,8 @@ def _fwd_flops(x, weight, *_, **__):
 
 
 _fwd = Op(
-    "linear_fwd(Tensor x, Tensor weight, Tensor? bias, str activation, bool save_preact, str backend)"
+    "linear_fwd(Tensor x, Tensor weight, Tensor? bias, str activation, float first, float second, bool save_preact,"
+    " str backend)"
     " -> (Tensor y, Tensor preact)",
     outputs=_fwd_outputs,
     reference=_reference_fwd,
@@ -71,7 +69,7 @@ _matmul = Op(
 )
 
 
-def _bwd_outputs(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbias):
+def _bwd_outputs(dy, x, weight, saved, activation, first, second, need_dx, need_dweight, need_dbias):
     return (
         x.new_empty(x.shape if need_dx else (0,)),
         x.new_empty(weight.shape if need_dweight else (0,)),
@@ -79,8 +77,8 @@ def _bwd_outputs(dy, x, weight, saved, activation, need_dx, need_dweight, need_d
     )
 
 
-def _reference_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need_dbias):
-    dz = activation_bwd(dy, saved, activation, "torch") if activation else dy
+def _reference_bwd(dy, x, weight, saved, activation, first, second, need_dx, need_dweight, need_dbias):
+    dz = activation_bwd(dy, saved, activation, first, second, "torch") if activation else dy
     nothing = dy.new_empty(0)
     return (
         dz @ weight if need_dx else nothing,
@@ -89,13 +87,13 @@ def _reference_bwd(dy, x, weight, saved, activation, need_dx, need_dweight, need
     )
 
 
-def _bwd_flops(dy, x, weight, saved, activation, need_dx, need_dweight, *_, **__):
+def _bwd_flops(dy, x, weight, saved, activation, first, second, need_dx, need_dweight, *_, **__):
     return (need_dx + need_dweight) * _fwd_flops(x, weight)
 
 
 _bwd = Op(  # unneeded gradients are empty
-    "linear_bwd(Tensor dy, Tensor x, Tensor weight, Tensor? saved, str activation, bool need_dx, bool need_dweight,"
-    " bool need_dbias, str backend) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    "linear_bwd(Tensor dy, Tensor x, Tensor weight, Tensor? saved, str activation, float first, float second,"
+    " bool need_dx, bool need_dweight, bool need_dbias, str backend) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     outputs=_bwd_outputs,
     reference=_reference_bwd,
     flops=_bwd_flops,
@@ -129,41 +127,43 @@ def matmul(a, b, backend):
 
 class _Linear(Function):
     @staticmethod
-    def forward(x, weight, bias, activation, save_preact, backend):
-        return _fwd(x, weight, bias, activation, save_preact, backend)
+    def forward(x, weight, bias, activation, first, second, save_preact, backend):
+        return _fwd(x, weight, bias, activation, first, second, save_preact, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        x, weight, bias, ctx.activation, save_preact, ctx.backend = inputs
+        x, weight, bias, activation, first, second, save_preact, ctx.backend = inputs
         y, preact = outputs
         ctx.mark_non_differentiable(preact)
         ctx.set_materialize_grads(False)  # zeros for preact would be as large as the result
-        saved = None if not ctx.activation else preact if save_preact else y
+        ctx.activation = (activation, first, second)
+        saved = None if not activation else preact if save_preact else y
         ctx.save_for_backward(x, weight, bias, saved)
 
     @staticmethod
     def backward(ctx, dy, _):
         if dy is None:
-            return (None,) * 6
+            return (None,) * 8
         x, weight, bias, saved = ctx.saved_tensors
         need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled() and (bias is None or bias.dim() == 1):
             dx, dweight, dbias = _bwd(
-                dy, x, weight, saved, ctx.activation, need_dx, need_dweight, need_dbias, ctx.backend
+                dy, x, weight, saved, *ctx.activation, need_dx, need_dweight, need_dbias, ctx.backend
             )
             grads = (dx if need_dx else None, dweight if need_dweight else None, dbias if need_dbias else None)
-            return *grads, None, None, None
-        if ctx.activation:
-            if ACTIVATIONS[ctx.activation].saves == "x":
+            return *grads, None, None, None, None, None
+        name, *_ = ctx.activation
+        if name:
+            if ACTIVATIONS[name].saves == "x":
                 # The saved pre-activation knows nothing of what it was computed from.
-                saved = apply(_Linear, x, weight, bias, "", False, ctx.backend)[0]
-            dy = activation_bwd(dy, saved, ctx.activation, ctx.backend)
+                saved = apply(_Linear, x, weight, bias, *NO_ACTIVATION, False, ctx.backend)[0]
+            dy = activation_bwd(dy, saved, *ctx.activation, ctx.backend)
         dx = matmul(dy, weight, ctx.backend) if need_dx else None
         dweight = matmul(dy.t(), x, ctx.backend) if need_dweight else None
         dbias = None
         if need_dbias:
             dbias = dy.sum(0) if bias.dim() == 1 else dy
-        return dx, dweight, dbias, None, None, None
+        return dx, dweight, dbias, None, None, None, None, None
 
 
 def linear_fwd(x, weight, bias, activation, backend):
@@ -173,7 +173,7 @@ def linear_fwd(x, weight, bias, activation, backend):
         x: [M, K], any strides.
         weight: [N, K], any strides.
         bias: [N] or [M, N], or None.
-        activation: a row of the table, or "".
+        activation: a row of the table and the values of its parameters, or NO_ACTIVATION.
     """
     if bias is not None and not bias.is_contiguous() and bias.stride(-1) != 1:
         bias = bias.contiguous()
@@ -181,10 +181,10 @@ def linear_fwd(x, weight, bias, activation, backend):
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
     if grads:
-        save_preact = bool(activation) and ACTIVATIONS[activation].saves == "x"
-        call, args = way(_Linear, (x, weight, bias, activation, save_preact, backend))
+        save_preact = bool(activation[0]) and ACTIVATIONS[activation[0]].saves == "x"
+        call, args = way(_Linear, (x, weight, bias, *activation, save_preact, backend))
         return call(*args)[0]
-    return _fwd(x, weight, bias, activation, False, backend)[0]
+    return _fwd(x, weight, bias, *activation, False, backend)[0]
 
 
 def _check(operation, input, weight, bias):
@@ -355,32 +355,26 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
             raise
     if is_torchs is False and are_usual(input, weight, bias) and _is_simple(input, weight, bias):
         counts["linear", "cpu", ""] += 1
-        return _of_rows(input, weight, bias, "", "auto")
+        return _of_rows(input, weight, bias, NO_ACTIVATION, "auto")
     return _linear(
-        "linear", input, weight, bias, "", partial(F.linear, input, weight, bias)
+        "linear", input, weight, bias, NO_ACTIVATION, partial(F.linear, input, weight, bias)
     )  # a closure costs each call
 
 
 def linear_act(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = "gelu"
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: ActivationArgument = "gelu"
 ) -> torch.Tensor:
     """activation(input weight^T + bias), the activation applied before the result leaves the registers.
 
     Args:
         input, weight, bias: as `linear`.
-        activation: a row of the activation table (pyflash/activations.py), or None.
+        activation: a row of the activation table (pyflash/activations.py), such a row and values of its parameters as
+            `("leaky_relu", {"negative_slope": 0.2})`, a module of torch.nn that computes one, or None.
     Raises:
         ValueError: no such activation.  RuntimeError: shapes, types or devices disagree.
     """
-    expect(
-        activation is None or activation in ACTIVATIONS,
-        "linear_act",
-        lambda: f"activation is {activation!r}, expected None or one of {', '.join(ACTIVATIONS)}",
-    )
-    activation = activation or ""
-    return _linear(
-        "linear_act", input, weight, bias, activation, lambda: _activated(F.linear(input, weight, bias), activation)
-    )
+    of = resolve("linear_act", activation)
+    return _linear("linear_act", input, weight, bias, of, lambda: activated(F.linear(input, weight, bias), of))
 
 
 def clear_cache() -> None:

@@ -1,4 +1,4 @@
-"""Element-wise activations over dense memory."""
+"""Element-wise activations over dense memory; bindings/pointwise.cpp reads the tuples field by field, in this order."""
 
 import torch
 
@@ -7,16 +7,19 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.ops.core.native import DTYPES
 
 ACTIVATION_IDS = {name: number for number, name in enumerate(ACTIVATIONS)}  # csrc/common/activations.inc
+ACTIVATION_IDS[""] = -1  # none, where there may be none
 
 
-def activation_fwd(x, activation, y):
-    _cpu.activation_fwd(
-        x.data_ptr(), y.data_ptr(), x.numel(), ACTIVATION_IDS[activation], DTYPES[x.dtype], torch.get_num_threads()
-    )
-
-
-def activation_bwd(dy, saved, activation, dx):
-    _cpu.activation_bwd(
-        dy.data_ptr(), saved.data_ptr(), dx.data_ptr(), dy.numel(),
-        ACTIVATION_IDS[activation], DTYPES[dy.dtype], torch.get_num_threads(),
+def activation_fwd(x, activation, first, second, y):
+    problem = (
+        x.data_ptr(), y.data_ptr(), x.numel(), ACTIVATION_IDS[activation], first, second, DTYPES[x.dtype]
     )  # fmt: skip
+    _cpu.activation_fwd(problem, torch.get_num_threads())
+
+
+def activation_bwd(dy, saved, activation, first, second, dx):
+    problem = (
+        dy.data_ptr(), saved.data_ptr(), dx.data_ptr(), dy.numel(),
+        ACTIVATION_IDS[activation], first, second, DTYPES[dy.dtype],
+    )  # fmt: skip
+    _cpu.activation_bwd(problem, torch.get_num_threads())

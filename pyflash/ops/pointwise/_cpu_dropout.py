@@ -1,4 +1,4 @@
-"""Dropout over dense memory."""
+"""Dropout over dense memory; bindings/pointwise.cpp reads the tuple field by field, in this order."""
 
 import torch
 
@@ -8,7 +8,7 @@ from pyflash.ops.core.native import DTYPES
 
 
 def dropout(x, seed, p, y):
-    _cpu.dropout(
-        x.data_ptr(), seed.data_ptr(), y.data_ptr(), x.numel(),
-        threshold(p), keep_scale(p), DTYPES[x.dtype], torch.get_num_threads(),
+    problem = (
+        x.data_ptr(), seed.data_ptr(), y.data_ptr(), x.numel(), threshold(p), keep_scale(p), DTYPES[x.dtype]
     )  # fmt: skip
+    _cpu.dropout(problem, torch.get_num_threads())

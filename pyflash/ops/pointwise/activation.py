@@ -33,25 +33,28 @@ _TORCH = {
     "normal_pdf": lambda x: torch.exp(-0.5 * x * x) * 0.3989422804014327,
     "where": torch.where,
 }
+NO_VALUES = (0.0, 0.0)
 _BACKWARD = {name: compile(row.backward, f"<{name}.backward>", "eval") for name, row in ACTIVATIONS.items()}
 
 
-def _reference_bwd(dy, saved, activation):
-    names = {"dy": dy, ACTIVATIONS[activation].saves: saved, "__builtins__": {}}
+def _reference_bwd(dy, saved, activation, *values):
+    row = ACTIVATIONS[activation]
+    names = {"dy": dy, row.saves: saved, "__builtins__": {}}
+    names |= {name: value for (name, _), value in zip(row.parameters, values)}
     return (eval(_BACKWARD[activation], {**_TORCH, **names}),)
 
 
 _fwd = Op(
-    "activation_fwd(Tensor x, str activation, str backend) -> Tensor",
-    outputs=lambda x, activation: (torch.empty_like(x),),
-    reference=lambda x, activation: (ACTIVATIONS[activation].reference(x),),
+    "activation_fwd(Tensor x, str activation, float first, float second, str backend) -> Tensor",
+    outputs=lambda x, activation, first, second: (torch.empty_like(x),),
+    reference=lambda x, activation, first, second: (ACTIVATIONS[activation].of(x, (first, second)),),
     differentiable=True,
     triton="pyflash.kernels.pointwise.activation:activation_fwd",
     cpu="pyflash.ops.pointwise._cpu_activation:activation_fwd",
 )
 _bwd = Op(
-    "activation_bwd(Tensor dy, Tensor saved, str activation, str backend) -> Tensor",
-    outputs=lambda dy, saved, activation: (torch.empty_like(saved),),
+    "activation_bwd(Tensor dy, Tensor saved, str activation, float first, float second, str backend) -> Tensor",
+    outputs=lambda dy, saved, activation, first, second: (torch.empty_like(saved),),
     reference=_reference_bwd,
     triton="pyflash.kernels.pointwise.activation:activation_bwd",
     cpu="pyflash.ops.pointwise._cpu_activation:activation_bwd",
@@ -60,44 +63,49 @@ _bwd = Op(
 
 class _Activation(Function):
     @staticmethod
-    def forward(x, activation, backend):
-        return _fwd(x, activation, backend)
+    def forward(x, activation, first, second, backend):
+        return _fwd(x, activation, first, second, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.activation, ctx.backend = inputs
-        ctx.save_for_backward(x if ACTIVATIONS[ctx.activation].saves == "x" else output)
+        x, *ctx.rest = inputs
+        ctx.save_for_backward(x if ACTIVATIONS[inputs[1]].saves == "x" else output)
 
     @staticmethod
     def backward(ctx, dy):
-        return activation_bwd(dy, ctx.saved_tensors[0], ctx.activation, ctx.backend), None, None
+        return activation_bwd(dy, ctx.saved_tensors[0], *ctx.rest), None, None, None, None
 
 
 class _ActivationBwd(Function):
     @staticmethod
-    def forward(dy, saved, activation, backend):
-        return _bwd(dy, saved, activation, backend)
+    def forward(dy, saved, activation, first, second, backend):
+        return _bwd(dy, saved, activation, first, second, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        dy, saved, ctx.activation, _ = inputs
+        dy, saved, *ctx.activation, _ = inputs
         ctx.save_for_backward(dy, saved)
 
     @staticmethod
     def backward(ctx, ddx):
-        return *vjp(lambda dy, saved: _reference_bwd(dy, saved, ctx.activation), ctx.saved_tensors, (ddx,)), None, None
+        grads = vjp(lambda dy, saved: _reference_bwd(dy, saved, *ctx.activation), ctx.saved_tensors, (ddx,))
+        return *grads, None, None, None, None
 
 
-def activation_fwd(x, activation, backend):
-    """The activation of a tensor by one backend; differentiable. Memory is read as it lies when it has no holes."""
-    return apply(_Activation, x if is_dense(x) else x.clone(), activation, backend)
+def activation_fwd(x, activation, first, second, backend):
+    """The activation of a tensor by one backend; differentiable. Memory is read as it lies when it has no holes.
+
+    Args:
+        first, second: the values of the row's parameters, 0 for what it has not.
+    """
+    return apply(_Activation, x if is_dense(x) else x.clone(), activation, first, second, backend)
 
 
-def activation_bwd(dy, saved, activation, backend):
+def activation_bwd(dy, saved, activation, first, second, backend):
     """dy times the derivative; `saved` is x or y, whichever the row saves. Differentiable."""
     if dy.stride() != saved.stride():
         dy = torch.empty_like(saved, dtype=dy.dtype).copy_(dy)
-    return apply(_ActivationBwd, dy, saved, activation, backend)
+    return apply(_ActivationBwd, dy, saved, activation, first, second, backend)
 
 
 def _size_of(training, input):
@@ -111,16 +119,22 @@ def _key_of(input):
 REFUSED = {name: Refused(operation, _size_of, _key_of) for name, operation in OPERATION.items()}
 
 
-def activate(name: str, input, torch_function, inplace: bool = False):
+def activate(name: str, input, torch_function, parameters=(), inplace: bool = False):
     """A row of the table on whatever a user passed; torch_function is torch's own of one tensor.
 
     Args:
         input: any shape, float32, float64, bfloat16 or float16; other types go to torch.
+        parameters: of the row, in its order; with what is no number, or not allowed, torch is called, whose error it is.
         inplace: write the result into `input`.
     """
-    operation = OPERATION[name]
+    operation, row = OPERATION[name], ACTIVATIONS[name]
     if not isinstance(input, torch.Tensor):
         return torch_function(input)
+    values = NO_VALUES
+    if parameters:
+        if not all([isinstance(value, (int, float)) for value in parameters]):
+            return torch_function(input)
+        values = row.values(parameters)
     refused = "" if is_plain(input) else NOT_PLAIN
     if refused and not torch.is_floating_point(input):
         return torch_function(input)  # integers and complex numbers: torch's rules of promotion, or its error
@@ -129,6 +143,6 @@ def activate(name: str, input, torch_function, inplace: bool = False):
     if backend is None:
         return torch_function(input)
     if not inplace:
-        return activation_fwd(input, name, backend)
-    needs_x = torch.is_grad_enabled() and input.requires_grad and ACTIVATIONS[name].saves == "x"
-    return input.copy_(activation_fwd(input.clone() if needs_x else input, name, backend))
+        return activation_fwd(input, name, *values, backend)
+    needs_x = torch.is_grad_enabled() and input.requires_grad and row.saves == "x"
+    return input.copy_(activation_fwd(input.clone() if needs_x else input, name, *values, backend))

@@ -7,6 +7,7 @@ from pyflash.ops.pointwise.activation import REFUSED, activate
 
 __all__ = [
     "gelu",
+    "leaky_relu",
     "mish",
     "relu",
     "sigmoid",
@@ -15,6 +16,7 @@ __all__ = [
 ]
 
 _relu = REFUSED["relu"]
+_leaky_relu = REFUSED["leaky_relu"]
 _gelu = REFUSED["gelu"]
 _gelu_tanh = REFUSED["gelu_tanh"]
 _silu = REFUSED["silu"]
@@ -27,7 +29,16 @@ def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     """max(x, 0); NaN stays NaN, as torch.nn.functional.relu."""
     if _relu.holds(input):
         return F.relu(input, inplace)
-    return activate("relu", input, lambda x: F.relu(x, inplace), inplace)
+    return activate("relu", input, lambda x: F.relu(x, inplace), inplace=inplace)
+
+
+def leaky_relu(input: torch.Tensor, negative_slope: float = 0.01, inplace: bool = False) -> torch.Tensor:
+    """x where it is positive, else negative_slope x, as torch.nn.functional.leaky_relu. Maas et al. 2013."""
+    if _leaky_relu.holds(input):
+        return F.leaky_relu(input, negative_slope, inplace)
+    return activate(
+        "leaky_relu", input, lambda x: F.leaky_relu(x, negative_slope, inplace), (negative_slope,), inplace=inplace
+    )
 
 
 def gelu(input: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
@@ -47,14 +58,14 @@ def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     """x sigmoid(x), as torch.nn.functional.silu. Elfwing et al. 2017, arXiv:1702.03118."""
     if _silu.holds(input):
         return F.silu(input, inplace)
-    return activate("silu", input, lambda x: F.silu(x, inplace), inplace)
+    return activate("silu", input, lambda x: F.silu(x, inplace), inplace=inplace)
 
 
 def mish(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     """x tanh(log(1 + exp(x))), as torch.nn.functional.mish. Misra 2019, arXiv:1908.08681."""
     if _mish.holds(input):
         return F.mish(input, inplace)
-    return activate("mish", input, lambda x: F.mish(x, inplace), inplace)
+    return activate("mish", input, lambda x: F.mish(x, inplace), inplace=inplace)
 
 
 def tanh(input: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,8 @@
 """What the family offers in pyflash.functional, and which of torch's functions that stands for."""
 
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 
 from pyflash.activations import ACTIVATIONS
@@ -13,5 +16,9 @@ __all__ += functions.__all__
 
 stands_for({F.dropout: dropout})
 for _row in ACTIVATIONS.values():  # F.tanh and F.sigmoid reach a mode as the tensor methods that they call
-    _torchs = {getattr(F, _row.function), *_row.torch_functions}
-    stands_for(dict.fromkeys(_torchs, getattr(functions, _row.function)))
+    _ours = getattr(functions, _row.function)
+    stands_for(dict.fromkeys({getattr(F, _row.function), *_row.torch_functions}, _ours))
+    if _row.inplace:
+        _name = f"{_row.function}_"
+        _torchs = {getattr(module, _name) for module in (F, torch, torch.Tensor) if hasattr(module, _name)}
+        stands_for(dict.fromkeys(_torchs, partial(_ours, inplace=True)))

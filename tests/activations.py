@@ -1,0 +1,54 @@
+"""The rows of the activation table as tests call them: with torch's values of their parameters, and with others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pyflash.functional as PF
+from pyflash.activations import ACTIVATIONS, Activation
+
+OTHER_VALUES = {  # than torch's own, which a row that has them is called with first
+    "leaky_relu": [{"negative_slope": 0.3}, {"negative_slope": -0.7}],
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    row: Activation
+    given: dict[str, float]
+
+    @property
+    def ours(self) -> Callable:
+        """The public function of one tensor."""
+        return partial(
+            getattr(PF, self.row.function), **self.given, **dict([self.row.attribute] if self.row.attribute else [])
+        )
+
+    @property
+    def reference(self) -> Callable:
+        """torch's function of one tensor."""
+        return partial(self.row.reference, **self.given)
+
+    @property
+    def argument(self):
+        """The same as an argument `activation=`."""
+        return (self.row.name, self.given) if self.given else self.row.name
+
+
+CALLS = {
+    "-".join([row.name, *map(str, given.values())]): Call(row, given)
+    for row in ACTIVATIONS.values()
+    for given in [*([] if None in dict(row.parameters).values() else [{}]), *OTHER_VALUES.get(row.name, ())]
+}
+
+MODULES = [  # name in torch.nn, arguments of its constructor; each that an attribute tells apart, and each with parameters
+    (row.module, (*values, *([row.attribute[1]] if row.attribute else [])))
+    for row in ACTIVATIONS.values()
+    if row.module
+    for values in [
+        *([] if None in dict(row.parameters).values() else [()]),
+        *(tuple(given.values()) for given in OTHER_VALUES.get(row.name, ())),
+    ]
+]
