@@ -32,6 +32,8 @@ BEST := $(or $(if $(call has,avx512vl),$(if $(call has,avx512_bf16),avx512_bf16,
 PY := $(VENV)/bin/python
 INSTALL := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 NATIVE := $(shell find csrc -type f) setup.py
+# The native module of this Python. It is optional: a build that failed leaves none (setup.py), and is tried and said again.
+MODULE = pyflash/_cpu$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 WORKERS ?= auto
 
 .PHONY: demo test quick lint generate bench inspect gpu gpu-cache build clean
@@ -65,13 +67,13 @@ $(VENV)/.built: $(VENV)/.ready $(NATIVE)
 	PYFLASH_BUILD_ISA=$(ISA) $(PY) setup.py -q build_ext --inplace
 	@rm -f $(VENV)/.built-one
 	@# A build of one instruction set is none for the next target, and one that failed none at all.
-	@$(if $(ISA),rm -f $@,! ls pyflash/_cpu*.so > /dev/null 2>&1 || touch $@)
+	@$(if $(ISA),rm -f $@,test ! -e "$(MODULE)" || touch $@)
 
 # One instruction set, unless all of them are there already.
 $(VENV)/.built-one: $(VENV)/.venv $(NATIVE)
 	@test -e $(VENV)/.built && test -z "$$(find csrc setup.py -newer $(VENV)/.built)" || \
 	    { rm -f $(VENV)/.built; PYFLASH_BUILD_ISA=$(BEST) $(PY) setup.py -q build_ext --inplace; }
-	@touch $@
+	@test ! -e "$(MODULE)" || touch $@
 
 build: $(VENV)/.built
 

@@ -39,7 +39,8 @@ Attention problem_of(const py::tuple& t, const char* operation) {
   p.diagonal = r.integer("diagonal");
   p.scale = r.number("scale");
   p.softcap = r.number("softcap");
-  p.dropout_p = r.number("dropout_p");
+  p.drop_below = r.word("drop_below");
+  p.keep_scale = r.number("keep_scale");
   p.seed = (uint64_t)r.integer("seed");
   p.first_head = r.size("first_head");
   p.dtype = r.member<Dtype>("dtype", kDtypes);

@@ -26,8 +26,10 @@ struct Attention {
   int64_t alibi_stride[2];
   int64_t B, H, Hkv, L, S, E, Ev;
   int64_t window_left, window_right, diagonal;  // clamped so that sums stay within 31 bits
-  double scale, softcap, dropout_p;             // softcap 0: none
-  uint64_t seed;                                // Philox key; read when dropout_p > 0
+  double scale, softcap;                        // softcap 0: none
+  uint32_t drop_below;                          // dropout: kept are words >= drop_below,
+  double keep_scale;                            // and multiplied by this; 1: no dropout
+  uint64_t seed;                                // Philox key; read with dropout
   int64_t first_head;                           // number of head 0 of batch 0 among those the dropout masks count
   Dtype dtype;
   MaskType mask_type;

@@ -310,7 +310,7 @@ def rnn_fwd(
 ):  # fmt: skip
     """Fill y, h_n, c_n and, where they are wanted, cells and gates. Arguments as the operator's; no projection."""
     layout, w = Layout(x, h_0, rows, steps, batch_first), stacked(weights, h_0.shape[0])
-    if layout.batch == 0:
+    if not (layout.batch and layout.hidden):
         return
     hidden, count = layout.hidden, w.gates
     x, (h_0, c_0) = layout.flat(x), _contiguous(h_0, c_0)
@@ -358,7 +358,7 @@ def rnn_bwd(
 ):  # fmt: skip
     """Fill the gradients that are needed: of x, h_0, c_0 and each weight. Arguments as the operator's; no projection."""
     layout, w = Layout(x, h_0, rows, steps, batch_first), stacked(weights, h_0.shape[0])
-    if layout.batch == 0:
+    if not (layout.batch and layout.hidden):
         for grad in grads:
             grad.zero_()
         return

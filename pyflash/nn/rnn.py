@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from pyflash.nn._twins import leaf, twin
@@ -19,7 +20,7 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 def _own(module: torch.nn.Module, names) -> list[Tensor]:
     """Parameters by name: parametrizations, weight_norm and functional_call give others in every call."""
-    if torch.compiler.is_compiling():
+    if is_dynamo_compiling():
         return [getattr(module, name) for name in names]
     own = module._parameters.get  # where most of them are still; getattr takes ten times as long to find one
     return [getattr(module, name) if own(name) is None else own(name) for name in names]

@@ -62,13 +62,18 @@ def calls():
     layer = recurrent()
     shape, layout, weights = layer.shape, layer.layout, layer.weights
     tensors = (0,) * 16
-    yield "attention_fwd: problem ends after 22 fields, before mask_type", attention_fwd(problem[:-1])
-    yield "attention_fwd: problem has 24 fields, expected 23", attention_fwd((*problem, 0))
+    yield "attention_fwd: problem ends after 23 fields, before mask_type", attention_fwd(problem[:-1])
+    yield "attention_fwd: problem has 25 fields, expected 24", attention_fwd((*problem, 0))
     yield "attention_fwd: q is 1.5, expected an address", attention_fwd(replaced(problem, 3, 1.5))
     yield r"attention_fwd: q_stride is \(1, 2\), expected 4 integers", attention_fwd(replaced(problem, 8, (1, 2)))
     yield "attention_fwd: scale is 'a', expected a number", attention_fwd(replaced(problem, 16, "a"))
-    yield "attention_fwd: dtype is 4, expected a number from 0 to 3", attention_fwd(replaced(problem, 21, 4))
-    yield "attention_fwd: mask_type is 5, expected a number from -1 to 4", attention_fwd(replaced(problem, 22, 5))
+    yield "attention_fwd: dtype is 4, expected a number from 0 to 3", attention_fwd(replaced(problem, 22, 4))
+    yield "attention_fwd: mask_type is 5, expected a number from -1 to 4", attention_fwd(replaced(problem, 23, 5))
+    yield (
+        "attention_fwd: drop_below is 4294967296, expected an integer of 32",
+        attention_fwd(replaced(problem, 18, 1 << 32)),
+    )
+    yield "attention_fwd: drop_below is -1, expected an integer of 32", attention_fwd(replaced(problem, 18, -1))
     yield "attention_fwd: value_dim is -8, expected 0 or more", attention_fwd(replaced(problem, 2, -8))
     yield "attention_fwd: q_size is -1, expected 0 or more", attention_fwd(replaced(problem, 0, (1, -1, 1, 8)))
     yield "attention_bwd: gradients ends after 16 fields, before of_weights", attention_bwd(problem, gradients[:-1])

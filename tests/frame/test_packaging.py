@@ -111,6 +111,30 @@ def test_a_build_that_fails_says_so(source, tmp_path):
         assert not stale.exists()
 
 
+@pytest.mark.parametrize("target, mark", [("build", ".built"), ("venv/.built-one", ".built-one")], ids=["all", "one"])
+def test_make_takes_a_build_that_failed_for_none(target, mark, source):
+    """It is tried again by the next target, and says again what is missing; also beside another Python's module."""
+    skip_without("setuptools", "pybind11")
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    python = source / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    for there in (".venv", ".torch", ".ready"):
+        (source / "venv" / there).touch()
+    (source / "pyflash/_cpu.cpython-30.so").touch()
+    environ = {**os.environ, "CC": "false", "CXX": "false", "PYFLASH_REQUIRE_NATIVE": "0"}
+    for _ in range(2):
+        done = subprocess.run(["make", target, "VENV=venv"], cwd=source, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0 and "NOT built: " in done.stderr, done.stderr
+        assert not (source / "venv" / mark).exists()
+    module = f"pyflash/_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    (source / "setup.py").write_text(f"open({module!r}, 'w').close()")
+    subprocess.run(["make", target, "VENV=venv"], cwd=source, check=True, capture_output=True)
+    assert (source / "venv" / mark).exists()
+
+
 @pytest.mark.slow
 def test_a_wheel_without_a_compiler_is_pure_python(source, tmp_path):
     skip_without("pip", "setuptools", "wheel", "pybind11")

@@ -10,7 +10,7 @@ from pyflash.auto import recurrent as auto
 from pyflash.auto.processor import Place
 from pyflash.ops.core import backends
 from pyflash.ops.core.choice import forget_refused
-from pyflash.ops.recurrent import cells, stream
+from pyflash.ops.recurrent import cells, layers, stream
 
 pytest.importorskip("pyflash._cpu")
 
@@ -61,3 +61,33 @@ def test_auto_leaves_a_small_step_of_a_cell_to_torch_before_looking_at_it(cell, 
         assert [name for _, name, _ in backends.counts] == ["cpu" if is_ours else "torch"]
         assert len(looked) == is_ours and backends.counts[operation, "torch", SMALL] == (not is_ours)
     forget_refused()
+
+
+LAYERS = [  # cell, steps, batch, hidden, gradients, by ours on Zen 5
+    ("gru", 16, 8, 64, True, True), ("gru", 1, 1, 64, True, False), ("gru", 16, 8, 64, False, True),
+    ("gru", 1, 1, 64, False, True), ("rnn_tanh", 2, 1, 8, False, True), ("rnn_tanh", 2, 1, 8, True, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cell", "steps", "batch", "hidden", "gradients", "is_ours"), LAYERS)
+def test_a_usual_call_of_layers_is_told_by_one_look(cell, steps, batch, hidden, gradients, is_ours, monkeypatch):
+    """The rules are asked once for calls that are alike, in training as without gradients, and nothing looks closer."""
+    monkeypatch.setattr(processor, "family", lambda backend: "zen5")
+    forget_refused()
+    asked, looked = [], []
+    refused = layers._REFUSED[cell, False, False]
+    monkeypatch.setattr(
+        refused, "_ask", lambda *tensors: asked.append(tensors) or type(refused)._ask(refused, *tensors)
+    )
+    monkeypatch.setattr(layers, "_arrange", lambda *args, **options: looked.append(args))
+    module = nn.GRU(hidden, hidden) if cell == "gru" else nn.RNN(hidden, hidden)
+    x, operation = torch.randn(steps, batch, hidden), layers.OPERATION_OF[cell]
+    with use("auto"), torch.set_grad_enabled(gradients):
+        backends.counts.clear()
+        for _ in range(3):
+            module(x)
+    forget_refused()
+    assert [(name, by, n) for (name, by, _), n in backends.counts.items()] == [
+        (operation, "cpu" if is_ours else "torch", 3)
+    ]
+    assert len(asked) == 1 and not looked

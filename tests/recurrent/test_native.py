@@ -277,8 +277,8 @@ def test_layers_without_gradients_are_torchs(cell, gates, steps, kind, cache, mo
     w = [torch.randn(rows, n) if n else torch.randn(rows) for n in (5, 7, 0, 0, 7, 7, 0, 0, 7, 7, 0, 0)]
     x, h, w, options = make(torch.randn(steps, 3, 5), torch.randn(3, 3, 7), w)
     taken = []
-    short = recurrent.infer_layers
-    monkeypatch.setattr(recurrent, "infer_layers", lambda *args: taken.append(short(*args)) or taken[-1])
+    usual = recurrent._usual
+    monkeypatch.setattr(recurrent, "_usual", lambda *args: taken.append(usual(*args)) or taken[-1])
     torch_h = torch.zeros(3, 3, 7) if h is None else h
     torch_x = x if x.dim() == 3 else x[:, None]
     torch_h = torch_h if x.dim() == 3 else torch_h[:, None]
@@ -298,7 +298,7 @@ def test_layers_without_gradients_are_torchs(cell, gates, steps, kind, cache, mo
             for ours, theirs in zip(found, truth, strict=True):
                 theirs = theirs if x.dim() == 3 else theirs[:, 0]
                 torch.testing.assert_close(ours, theirs.to(ours.dtype), atol=4e-6, rtol=4e-6)
-    assert all((one is not None) == is_short for one in taken) and taken
+    assert all((one is not None and one[1] is recurrent.infer_layers) == is_short for one in taken) and taken
 
 
 def test_weights_without_a_version_where_others_lay(cache):  # noqa: F811
@@ -338,12 +338,17 @@ SEEN = {  # what has to see more of a call than its values: the short way is not
 def test_what_is_looked_at_is_not_short(who):
     cell, layer, x = pyflash.nn.GRUCell(5, 7), pyflash.nn.GRU(5, 7), torch.randn(1, 2, 5)
     h, weights = torch.randn(2, 7), [p for _, p in cell.named_parameters()]
+
+    def is_short():
+        found = recurrent._usual("gru", "gru", x, [h[None]], weights, False, False, False)
+        return found is not None and found[1] is recurrent.infer_layers
+
     with use("cpu"), torch.no_grad():
         assert rnn_inference.infer_cell("gru_cell", "gru", x[0], h, None, *weights) is not None
-        assert rnn_inference.infer_layers("gru", "gru", x, [h[None]], weights, False) is not None
+        assert is_short()
         with SEEN[who]():
             assert rnn_inference.infer_cell("gru_cell", "gru", x[0], h, None, *weights) is None
-            assert rnn_inference.infer_layers("gru", "gru", x, [h[None]], weights, False) is None
+            assert not is_short()
             cell(x[0], h), layer(x, h[None])
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import assert_error_within
 
+import pyflash.functional as PF
 import pyflash.nn as nn
 from pyflash.ops.core import backends
 from tests.recurrent.rnn_helpers import CELLS, Case, functional, leaf, results, serving, truth_and_torch
@@ -105,6 +106,25 @@ def test_nothing_but_empty_sequences():
             x, tuple(states), lengths=torch.zeros(4, dtype=torch.long)
         )
     assert torch.equal(h_n, states[0]) and torch.equal(c_n, states[1]) and not y.any()
+
+
+@pytest.mark.parametrize("has_lengths", [False, True], ids=["whole", "ragged"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_no_hidden_units(cell, has_lengths):
+    """A function takes weights of none, as torch's GRU and RNN do (its LSTM's oneDNN has no such product)."""
+    x, h = leaf(torch.randn(3, 2, 5)), torch.zeros(2, 0)
+    weights = [leaf(torch.randn(s)) for s in ((0, 5), (0, 0), (0,), (0,))]
+    lengths = torch.tensor([3, 1]) if has_lengths else None
+    with serving("triton"):
+        y, state = getattr(PF, cell)(x, None, weights, lengths=lengths)
+        grads = torch.autograd.grad(y.sum(), [x, *weights])
+        step = getattr(PF, f"{cell}_cell")(x[0], (h, h) if cell == "lstm" else h, *weights)
+    states = (state, step) if cell != "lstm" else (*state, *step)
+    theirs = torch._VF.gru(
+        x, torch.zeros(1, 2, 0), [w.new_zeros(w.shape) for w in weights], True, 1, 0.0, False, False, False
+    )
+    assert y.shape == theirs[0].shape and all(s.shape[-2:] == (2, 0) for s in states)
+    assert [g.shape for g in grads] == [x.shape, *(w.shape for w in weights)] and not grads[0].any()
 
 
 @pytest.mark.parametrize("cell", CELLS)

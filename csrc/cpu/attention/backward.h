@@ -173,7 +173,7 @@ PF_INLINE void tile_bwd(const AttentionBwd& call, const QueryBlock<Acc<S>>& rows
       softmax_bwd<Operand<S>, decltype(dropout)::on, decltype(slope)::on>(
           keys, constants, scratch.probs, scratch.dscores, scratch.factors, scratch.slope, scratch.dscores_joined);
   };
-  if (p.dropout_p > 0) {
+  if (p.keep_scale != 1) {
     dropout_factors<A>(p, rows, first, keys, scratch.factors);
     p.softcap != 0 ? softmax(Flag<true>{}, Flag<true>{}) : softmax(Flag<true>{}, Flag<false>{});
   } else {

@@ -243,7 +243,7 @@ void decode_chunk(const Attention& p, const QueryBlock<Acc<S>>& rows, int64_t kv
            scratch.scores);
     if (changes_scores(p, rows, first, keys)) finish_few_scores<A>(p, rows, first, keys, scratch.scores, scratch.tile);
     few_softmax<A>(keys, rows.count, scratch.scores, state);
-    if (p.dropout_p > 0) drop_few<A>(p, rows, first, keys, scratch.scores, scratch.tile);
+    if (p.keep_scale != 1) drop_few<A>(p, rows, first, keys, scratch.scores, scratch.tile);
     outputs(at<S>(p.v, p.v_stride, rows.batch, kv_head, first), p.v_stride, keys, rows.count, p.Ev, scratch.scores,
             state.alpha, scratch.out);
   }

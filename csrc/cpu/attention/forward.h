@@ -165,8 +165,8 @@ PF_INLINE void attend_tile(const Attention& p, const QueryBlock<Acc<S>>& rows, i
   const int64_t vectors = ceil_div(rows.count, kLanes<A>);  // of few rows some lanes stay idle
   product_scores(keys, p.E, k, q_t, scratch.scores, (A)p.scale, vectors);
   finish_scores<A>(p, rows, first, keys, scratch.scores, nullptr);
-  if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
-  Rows<T> probs = online_softmax<T>(keys, scratch.scores, p.dropout_p > 0 ? scratch.factors : nullptr, state);
+  if (p.keep_scale != 1) dropout_factors<A>(p, rows, first, keys, scratch.factors);
+  Rows<T> probs = online_softmax<T>(keys, scratch.scores, p.keep_scale != 1 ? scratch.factors : nullptr, state);
   product<T, kScaleAdd, kColumnMajor>(p.Ev, vectors, ceil_div(keys, kTerms<T>), v, probs, out_t, kQueries<A>,
                                       state.alpha);
 }

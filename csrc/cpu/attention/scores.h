@@ -213,8 +213,8 @@ template <class A>
 __attribute__((noinline)) void dropout_factors(const Attention& p, const QueryBlock<A>& rows, int64_t first,
                                                int64_t keys, A* factors) {
   constexpr int queries = kQueries<A>;
-  const uint32_t drop_below = p.dropout_p < 1 ? (uint32_t)(p.dropout_p * 4294967296.0) : 0;
-  const A kept = p.dropout_p < 1 ? (A)(1 / (1 - p.dropout_p)) : A(0);
+  const uint32_t drop_below = p.drop_below;
+  const A kept = (A)p.keep_scale;
   for (int lane = 0; lane < queries; lane += kF32) {
     vu row, head;
     for (int i = 0; i < kF32; i++) {

@@ -33,10 +33,10 @@ void weights_of_block(const AttentionFwd& call, const QueryBlock<Acc<S>>& rows, 
         online_softmax<A>(keys, scratch.scores, nullptr, state);
         continue;
       }
-      if (p.dropout_p > 0) dropout_factors<A>(p, rows, first, keys, scratch.factors);
+      if (p.keep_scale != 1) dropout_factors<A>(p, rows, first, keys, scratch.factors);
       for (int64_t i = 0; i < keys * queries; i += n) {
         V w = exp_difference<A>(load(scratch.scores + i) - load(base + i % queries));
-        store(scratch.scores + i, p.dropout_p > 0 ? w * load(scratch.factors + i) : w);
+        store(scratch.scores + i, p.keep_scale != 1 ? w * load(scratch.factors + i) : w);
       }
       unpack_transposed<S>(scratch.scores, rows.count, keys, state.sum,
                            [&](int64_t lane) { return row_at(lane, first); });

@@ -3,6 +3,8 @@
 import torch
 
 from pyflash import _cpu
+from pyflash.kernels.dropout import keep_scale, threshold
+from pyflash.ops.core.dtypes import acc_dtype
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 
@@ -26,6 +28,7 @@ def _problem(
     slopes_stride = (0, 0)
     if alibi_slopes is not None:
         slopes_stride = (alibi_slopes.stride(0) if alibi_slopes.dim() == 2 else 0, alibi_slopes.stride(-1))
+    dropout = (threshold(dropout_p), keep_scale(dropout_p), int(seed)) if dropout_p > 0 else (0, 1.0, 0)
     return (
         q.shape, k.shape, 0 if v is None else v.shape[3],
         q.data_ptr(), k.data_ptr(), 0 if v is None else v.data_ptr(),
@@ -33,7 +36,7 @@ def _problem(
         0 if alibi_slopes is None else alibi_slopes.data_ptr(),
         q.stride(), k.stride(), NOWHERE if v is None else v.stride(), NOWHERE if attn_mask is None else attn_mask.stride(), slopes_stride,
         min(window_left, FAR), min(window_right, FAR), _clamp(diagonal),
-        scale, softcap, dropout_p, int(seed) if dropout_p > 0 else 0, first_head, DTYPES[q.dtype], mask_type,
+        scale, softcap, *dropout, first_head, DTYPES[q.dtype], mask_type,
     )  # fmt: skip
 
 
@@ -41,7 +44,7 @@ def _slopes(alibi_slopes, q):
     """In the arithmetic type, which is what the kernels read."""
     if alibi_slopes is None:
         return None
-    return alibi_slopes.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return alibi_slopes.to(acc_dtype(q.dtype))
 
 
 def _memory(q, k, v, kind, threads):

@@ -11,7 +11,7 @@ from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
 from pyflash.ops.core.choice import choose
-from pyflash.ops.core.dtypes import FLOATS
+from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.philox import LOW, draw_seed, philox_words
 from pyflash.ops.core.registry import Op
 
@@ -24,7 +24,7 @@ def _reference(x, seed, p):
     zero = torch.zeros_like(counter)
     words = torch.stack(philox_words(seed, (counter & LOW, counter >> 32, zero, zero)))  # [4, blocks * 16]
     words = words.view(4, -1, 16).transpose(0, 1).reshape(-1)[:n]  # in the order of the elements in memory
-    factor = (words >= threshold(p)).to(x.dtype if x.dtype == torch.float64 else torch.float32)
+    factor = (words >= threshold(p)).to(acc_dtype(x.dtype))
     factor = factor * keep_scale(p)
     return ((x * factor.as_strided(x.shape, x.stride())).to(x.dtype),)
 

@@ -11,7 +11,7 @@ from pyflash.auto.recurrent import GATES
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.packed_weights import packed_weights
 from pyflash.ops.core.workspace import take_workspace
-from pyflash.ops.recurrent.reference import SAVED_GATES, split
+from pyflash.ops.recurrent.reference import SAVED_GATES, has_projection, split
 
 CELLS = _cpu.CELLS
 
@@ -37,8 +37,8 @@ class _Problem:
 
     def __init__(self, x, h_0, weights, rows, steps, cell, batch_first):
         directions, batch, output = h_0.shape
-        self.directions = split([w.contiguous() for w in weights], directions)
-        hidden = self.directions[0][0].shape[0] // GATES[cell]
+        self.tensors = [w.contiguous() for w in weights]
+        hidden, each = weights[0].shape[0] // GATES[cell], len(weights) // directions
         is_packed = x.dim() == 2
         if is_packed:
             length, x_strides, y_rows = steps.shape[0], (x.stride(0), x.stride(0)), (1, 1)
@@ -46,16 +46,17 @@ class _Problem:
             length, x_strides, y_rows = x.shape[1], (x.stride(1), x.stride(0)), (1, x.shape[1])
         else:
             length, x_strides, y_rows = x.shape[0], (x.stride(0), x.stride(1)), (batch, 1)
-        self.rows, self.steps, self.offsets = rows, steps, None
+        self.rows, self.steps, self.offsets, self.count = rows, steps, None, length * batch
+        places = 0, 0, 0
         if steps is not None:
             self._check(x, length, batch, is_packed)
-            self.offsets = steps.cumsum(0) - steps
+            self.offsets, self.count = steps.cumsum(0) - steps, int(steps.sum())
+            places = steps.data_ptr(), self.offsets.data_ptr(), _address(rows)
         self.shape = (
-            length, batch, x.shape[-1], hidden, output, directions, CELLS[cell],
-            self.directions[0][4] is not None, DTYPES[x.dtype],
+            length, batch, x.shape[-1], hidden, output, directions, CELLS[cell], has_projection(each), DTYPES[x.dtype],
         )  # fmt: skip
-        self.layout = (_address(steps), _address(self.offsets), _address(rows), is_packed, *x_strides, *y_rows)
-        self.weights = [tuple(_address(w) for w in direction) for direction in self.directions]
+        self.layout = (*places, is_packed, *x_strides, *y_rows)
+        self.weights = split([w.data_ptr() for w in self.tensors], directions, absent=0)
 
     def _check(self, x, length, batch, is_packed):
         """The kernels go where these say; a compiled graph comes here without the public function."""
@@ -75,7 +76,7 @@ class _Problem:
             )
 
     def panels(self, backward: bool, threads: int, is_kept: bool = False) -> torch.Tensor:
-        size = self._sizes(backward, threads)[0]
+        size = _sizes(self.shape, self.count, backward, threads, _cpu.isa())[0]
         if is_kept:
             panels = torch.empty(size, dtype=torch.uint8, device="cpu")
         else:
@@ -84,11 +85,7 @@ class _Problem:
         return panels
 
     def workspace(self, backward: bool, threads: int) -> torch.Tensor:
-        return take_workspace(self._sizes(backward, threads)[1], "rnn")
-
-    def _sizes(self, backward, threads):
-        rows = self.shape[0] * self.shape[1] if self.steps is None else int(self.steps.sum())
-        return _sizes(self.shape, rows, backward, threads, _cpu.isa())
+        return take_workspace(_sizes(self.shape, self.count, backward, threads, _cpu.isa())[1], "rnn")
 
 
 def _contiguous(tensor):
@@ -102,7 +99,7 @@ def rnn_fwd(
     """is_kept: the packed weights are kept for the next call; gradients are off."""
     if x.stride(-1) != 1:
         x = x.contiguous()
-    h_0, c_0 = h_0.contiguous(), _contiguous(c_0)
+    h_0, c_0 = h_0.contiguous(), None if c_0 is None else c_0.contiguous()
     problem, threads = _Problem(x, h_0, weights, rows, steps, cell, batch_first), torch.get_num_threads()
     kept = None
     if is_kept:
@@ -112,7 +109,7 @@ def rnn_fwd(
     panels = problem.panels(False, threads) if kept is None else kept.panels
     workspace = problem.workspace(False, threads)
     _cpu.rnn_fwd(
-        problem.shape, problem.layout, x.data_ptr(), panels.data_ptr(), h_0.data_ptr(), _address(c_0),
+        problem.shape, problem.layout, x.data_ptr(), panels.data_ptr(), h_0.data_ptr(), 0 if c_0 is None else c_0.data_ptr(),
         y.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), cells.data_ptr() if cells.numel() else 0,
         gates.data_ptr() if gates.numel() else 0, workspace.data_ptr(), threads,
     )  # fmt: skip
@@ -175,7 +172,7 @@ def rnn_bwd(
     wanted = [grad if need else None for grad, need in zip(grads, needs)]
     _cpu.rnn_bwd(
         problem.shape, problem.layout, problem.weights,
-        [tuple(_address(w) for w in direction) for direction in split(wanted[3:], h_0.shape[0])],
+        split([_address(w) for w in wanted[3:]], h_0.shape[0], absent=0),
         tuple(_address(t) for t in (
             x, panels, fwd_panels, h_0, c_0, y, cells, gates if has_gates else None, dy, dh_n, dc_n, dcells,
             *wanted[:3], workspace,

@@ -33,13 +33,12 @@ class Form(NamedTuple):
     has_bias: bool
 
 
-def form_of(operation: str, cell: str, params, bidirectional: bool) -> Form:
-    """The form of torch's flat list of weights, every shape checked.
+def form_of(operation: str, cell: str, shapes, bidirectional: bool) -> Form:
+    """The form of torch's flat list of weights, every one of their shapes checked.
 
     Raises:
         RuntimeError: the number of weights or a shape fits no stack.
     """
-    shapes = tuple([p.shape for p in params])
     if torch.compiler.is_compiling():
         return _form_of(operation, cell, shapes, bidirectional)
     return _cached_form_of(operation, cell, shapes, bidirectional)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +13,13 @@ from pyflash.auto import recurrent as auto
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect
-from pyflash.ops.core.choice import choose, tracing_derivatives
+from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.pointwise.dropout import dropout
 from pyflash.ops.recurrent import reference
-from pyflash.ops.recurrent.checks import Form, are_plain, check_input, check_lengths, check_state, form_of
+from pyflash.ops.recurrent.checks import PLAIN_TYPES, Form, are_plain, check_input, check_lengths, check_state, form_of
 from pyflash.ops.recurrent.operators import has_step, rnn_layer, rnn_step
-from pyflash.ops.recurrent.stream import TORCH_LAYERS, infer_layers
+from pyflash.ops.recurrent.stream import TORCH_LAYERS, are_usual, infer_layers
 
 
 def _rules(backend, size, dtype):
@@ -34,6 +35,7 @@ OPERATIONS = {
     )
     for name in ("rnn", "lstm", "gru")
 }
+OPERATION_OF = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "rnn", "rnn_relu": "rnn"}
 _NO_PROJECTION = "triton has no kernel for a projection (proj_size)"
 OPERATIONS["lstm"].notes["triton"] = _NO_PROJECTION
 
@@ -59,6 +61,10 @@ class Call(NamedTuple):
     packed: PackedSequence | None  # what x was taken out of
     is_batched: bool
     c_dtype: torch.dtype  # of c_0 as it was given
+
+    @property
+    def drops(self) -> bool:
+        return self.dropout > 0 and self.training
 
 
 def _states(operation, hx, is_lstm):
@@ -119,7 +125,7 @@ def _arrange(
     Raises:
         TypeError, RuntimeError, ValueError: they fit no stack of layers; torch's types and words.
     """
-    form = form_of(operation, cell, params, bidirectional)
+    form = form_of(operation, cell, tuple([p.shape for p in params]), bidirectional)
     packed = input if isinstance(input, PackedSequence) else None
     x, steps, rows = input, None, None
     if packed is not None:
@@ -149,32 +155,35 @@ def _arrange(
     )  # fmt: skip
 
 
-def _serve(call: Call):
-    """y, h_n, c_n and cells of the whole stack, by whoever serves it: our kernels, torch, or its reference, which knows
-    every transform."""
+def _way(call: Call):
+    """(what serves the whole stack: y, h_n, c_n and cells of a call and a wish; the wish): our kernels, torch, or its
+    reference, which knows every transform."""
     x, h_0, c_0, form = call.x, call.h_0, call.c_0, call.form
     tensors = [x, h_0, *call.params] if c_0 is None else [x, h_0, c_0, *call.params]
-    drops = call.dropout > 0 and call.training
     size = auto.Size(
         call.cell, "layers", call.length, h_0.shape[1], form.inputs, form.hidden, form.layers, form.directions,
         form.output != form.hidden, call.steps is not None,
         # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
-        drops or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])),
+        call.drops or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])),
     )  # fmt: skip
     refused = "" if are_plain(tensors) else NOT_PLAIN
     if size.projected and (not x.is_cpu or backends._state.wish == "triton"):
         refused = refused or _NO_PROJECTION
-    wish, layer = choose(OPERATIONS[call.operation], x, tensors, size=size, refused=refused), rnn_layer
-    if wish is None:
-        if tracing_derivatives(tensors):
-            layer = _reference_layer
-        elif not call.return_cells and call.rows is None:
-            return _torch_stack(call)
-    elif _is_stream(call, size, wish):
-        return _step(call, wish)
+    wish = choose(OPERATIONS[call.operation], x, tensors, size=size, refused=refused)
+    if wish is None and not (tracing_derivatives(tensors) or call.return_cells or call.rows is not None):
+        return _torch_stack, wish
+    if wish is not None and _is_stream(call, size, wish):
+        return _step, wish
+    return _stack, wish
+
+
+def _stack(call, wish):
+    """Layer by layer, by the kernels of `wish`; None: by the reference."""
+    x, h_0, c_0, form = call.x, call.h_0, call.c_0, call.form
+    layer = _layer_for_derivatives if wish is None and tracing_derivatives([x, h_0, c_0, *call.params]) else rnn_layer
     per_layer, outputs = form.each * form.directions, []
     for i in range(form.layers):
-        if i and drops:
+        if i and call.drops:
             x = dropout(x, call.dropout)
         if form.layers > 1:
             own = slice(i * form.directions, (i + 1) * form.directions)
@@ -196,12 +205,12 @@ def _serve(call: Call):
     )
 
 
-def _reference_layer(x, h_0, c_0, weights, rows, steps, cell, batch_first, *_):
+def _layer_for_derivatives(x, h_0, c_0, weights, rows, steps, cell, batch_first, *_):
     """`rnn_layer` in torch operations that torch.func and forward mode see."""
     return reference.layer(x, h_0, c_0, weights, rows, steps, cell, batch_first)[:4]
 
 
-def _torch_stack(call):
+def _torch_stack(call, _=None):
     """PyTorch's own, for the whole stack."""
     form, c_0 = call.form, call.c_0
     options = (form.has_bias, form.layers, call.dropout, call.training, form.directions == 2)
@@ -254,6 +263,91 @@ def _restore(call: Call, y, h_n, c_n, cells):
     return y, h_n, c_n, cells
 
 
+class Fitting(NamedTuple):
+    """What the shapes of a padded batch tell."""
+
+    form: Form
+    length: int
+    batch: int
+
+
+@lru_cache(maxsize=1024)
+def _fitting(operation, cell, shape, states, params, bidirectional, batch_first) -> Fitting | None:
+    """Of a batch that is not empty, where every shape fits; else None: `_arrange` says what does not.
+
+    shape: of the input; states, params: the shapes of the initial states, where they are given, and of the weights.
+    """
+    if len(shape) != 3:
+        return None
+    try:
+        form = form_of(operation, cell, params, bidirectional)
+    except RuntimeError:
+        return None
+    length, batch = (shape[1], shape[0]) if batch_first else shape[:2]
+    if shape[2] != form.inputs or not (length and batch and form.hidden and form.output):
+        return None
+    for i, state in enumerate(states):
+        if state != (form.layers * form.directions, batch, form.hidden if i else form.output):
+            return None
+    return Fitting(form, length, batch)
+
+
+def _key_of(x, *others):
+    return x.dtype, x.shape, *[t.shape for t in others]
+
+
+def _size_of(operation, cell, bidirectional, batch_first):
+    """Of tensors that `are_usual`: initial states, which are what has three dimensions, or none, and weights."""
+
+    def size_of(training, x, *others):
+        states, params = (tuple([t.shape for t in others if (t.dim() == 3) is is_state]) for is_state in (True, False))
+        if len(states) not in (0, 1 + (cell == "lstm")):
+            return None
+        fitting = _fitting(operation, cell, x.shape, states, params, bidirectional, batch_first)
+        if fitting is None:
+            return None
+        form, length, batch = fitting
+        return auto.Size(
+            cell, "layers", length, batch, form.inputs, form.hidden, form.layers, form.directions,
+            form.output != form.hidden, False, training,
+        )  # fmt: skip
+
+    return size_of
+
+
+_REFUSED = {
+    (cell, *options): Refused(OPERATIONS[operation], _size_of(operation, cell, *options), _key_of)
+    for cell, operation in OPERATION_OF.items()
+    for options in ((False, False), (False, True), (True, False), (True, True))  # bidirectional, batch_first
+}
+
+
+def _usual(operation, cell, x, states, params, bidirectional, batch_first, drops):
+    """(`Fitting`, who serves the call: infer_layers, _stack or _torch_stack) of a padded batch of ordinary tensors, told by
+    one look at each; None: `_arrange` and `_way` look closer, and say what is wrong with a call."""
+    wish = backends._state.wish
+    if type(x) not in PLAIN_TYPES or (wish != "auto" and wish != "cpu"):
+        return None
+    given = () if states[0] is None and states[-1] is None else states
+    tensors, is_refused = (x, *given, *params), False
+    if not are_usual(tensors):
+        return None
+    if wish == "auto":
+        is_refused = None if drops else _REFUSED[cell, bool(bidirectional), bool(batch_first)].holds(*tensors)
+        if is_refused is None:
+            return None
+    shapes = tuple([t.shape for t in given]) if given else (), tuple([p.shape for p in params])
+    fitting = _fitting(operation, cell, x.shape, *shapes, bidirectional, batch_first)
+    if fitting is None:
+        return None
+    if is_refused:
+        return fitting, _torch_stack
+    is_training = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+    if is_training or drops or bidirectional or fitting.form.output != fitting.form.hidden:
+        return fitting, _stack
+    return fitting, infer_layers
+
+
 def recurrent(
     cell, input, hx, params, *, bidirectional=False, batch_first=False, dropout=0.0, training=False, lengths=None,
     return_cells=False, save_gates=None,
@@ -262,18 +356,34 @@ def recurrent(
 
     cell: lstm, gru, rnn_tanh or rnn_relu.
     """
-    operation = "rnn" if cell.startswith("rnn") else cell
+    operation = OPERATION_OF[cell]
     states = _states(operation, hx, cell == "lstm")
-    if not (torch.is_grad_enabled() or bidirectional or return_cells or lengths is not None or (dropout and training)):
-        found = infer_layers(operation, cell, input, states, params, batch_first)
+    save_gates = auto.SAVES_GATES if save_gates is None else save_gates
+    usual = None
+    if lengths is None and not return_cells:
+        usual = _usual(operation, cell, input, states, params, bidirectional, batch_first, dropout > 0 and training)
+    if usual is not None and usual[1] is infer_layers:
+        found = infer_layers(operation, cell, input, states, params, usual[0].form, batch_first)
         if found is not None:
             return *found, None
-    call = _arrange(
-        operation, cell, input, states, params, bidirectional=bidirectional, batch_first=batch_first, dropout=dropout,
-        training=training, lengths=lengths, return_cells=return_cells,
-        save_gates=auto.SAVES_GATES if save_gates is None else save_gates,
-    )  # fmt: skip
-    return _restore(call, *_serve(call))
+        usual = None
+    if usual is not None:
+        (form, length, batch), serve = usual
+        wish = backends._state.wish
+        if serve is _stack:  # what is torch's was counted when that was found out
+            backends.counts[operation, "cpu", ""] += 1
+        h_0, c_0 = _initial(operation, states, form, input, batch, True)
+        call = Call(
+            operation, cell, input, h_0, c_0, params, form, None, None, length, batch_first, dropout, training,
+            return_cells, save_gates, None, True, input.dtype,
+        )  # fmt: skip
+    else:
+        call = _arrange(
+            operation, cell, input, states, params, bidirectional=bidirectional, batch_first=batch_first,
+            dropout=dropout, training=training, lengths=lengths, return_cells=return_cells, save_gates=save_gates,
+        )  # fmt: skip
+        serve, wish = _way(call)
+    return _restore(call, *serve(call, wish))
 
 
 def lstm(

@@ -26,14 +26,20 @@ class Weights(NamedTuple):
     w_hr: torch.Tensor | None  # [P, H]
 
 
-def split(weights, directions) -> list[Weights]:
-    """What belongs to each direction, from a flat list in torch's order: 2 weights, 2 biases or none, a projection or none."""
+def has_projection(each: int) -> bool:
+    """Is there a projection, of so many weights a direction: 2, 2 biases or none, and it?"""
+    return each % 2 == 1
+
+
+def split(weights, directions, absent=None) -> list[Weights]:
+    """What belongs to each direction, from a flat list in torch's order (of tensors, or of their addresses): 2 weights, 2
+    biases or none, a projection or none; `absent` for what there is none of."""
     each = len(weights) // directions
     found = []
     for first in range(0, len(weights), each):
         w_ih, w_hh, *rest = weights[first : first + each]
-        b_ih, b_hh, *rest = rest if each >= 4 else (None, None, *rest)
-        found.append(Weights(w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None))
+        b_ih, b_hh, *rest = rest if each >= 4 else (absent, absent, *rest)
+        found.append(Weights(w_ih, w_hh, b_ih, b_hh, rest[0] if rest else absent))
     return found
 
 

@@ -11,9 +11,9 @@ from functools import lru_cache
 import torch
 from torch import _VF
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from pyflash.auto import recurrent as auto
-from pyflash.auto.processor import place
 from pyflash.ops.core import backends
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op, expect_guards, poisoned
@@ -27,12 +27,6 @@ NO_MEMORY = "a tensor has no memory"
 NOT_KEPT = "its packed weights are not kept: no room under PYFLASH_CACHE_BYTES, or weights of inference mode"
 
 
-@lru_cache(maxsize=1024)
-def _reason_for_torch(cell, steps, batch, inputs, hidden, layers, dtype, where):
-    size = auto.Size(cell, "layers", steps, batch, inputs, hidden, layers, 1, False, False, False)
-    return auto.decide(where, size, dtype)
-
-
 @lru_cache(maxsize=1)
 def _kernel():
     from pyflash.ops.recurrent._cpu_stream import rnn_infer
@@ -40,12 +34,11 @@ def _kernel():
     return rnn_infer
 
 
-def _are_usual(tensors):
+def are_usual(tensors):
     """Plain values of one type on the CPU, and nothing of torch that wants to see more of the call than these."""
     dtype, wish = getattr(tensors[0], "dtype", None), backends._state.wish
     if (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
+        is_dynamo_compiling()
         or (wish != "auto" and wish != "cpu")
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
@@ -65,27 +58,6 @@ def _are_usual(tensors):
     return True
 
 
-def _hidden_of(cell, weights, each, inputs):
-    """H of layers in one direction without projection, where these are their weights, `each` a layer; else 0."""
-    if weights[1].dim() != 2 or len(weights) % each:
-        return 0
-    rows, hidden = weights[1].shape
-    if rows != auto.GATES[cell] * hidden:
-        return 0
-    for i in range(0, len(weights), each):
-        if weights[i].shape != (rows, inputs) or weights[i + 1].shape != (rows, hidden):
-            return 0
-        if each == 4 and (weights[i + 2].shape != (rows,) or weights[i + 3].shape != (rows,)):
-            return 0
-        inputs = hidden
-    return hidden
-
-
-def _reason(*size):
-    """Why `auto` prefers torch."""
-    return _reason_for_torch(*size, place("cpu")) if backends._state.wish == "auto" else ""
-
-
 def _run(operation, cell, x, h, c, weights, layers, order, outputs, may_pack):
     """outputs (y, h_n, c_n) filled, or None and why: NO_MEMORY, or NOT_KEPT unless `may_pack`."""
     if Op.paranoid:
@@ -102,14 +74,17 @@ def _run(operation, cell, x, h, c, weights, layers, order, outputs, may_pack):
 def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     """(h, c) after a cell's step, c None unless lstm; or None. `auto` does not leave this size to torch."""
     weights = (w_ih, w_hh, b_ih, b_hh)
-    if b_ih is None or b_hh is None or not _are_usual((x, h, *weights) if c is None else (x, h, c, *weights)):
+    if torch.is_grad_enabled() or b_ih is None or b_hh is None:
+        return None
+    if not are_usual((x, h, *weights) if c is None else (x, h, c, *weights)):
         return None
     shape = h.shape
     if x.dim() != 2 or len(shape) != 2 or x.shape[0] != shape[0]:
         return None
-    batch, inputs = x.shape
-    hidden = _hidden_of(cell, weights, 4, inputs)
-    if not (batch and hidden) or shape[1] != hidden or (c is not None and c.shape != shape):
+    (batch, inputs), hidden, rows = x.shape, shape[1], auto.GATES[cell] * shape[1]
+    if not (batch and hidden) or (c is not None and c.shape != shape):
+        return None
+    if w_ih.shape != (rows, inputs) or w_hh.shape != (rows, hidden) or not b_ih.shape == b_hh.shape == (rows,):
         return None
     outputs = None, x.new_empty(shape), None if c is None else x.new_empty(shape)
     found, reason = _run(operation, cell, x, h, c, weights, 1, False, outputs, backends._state.wish != "auto")
@@ -120,36 +95,25 @@ def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     return (found, None) if c is None else found
 
 
-def infer_layers(operation, cell, x, states, weights, batch_first):
-    """(y, h_n, c_n) of layers in one direction without dropout, c_n None unless lstm; or None.
+def infer_layers(operation, cell, x, states, weights, form, batch_first):
+    """(y, h_n, c_n) of layers in one direction without dropout or projection, c_n None unless lstm; None where a tensor has
+    no memory. `auto` does not leave this size to torch, `are_usual` said yes of the tensors, and they fit.
 
-    Args as `recurrent.lstm`'s; states: [h_0], or [h_0, c_0] for lstm, all None for zeros.
+    Args as `recurrent.lstm`'s; states: [h_0], or [h_0, c_0] for lstm, all None for zeros; form: of the weights.
     """
-    if type(x) not in PLAIN_TYPES or x.dim() != 3 or len(weights) < 2:
-        return None
-    is_zero = states[0] is None and states[-1] is None
-    if not _are_usual((x, *weights) if is_zero else (x, *states, *weights)):
-        return None
-    first, second, inputs = x.shape
+    first, second, _ = x.shape
     steps, batch = (second, first) if batch_first else (first, second)
-    each = 4 if len(weights) > 2 and weights[2].dim() == 1 else 2
-    layers, hidden = len(weights) // each, _hidden_of(cell, weights, each, inputs)
-    state = (layers, batch, hidden)
-    if not (steps and batch and hidden) or not (is_zero or all([s.shape == state for s in states])):
-        return None
-    is_lstm = cell == "lstm"
-    reason = _reason(cell, steps, batch, inputs, hidden, layers, x.dtype)
-    if not reason:
-        y, h_n = x.new_empty(first, second, hidden), x.new_empty(layers, batch, hidden)
-        c_0, c_n = (states[1], x.new_empty(layers, batch, hidden)) if is_lstm else (None, None)
-        may_pack = steps > 1 or backends._state.wish != "auto"
-        outputs = y, h_n, c_n
-        found, reason = _run(operation, cell, x, states[0], c_0, weights, layers, batch_first, outputs, may_pack)
-        if reason is not NOT_KEPT:
-            return found
+    layers, hidden, is_lstm = form.layers, form.hidden, cell == "lstm"
+    y, h_n = x.new_empty(first, second, hidden), x.new_empty(layers, batch, hidden)
+    c_0, c_n = (states[1], x.new_empty(layers, batch, hidden)) if is_lstm else (None, None)
+    may_pack = steps > 1 or backends._state.wish != "auto"
+    found, reason = _run(
+        operation, cell, x, states[0], c_0, weights, layers, batch_first, (y, h_n, c_n), may_pack
+    )  # fmt: skip
+    if reason is not NOT_KEPT:
+        return found
     backends.counts[operation, "torch", reason] += 1
-    given = [x.new_zeros(state) for _ in states] if is_zero else states
-    found = TORCH_LAYERS[cell](
-        x, given if is_lstm else given[0], weights, each == 4, layers, 0.0, False, False, batch_first
-    )
+    given = [x.new_zeros(h_n.shape) for _ in states] if states[0] is None else states
+    options = form.has_bias, layers, 0.0, False, False, batch_first
+    found = TORCH_LAYERS[cell](x, given if is_lstm else given[0], weights, *options)
     return found if is_lstm else (*found, None)
