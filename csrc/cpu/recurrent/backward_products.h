@@ -180,7 +180,7 @@ void products(const RnnBwd& p, const BwdMemory<Acc<S>>& m, int64_t rows, int thr
     const T* xh = m.xh + d * rows * m.xh_row;
     const RnnGradients& grads = p.grads[d];
     if (p.dx) {
-      gemm::pack_b((const S*)p.weights[d].w_ih, s.input, (int64_t)1, gate_rows, s.input, m.w_ih, threads);
+      gemm::pack_b((const S*)p.weights[d].w_ih, s.input, 1, gate_rows, s.input, m.w_ih, threads);
       gemm::Product<T> g = dx_product<T>(s, m, rows, kGates);
       g.a = of_x;
       multiply(g, {(S*)p.dx, s.input, 0, 0, m.places, d > 0});

@@ -5,7 +5,7 @@
 // vectors of units. Between products the sums lie in a strip, kSlots vectors a row: GRU's n has two, one for x and one
 // for h, which the reset gate keeps apart.
 #pragma once
-#include "../simd/vec.h"
+#include "../simd/register_tile.h"
 
 namespace PF_ISA::recurrent {
 
@@ -26,41 +26,15 @@ namespace {
 template <class T, int kRows, int kVectors>
 __attribute__((noinline)) void register_tile(int64_t count, const T* a, int64_t a_stride, const T* b, T* strip,
                                              int last_slot) {
-  typedef Vec<T> V;
   constexpr int split = kRows == 1 ? 4 : kRows * kVectors <= 12 && PF_VECTOR_BYTES == 64 ? 2 : 1, lanes = kLanes<T>;
-  V acc[split][kRows][kVectors];
-  PF_UNROLL
-  for (int s = 0; s < split; s++) PF_UNROLL
-  for (int r = 0; r < kRows; r++) PF_UNROLL
-  for (int v = 0; v < kVectors; v++) acc[s][r][v] = V{};
-  int64_t k = 0;
-  auto step = [&](V(&sums)[kRows][kVectors], int64_t at) __attribute__((always_inline)) {
-    const T* row = b + at * (kVectors * lanes);
-    V bk[kVectors];
-    PF_UNROLL
-    for (int v = 0; v < kVectors; v++) bk[v] = load(row + v * lanes);
-    PF_UNROLL
-    for (int r = 0; r < kRows; r++) {
-      V ak = splat<V>(a[r * a_stride + at]);
-      PF_UNROLL
-      for (int v = 0; v < kVectors; v++) sums[r][v] = fma(ak, bk[v], sums[r][v]);
-    }
-  };
-  constexpr int ahead = split > 2 ? split : 2;
-  for (; k + ahead <= count; k += ahead) {
-    PF_UNROLL
-    for (int s = 0; s < ahead; s++) step(acc[s % split], k + s);
-  }
-  for (; k < count; k++) step(acc[0], k);
+  Vec<Acc<T>> sums[kRows][kVectors];
+  multiply_tile<split>(sums, count, RowFactors<T, kRowMajor>{a, a_stride}, ColumnFactors<T>{b, kVectors * lanes});
   PF_UNROLL
   for (int r = 0; r < kRows; r++) {
     PF_UNROLL
     for (int v = 0; v < kVectors; v++) {
-      V sum = acc[0][r][v];
-      PF_UNROLL
-      for (int s = 1; s < split; s++) sum += acc[s][r][v];
-      T* slot = strip + r * kStripRow<T> + (kVectors == 3 && v == 2 ? last_slot : v) * lanes;
-      store(slot, load(slot) + sum);
+      Acc<T>* slot = strip + r * kStripRow<T> + (kVectors == 3 && v == 2 ? last_slot : v) * lanes;
+      store(slot, load(slot) + sums[r][v]);
     }
   }
 }
