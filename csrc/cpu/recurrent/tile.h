@@ -1,4 +1,4 @@
-// Products of the recurrent kernels: sums of a few rows and one panel of weights.
+// Products of the recurrent kernels: sums of a few rows and one panel of weights, both of operands (simd/operand.h).
 //
 // A panel holds, for each k, all gates of the same units side by side, so that the sums of a row hold everything its
 // cells need: LSTM i|f|g|o of one vector of units, GRU r|z|n; plain RNN and the transposed weights of the backward four
@@ -19,12 +19,27 @@ constexpr int kTileRows = (PF_VECTOR_BYTES == 64 ? 24 : 12) / kVectors;
 // One serial sum: shorter than gemm.h's, because the sums of several steps follow each other.
 constexpr int64_t kChunk = 64;
 
+// Operands of a row of so many elements.
+template <class T>
+PF_INLINE int64_t depth_of(int64_t elements) {
+  return ceil_div(elements, kTerms<T>);
+}
+
 namespace {
+
+// A vector of a row that a product will read: of pairs nothing after the last element, where they want a zero.
+template <class T>
+PF_INLINE void put_factors(Term<T>* to, Vec<Acc<T>> value, int64_t count) {
+  if constexpr (kTerms<T> > 1)
+    store_n(to, value, count);
+  else
+    store(to, value);
+}
 
 // strip += a [kRows, count] b [count, kVectors]. Few rows take kSplit sums each, which hides the latency of the
 // additions; the last of three vectors is added to `last_slot`.
 template <class T, int kRows, int kVectors>
-__attribute__((noinline)) void register_tile(int64_t count, const T* a, int64_t a_stride, const T* b, T* strip,
+__attribute__((noinline)) void register_tile(int64_t count, const T* a, int64_t a_stride, const T* b, Acc<T>* strip,
                                              int last_slot) {
   constexpr int split = kRows == 1 ? 4 : kRows * kVectors <= 12 && PF_VECTOR_BYTES == 64 ? 2 : 1, lanes = kLanes<T>;
   Vec<Acc<T>> sums[kRows][kVectors];
@@ -40,7 +55,7 @@ __attribute__((noinline)) void register_tile(int64_t count, const T* a, int64_t 
 }
 
 template <class T>
-using Tile = void (*)(int64_t, const T*, int64_t, const T*, T*, int);
+using Tile = void (*)(int64_t, const T*, int64_t, const T*, Acc<T>*, int);
 
 template <class T, int kVectors, int kRows = kTileRows<kVectors>>
 Tile<T> tile_of(int rows) {
@@ -53,12 +68,15 @@ struct Nothing {
   void operator()(int64_t) const {}
 };
 
-// strip [rows, kStripRow] += a [rows, count] times one panel, in chunks of k. meanwhile(i) comes before tile i: the
-// time to ask for memory that is wanted afterwards.
+// strip [rows, kStripRow] += of [rows, elements] times one panel, in chunks of k. Rows of `of` are as far apart as
+// whole operands reach, and zero after the last element there. meanwhile(i) comes before tile i: the time to ask for
+// memory that is wanted afterwards.
 template <class T, int kVectors, class Meanwhile = Nothing>
-void product(const T* a, int64_t a_stride, int64_t rows, int64_t count, const T* panel, T* strip, int last_slot,
-             Meanwhile meanwhile = {}) {
+void product(const Term<T>* of, int64_t stride, int64_t rows, int64_t elements, const T* panel, Acc<T>* strip,
+             int last_slot, Meanwhile meanwhile = {}) {
   constexpr int tile_rows = kTileRows<kVectors>;
+  const T* a = (const T*)of;
+  const int64_t a_stride = stride / kTerms<T>, count = depth_of<T>(elements);
   int64_t tiles = 0;
   for (int64_t k = 0; k < count; k += kChunk) {
     const int64_t chunk = min_of(kChunk, count - k);
