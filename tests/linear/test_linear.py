@@ -13,6 +13,7 @@ from property_tests import given, settings, st
 
 import pyflash.functional as PF
 from pyflash import nn
+from pyflash.ops.core.dtypes import acc_dtype
 from pyflash.ops.core.registry import Op
 from pyflash.ops.linear import linear as ops
 from pyflash.ops.pointwise.argument import activated, resolve
@@ -129,28 +130,37 @@ def test_every_tail(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_input_is_not_read_past_its_end(backend):
-    """NaN behind every row of the operands: what is read beyond them shows."""
-    for m, k, n in (7, 33, 67), (64, 129, 5):
-        x, weight, dy = (torch.full((r + 1, c + 17), float("nan")) for r, c in ((m, k), (n, k), (m, n)))
-        x, weight, dy = x[:m, :k].normal_(), weight[:n, :k].normal_(), dy[:m, :n].normal_()
-        for result in run(PF.linear, [x, weight, None], dy, backend=backend):
-            assert result.isfinite().all()
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_input_is_not_read_past_its_end(dtype, backend):
+    """NaN after every row of the operands: what is read beyond them shows."""
+    for m, k, n in (7, 33, 67), (64, 129, 5), (7, 34, 66), (1, 1, 1):
+        for after in 16, 17:  # rows of bfloat16 begin at every fourth byte, or at every second
+            x, weight, dy = (
+                torch.full((r + 1, c + after), float("nan"), dtype=dtype) for r, c in ((m, k), (n, k), (m, n))
+            )
+            x, weight, dy = x[:m, :k].normal_(), weight[:n, :k].normal_(), dy[:m, :n].normal_()
+            for result in run(PF.linear, [x, weight, None], dy, backend=backend):
+                assert result.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_and_infinity_propagate(backend):
-    x, weight, bias = torch.randn(9, 70), torch.randn(66, 70), torch.randn(66)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nan_and_infinity_propagate(dtype, backend):
+    x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((9, 70), (66, 70), (66,)))
     x[2, 69], x[4, 0], weight[65, 3], bias[7] = float("nan"), float("inf"), float("-inf"), float("nan")
     for activation in "", "relu", "sigmoid", "tanh":  # torch's own GELU of infinity is NaN
         ours = run(public(activation), [x, weight, bias], backend=backend)[0]
-        torch.testing.assert_close(ours, reference(activation)(x, weight, bias), equal_nan=True, atol=1e-4, rtol=1e-4)
+        theirs, scale = (
+            reference(activation)(x, weight, bias),
+            {} if dtype == torch.bfloat16 else {"atol": 1e-4, "rtol": 1e-4},
+        )
+        torch.testing.assert_close(ours, theirs, equal_nan=True, **scale)
 
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_shape_and_stride(data):
-    sizes = st.integers(0, 40)
+    sizes, dtype = st.integers(0, 40), data.draw(st.sampled_from(FLOAT_DTYPES))
     m, n, k = data.draw(sizes), data.draw(sizes), data.draw(st.integers(0, 300))
     backend = data.draw(st.sampled_from([b for b in BACKENDS if isinstance(b, str)] or ["torch"]))
 
@@ -161,13 +171,18 @@ def test_any_shape_and_stride(data):
         if order:
             strides = (steps[1], steps[1] * steps[0] * max(rows, 1))
         span = 1 + sum(max(s - 1, 0) * t for s, t in zip((rows, columns), strides))
-        return torch.randn(span).as_strided((rows, columns), strides)
+        return torch.randn(span).to(dtype).as_strided((rows, columns), strides)
 
-    x, weight, bias = matrix(m, k), matrix(n, k), data.draw(st.sampled_from([None, torch.randn(n)]))
+    x, weight, bias = matrix(m, k), matrix(n, k), data.draw(st.sampled_from([None, torch.randn(n).to(dtype)]))
     with torch.no_grad(), use(backend):
         ours = PF.linear(x, weight, bias)
     truth = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    torch.testing.assert_close(ours.double(), truth, atol=1e-4, rtol=1e-4)
+    terms = F.linear(x.double().abs(), weight.double().abs(), None if bias is None else bias.double().abs())
+    result, sums = torch.finfo(dtype), torch.finfo(acc_dtype(dtype))
+    bound = (
+        result.eps * (truth.abs() + result.tiny) + 128 * sums.eps * terms
+    )  # 256 additions in a row, half an ulp each
+    assert ((ours.double() - truth).abs() <= bound).all()
 
 
 # ---- derivatives --------------------------------------------------------------------------------------------------
@@ -359,17 +374,19 @@ def test_what_an_activation_may_not_be(error, message, activation):
 # ---- threads ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(500, 513, 300), (1500, 129, 64), (130, 1100, 460)], ids=str)
-def test_every_split_gives_the_same(shape):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(500, 513, 300), (1500, 129, 64), (130, 1100, 460), (130, 2201, 460)], ids=str)
+def test_every_split_gives_the_same(shape, dtype):
     """Rows, panels or both over the threads, each packing its own panels or all sharing them."""
     rows, inner, columns = shape
     before = torch.get_num_threads()
     try:
-        for a in (torch.randn(rows, inner), torch.randn(inner, rows).t()):
-            for b in (torch.randn(inner, columns), torch.randn(columns, inner).t()):
+        for a in (torch.randn(rows, inner).to(dtype), torch.randn(inner, rows).to(dtype).t()):
+            for b in (torch.randn(inner, columns).to(dtype), torch.randn(columns, inner).to(dtype).t()):
                 torch.set_num_threads(1)
                 alone = ops.matmul(a, b, "cpu")
-                torch.testing.assert_close(alone, (a.double() @ b.double()).float(), rtol=0, atol=2e-4)
+                truth = a.double() @ b.double()
+                assert_error_within((alone,), (a @ b,), (truth,), a.abs().max() * b.abs().max())
                 for threads in (2, 3, 5, 8):
                     torch.set_num_threads(threads)
                     assert torch.equal(ops.matmul(a, b, "cpu"), alone), threads

@@ -91,6 +91,21 @@ def test_the_cache_keeps_what_lives_and_only_without_gradients(cache):  # noqa: 
 # ---- threads ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch, hidden", [(1, 300), (5, 257), (40, 131)], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_threads_do_not_change_a_bit_of_bfloat16(name, batch, hidden, threads):
+    """Odd numbers of units and inputs: their last pair has one term."""
+    layer = pyflash.replace(LAYERS[name](33, hidden, bidirectional=batch == 5).bfloat16())
+    x, results = torch.randn(9, batch, 33).bfloat16().requires_grad_(), []
+    for count in (1, 2, 3):
+        threads(count)
+        with use("cpu"):
+            y, _ = layer(x)
+            results.append([y, *torch.autograd.grad(y.float().square().sum(), [x, *layer.parameters()])])
+    for others in results[1:]:
+        assert all(map(torch.equal, others, results[0]))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("batch, hidden", [(1, 300), (5, 256), (40, 130)], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
@@ -184,13 +199,18 @@ def test_steps_and_rows_are_checked_where_memory_is_reached(steps, rows):
         torch.ops.pyflash.rnn_fwd(x, h, None, weights, rows, steps, "gru", False, False, False, "cpu")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("inputs, hidden", [(4, 20), (5, 21)], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
-def test_large_and_broken_inputs_propagate_as_in_torch(name):
-    layer, x = LAYERS[name](4, 20), torch.randn(3, 5, 4)
-    x[0, 0, 0], x[0, 1, 0], x[1, 2, 1] = float("nan"), float("inf"), 1e30
+def test_large_and_broken_inputs_propagate_as_in_torch(name, inputs, hidden, dtype):
+    layer, x = LAYERS[name](inputs, hidden).to(dtype), torch.randn(3, 5, inputs).to(dtype)
+    x[0, 0, 0], x[0, 1, 0], x[1, 2, 1], x[0, 3, -1] = float("nan"), float("inf"), 1e30, float("inf")
     ours = pyflash.replace(copy.deepcopy(layer))
     with use("cpu"), torch.no_grad():
-        torch.testing.assert_close(ours(x)[0], layer(x)[0], atol=1e-5, rtol=1e-5, equal_nan=True)
+        y, theirs = ours(x)[0], layer(x)[0]
+    if dtype == torch.float32:
+        torch.testing.assert_close(y, theirs, atol=1e-5, rtol=1e-5, equal_nan=True)
+    assert torch.equal(y.isnan(), theirs.isnan())
 
 
 # ---- activations of gates -----------------------------------------------------------------------------------------

@@ -170,22 +170,7 @@ PF_INLINE void add_outputs(int64_t keys, const A* p, const A* alpha, A* out, int
   typedef Vec<A> V;
   constexpr int n = kLanes<A>;
   V acc[kRows][kVectors];
-  PF_UNROLL
-  for (int row = 0; row < kRows; row++) {
-    PF_UNROLL
-    for (int j = 0; j < kVectors; j++) acc[row][j] = V{};
-  }
-  for (int64_t key = 0; key < keys; key++) {
-    V value[kVectors];
-    PF_UNROLL
-    for (int j = 0; j < kVectors; j++) value[j] = load_value(key, j);
-    PF_UNROLL
-    for (int row = 0; row < kRows; row++) {
-      const V weight = splat<V>(p[row * kFewKeys + key]);
-      PF_UNROLL
-      for (int j = 0; j < kVectors; j++) acc[row][j] = fma(value[j], weight, acc[row][j]);
-    }
-  }
+  multiply_tile(acc, keys, RowFactors<A, kRowMajor>{p, kFewKeys}, load_value);
   PF_UNROLL
   for (int row = 0; row < kRows; row++) {
     PF_UNROLL

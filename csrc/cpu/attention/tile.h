@@ -9,7 +9,7 @@
 #pragma once
 #include "../../common/attention.h"
 #include "../simd/math.h"
-#include "../simd/operand.h"
+#include "../simd/register_tile.h"
 
 namespace PF_ISA::attention {
 
@@ -36,7 +36,6 @@ static_assert(kKeys % 2 == 0, "two keys make one row of pairs");
 
 // ---- products -------------------------------------------------------------------------------------------------------
 enum Into { kStore, kScaled, kAdd, kScaleAdd };  // c = , c = alpha times , c += , c = alpha c +
-enum Order { kRowMajor, kColumnMajor };          // of a: element (m, k) at a[m * stride + k], or at a[m + k * stride]
 
 // c[m][n] (Into) sum_k a(m, k) b[k][n]. The sum starts from zero whatever is in c: a running total over thousands of
 // terms would lose digits.
@@ -47,23 +46,7 @@ __attribute__((noinline)) void tile_product(const T* a, int64_t a_stride, const 
   typedef Vec<A> V;
   constexpr int n = kLanes<T>;
   V acc[kRows][kVectors];
-  PF_UNROLL
-  for (int i = 0; i < kRows; i++) {
-    PF_UNROLL
-    for (int j = 0; j < kVectors; j++) acc[i][j] = V{};
-  }
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; k++) {
-    Vec<T> row[kVectors];
-    PF_UNROLL
-    for (int j = 0; j < kVectors; j++) row[j] = load(b + k * b_stride + j * n);
-    PF_UNROLL
-    for (int i = 0; i < kRows; i++) {
-      Vec<T> x = broadcast(kOrder == kRowMajor ? a + i * a_stride + k : a + i + k * a_stride);
-      PF_UNROLL
-      for (int j = 0; j < kVectors; j++) acc[i][j] = multiply_add(x, row[j], acc[i][j]);
-    }
-  }
+  multiply_tile(acc, depth, RowFactors<T, kOrder>{a, a_stride}, ColumnFactors<T>{b, b_stride});
   PF_UNROLL
   for (int i = 0; i < kRows; i++) {
     PF_UNROLL

@@ -12,23 +12,26 @@
 //         for chunk of K                                   kChunk x kPanel of B                       in L1
 //           for tile of rows                               kTileRows x kPanel accumulators            registers
 //
+// What is multiplied are operands T of the storage type S (simd/operand.h): the arithmetic type, or pairs of bf16, of
+// which K takes half as many steps. All that follows counts in steps; only Product::k counts elements.
+//
 // What other kernels use: multiply (all of it), pack_b (pack.h).
 #pragma once
 #include "../core/memory.h"
 #include "../core/parallel.h"
-#include "../simd/transpose.h"
 #include "pack.h"
 #include "tile.h"
 
 namespace PF_ISA::gemm {
 
-// One serial float32 sum is at most this long: accuracy as torch's. A chunk of a panel (32 KB at 64 byte vectors) stays
-// in L1 beside the rows of A that pass by.
+// One serial float32 sum is at most this many steps long: accuracy as torch's. A chunk of a panel (32 KB at 64 byte
+// vectors) stays in L1 beside the rows of A that pass by.
 constexpr int64_t kChunk = 128;
 
 constexpr int64_t kBlockBytes = 1 << 20;  // of A, per thread: half of a large L2
 constexpr int64_t kMinBlockRows = 16 * kTileRows, kMaxBlockRows = 80 * kTileRows;
-constexpr int64_t kPackedK = 512;  // K of a block when A is packed: wide blocks, 2 KB of each row of memory at a time
+constexpr int64_t kPackedK =
+    512;  // steps of a block when A is packed: wide blocks, 2 KB of each row of memory at a time
 
 constexpr int64_t kMaxCopies = 4;  // threads that may each pack all of B for themselves
 
@@ -59,24 +62,24 @@ PF_INLINE Sink<T> sink_of(const Element& element) {
           &element};
 }
 
-template <class S>
+template <class S, class T = Operand<S>>
 struct Product {
   const S* a;  // [m, k]
   int64_t a_row_stride, a_column_stride;
   const S* b;  // [k, n]; not read when `packed` is given
   int64_t b_row_stride, b_column_stride;
-  const Acc<S>* packed;  // the panels of B, or null
+  const T* packed;  // the panels of B, or null
   int64_t m, n, k;
 };
 
 // Is the transpose computed? A whose rows are not contiguous is packed six rows at a time, which is dearer than packing
 // B: it should be the smaller matrix.
-template <class S>
-PF_INLINE bool should_transpose(const Product<S>& g) {
+template <class S, class T>
+PF_INLINE bool should_transpose(const Product<S, T>& g) {
   return !g.packed && g.a_column_stride != 1 && g.k > 1 && g.m > g.n;
 }
-template <class S>
-PF_INLINE Product<S> transposed(const Product<S>& g) {
+template <class S, class T>
+PF_INLINE Product<S, T> transposed(const Product<S, T>& g) {
   return {g.b, g.b_column_stride, g.b_row_stride, g.a, g.a_column_stride, g.a_row_stride, nullptr, g.n, g.m, g.k};
 }
 
@@ -110,9 +113,8 @@ struct TransposedSink {
 };
 
 // How a product is cut; the same for asking how much workspace it takes and for running it.
-template <class S>
+template <class S, class T = Operand<S>>
 struct Plan {
-  typedef Acc<S> T;
   bool packs_a;
   bool packs_b_in_task;  // one block of rows: nobody shares a panel, so it need not leave L2
   bool private_b;        // each thread packs the panels it uses: what another core has just written is slow to read
@@ -120,13 +122,16 @@ struct Plan {
   int64_t panels, block_k, blocks_k, block_rows, blocks, groups, group_panels;
   int64_t b_bytes, sums_bytes, thread_bytes;  // parts of the workspace, multiples of 64
 
-  PF_INLINE Plan plan(const Product<S>& given, int num_threads) {
-    const Product<S> g = should_transpose(given) ? transposed(given) : given;
+  PF_INLINE Plan plan(const Product<S, T>& given, int num_threads) {
+    const Product<S, T> g = should_transpose(given) ? transposed(given) : given;
     Plan p;
-    p.packs_a = sizeof(S) != sizeof(T) || (g.a_column_stride != 1 && g.k > 1);
+    const int64_t depth = ceil_div(g.k, kTerms<T>);
+    // In place its rows must be rows of whole operands.
+    const bool is_whole = g.k % kTerms<T> == 0 && (g.m == 1 || g.a_row_stride % kTerms<T> == 0);
+    p.packs_a = sizeof(S) != sizeof(Term<T>) || !is_whole || (g.a_column_stride != 1 && g.k > 1);
     p.panels = ceil_div(g.n, kPanel<T>);
-    p.block_k = p.packs_a ? min_of(g.k, kPackedK) : g.k;
-    p.blocks_k = p.block_k ? ceil_div(g.k, p.block_k) : 1;
+    p.block_k = p.packs_a ? min_of(depth, kPackedK) : depth;
+    p.blocks_k = p.block_k ? ceil_div(depth, p.block_k) : 1;
     p.threads = (int)max_of(1, min_of(num_threads, 2 * g.m * g.n * g.k / kThreadFlops));
 
     int64_t fits = kBlockBytes / (max_of(p.block_k, 1) * (int64_t)sizeof(T)) / kTileRows * kTileRows;
@@ -158,8 +163,8 @@ struct Plan {
     const int64_t panel_bytes = p.block_k * kPanel<T> * sizeof(T);
     p.b_bytes = g.packed || p.packs_b_in_task ? 0 : p.panels * panel_bytes;
     if (p.private_b && p.groups == 1) p.b_bytes *= p.threads;
-    p.sums_bytes = p.blocks_k > 1 ? p.panels * kPanel<T> * g.m * sizeof(T) : 0;
-    int64_t strip = p.blocks_k > 1 ? 0 : p.block_rows * kPanel<T> * sizeof(T);
+    p.sums_bytes = p.blocks_k > 1 ? p.panels * kPanel<T> * g.m * sizeof(Acc<T>) : 0;
+    int64_t strip = p.blocks_k > 1 ? 0 : p.block_rows * kPanel<T> * sizeof(Acc<T>);
     p.thread_bytes = strip + (p.packs_b_in_task ? panel_bytes : 0) +
                      round_up(p.packs_a ? p.block_rows * p.block_k * sizeof(T) : 0, 64);
     return p;
@@ -167,20 +172,21 @@ struct Plan {
   PF_INLINE int64_t bytes(const Plan& p) { return p.b_bytes + p.sums_bytes + p.threads * p.thread_bytes; }
 };
 
-// One task: rows [row, row_end) of panels [panel, panel_end), over K [k_begin, k_end).
-template <class S, bool kPackedA>
-void run_task(const Product<S>& g, const Plan<S>& p, const Acc<S>* b, int64_t b_panel_stride, Acc<S>* sums, Acc<S>* own,
+// One task: rows [row, row_end) of panels [panel, panel_end), over steps [k_begin, k_end).
+template <bool kPackedA, class S, class T>
+void run_task(const Product<S, T>& g, const Plan<S, T>& p, const T* b, int64_t b_panel_stride, Acc<T>* sums, char* own,
               int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t k_begin, int64_t k_end,
-              Sink<Acc<S>> sink) {
-  typedef Acc<S> T;
-  const int64_t count = k_end - k_begin, row_count = row_end - row;
-  T *strip = own, *own_panel = own + (sums ? 0 : p.block_rows * kPanel<T>);
-  const T* a = (const T*)g.a + row * g.a_row_stride + k_begin;
-  int64_t a_stride = g.a_row_stride;
+              Sink<Acc<T>> sink) {
+  const int64_t depth = ceil_div(g.k, kTerms<T>), count = k_end - k_begin, row_count = row_end - row;
+  Acc<T>* strip = (Acc<T>*)own;
+  T* own_panel = (T*)(strip + (sums ? 0 : p.block_rows * kPanel<T>));
+  const int64_t first_term = k_begin * kTerms<T>;
+  const T* a = (const T*)(g.a + row * g.a_row_stride) + k_begin;
+  int64_t a_stride = g.a_row_stride / kTerms<T>;
   if constexpr (kPackedA) {
     T* packed_a = own_panel + (p.packs_b_in_task ? p.block_k * kPanel<T> : 0);
-    pack_a<S>(g.a + row * g.a_row_stride + k_begin * g.a_column_stride, g.a_row_stride, g.a_column_stride, row_count,
-              count, packed_a);
+    pack_a(g.a + row * g.a_row_stride + first_term * g.a_column_stride, g.a_row_stride, g.a_column_stride, row_count,
+           count, g.k - first_term, packed_a);
     a = packed_a;
     a_stride = count;
   }
@@ -190,12 +196,12 @@ void run_task(const Product<S>& g, const Plan<S>& p, const Acc<S>* b, int64_t b_
     if (sums) strip = sums + (panel * g.m + row) * kPanel<T>;
     const T* b_panel = p.packs_b_in_task ? own_panel : b + panel * b_panel_stride;
     if (p.packs_b_in_task)
-      pack_panel<S>(g.b + k_begin * g.b_row_stride + column * g.b_column_stride, g.b_row_stride, g.b_column_stride, 0,
-                    count, columns, own_panel);
+      pack_panel(g.b + first_term * g.b_row_stride + column * g.b_column_stride, g.b_row_stride, g.b_column_stride, 0,
+                 count, g.k - first_term, columns, own_panel);
     int64_t k = 0;
     do {  // once for K = 0: zeros
       const int64_t chunk = min_of(kChunk, count - k);
-      const bool first = k_begin + k == 0, last = k_begin + k + chunk == g.k;
+      const bool first = k_begin + k == 0, last = k_begin + k + chunk == depth;
       const T *b_chunk = b_panel + k * kPanel<T>, *b_next = b_chunk + chunk * kPanel<T>;
       const int64_t share = ceil_div(chunk * kPanel<T> * kTileRows, row_count);  // of the next chunk, per tile
       for (int64_t i = 0, rows; i < row_count; i += rows) {
@@ -208,7 +214,7 @@ void run_task(const Product<S>& g, const Plan<S>& p, const Acc<S>* b, int64_t b_
           prefetch_rows(a_tile + rows * a_stride, a_stride, min_of(rows, row_count - i - rows), chunk);
         if (!p.packs_b_in_task) prefetch_far(b_next + i / kTileRows * share, share);
         if (last) sink.prefetch(sink.self, row + i, column, rows, columns);
-        T* tile = strip + i * kPanel<T>;
+        Acc<T>* tile = strip + i * kPanel<T>;
         tile_of<T, kPackedA>((int)rows, vectors)(chunk, a_tile, a_stride, b_chunk, tile, first);
         if (last) sink.write(sink.self, row + i, column, rows, columns, tile);
       }
@@ -218,43 +224,45 @@ void run_task(const Product<S>& g, const Plan<S>& p, const Acc<S>* b, int64_t b_
 }
 
 // `workspace`: Plan::bytes of 64-byte aligned memory, planned with the same number of threads.
-template <class S>
-void multiply(const Product<S>& given, void* workspace, Sink<Acc<S>> given_sink, int num_threads) {
-  typedef Acc<S> T;
+template <class S, class T>
+void multiply(const Product<S, T>& given, void* workspace, Sink<Acc<T>> given_sink, int num_threads) {
   const bool is_transposed = should_transpose(given);
-  const TransposedSink<T> transposed_sink = {given_sink};
-  const Product<S> g = is_transposed ? transposed(given) : given;
-  const Sink<T> sink = is_transposed ? transposed_sink.sink() : given_sink;
-  const Plan<S> p = Plan<S>::plan(g, num_threads);
+  const TransposedSink<Acc<T>> transposed_sink = {given_sink};
+  const Product<S, T> g = is_transposed ? transposed(given) : given;
+  const Sink<Acc<T>> sink = is_transposed ? transposed_sink.sink() : given_sink;
+  const Plan<S, T> p = Plan<S, T>::plan(g, num_threads);
+  const int64_t depth = ceil_div(g.k, kTerms<T>);
   char* memory = (char*)workspace;
   T* own_b = (T*)memory;
-  T* sums = p.sums_bytes ? (T*)(memory + p.b_bytes) : nullptr;
+  Acc<T>* sums = p.sums_bytes ? (Acc<T>*)(memory + p.b_bytes) : nullptr;
   char* own = memory + p.b_bytes + p.sums_bytes;
   for (int64_t block = 0; block < p.blocks_k; block++) {
-    const int64_t k_begin = block * p.block_k, k_end = min_of(g.k, k_begin + p.block_k);
+    const int64_t k_begin = block * p.block_k, k_end = min_of(depth, k_begin + p.block_k);
+    const int64_t first_term = k_begin * kTerms<T>, terms = g.k - first_term;
     const T* b = g.packed ? g.packed + k_begin * kPanel<T> : own_b;
-    const int64_t b_panel_stride = (g.packed ? g.k : k_end - k_begin) * kPanel<T>;
+    const int64_t b_panel_stride = (g.packed ? depth : k_end - k_begin) * kPanel<T>;
     auto task = [&](const T* panels, int64_t row, int64_t group, int thread) {
-      auto run = p.packs_a ? run_task<S, true> : run_task<S, false>;
+      auto run = p.packs_a ? run_task<true, S, T> : run_task<false, S, T>;
       const int64_t panel = group * p.group_panels;
-      run(g, p, panels, b_panel_stride, sums, (T*)(own + thread * p.thread_bytes), row, min_of(g.m, row + p.block_rows),
+      run(g, p, panels, b_panel_stride, sums, own + thread * p.thread_bytes, row, min_of(g.m, row + p.block_rows),
           panel, min_of(p.panels, panel + p.group_panels), k_begin, k_end, sink);
     };
-    const S* b_block = g.b + k_begin * g.b_row_stride;
+    const S* b_block = g.b + first_term * g.b_row_stride;
     if (p.private_b) {
       // One task a thread: all rows of its panels, or its rows of all panels.
       parallel_tasks(p.threads, p.threads, [&](int64_t part, int thread) {
         const int64_t group = p.groups > 1 ? part : 0, panel = group * p.group_panels;
         T* panels = own_b + (p.groups > 1 ? 0 : part * p.panels * b_panel_stride);
         for (int64_t i = panel; i < min_of(p.panels, panel + p.group_panels); i++)
-          pack_panel<S>(b_block + i * kPanel<T> * g.b_column_stride, g.b_row_stride, g.b_column_stride, 0,
-                        k_end - k_begin, min_of(kPanel<T>, g.n - i * kPanel<T>), panels + i * b_panel_stride);
+          pack_panel(b_block + i * kPanel<T> * g.b_column_stride, g.b_row_stride, g.b_column_stride, 0, k_end - k_begin,
+                     terms, min_of(kPanel<T>, g.n - i * kPanel<T>), panels + i * b_panel_stride);
         for (int64_t i = p.groups > 1 ? 0 : part; i < p.blocks; i += p.groups > 1 ? 1 : p.threads)
           task(panels, i * p.block_rows, group, thread);
       });
       continue;
     }
-    if (p.b_bytes) pack_b(b_block, g.b_row_stride, g.b_column_stride, k_end - k_begin, g.n, own_b, p.threads);
+    if (p.b_bytes)
+      pack_b(b_block, g.b_row_stride, g.b_column_stride, min_of(terms, p.block_k * kTerms<T>), g.n, own_b, p.threads);
     parallel_tasks(p.blocks * p.groups, p.threads,
                    [&](int64_t i, int thread) { task(b, i / p.groups * p.block_rows, i % p.groups, thread); });
   }

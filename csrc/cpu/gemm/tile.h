@@ -1,6 +1,6 @@
 // The register tile of matrix products: a few rows by a panel of columns.
 #pragma once
-#include "../simd/vec.h"
+#include "../simd/register_tile.h"
 
 namespace PF_ISA::gemm {
 
@@ -8,50 +8,30 @@ namespace PF_ISA::gemm {
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = PF_VECTOR_BYTES == 64 ? 4 : 2;
 static_assert(kTileRows * kTileVectors + kTileVectors + 1 <= kRegisters, "sums, a row of B and an element of A");
+static_assert(kTileVectors % 2 == 0, "two rows of bf16 become two vectors of pairs: see pack_panel");
 template <class T>
 constexpr int kPanel = kTileVectors * kLanes<T>;
 
-// acc[r][v] += sum over k of a(r, k) * b[k * kPanel + v * lanes]. a(r, k) is a[r * a_stride + k], or a[k * kRows + r]
-// when packed. All loops but the one over k unroll; the accumulators stay in registers.
+// One tile, one chunk of K: sums into `strip` (rows of kPanel), from zero when `fresh`. a(r, k) is a[r * a_stride + k],
+// or a[k * kRows + r] when packed.
 template <class T, int kRows, int kVectors, bool kPackedA>
-PF_INLINE void accumulate(Vec<T> (&acc)[kRows][kVectors], int64_t count, const T* a, int64_t a_stride, const T* b) {
-  typedef Vec<T> V;
-  // Twice: the counting takes ports that the products want.
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < count; k++) {
-    V bk[kVectors];
-    PF_UNROLL
-    for (int v = 0; v < kVectors; v++) bk[v] = load(b + k * kPanel<T> + v * kLanes<T>);
-    PF_UNROLL
-    for (int r = 0; r < kRows; r++) {
-      V ak = splat<V>(kPackedA ? a[k * kRows + r] : a[r * a_stride + k]);
-      PF_UNROLL
-      for (int v = 0; v < kVectors; v++) acc[r][v] = fma(ak, bk[v], acc[r][v]);
-    }
-  }
-}
-
-// One tile, one chunk of K: sums into `strip` (rows of kPanel), from zero when `fresh`.
-template <class T, int kRows, int kVectors, bool kPackedA>
-__attribute__((noinline)) void register_tile(int64_t count, const T* a, int64_t a_stride, const T* b, T* strip,
+__attribute__((noinline)) void register_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, Acc<T>* strip,
                                              bool fresh) {
-  Vec<T> acc[kRows][kVectors];
-  PF_UNROLL
-  for (int r = 0; r < kRows; r++) PF_UNROLL
-  for (int v = 0; v < kVectors; v++) acc[r][v] = Vec<T>{};
-  accumulate<T, kRows, kVectors, kPackedA>(acc, count, a, a_stride, b);
+  Vec<Acc<T>> acc[kRows][kVectors];
+  multiply_tile(acc, depth, RowFactors<T, kPackedA ? kColumnMajor : kRowMajor>{a, kPackedA ? kRows : a_stride},
+                ColumnFactors<T>{b, kPanel<T>});
   PF_UNROLL
   for (int r = 0; r < kRows; r++) {
     PF_UNROLL
     for (int v = 0; v < kVectors; v++) {
-      T* p = strip + r * kPanel<T> + v * kLanes<T>;
+      Acc<T>* p = strip + r * kPanel<T> + v * kLanes<T>;
       store(p, fresh ? acc[r][v] : load(p) + acc[r][v]);
     }
   }
 }
 
 template <class T>
-using Tile = void (*)(int64_t, const T*, int64_t, const T*, T*, bool);
+using Tile = void (*)(int64_t, const T*, int64_t, const T*, Acc<T>*, bool);
 
 // The tile function of this many rows and vectors: [1, kTileRows] x [1, kTileVectors].
 template <class T, bool kPackedA, int kRows = kTileRows, int kVectors = kTileVectors>

@@ -5,6 +5,7 @@
 // time, and goes on to the gates of these units where the sums are. Gradients of gates lie in rows of
 // kGateRow<kGates> * hidden, in the order of the tensors' rows (of the sequences by length where these are ragged): i,
 // f, g, o; for GRU the hidden part of n, r, z, n, so that h's product reads the first three and x's the last three.
+// Products of bf16 where it is multiplied in pairs round them to it.
 #pragma once
 #include "../gemm/tile.h"
 #include "forward.h"
@@ -26,25 +27,27 @@ PF_INLINE int64_t work_row(const RnnRows& rows, int64_t t, int64_t b) {
 // The whole call's memory.
 template <class T>
 struct BwdMemory {
+  typedef Acc<T> A;
   int64_t row;           // elements of a row of dgates
-  T *dgates, *dh, *out;  // [directions, rows, ..]; dh of all steps and the cells' output: with a projection
+  A *dgates, *dh, *out;  // [directions, rows, ..]; dh of all steps and the cells' output: with a projection
   // [directions, rows, xh_row]: what the gates were made from, x and, from column x_width on, h before the step.
-  T* xh;
+  A* xh;
   int64_t x_width, xh_row;
-  T *w_ih, *sums;   // for the products
+  T* w_ih;  // for the products
+  A* sums;
   int64_t* places;  // [rows]: of the tensors
   char* rest;
   BwdMemory(Carver& from, const RnnShape& s, int64_t rows) {
     const int64_t gates = s.cell == Cell::lstm || s.cell == Cell::gru ? 4 : 1, d = s.directions;
     row = gates * s.hidden;
-    dgates = from.take<T>(d * rows * row);
-    dh = from.take<T>(s.has_projection ? d * rows * s.output : 0);
-    out = from.take<T>(s.has_projection ? d * rows * s.hidden : 0);
+    dgates = from.take<A>(d * rows * row);
+    dh = from.take<A>(s.has_projection ? d * rows * s.output : 0);
+    out = from.take<A>(s.has_projection ? d * rows * s.hidden : 0);
     x_width = round_up(s.input, kLanes<T>);  // no vector of columns belongs to both
     xh_row = x_width + s.output;
-    xh = from.take<T>(d * rows * xh_row);
-    w_ih = from.take<T>(row * round_up(s.input, gemm::kPanel<T>));
-    sums = from.take<T>(round_up(row, kStripRow<T>));
+    xh = from.take<A>(d * rows * xh_row);
+    w_ih = from.take<T>(depth_of<T>(row) * round_up(s.input, gemm::kPanel<T>));
+    sums = from.take<A>(round_up(row, kStripRow<T>));
     places = from.take<int64_t>(rows);
     rest = from.at + from.used;
   }
@@ -53,26 +56,30 @@ struct BwdMemory {
 // A thread's and its group's.
 template <class T>
 struct StepMemory {
-  int64_t gates_stride, output_stride, hidden_stride;
-  T* strip;                     // own
-  T *dgates[2], *dh, *carried;  // of the step after and of this one; with a projection; dc, or GRU's dh z
+  int64_t gate_width, gates_stride, output_stride, hidden_stride;
+  Acc<T>* strip;           // own
+  Term<T>*dgates[2], *dh;  // of the step after and of this one; with a projection
+  Acc<T>* carried;         // dc, or GRU's dh z
   StepMemory(Carver& from, const RnnShape& s, const Plan& plan, const Part& part) {
     const int64_t rows = group_rows(s, plan);
-    gates_stride = round_up(gate_count(s.cell) * s.hidden, kStripRow<T>) + kLine<T>;
+    gate_width = round_up(s.hidden, kTerms<T>);
+    gates_stride = round_up(gate_count(s.cell) * gate_width, kStripRow<T>) + kLine<T>;
     output_stride = round_up(s.output, kStripRow<T>) + kLine<T>;
     hidden_stride = round_up(s.hidden, kStripRow<T>) + kLine<T>;
-    strip = from.take<T>(plan.threads * rows * kStripRow<T>) + part.thread * rows * kStripRow<T>;
+    strip = from.take<Acc<T>>(plan.threads * rows * kStripRow<T>) + part.thread * rows * kStripRow<T>;
     const int64_t group = part.side * plan.groups + part.group, groups = plan.sides * plan.groups;
-    auto take = [&](int64_t stride) { return from.take<T>(groups * rows * stride) + group * rows * stride; };
-    for (T*& one : dgates) one = take(gates_stride);
+    auto take = [&](int64_t stride) { return from.take<Term<T>>(groups * rows * stride) + group * rows * stride; };
+    for (Term<T>*& one : dgates) one = take(gates_stride);
     dh = take(s.has_projection ? output_stride : 0);
-    carried = take(hidden_stride);
+    carried = from.take<Acc<T>>(groups * rows * hidden_stride) + group * rows * hidden_stride;
   }
 };
 
 template <class S, int kGates>
 struct BwdThread {
   typedef Acc<S> T;
+  typedef Operand<S> O;  // what is multiplied
+  typedef Term<O> H;     // its factors
   typedef Vec<T> V;
   static constexpr int lanes = kLanes<T>;
 
@@ -81,11 +88,11 @@ struct BwdThread {
   Part& part;
   const int64_t direction;
   const Places places;
-  const BwdPanels<T> panels;
-  const BwdMemory<T> all;
-  const StepMemory<T> memory;
+  const BwdPanels<O> panels;
+  const BwdMemory<O> all;
+  const StepMemory<O> memory;
   const int64_t work_rows;
-  T *dgates, *dgates_after;
+  H *dgates, *dgates_after;
   int64_t t, rows, rows_after;  // the step, its sequences, and those of the step that was before in this pass
 
   // Does sequence j have a step that gave this one its state? Else it was h_0, c_0.
@@ -98,7 +105,8 @@ struct BwdThread {
   struct Row {
     const T *gates, *cells, *before, *dcells;  // gates: the first of four, hidden apart; null: in `kept`
     const S *y, *state_before, *dc_n;
-    T *kept, *now, *carried, *out;
+    H* now;
+    T *kept, *carried, *out;
     bool is_last;
   };
 
@@ -135,11 +143,11 @@ struct BwdThread {
   }
 
   template <int kCount>
-  PF_INLINE void put(const Row& r, int64_t hidden, int64_t unit, const V (&d)[kCount], int64_t count) {
+  inline __attribute__((always_inline)) void put(const Row& r, int64_t unit, const V (&d)[kCount], int64_t count) {
     PF_UNROLL
     for (int i = 0; i < kCount; i++) {
-      store_n(r.kept + i * hidden + unit, d[i], count);
-      if (i < kGates) store_n(r.now + i * hidden + unit, d[i], count);
+      store_n(r.kept + i * s.hidden + unit, d[i], count);
+      if (i < kGates) store_n(r.now + i * memory.gate_width + unit, d[i], count);
     }
   }
 
@@ -175,7 +183,7 @@ struct BwdThread {
       if (s.has_projection) store_n(r.out + unit, o * c, count);
       const V d[4] = {dc * g * i * (one - i), dc * before * f * (one - f), dc * i * (one - g * g),
                       dh * c * o * (one - o)};
-      put(r, s.hidden, unit, d, count);
+      put(r, unit, d, count);
       store(r.carried + unit, dc * f);
     } else if constexpr (kGates == 3) {
       const V z = gate(r, 1, unit, count), n = gate(r, 2, unit, count);
@@ -183,12 +191,12 @@ struct BwdThread {
       const V dn = dh * (one - z) * (one - n * n);
       const V dz = dh * (load_n(r.state_before + unit, count) - n) * z * (one - z);
       const V d[4] = {dn * reset, dn * of_h * reset * (one - reset), dz, dn};
-      put(r, s.hidden, unit, d, count);
+      put(r, unit, d, count);
       store(r.carried + unit, dh * z);
     } else {
       const V y = load_n(r.y + unit, count);
       const V d[1] = {s.cell == Cell::rnn_relu ? select(y > V{}, dh, V{}) : dh * (one - y * y)};
-      put(r, s.hidden, unit, d, count);
+      put(r, unit, d, count);
     }
   }
 
@@ -196,8 +204,8 @@ struct BwdThread {
   void panel_of_h(int64_t panel) {
     T* strip = memory.strip;
     memset(strip, 0, max_of(rows, rows_after) * kStripRow<T> * sizeof(T));
-    product<T, kSlots>(dgates_after, memory.gates_stride, rows_after, kGates * s.hidden, panels.h(direction, panel),
-                       strip, 3, [&](int64_t i) {
+    product<O, kSlots>(dgates_after, memory.gates_stride, rows_after, kGates * memory.gate_width,
+                       panels.h(direction, panel), strip, 3, [&](int64_t i) {
                          if (i < rows && !s.has_projection) ask_for(panel, i);
                        });
     for (int64_t j = 0; j < max_of(rows, rows_after); j++, strip += kStripRow<T>) {
@@ -217,7 +225,7 @@ struct BwdThread {
         if (dh_n) dh += load_n(dh_n + unit, count);
         if (dy) dh += load_n(dy + unit, count);
         if (s.has_projection) {
-          store(memory.dh + j * memory.output_stride + unit, dh);
+          put_factors<O>(memory.dh + j * memory.output_stride + unit, dh, count);
           store_n(work(all.dh, s.output, j) + unit, dh, count);
         } else {
           through_cell(r, unit, dh, count);
@@ -236,7 +244,7 @@ struct BwdThread {
   void panel_of_units(int64_t panel) {
     T* strip = memory.strip;
     memset(strip, 0, rows * kStripRow<T> * sizeof(T));
-    product<T, kSlots>(memory.dh, memory.output_stride, rows, s.output, panels.out(direction, panel), strip, 3);
+    product<O, kSlots>(memory.dh, memory.output_stride, rows, s.output, panels.out(direction, panel), strip, 3);
     for (int64_t j = 0; j < max_of(rows, rows_after); j++, strip += kStripRow<T>)
       for (int v = 0; v < kSlots; v++) {
         const int64_t unit = panel * kStripRow<T> + v * lanes;
@@ -260,9 +268,20 @@ struct BwdThread {
     }
   }
 
+  // The zero after an odd row of factors; the barrier of the first step comes before anybody reads it.
+  void end_rows() {
+    for (int64_t j = part.slice; j < part.rows; j += part.slices) {
+      for (H* of : memory.dgates)
+        for (int i = 0; i < kGates && memory.gate_width > s.hidden; i++)
+          of[j * memory.gates_stride + i * memory.gate_width + s.hidden] = H{};
+      if (s.has_projection && s.output % kTerms<O>) memory.dh[j * memory.output_stride + s.output] = H{};
+    }
+  }
+
   void run() {
     pass_on(p.dh_n, p.dh_0, s.output);
     pass_on(p.dc_n, p.dc_0, s.hidden);
+    end_rows();
     rows_after = 0;
     dgates = memory.dgates[0];
     dgates_after = memory.dgates[1];
@@ -277,7 +296,7 @@ struct BwdThread {
       }
       part.barrier.wait();
       rows_after = rows;
-      T* before = dgates;
+      H* before = dgates;
       dgates = dgates_after;
       dgates_after = before;
     }

@@ -10,7 +10,7 @@ namespace {
 
 // For each direction x in its arithmetic type and the h that each step began with, as rows of the backward's work.
 template <class S>
-void gather_steps(const RnnBwd& p, const BwdMemory<Acc<S>>& m, int64_t work_rows, int threads) {
+void gather_steps(const RnnBwd& p, const BwdMemory<Operand<S>>& m, int64_t work_rows, int threads) {
   typedef Acc<S> T;
   const RnnShape& s = p.shape;
   auto copy = [](const S* from, T* to, int64_t count) {
@@ -40,25 +40,56 @@ void gather_steps(const RnnBwd& p, const BwdMemory<Acc<S>>& m, int64_t work_rows
 
 constexpr int64_t kGateRows = 96;  // of x and h for which gates are made at a time
 
+// What a thread makes gates in: sums, and x and h as factors where these are not of the arithmetic type.
+template <class T>
+struct GateMemory {
+  int64_t stride;
+  Acc<T>* strip;
+  Term<T>* xh;
+  GateMemory(Carver& from, const BwdMemory<T>& m) {
+    stride = round_up(m.xh_row, kTerms<T>);
+    strip = from.take<Acc<T>>(kGateRows * kStripRow<T>);
+    xh = from.take<Term<T>>(kTerms<T> > 1 ? kGateRows * stride : 0);
+  }
+};
+
 // The gates of all steps, into the memory that their gradients will take.
 template <class S, int kGates>
-void gates_again(const RnnBwd& p, const BwdMemory<Acc<S>>& m, int64_t work_rows, int threads) {
+void gates_again(const RnnBwd& p, const BwdMemory<Operand<S>>& m, int64_t work_rows, int threads) {
   typedef Acc<S> T;
+  typedef Operand<S> O;
   typedef Vec<T> V;
-  typedef FwdPanels<T, kGates> Panels;
+  typedef FwdPanels<O, kGates> Panels;
   const RnnShape& s = p.shape;
   const Panels panels(s, p.fwd_panels);
-  const int64_t blocks = ceil_div(work_rows, kGateRows), strip_size = kGateRows * kStripRow<T>;
-  T* strips = (T*)m.rest;
+  const int64_t blocks = ceil_div(work_rows, kGateRows);
+  Carver size = {nullptr, 0};
+  GateMemory<O>(size, m);
   parallel_tasks(blocks * s.directions, threads, [&](int64_t task, int thread) {
     const int64_t d = task / blocks, row = task % blocks * kGateRows, rows = min_of(kGateRows, work_rows - row);
-    const T* xh = m.xh + (d * work_rows + row) * m.xh_row;
-    T* strip = strips + thread * strip_size;
+    const T* steps = m.xh + (d * work_rows + row) * m.xh_row;
+    Carver own = {m.rest + thread * size.used, 0};
+    const GateMemory<O> memory(own, m);
+    T* strip = memory.strip;
+    const Term<O>* xh;
+    int64_t stride;
+    if constexpr (kTerms<O> > 1) {
+      stride = memory.stride;
+      xh = memory.xh;
+      for (int64_t j = 0; j < rows; j++) {
+        for (int64_t i = 0; i < m.xh_row; i += kLanes<T>)
+          store_n(memory.xh + j * stride + i, load_n(steps + j * m.xh_row + i, m.xh_row - i), m.xh_row - i);
+        if (stride > m.xh_row) memory.xh[j * stride + m.xh_row] = {};
+      }
+    } else {
+      stride = m.xh_row;
+      xh = steps;
+    }
     for (int64_t panel = 0; panel < panels.count; panel++) {
       for (int64_t j = 0; j < rows; j++)
         memcpy(strip + j * kStripRow<T>, panels.bias(d, panel), kStripRow<T> * sizeof(T));
-      product<T, kGates>(xh, m.xh_row, rows, s.input, panels.x(d, panel), strip, 2);
-      product<T, kGates>(xh + m.x_width, m.xh_row, rows, s.output, panels.h(d, panel), strip, 3);
+      product<O, kGates>(xh, stride, rows, s.input, panels.x(d, panel), strip, 2);
+      product<O, kGates>(xh + m.x_width, stride, rows, s.output, panels.h(d, panel), strip, 3);
       const int64_t unit = panel * Panels::units;
       for (int64_t j = 0; j < rows; j++) {
         V v[kSlots];
@@ -142,12 +173,14 @@ void sum_columns(const T* a, int64_t stride, int64_t rows, int64_t columns, T* s
 
 // to [m, n] = a^T b, both with one row for each of the backward's.
 template <class T>
-PF_INLINE gemm::Product<T> outer_product(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,
-                                         int64_t n, int64_t rows) {
+using Product = gemm::Product<Acc<T>, T>;
+template <class T>
+PF_INLINE Product<T> outer_product(const Acc<T>* a, int64_t a_stride, int64_t m, const Acc<T>* b, int64_t b_stride,
+                                   int64_t n, int64_t rows) {
   return {a, 1, a_stride, b, b_stride, 1, nullptr, m, n, rows};
 }
 template <class T>
-PF_INLINE gemm::Product<T> dx_product(const RnnShape& s, const BwdMemory<T>& m, int64_t rows, int64_t gates) {
+PF_INLINE Product<T> dx_product(const RnnShape& s, const BwdMemory<T>& m, int64_t rows, int64_t gates) {
   return {m.dgates, m.row, 1, nullptr, 0, 0, m.w_ih, rows, s.input, gates * s.hidden};
 }
 
@@ -155,22 +188,26 @@ PF_INLINE gemm::Product<T> dx_product(const RnnShape& s, const BwdMemory<T>& m, 
 template <class T>
 int64_t products_bytes(const RnnShape& s, const BwdMemory<T>& m, int64_t rows, int threads) {
   const int64_t gates = gate_count(s.cell), gate_rows = gates * s.hidden;
-  auto bytes = [&](const gemm::Product<T>& g) { return gemm::Plan<T>::bytes(gemm::Plan<T>::plan(g, threads)); };
+  typedef gemm::Plan<Acc<T>, T> Plan;
+  auto bytes = [&](const Product<T>& g) { return Plan::bytes(Plan::plan(g, threads)); };
   int64_t most = bytes(dx_product<T>(s, m, rows, gates));
   const int64_t widths[] = {s.input, s.output, m.xh_row};
   for (const int64_t columns : widths)
     most = max_of(most, bytes(outer_product<T>(m.dgates, m.row, gate_rows, m.xh, m.xh_row, columns, rows)));
   if (s.has_projection)
     most = max_of(most, bytes(outer_product<T>(m.dh, s.output, s.output, m.out, s.hidden, s.hidden, rows)));
-  return max_of(most, threads * kGateRows * kStripRow<T> * (int64_t)sizeof(T));
+  Carver gates_again = {nullptr, 0};
+  for (int i = 0; i < threads; i++) GateMemory<T>(gates_again, m);
+  return max_of(most, gates_again.used);
 }
 
 template <class S, int kGates>
-void products(const RnnBwd& p, const BwdMemory<Acc<S>>& m, int64_t rows, int threads) {
+void products(const RnnBwd& p, const BwdMemory<Operand<S>>& m, int64_t rows, int threads) {
   typedef Acc<S> T;
+  typedef Operand<S> O;
   const RnnShape& s = p.shape;
   const int64_t hidden = s.hidden, gate_rows = kGates * hidden;
-  auto multiply = [&](const gemm::Product<T>& g, const GradientElement<S>& to) {
+  auto multiply = [&](const Product<O>& g, const GradientElement<S>& to) {
     gemm::multiply(g, m.rest, gemm::sink_of<T>(to), threads);
   };
   if (p.dx && p.rows.order)
@@ -180,26 +217,26 @@ void products(const RnnBwd& p, const BwdMemory<Acc<S>>& m, int64_t rows, int thr
     const T* xh = m.xh + d * rows * m.xh_row;
     const RnnGradients& grads = p.grads[d];
     if (p.dx) {
-      gemm::pack_b((const S*)p.weights[d].w_ih, s.input, (int64_t)1, gate_rows, s.input, m.w_ih, threads);
-      gemm::Product<T> g = dx_product<T>(s, m, rows, kGates);
+      gemm::pack_b((const S*)p.weights[d].w_ih, s.input, 1, gate_rows, s.input, m.w_ih, threads);
+      Product<O> g = dx_product(s, m, rows, kGates);
       g.a = of_x;
       multiply(g, {(S*)p.dx, s.input, 0, 0, m.places, d > 0});
     }
     if constexpr (kGates == 3) {  // the gates of x and of h are not the same
       if (grads.w_ih)
-        multiply(outer_product<T>(of_x, m.row, gate_rows, xh, m.xh_row, s.input, rows),
+        multiply(outer_product<O>(of_x, m.row, gate_rows, xh, m.xh_row, s.input, rows),
                  {(S*)grads.w_ih, s.input, 0, 0, nullptr, false});
       if (grads.w_hh)
-        multiply(outer_product<T>(dgates, m.row, gate_rows, xh + m.x_width, m.xh_row, s.output, rows),
+        multiply(outer_product<O>(dgates, m.row, gate_rows, xh + m.x_width, m.xh_row, s.output, rows),
                  {(S*)grads.w_hh, s.output, 2 * hidden, gate_rows, nullptr, false});
     } else if (grads.w_ih || grads.w_hh) {
       const int64_t first = grads.w_ih ? 0 : m.x_width, end = grads.w_hh ? m.xh_row : s.input;
       const WeightElement<S> to = {(S*)grads.w_ih, (S*)grads.w_hh, s.input, s.output, m.x_width, first};
-      gemm::multiply(outer_product<T>(dgates, m.row, gate_rows, xh + first, m.xh_row, end - first, rows), m.rest,
+      gemm::multiply(outer_product<O>(dgates, m.row, gate_rows, xh + first, m.xh_row, end - first, rows), m.rest,
                      gemm::sink_of<T>(to), threads);
     }
     if (grads.w_hr)
-      multiply(outer_product<T>(m.dh + d * rows * s.output, s.output, s.output, m.out + d * rows * hidden, hidden,
+      multiply(outer_product<O>(m.dh + d * rows * s.output, s.output, s.output, m.out + d * rows * hidden, hidden,
                                 hidden, rows),
                {(S*)grads.w_hr, hidden, 0, 0, nullptr, false});
     if (!grads.b_ih && !grads.b_hh) continue;
@@ -213,19 +250,19 @@ void products(const RnnBwd& p, const BwdMemory<Acc<S>>& m, int64_t rows, int thr
 
 template <class S, int kGates>
 void bwd_layer(const RnnBwd& p, int threads) {
-  typedef Acc<S> T;
+  typedef Operand<S> O;
   const RnnShape& s = p.shape;
   const int64_t last = s.length - 1;
   const int64_t rows = p.rows.active ? p.rows.offsets[last] + p.rows.active[last] : s.length * s.batch;
   Carver carver = {(char*)p.workspace, 0};
   Arrival* arrivals = carver.take<Arrival>(threads);
-  const BwdMemory<T> memory(carver, s, rows);
+  const BwdMemory<O> memory(carver, s, rows);
   gather_steps<S>(p, memory, rows, threads);
   if constexpr (kGates > 1)
     if (!p.gates) gates_again<S, kGates>(p, memory, rows, threads);
   run_team(s, threads, arrivals, [&](int64_t direction, Part& part, const Plan& plan) {
     Carver own = carver;
-    const StepMemory<T> mine(own, s, plan, part);
+    const StepMemory<O> mine(own, s, plan, part);
     BwdThread<S, kGates> thread = {
         p, s, part, direction, {s, p.rows, part, direction}, {s, p.panels}, memory, mine, rows, 0, 0, 0, 0, 0};
     thread.run();

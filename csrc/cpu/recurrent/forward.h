@@ -16,10 +16,12 @@ constexpr int64_t kFewSequences = 12, kRowsAhead = 48;  // of one thread: fewer 
 // What a thread works in: its own memory, and what the threads of its group share.
 template <class T>
 struct FwdMemory {
-  int64_t ahead;                         // steps that x is multiplied for at once
-  int64_t output_stride, hidden_stride;  // of the rows of h and c
-  T *x, *strips;                         // own: rows of x; sums of one panel, or of all for all steps ahead
-  T *h[2], *c, *unprojected;             // h before and after a step, c, and h before the projection
+  int64_t ahead;                                       // steps that x is multiplied for at once
+  int64_t input_stride, output_stride, hidden_stride;  // of the rows of x, of h, and of c and h before the projection
+  Term<T>* x;                                          // own: rows of x
+  Acc<T>* strips;                                      // own: sums of one panel, or of all for all steps ahead
+  Term<T>*h[2], *unprojected;                          // h before and after a step, and before the projection
+  Acc<T>* c;
 
   // The memory of one thread, or, with a Carver that only counts, all that a call takes in from.used.
   FwdMemory(Carver& from, const RnnShape& s, const Plan& plan, int64_t units, const Part& part) {
@@ -28,16 +30,17 @@ struct FwdMemory {
     // Rows a power of two apart would share few sets of L1.
     output_stride = round_up(s.output, kStripRow<T>) + kLine<T>;
     hidden_stride = round_up(s.hidden, kStripRow<T>) + kLine<T>;
-    const int64_t x_size = round_up(ahead * rows * s.input, kLine<T>);
+    input_stride = round_up(s.input, kTerms<T>);
+    const int64_t x_size = round_up(ahead * rows * depth_of<T>(s.input), kLine<T>);
     const int64_t strips_size = ahead * rows * kStripRow<T> * (ahead > 1 ? ceil_div(panels, plan.slices) : 1);
     const int64_t h_size = rows * output_stride, c_size = rows * hidden_stride;
     T* own = from.take<T>(plan.threads * (x_size + strips_size)) + part.thread * (x_size + strips_size);
-    x = own;
-    strips = own + x_size;
+    x = (Term<T>*)own;
+    strips = (Acc<T>*)(own + x_size);
     const int64_t group = part.side * plan.groups + part.group, groups = plan.sides * plan.groups;
-    for (T*& one : h) one = from.take<T>(groups * h_size) + group * h_size;
-    c = from.take<T>(groups * c_size) + group * c_size;
-    unprojected = from.take<T>(s.has_projection ? groups * c_size : 0) + group * c_size;
+    for (Term<T>*& one : h) one = from.take<Term<T>>(groups * h_size) + group * h_size;
+    c = from.take<Acc<T>>(groups * c_size) + group * c_size;
+    unprojected = from.take<Term<T>>(s.has_projection ? groups * c_size : 0) + group * c_size;
   }
 };
 
@@ -66,8 +69,10 @@ PF_INLINE void activate_gates(V (&v)[kSlots]) {
 template <class S, int kGates>
 struct FwdThread {
   typedef Acc<S> T;
+  typedef Operand<S> O;  // what is multiplied
+  typedef Term<O> H;     // x and h as it is
   typedef Vec<T> V;
-  typedef FwdPanels<T, kGates> Panels;
+  typedef FwdPanels<O, kGates> Panels;
   static constexpr int lanes = kLanes<T>, vectors = kPanelVectors<kGates>;
 
   const RnnFwd& p;
@@ -76,12 +81,13 @@ struct FwdThread {
   const int64_t direction;
   const Places places;
   const Panels panels;
-  const FwdMemory<T> memory;
-  T *h, *h_next;
+  const FwdMemory<O> memory;
+  H *h, *h_next;
   int64_t t, rows, last_from;  // the step being made, its sequences, and the first of them that end with it
 
   // A row of an initial state as its arithmetic type has it, and in `last` where its sequence has no steps.
-  void start_row(const void* from, void* last, int64_t state, int64_t width, T* to, T* too, bool is_over) {
+  template <class To>
+  void start_row(const void* from, void* last, int64_t state, int64_t width, To* to, To* too, bool is_over) {
     const S* row = from ? (const S*)from + state * width : nullptr;
     for (int64_t i = 0; i < width; i += lanes) {
       const V value = row ? load_n(row + i, width - i) : V{};
@@ -92,12 +98,17 @@ struct FwdThread {
   }
 
   void start() {
+    auto end_row = [](H* row, int64_t width) {
+      for (int64_t i = width; i < round_up(width, kTerms<O>); i++) row[i] = H{};
+    };
     for (int64_t j = part.slice; j < part.rows; j += part.slices) {
+      for (H* of : memory.h) end_row(of + j * memory.output_stride, s.output);
+      if (s.has_projection) end_row(memory.unprojected + j * memory.hidden_stride, s.hidden);
       const bool is_over = j >= places.active(0);
       start_row(p.h_0, p.h_n, places.state(j), s.output, memory.h[0] + j * memory.output_stride,
                 memory.h[1] + j * memory.output_stride, is_over);
       if (kGates == 4)
-        start_row(p.c_0, p.c_n, places.state(j), s.hidden, memory.c + j * memory.hidden_stride, nullptr, is_over);
+        start_row<T>(p.c_0, p.c_n, places.state(j), s.hidden, memory.c + j * memory.hidden_stride, nullptr, is_over);
     }
     h = memory.h[0];
     h_next = memory.h[1];
@@ -114,8 +125,13 @@ struct FwdThread {
   void gather_x(int64_t at) {
     for (int64_t j = 0; j < rows; j++) {
       const S* from = (const S*)p.x + places.step(t) * p.rows.x_step_stride + places.sequence(j) * p.rows.x_row_stride;
-      T* to = memory.x + (at + j) * s.input;
-      for (int64_t i = 0; i < s.input; i += lanes) store_n(to + i, load_n(from + i, s.input - i), s.input - i);
+      H* to = memory.x + (at + j) * memory.input_stride;
+      if constexpr (kTerms<O> > 1) {
+        memcpy(to, from, s.input * sizeof(S));
+        if (memory.input_stride > s.input) to[s.input] = H{};
+      } else {
+        for (int64_t i = 0; i < s.input; i += lanes) store_n(to + i, load_n(from + i, s.input - i), s.input - i);
+      }
     }
   }
 
@@ -142,13 +158,13 @@ struct FwdThread {
   void multiply_x(int64_t panel, int64_t count, T* strip) {
     const T* bias = panels.bias(direction, panel);
     for (int64_t j = 0; j < count; j++) memcpy(strip + j * kStripRow<T>, bias, kStripRow<T> * sizeof(T));
-    product<T, vectors>(memory.x, s.input, count, s.input, panels.x(direction, panel), strip, 2);
+    product<O, vectors>(memory.x, memory.input_stride, count, s.input, panels.x(direction, panel), strip, 2);
   }
 
   // A vector of units of y, or of what is still to be projected.
   void put_h(int64_t j, int64_t unit, V value, int64_t count) {
     value = rounded<S>(value);
-    store(h_next + j * memory.output_stride + unit, value);
+    put_factors<O>(h_next + j * memory.output_stride + unit, value, count);
     store_n((S*)p.y + places.y(t, j) * s.output + unit, value, count);
     if (j >= last_from) store_n((S*)p.h_n + places.state(j) * s.output + unit, value, count);
   }
@@ -179,7 +195,7 @@ struct FwdThread {
           for (int i = 0; i < kSlots; i++)
             store_n((T*)p.gates + (places.kept(t, j) * kSlots + i) * s.hidden + unit, v[i], count);
         if (s.has_projection)
-          store(memory.unprojected + j * memory.hidden_stride + unit, value);
+          put_factors<O>(memory.unprojected + j * memory.hidden_stride + unit, value, count);
         else
           put_h(j, unit, value, count);
       }
@@ -192,7 +208,7 @@ struct FwdThread {
     for (int64_t panel = part.begin(panels.out_count); panel < part.end(panels.out_count); panel++) {
       T* strip = memory.strips;
       memset(strip, 0, rows * kStripRow<T> * sizeof(T));
-      product<T, kSlots>(memory.unprojected, memory.hidden_stride, rows, s.hidden, panels.out(direction, panel), strip,
+      product<O, kSlots>(memory.unprojected, memory.hidden_stride, rows, s.hidden, panels.out(direction, panel), strip,
                          3);
       for (int64_t j = 0; j < rows; j++)
         for (int i = 0; i < kSlots; i++) {
@@ -231,7 +247,7 @@ struct FwdThread {
         for (int64_t panel = begin; panel < end; panel++) {
           T* strip = memory.strips + (is_ahead ? (panel - begin) * capacity + at * kStripRow<T> : 0);
           if (!is_ahead) multiply_x(panel, rows, strip);
-          product<T, vectors>(h, memory.output_stride, rows, s.output, panels.h(direction, panel), strip, 3,
+          product<O, vectors>(h, memory.output_stride, rows, s.output, panels.h(direction, panel), strip, 3,
                               [&](int64_t i) {
                                 for (int64_t j = 2 * i; j < min_of(rows, 2 * i + 2); j++) ask_for(panel, j);
                               });
@@ -240,7 +256,7 @@ struct FwdThread {
         if (s.has_projection) project();
         if (!p.rows.is_packed) clear();
         part.barrier.wait();
-        T* before = h;
+        H* before = h;
         h = h_next;
         h_next = before;
         at += rows;
@@ -251,7 +267,7 @@ struct FwdThread {
 
 template <class S, int kGates>
 void fwd_layer(const RnnFwd& p, int threads) {
-  typedef Acc<S> T;
+  typedef Operand<S> T;
   Carver memory = {(char*)p.workspace, 0};
   Arrival* arrivals = memory.take<Arrival>(threads);
   run_team(p.shape, threads, arrivals, [&](int64_t direction, Part& part, const Plan& plan) {

@@ -9,7 +9,8 @@ namespace PF_ISA::recurrent {
 void sizes(const RnnSizes& p, int num_threads) {
   const RnnShape& s = p.shape;
   for_dtype(s.dtype, [&](auto storage) {
-    using T = Acc<decltype(storage)>;
+    using S = decltype(storage);
+    using T = Operand<S>;
     *p.workspace_bytes = 0;
     for_gates(s.cell, [&](auto gates) {
       using Panels = FwdPanels<T, decltype(gates)::count>;

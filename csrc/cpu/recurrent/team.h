@@ -8,6 +8,7 @@
 #include <sched.h>
 #include "../../common/recurrent.h"
 #include "../core/parallel.h"
+#include "../simd/operand.h"
 
 namespace PF_ISA::recurrent {
 
@@ -25,6 +26,13 @@ struct Plan {
 
 PF_INLINE int64_t gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
 
+// Bytes of a weight in the panels.
+PF_INLINE int64_t weight_size(Dtype dtype) {
+  int64_t size = 0;
+  for_dtype(dtype, [&](auto storage) { size = sizeof(Term<Operand<decltype(storage)>>); });
+  return size;
+}
+
 // `threads`: no more than these are there.
 PF_INLINE Plan plan_team(const RnnShape& s, int threads) {
   const int64_t gate_rows = gate_count(s.cell) * s.hidden;
@@ -33,7 +41,7 @@ PF_INLINE Plan plan_team(const RnnShape& s, int threads) {
   threads = (int)max_of(1, min_of(threads, flops / kThreadFlops));
   Plan plan;
   plan.sides = s.directions == 2 && threads % 2 == 0 ? 2 : 1;
-  const int64_t weight_bytes = gate_rows * s.output * (s.dtype == Dtype::f64 ? 8 : 4);
+  const int64_t weight_bytes = gate_rows * s.output * weight_size(s.dtype);
   const int64_t max_slices = ceil_div(s.hidden, PF_VECTOR_BYTES);
   for (int each = threads / plan.sides;; each--) {
     plan.slices = 1;

@@ -40,6 +40,18 @@ constexpr int kTerms = 1;
 template <>
 inline constexpr int kTerms<bf16_pair> = 2;  // inline: a specialisation is not local to its file
 
+// The type of one term: a row of these, as long as a multiple of kTerms, is a row of operands.
+template <class T>
+struct TermOf {
+  typedef T type;
+};
+template <>
+struct TermOf<bf16_pair> {
+  typedef bf16 type;
+};
+template <class T>
+using Term = typename TermOf<T>::type;
+
 PF_INLINE vf broadcast(const float* p) { return splat<vf>(*p); }
 PF_INLINE vd broadcast(const double* p) { return splat<vd>(*p); }
 PF_INLINE vu broadcast(const bf16_pair* p) {
@@ -84,5 +96,31 @@ PF_INLINE void store_adjacent(A* to, const V (&x)[kVectors]) {
 #ifdef PF_HAS_BF16_DOT
 #include "vec_avx512_bf16.h"
 #endif
+
+// ---- operands of a product over k from matrices of any strides; terms that are not there are zero ------------------
+// Of the first `count` elements of a row along k.
+template <class T, class S>
+PF_INLINE Vec<T> load_operands_n(const S* p, int64_t count) {
+  if constexpr (kTerms<T> == 1)
+    return load_n(p, count);
+  else
+    return count >= kTerms<T> * kLanes<T> ? load_terms(p) : load_first_terms(p, (int)count);
+}
+// Of a row across k, `lanes` columns of it, and the row after it, `stride` further, where two `terms` are left.
+template <class T, class S>
+PF_INLINE Vec<T> load_joined_n(const S* p, int64_t stride, int64_t terms, int64_t lanes) {
+  if constexpr (kTerms<T> == 1)
+    return load_n(p, lanes);
+  else
+    return join_rows(p, terms > 1 ? p + stride : nullptr, lanes);
+}
+// One operand.
+template <class T, class S>
+PF_INLINE T get_operand(const S* p, int64_t stride, int64_t terms) {
+  if constexpr (kTerms<T> == 1)
+    return get(p);
+  else
+    return get_pair(p, terms > 1 ? p + stride : nullptr);
+}
 
 }  // namespace PF_ISA

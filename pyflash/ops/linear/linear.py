@@ -345,6 +345,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     Raises:
         RuntimeError: shapes, types or devices disagree, as in torch.
     Numerics: accumulates in float32 (float64 for float64), in chunks of 128; the same result for any number of threads.
+        bfloat16 where the processor multiplies pairs of it (AVX512_BF16): in chunks of 256, subnormal operands are zero.
     """
     is_torchs = _refused.holds(input, weight, bias)
     if is_torchs:
