@@ -7,7 +7,7 @@ import torch
 from helpers import assert_error_within, backend_params, run, use
 
 import pyflash.functional as PF
-from tests.attention.test_dense import HALVES, make, make_mask
+from tests.attention.attention_helpers import HALVES, make, make_mask
 
 WEIGHTS = [  # B, H, Hkv, L, S, E, layout of k, options, why it is here
     (2, 3, 3, 37, 53, 20, "bhld", {}, "odd everything"),

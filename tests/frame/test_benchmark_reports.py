@@ -16,7 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.operation import load, module_of
 from benchmarks.rows import Row
 from pyflash.auto import processor
-from tests.frame.test_benchmarks import HERE
+from tests.frame.benchmark_helpers import HERE
 
 ROOT = Path(report.__file__).resolve().parent.parent
 

@@ -9,6 +9,7 @@ from property_tests import given, settings, st
 import pyflash.functional as PF
 from pyflash.ops.core.registry import Op
 from pyflash.ops.norm.layer_norm import OPERATION, _apply, _bwd, _fwd
+from tests.norm.norms import LARGE, laid_out
 
 BACKENDS = backend_params("cpu", *(["triton"] if "triton" in OPERATION.dtypes else []))
 
@@ -32,24 +33,11 @@ CASES = [  # shape, number of normalised dimensions, parameters, layout, why it 
 ]
 
 
-def make(shape, layout, dtype):
-    x = torch.randn(shape, dtype=dtype)
-    if layout == "row_strided":
-        return torch.randn(shape[0], 2 * shape[1], dtype=dtype)[:, : shape[1]]
-    if layout == "transposed":
-        return x.t().contiguous().t()
-    if layout == "swapped":
-        return x.transpose(0, 1).contiguous().transpose(0, 1)
-    if layout == "expanded":
-        return x[:1].expand(shape)
-    return x
-
-
 def make_case(case, dtype, params_dtype=None):
     shape, dims, params, layout, _why = case
     normalized_shape = shape[len(shape) - dims :]
     weight, bias = ((torch.randn(normalized_shape) + 1).to(params_dtype or dtype) for _ in range(2))
-    x, residual = make(shape, layout, dtype), make(shape, layout, dtype)
+    x, residual = laid_out(shape, layout, dtype), laid_out(shape, layout, dtype)
     return x, residual, normalized_shape, weight if "w" in params else None, bias if "b" in params else None
 
 
@@ -119,21 +107,6 @@ def test_a_row_that_starts_far_from_its_mean(backend):
         assert_error_within(run(PF.layer_norm, [x, (1500,)], dy, backend=backend), theirs, truth, dy)
 
 
-@pytest.mark.parametrize("backend", backend_params("cpu"))
-def test_outputs_past_the_caches_are_the_same(backend):
-    """Large outputs are streamed: 32 MB here, and the same rows in two calls."""
-    x, residual, dy = (torch.randn(2800, 1024) for _ in range(3))
-    params = (1024,), torch.randn(1024), torch.randn(1024)
-
-    def rows(part):
-        douts = dy[part], dy[part]
-        return run(PF.add_layer_norm, [x[part], residual[part], *params], douts, backend=backend)[:4]
-
-    whole, halves = rows(slice(None)), [rows(slice(1000)), rows(slice(1000, None))]
-    for a, b in zip(whole, zip(*halves)):
-        assert torch.equal(a, torch.cat(b))
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_one_column_is_the_bias(backend, dtype):
@@ -143,9 +116,6 @@ def test_one_column_is_the_bias(backend, dtype):
     y, dx, dweight, dbias = run(PF.layer_norm, inputs, dy, backend=backend)
     assert torch.equal(y, inputs[3].expand(9, 1)) and not dx.any() and not dweight.any()
     torch.testing.assert_close(dbias, dy.double().sum(0).to(dtype))
-
-
-LARGE = {torch.float32: 2.0**100, torch.bfloat16: 2.0**100, torch.float64: 2.0**900}
 
 
 @pytest.mark.parametrize("backend", [*backend_params("cpu"), "reference"])
@@ -217,45 +187,6 @@ def test_eps(backend, eps):
     assert_error_within(run(PF.layer_norm, inputs, dy, backend=backend), theirs, truth, dy)
 
 
-def test_results_do_not_depend_on_threads():
-    x, residual, dy = (torch.randn(700, 256) for _ in range(3))
-    weight, bias = torch.randn(256), torch.randn(256)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(run(PF.add_layer_norm, [x, residual, (256,), weight, bias], (dy, dy), backend="cpu"))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
-
-
-@pytest.mark.parametrize("wanted", ["x", "weight", "bias", "x weight", "weight bias", "residual"])
-def test_only_the_wanted_gradients(wanted):
-    names = ["x", "residual", "weight", "bias"]
-    tensors = dict(zip(names, (torch.randn(20, 40), torch.randn(20, 40), torch.randn(40), torch.randn(40))))
-    for name in wanted.split():
-        tensors[name].requires_grad_()
-    dy = torch.randn(20, 40)
-
-    def grads(function):
-        y, _ = function(tensors["x"], tensors["residual"], (40,), tensors["weight"], tensors["bias"])
-        return torch.autograd.grad(y, [tensors[n] for n in wanted.split()], dy)
-
-    with use("cpu"):
-        ours = grads(PF.add_layer_norm)
-    torch.testing.assert_close(ours, grads(torch_add_layer_norm), rtol=1e-4, atol=1e-5)
-
-
-def test_gradient_of_the_sum_alone():
-    x, residual = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
-    with use("cpu"):
-        _, summed = PF.add_layer_norm(x, residual, (8,))
-    dx, dresidual = torch.autograd.grad(summed, (x, residual), torch.ones(5, 8))
-    assert torch.equal(dx, torch.ones(5, 8)) and torch.equal(dresidual, dx)
-
-
 @pytest.mark.parametrize("params", ["", "w", "b", "wb"])
 def test_gradients_of_gradients(params):
     case = ((4, 3, 6), 2, params, "contiguous", "")
@@ -300,33 +231,6 @@ def test_the_reference_is_the_kernel_in_torch():
     torch.testing.assert_close(_bwd(*args, "cpu"), _bwd(*args, "torch"))
 
 
-def test_compile():
-    x, residual = torch.randn(4, 6, 40, requires_grad=True), torch.randn(4, 6, 40)
-    weight, bias = torch.randn(40, requires_grad=True), torch.randn(40, requires_grad=True)
-
-    def function(x, residual, weight, bias):
-        y, summed = PF.add_layer_norm(x, residual, (40,), weight, bias)
-        return PF.layer_norm(y, (6, 40)) + summed
-
-    def loss(function):
-        with use("cpu"):
-            y = function(x, residual, weight, bias)
-        return y.detach(), *torch.autograd.grad(y.square().sum(), (x, weight, bias))
-
-    torch.testing.assert_close(loss(torch.compile(function, fullgraph=True, backend="aot_eager")), loss(function))
-
-
-def test_compile_with_dynamic_shapes():
-    function = torch.compile(
-        lambda x, w: PF.layer_norm(x, (x.shape[-1],), w), fullgraph=True, backend="aot_eager", dynamic=True
-    )
-    with use("cpu"):
-        for rows in (3, 7, 9):
-            x, w = torch.randn(rows, 20, requires_grad=True), torch.randn(20, requires_grad=True)
-            torch.testing.assert_close(function(x, w), F.layer_norm(x, (20,), w))
-            torch.autograd.grad(function(x, w).sum(), (x, w))
-
-
 def test_export():
     class Module(torch.nn.Module):
         def forward(self, x, weight):
@@ -337,20 +241,6 @@ def test_export():
         program = torch.export.export(Module(), (x, weight))
     assert any("pyflash.layer_norm_fwd" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(x, weight), F.layer_norm(x, (40,), weight))
-
-
-def test_functorch_takes_torch():
-    x, weight = torch.randn(3, 5, 8), torch.randn(8)
-    with use("cpu"):
-        torch.testing.assert_close(
-            torch.func.vmap(lambda x: PF.layer_norm(x, (8,), weight))(x), F.layer_norm(x, (8,), weight)
-        )
-        torch.testing.assert_close(
-            torch.func.vmap(torch.func.grad(lambda x: PF.add_layer_norm(x, x, (8,), weight)[0].square().sum()))(x[0]),
-            torch.func.vmap(torch.func.grad(lambda x: F.layer_norm(x + x, (8,), weight).square().sum()))(x[0]),
-        )
-        _, tangent = torch.func.jvp(lambda x: PF.layer_norm(x, (8,)), (x,), (x,))
-        torch.testing.assert_close(tangent, torch.func.jvp(lambda x: F.layer_norm(x, (8,)), (x,), (x,))[1])
 
 
 @pytest.mark.parametrize("backend", ["auto", "cpu", "torch"])
@@ -410,24 +300,6 @@ def test_wrong_devices_and_kinds():
             PF.add_layer_norm(x, torch.randn(3, 5), (4,))
         with pytest.raises(NotImplementedError):
             PF.layer_norm(torch.arange(4), (4,))
-
-
-def test_the_sum_broadcasts_and_promotes():
-    x, residual = torch.randn(3, 5, 8), torch.randn(5, 8)
-    inputs = [x, residual, (8,)]
-    for a, b in zip(*(run(f, inputs, (x, x), backend="cpu") for f in (PF.add_layer_norm, torch_add_layer_norm))):
-        torch.testing.assert_close(a, b)
-    with use("cpu"):
-        y, summed = PF.add_layer_norm(x.bfloat16(), x, (8,), torch.ones(8), torch.zeros(8))
-    assert y.dtype == summed.dtype == torch.float32 and torch.equal(summed, x.bfloat16() + x)
-
-
-def test_autocast_leaves_the_types_alone_on_the_cpu():
-    weight, bias = torch.randn(8), torch.randn(8)
-    with torch.autocast("cpu", dtype=torch.bfloat16), use("cpu"):
-        for dtype in (torch.float32, torch.bfloat16):
-            x = torch.randn(4, 8).to(dtype)
-            assert PF.layer_norm(x, (8,), weight, bias).dtype == F.layer_norm(x, (8,), weight, bias).dtype == dtype
 
 
 def test_rows_with_a_stride_are_not_copied(monkeypatch):

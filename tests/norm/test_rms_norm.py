@@ -7,6 +7,7 @@ from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
 
 from pyflash.nn.normalization import RMSNorm
 from pyflash.ops.norm.rms_norm import _apply, _bwd, _fwd, add_rms_norm, rms_norm
+from tests.norm.norms import LARGE, laid_out
 
 BACKENDS = backend_params("cpu", "triton")
 
@@ -30,24 +31,11 @@ CASES = [  # shape, number of normalised dimensions, with a weight, layout, why 
 ]
 
 
-def make(shape, layout, dtype):
-    x = torch.randn(shape, dtype=dtype)
-    if layout == "row_strided":
-        return torch.randn(shape[0], 2 * shape[1], dtype=dtype)[:, : shape[1]]
-    if layout == "transposed":
-        return x.t().contiguous().t()
-    if layout == "swapped":
-        return x.transpose(0, 1).contiguous().transpose(0, 1)
-    if layout == "expanded":
-        return x[:1].expand(shape)
-    return x
-
-
 def make_case(case, dtype, weight_dtype=None):
     shape, dims, has_weight, layout, _why = case
     normalized_shape = shape[len(shape) - dims :]
     weight = (torch.randn(normalized_shape) + 1).to(weight_dtype or dtype) if has_weight else None
-    return make(shape, layout, dtype), make(shape, layout, dtype), normalized_shape, weight
+    return laid_out(shape, layout, dtype), laid_out(shape, layout, dtype), normalized_shape, weight
 
 
 def torch_add_rms_norm(x, residual, *args):
@@ -130,9 +118,6 @@ def test_eps(backend, dtype, eps):
         assert_error_within(ours, theirs, truth, dy)
 
 
-LARGE = {torch.float32: 2.0**100, torch.bfloat16: 2.0**100, torch.float64: 2.0**900}
-
-
 @pytest.mark.parametrize("backend", [*backend_params("cpu"), "reference"])
 @pytest.mark.parametrize("dtype", LARGE, ids=str)
 @pytest.mark.parametrize("with_residual", [False, True])
@@ -178,58 +163,6 @@ def test_nan_and_infinity_are_where_torch_has_them(backend):
         assert torch.equal(ours[0][3:5].nan_to_num(1), theirs[0][3:5].nan_to_num(1))
 
 
-@pytest.mark.parametrize("backend", backend_params("cpu"))
-def test_outputs_past_the_caches_are_the_same(backend):
-    """Large outputs are streamed: 32 MB here, and the same rows in two calls."""
-    x, residual, dy = (torch.randn(2800, 1024) for _ in range(3))
-    weight = torch.randn(1024)
-
-    def rows(part):
-        return run(add_rms_norm, [x[part], residual[part], (1024,), weight], (dy[part], dy[part]), backend=backend)[:4]
-
-    whole, halves = rows(slice(None)), [rows(slice(1000)), rows(slice(1000, None))]
-    for a, b in zip(whole, zip(*halves)):
-        assert torch.equal(a, torch.cat(b))
-
-
-def test_results_do_not_depend_on_threads():
-    x, residual, dy = (torch.randn(700, 256) for _ in range(3))
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(run(add_rms_norm, [x, residual, (256,), torch.ones(256)], (dy, dy), backend="cpu"))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("wanted", ["x", "weight", "x weight", "residual", "residual weight"])
-def test_only_the_wanted_gradients(backend, wanted):
-    tensors = {"x": torch.randn(20, 40), "residual": torch.randn(20, 40), "weight": torch.randn(40)}
-    for name in wanted.split():
-        tensors[name].requires_grad_()
-    dy = torch.randn(20, 40)
-
-    def grads(function):
-        y, _ = function(tensors["x"], tensors["residual"], (40,), tensors["weight"])
-        return torch.autograd.grad(y, [tensors[n] for n in wanted.split()], dy)
-
-    with use(backend):
-        ours = grads(add_rms_norm)
-    torch.testing.assert_close(ours, grads(torch_add_rms_norm))
-
-
-def test_gradient_of_the_sum_alone():
-    x, residual = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
-    with use("cpu"):
-        _, summed = add_rms_norm(x, residual, (8,))
-    dx, dresidual = torch.autograd.grad(summed, (x, residual), torch.ones(5, 8))
-    assert torch.equal(dx, torch.ones(5, 8)) and torch.equal(dresidual, dx)
-
-
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("has_weight", [False, True])
 def test_gradients_of_gradients(backend, has_weight):
@@ -256,51 +189,12 @@ def test_the_reference_is_the_kernel_in_torch():
     torch.testing.assert_close(_bwd(*args, "cpu"), _bwd(*args, "torch"))
 
 
-def test_compile():
-    x, residual = torch.randn(4, 6, 40, requires_grad=True), torch.randn(4, 6, 40)
-    weight = torch.randn(40, requires_grad=True)
-
-    def function(x, residual, weight):
-        y, summed = add_rms_norm(x, residual, (40,), weight)
-        return rms_norm(y, (6, 40)) + summed
-
-    def loss(function):
-        with use("cpu"):
-            y = function(x, residual, weight)
-        return y.detach(), *torch.autograd.grad(y.square().sum(), (x, weight))
-
-    torch.testing.assert_close(loss(torch.compile(function, fullgraph=True, backend="aot_eager")), loss(function))
-
-
-def test_compile_with_dynamic_shapes():
-    function = torch.compile(
-        lambda x, w: rms_norm(x, (x.shape[-1],), w), fullgraph=True, backend="aot_eager", dynamic=True
-    )
-    with use("cpu"):
-        for rows in (3, 7, 9):
-            x, w = torch.randn(rows, 20, requires_grad=True), torch.randn(20, requires_grad=True)
-            torch.testing.assert_close(function(x, w), F.rms_norm(x, (20,), w))
-            torch.autograd.grad(function(x, w).sum(), (x, w))
-
-
 def test_export():
     x, module = torch.randn(4, 40), RMSNorm(40)
     with use("cpu"):
         program = torch.export.export(module, (x,))
     assert any("pyflash.rms_norm_fwd" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(x), F.rms_norm(x, (40,)))
-
-
-def test_functorch_takes_torch():
-    x, weight = torch.randn(3, 5, 8), torch.randn(8)
-    with use("cpu"):
-        torch.testing.assert_close(torch.func.vmap(lambda x: rms_norm(x, (8,), weight))(x), F.rms_norm(x, (8,), weight))
-        torch.testing.assert_close(
-            torch.func.vmap(torch.func.grad(lambda x: add_rms_norm(x, x, (8,), weight)[0].square().sum()))(x[0]),
-            torch.func.vmap(torch.func.grad(lambda x: F.rms_norm(x + x, (8,), weight).square().sum()))(x[0]),
-        )
-        _, tangent = torch.func.jvp(lambda x: rms_norm(x, (8,)), (x,), (x,))
-        torch.testing.assert_close(tangent, torch.func.jvp(lambda x: F.rms_norm(x, (8,)), (x,), (x,))[1])
 
 
 WRONG = [
@@ -357,15 +251,6 @@ def test_auto_leaves_to_torch_what_no_kernel_takes():
     assert torch.equal(rms_norm(z, (4,)), F.rms_norm(z, (4,)))
 
 
-def test_the_sum_broadcasts_and_promotes():
-    x, residual = torch.randn(3, 5, 8), torch.randn(5, 8)
-    for inputs in ([x, residual, (8,)], [x.bfloat16(), x, (8,)]):
-        pair = (run(f, inputs, (x, x), backend="cpu") for f in (add_rms_norm, torch_add_rms_norm))
-        for a, b in zip(*pair):
-            assert a.dtype == b.dtype and a.shape == b.shape
-            torch.testing.assert_close(a, b)
-
-
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_results_lie_in_memory_as_torchs(backend):
     for x in (torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
@@ -374,16 +259,6 @@ def test_results_lie_in_memory_as_torchs(backend):
             y = rms_norm(x, (5,))
         assert y.stride() == F.rms_norm(x, (5,)).stride()
         torch.testing.assert_close(y, F.rms_norm(x, (5,)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_on_the_cpu_leaves_the_types_alone(dtype, autocast):
-    x, weight = torch.randn(3, 8, dtype=dtype), torch.randn(8)
-    with use("cpu"), torch.autocast("cpu", autocast):
-        y, theirs = rms_norm(x, (8,), weight), F.rms_norm(x, (8,), weight)
-    assert y.dtype == theirs.dtype == dtype
-    torch.testing.assert_close(y, theirs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
