@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pyflash
 import pyflash.functional as PF
 import pyflash.nn
+from pyflash.auto import recurrent as auto
 from pyflash.ops.core import registry as _registry
 from pyflash.ops.core.registry import Op
 from pyflash.ops.recurrent import layers as recurrent
@@ -35,6 +36,11 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+def test_gates_of_each_cell_are_one_fact():
+    """csrc/common/recurrent.h and auto/recurrent.py."""
+    assert pyflash._cpu.GATES == auto.GATES
 
 
 # ---- packed weights -----------------------------------------------------------------------------------------------
