@@ -67,8 +67,8 @@ void read_weights(const py::list& from, const RnnShape& s, const char* operation
 
 typedef std::vector<std::array<int64_t, 3>> Places;  // (address, rows, columns) of each weight, dense
 
-// Packed weights that are kept, and what their weights were when they were packed. A step of a stream brings little
-// but addresses: turning Python's tuples and lists into structs costs as much as a small step.
+// Packed weights that are kept, and what their weights were when they were packed: a step of a stream brings little but
+// addresses.
 struct RnnKept {
   RnnFwd p = {};
   Places weights;
@@ -105,21 +105,26 @@ struct RnnKept {
 
   // A layer in one direction, x and y dense: their rows are `step` and `row` apart from step to step and from sequence
   // to sequence. False when the weights are not those that were packed.
-  bool run(int64_t length, int64_t batch, Address x, int64_t step, int64_t row, Address h, Address c, Address y,
-           Address h_n, Address c_n, Address workspace, int num_threads) const {
-    py::gil_scoped_release release;
-    if (!is_current(length * batch, num_threads)) return false;
+  bool run(const py::tuple& of, int num_threads) const {
     RnnFwd now = p;
-    now.shape.length = length;
-    now.shape.batch = batch;
-    now.rows = {nullptr, nullptr, nullptr, false, step * p.shape.input, row * p.shape.input, step, row};
-    now.x = at<void>(x);
-    now.h_0 = at<void>(h);
-    now.c_0 = at<void>(c);
-    now.y = at<void>(y);
-    now.h_n = at<void>(h_n);  // maybe where y is
-    now.c_n = at<void>(c_n);
-    now.workspace = at<void>(workspace);
+    Reader r(of, "RnnKept.run", "call");
+    now.shape.length = r.size("length");
+    now.shape.batch = r.size("batch");
+    now.rows = {};
+    now.rows.y_step_rows = r.size("step");
+    now.rows.y_row_rows = r.size("row");
+    now.rows.x_step_stride = now.rows.y_step_rows * p.shape.input;
+    now.rows.x_row_stride = now.rows.y_row_rows * p.shape.input;
+    now.x = r.address("x");
+    now.h_0 = r.address("h_0");
+    now.c_0 = r.address("c_0");
+    now.y = r.address<void>("y");
+    now.h_n = r.address<void>("h_n");  // maybe where y is
+    now.c_n = r.address<void>("c_n");
+    now.workspace = r.address<void>("workspace");
+    r.done();
+    py::gil_scoped_release release;
+    if (!is_current(now.shape.length * now.shape.batch, num_threads)) return false;
     call(recurrent::fwd, now, num_threads);
     return true;
   }
@@ -134,6 +139,9 @@ PF_BINDINGS(m) {
   cells["rnn_tanh"] = (int)Cell::rnn_tanh;
   cells["rnn_relu"] = (int)Cell::rnn_relu;
   m.attr("CELLS") = cells;
+  py::dict gates;
+  for (const auto& cell : cells) gates[cell.first] = gate_count((Cell)cell.second.cast<int>());
+  m.attr("GATES") = gates;
   // (bytes of the panels, bytes of the workspace) of a forward or backward with this number of threads
   m.def("rnn_sizes", [](const py::tuple& of, int64_t rows, bool backward, int num_threads) {
     int64_t panels_bytes = 0, workspace_bytes = 0;

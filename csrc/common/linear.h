@@ -20,7 +20,7 @@ struct LinearFwd {
   Dtype dtype;
 };
 
-// How much workspace a LinearFwd with these fields and this number of threads wants.
+// How much workspace a LinearFwd with these fields, whatever its row strides, and this number of threads wants.
 struct LinearSizes {
   LinearFwd fwd;
   int64_t* workspace_bytes;

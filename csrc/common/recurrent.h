@@ -7,6 +7,9 @@
 enum class Cell : int32_t { lstm = 0, gru = 1, rnn_tanh = 2, rnn_relu = 3 };
 constexpr int kCells = 4;
 
+// Rows of the weights for each unit, in torch's order: i, f, g, o of LSTM; r, z, n of GRU; one.
+static inline constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+
 constexpr int kMaxDirections = 2;
 
 struct RnnShape {

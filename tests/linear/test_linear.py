@@ -1,5 +1,6 @@
 """Linear and Linear with an activation on every backend against float64 torch; packed weights: test_linear_cache."""
 
+import itertools
 import re
 import threading
 
@@ -369,6 +370,37 @@ def test_what_an_activation_may_be(activation, slope):
 def test_what_an_activation_may_not_be(error, message, activation):
     with pytest.raises(error, match=re.escape(f"pyflash.linear_act: {message}")):
         PF.linear_act(torch.randn(3, 2), torch.randn(2, 2), None, activation)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_no_more_workspace_is_used_than_was_asked_for(dtype, monkeypatch):
+    """Guards after it; rows of bfloat16 that begin at odd places are packed, which takes more."""
+    from pyflash.ops.linear import _cpu
+
+    guards = []
+
+    def exact(size, *_):
+        memory = torch.full((size + 64 + 4096,), 77, dtype=torch.uint8)
+        begin = -memory.data_ptr() % 64
+        guards.append(memory[begin + size :])
+        return memory[begin : begin + size]
+
+    monkeypatch.setattr(_cpu, "take_workspace", exact)
+    before = torch.get_num_threads()
+    try:
+        for (m, k, n), extra, threads in itertools.product(
+            ((70, 64, 130), (500, 1100, 70), (3, 33, 65)), (0, 1), (1, 2)
+        ):
+            torch.set_num_threads(threads)
+            a, b = torch.randn(m, k + extra).to(dtype)[:, :k], torch.randn(n, k + extra).to(dtype)[:, :k].t()
+            for left, right in ((a, b), (a.t().contiguous().t(), b), (b.t(), a.t())):
+                assert_error_within(
+                    (ops.matmul(left, right, "cpu"),), (left @ right,), (left.double() @ right.double(),),
+                    left.abs().max() * right.abs().max(),
+                )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert guards and all([(guard == 77).all() for guard in guards])
 
 
 # ---- threads ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ namespace PF_ISA::recurrent {
 namespace {
 
 template <int kGates>
-constexpr int kGateRow = kGates == 1 ? 1 : 4;
+constexpr int kGateRow = gradient_count(kGates);
 template <int kGates>
 constexpr int kFirstOfX = kGates == 3 ? 1 : 0;
 
@@ -38,8 +38,8 @@ struct BwdMemory {
   int64_t* places;  // [rows]: of the tensors
   char* rest;
   BwdMemory(Carver& from, const RnnShape& s, int64_t rows) {
-    const int64_t gates = s.cell == Cell::lstm || s.cell == Cell::gru ? 4 : 1, d = s.directions;
-    row = gates * s.hidden;
+    const int64_t d = s.directions;
+    row = gradient_count(gate_count(s.cell)) * s.hidden;
     dgates = from.take<A>(d * rows * row);
     dh = from.take<A>(s.has_projection ? d * rows * s.output : 0);
     out = from.take<A>(s.has_projection ? d * rows * s.hidden : 0);
@@ -169,35 +169,25 @@ struct BwdThread {
 
   // From the gradient of the cell's output to those of its gates.
   inline __attribute__((always_inline)) void through_cell(const Row& r, int64_t unit, V dh, int64_t count) {
-    const V one = constant<V>(1);
+    V v[kSlots], d[kGateRow<kGates>];
+    if constexpr (kGates > 1)
+      for (int i = 0; i < kSlots; i++) v[i] = gate(r, i, unit, count);
     if constexpr (kGates == 4) {
-      const V i = gate(r, 0, unit, count), f = gate(r, 1, unit, count);
-      const V g = gate(r, 2, unit, count), o = gate(r, 3, unit, count);
       const V c = gate_tanh(load_n(r.cells + unit, count));
       const V before = r.before ? load_n(r.before + unit, count) : load_n(r.state_before + unit, count);
       V dc = V{};
       if (!r.is_last) dc = load(r.carried + unit);
       if (r.dc_n) dc = load_n(r.dc_n + unit, count);
       if (r.dcells) dc += load_n(r.dcells + unit, count);
-      dc = fma(dh * o, one - c * c, dc);
-      if (s.has_projection) store_n(r.out + unit, o * c, count);
-      const V d[4] = {dc * g * i * (one - i), dc * before * f * (one - f), dc * i * (one - g * g),
-                      dh * c * o * (one - o)};
-      put(r, unit, d, count);
-      store(r.carried + unit, dc * f);
+      if (s.has_projection) store_n(r.out + unit, v[3] * c, count);
+      lstm_gradients(v, c, before, dh, dc, d);
+      store(r.carried + unit, dc);
     } else if constexpr (kGates == 3) {
-      const V z = gate(r, 1, unit, count), n = gate(r, 2, unit, count);
-      const V reset = gate(r, 0, unit, count), of_h = gate(r, 3, unit, count);
-      const V dn = dh * (one - z) * (one - n * n);
-      const V dz = dh * (load_n(r.state_before + unit, count) - n) * z * (one - z);
-      const V d[4] = {dn * reset, dn * of_h * reset * (one - reset), dz, dn};
-      put(r, unit, d, count);
-      store(r.carried + unit, dh * z);
+      store(r.carried + unit, gru_gradients(v, load_n(r.state_before + unit, count), dh, d));
     } else {
-      const V y = load_n(r.y + unit, count);
-      const V d[1] = {s.cell == Cell::rnn_relu ? select(y > V{}, dh, V{}) : dh * (one - y * y)};
-      put(r, unit, d, count);
+      d[0] = rnn_gradient(s.cell, load_n(r.y + unit, count), dh);
     }
+    put(r, unit, d, count);
   }
 
   // A panel of dh: from y, from the end of the sequence, from the step after.

@@ -3,7 +3,6 @@
 // x are made for several steps at once, so that their weights are read once for all of these.
 #pragma once
 #include "../core/memory.h"
-#include "gates.h"
 #include "panels.h"
 #include "team.h"
 
@@ -54,15 +53,6 @@ PF_INLINE V rounded(V x) {
     store(stored, x);
     return load(stored);
   }
-}
-
-// Sums to gates: i, f, g, o, or r, z, n and what h adds to n.
-template <int kGates, class V>
-PF_INLINE void activate_gates(V (&v)[kSlots]) {
-  v[0] = gate_sigmoid(v[0]);
-  v[1] = gate_sigmoid(v[1]);
-  v[2] = gate_tanh(kGates == 4 ? v[2] : fma(v[0], v[3], v[2]));
-  if (kGates == 4) v[3] = gate_sigmoid(v[3]);
 }
 
 // One direction of one layer, as far as one thread makes it.
@@ -176,20 +166,19 @@ struct FwdThread {
       for (int i = 0; i < kSlots; i++) v[i] = load(strip + i * lanes);
       if constexpr (kGates == 1) {
         for (int i = 0; i < kSlots && i * lanes < count; i++)
-          put_h(j, unit + i * lanes, s.cell == Cell::rnn_relu ? maximum(v[i], V{}) : gate_tanh(v[i]),
-                count - i * lanes);
+          put_h(j, unit + i * lanes, rnn_step(s.cell, v[i]), count - i * lanes);
       } else {
         activate_gates<kGates>(v);
         V value;
         if constexpr (kGates == 4) {
           T* at = memory.c + j * memory.hidden_stride + unit;
-          const V c = fma(v[0], v[2], v[1] * load(at));
+          V c = load(at);
+          value = lstm_step(v, c);
           store(at, c);
           if (p.cells) store_n((T*)p.cells + places.kept(t, j) * s.hidden + unit, c, count);
           if (j >= last_from) store_n((S*)p.c_n + places.state(j) * s.hidden + unit, c, count);
-          value = v[3] * gate_tanh(c);
         } else {
-          value = fma(v[1], load(h + j * memory.output_stride + unit) - v[2], v[2]);
+          value = gru_step(v, load(h + j * memory.output_stride + unit));
         }
         if (p.gates)
           for (int i = 0; i < kSlots; i++)

@@ -13,24 +13,12 @@
 #include "../../common/recurrent.h"
 #include "../core/parallel.h"
 #include "../simd/transpose.h"
+#include "gates.h"
 #include "team.h"
-#include "tile.h"
 
 namespace PF_ISA::recurrent {
 
 namespace {
-
-template <int kCount>
-struct Gates {
-  static constexpr int count = kCount;
-};
-
-template <class F>
-PF_INLINE void for_gates(Cell cell, F f) {
-  if (cell == Cell::lstm) return f(Gates<4>{});
-  if (cell == Cell::gru) return f(Gates<3>{});
-  f(Gates<1>{});
-}
 
 template <int kGates>
 constexpr int kUnitVectors = kGates == 1 ? 4 : 1;  // vectors of units in a panel

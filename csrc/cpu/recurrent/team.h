@@ -24,8 +24,6 @@ struct Plan {
   int threads, sides, groups, slices;  // threads = sides * groups * slices
 };
 
-PF_INLINE int64_t gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-
 // Bytes of a weight in the panels.
 PF_INLINE int64_t weight_size(Dtype dtype) {
   int64_t size = 0;

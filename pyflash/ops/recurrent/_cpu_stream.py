@@ -12,7 +12,7 @@ from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.packed_weights import packed_weights
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.recurrent._cpu import CELLS, Kept, _Problem, find_kept
-from pyflash.ops.recurrent.stream import NO_MEMORY, NOT_KEPT
+from pyflash.ops.recurrent.stream import NO_MEMORY, NOT_KEPT, Given
 
 RECENT = 256  # layers whose packed weights are found by one look-up
 
@@ -65,14 +65,17 @@ def _find(cell, shape, weights, threads, isa, renew=False, may_lack_memory=True)
     return kept
 
 
-def rnn_infer(cell, x, h, c, weights, layers, batch_first, y, h_n, c_n, may_lack_memory=False, may_pack=True) -> str:
+def rnn_infer(given: Given, outputs, may_lack_memory=False, may_pack=True) -> str:
     """Layers in one direction; why not, where nothing was computed: NO_MEMORY or NOT_KEPT.
 
-    x, y: [steps, batch, features], or the other way round when `batch_first`. h, c, h_n, c_n: [layers, batch, hidden]; h
-    and c None: zeros. Of one step all may be without steps and layers, and y None: h_n is it. All contiguous.
-    may_lack_memory: a tensor may, being empty.
-    may_pack: weights that are not kept are packed for this call.
+    Args:
+        outputs: (y, h_n, c_n), contiguous: y like x with `hidden` features, h_n and c_n like h and c. Of one step y may be
+            None: h_n is it.
+        may_lack_memory: a tensor may, being empty.
+        may_pack: weights that are not kept are packed for this call.
     """
+    cell, x, h, c, weights, layers, batch_first = given
+    y, h_n, c_n = outputs
     threads, isa = torch.get_num_threads(), _cpu.isa()
     inputs, hidden, dtype = weights[0].shape[1], weights[1].shape[1], x.dtype
     if y is None:
@@ -103,11 +106,11 @@ def rnn_infer(cell, x, h, c, weights, layers, batch_first, y, h_n, c_n, may_lack
     for i, (shape, size, own, kept) in enumerate(found):
         workspace = take_workspace(size, "rnn")
         y_at = between[i % 2].data_ptr() if i < last else h_n_at if y is None else y.data_ptr()
-        given = steps, batch, x_at, step, row, h_at, c_at, y_at, h_n_at, c_n_at, workspace.data_ptr(), threads
-        while kept is not None and not kept.native.run(*given):
+        call = steps, batch, step, row, x_at, h_at, c_at, y_at, h_n_at, c_n_at, workspace.data_ptr()
+        while kept is not None and not kept.native.run(call, threads):
             kept = _find(cell, shape, own, threads, isa, True)
         if kept is None:
-            _packed_now(cell, shape, own, threads).native.run(*given)
+            _packed_now(cell, shape, own, threads).native.run(call, threads)
         if i < last:
             x_at, h_n_at = y_at, h_n_at + state
             h_at, c_at, c_n_at = h_at and h_at + state, c_at and c_at + state, c_n_at and c_n_at + state
@@ -117,4 +120,4 @@ def rnn_infer(cell, x, h, c, weights, layers, batch_first, y, h_n, c_n, may_lack
 def rnn_step(x, h, c, weights, cell, h_n, c_n):
     """The operator's, of tensors that the dispatcher has seen."""
     c_n = None if c is None else c_n
-    rnn_infer(cell, x.contiguous(), h, c, weights, 1, False, None, h_n, c_n, may_lack_memory=True)
+    rnn_infer(Given(cell, x.contiguous(), h, c, weights), (None, h_n, c_n), may_lack_memory=True)

@@ -7,6 +7,7 @@ looks closer.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import _VF
@@ -25,6 +26,22 @@ TORCH_CELLS = {
 TORCH_LAYERS = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn_tanh": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}
 NO_MEMORY = "a tensor has no memory"
 NOT_KEPT = "its packed weights are not kept: no room under PYFLASH_CACHE_BYTES, or weights of inference mode"
+
+
+class Given(NamedTuple):
+    """Layers in one direction and what they are given, all of it contiguous.
+
+    x: [steps, batch, features], or the other way round when `batch_first`. h, c: [layers, batch, hidden], None: zeros. Of
+    one step all may be without steps and layers.
+    """
+
+    cell: str  # lstm, gru, rnn_tanh, rnn_relu
+    x: torch.Tensor
+    h: torch.Tensor | None
+    c: torch.Tensor | None
+    weights: tuple | list  # of each layer w_ih, w_hh, b_ih, b_hh, or the first two
+    layers: int = 1
+    batch_first: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -58,11 +75,11 @@ def are_usual(tensors):
     return True
 
 
-def _run(operation, cell, x, h, c, weights, layers, order, outputs, may_pack):
+def _run(operation, given, outputs, may_pack):
     """outputs (y, h_n, c_n) filled, or None and why: NO_MEMORY, or NOT_KEPT unless `may_pack`."""
     if Op.paranoid:
         outputs = tuple([t if t is None else poisoned(t) for t in outputs])
-    why_not = _kernel()(cell, x, h, c, weights, layers, order, *outputs, may_pack=may_pack)
+    why_not = _kernel()(given, outputs, may_pack=may_pack)
     if why_not:
         return None, why_not
     if Op.paranoid:
@@ -87,7 +104,7 @@ def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     if w_ih.shape != (rows, inputs) or w_hh.shape != (rows, hidden) or not b_ih.shape == b_hh.shape == (rows,):
         return None
     outputs = None, x.new_empty(shape), None if c is None else x.new_empty(shape)
-    found, reason = _run(operation, cell, x, h, c, weights, 1, False, outputs, backends._state.wish != "auto")
+    found, reason = _run(operation, Given(cell, x, h, c, weights), outputs, backends._state.wish != "auto")
     if reason is not NOT_KEPT:
         return found and found[1:]
     backends.counts[operation, "torch", reason] += 1
@@ -107,13 +124,12 @@ def infer_layers(operation, cell, x, states, weights, form, batch_first):
     y, h_n = x.new_empty(first, second, hidden), x.new_empty(layers, batch, hidden)
     c_0, c_n = (states[1], x.new_empty(layers, batch, hidden)) if is_lstm else (None, None)
     may_pack = steps > 1 or backends._state.wish != "auto"
-    found, reason = _run(
-        operation, cell, x, states[0], c_0, weights, layers, batch_first, (y, h_n, c_n), may_pack
-    )  # fmt: skip
+    given = Given(cell, x, states[0], c_0, weights, layers, batch_first)
+    found, reason = _run(operation, given, (y, h_n, c_n), may_pack)
     if reason is not NOT_KEPT:
         return found
     backends.counts[operation, "torch", reason] += 1
-    given = [x.new_zeros(h_n.shape) for _ in states] if states[0] is None else states
+    initial = [x.new_zeros(h_n.shape) for _ in states] if states[0] is None else states
     options = form.has_bias, layers, 0.0, False, False, batch_first
-    found = TORCH_LAYERS[cell](x, given if is_lstm else given[0], weights, *options)
+    found = TORCH_LAYERS[cell](x, initial if is_lstm else initial[0], weights, *options)
     return found if is_lstm else (*found, None)
