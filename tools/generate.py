@@ -18,7 +18,7 @@ COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 
 class Renderer:
     """One expression to one language: `functions` maps the table's names, `number` writes a constant, `last` is what a
-    function takes behind its arguments."""
+    function takes after its arguments."""
 
     def __init__(self, functions: dict[str, str], number: str, last: dict[str, list[str]] | None = None):
         self.functions, self.number, self.last = functions, number, last or {}

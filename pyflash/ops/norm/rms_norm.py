@@ -40,12 +40,12 @@ def _reference_fwd(x, residual, weight, eps):
     return (y if weight is None else y * weight).to(x.dtype), summed, rstd
 
 
-def _gradients(dy, dsummed, normal, weight, rstd):
+def _gradients(dy, dsummed, xhat, weight, rstd):
     """dx and dweight, in the accumulation type; the mean makes dx orthogonal to the normalised row."""
-    dy = dy.to(normal.dtype)
-    g = dy if weight is None else dy * weight
-    dx = (g - normal * (g * normal).mean(1, True)) * rstd[:, None]
-    return dx if dsummed is None else dx + dsummed, (dy * normal).sum(0)
+    dy = dy.to(xhat.dtype)
+    dxhat = dy if weight is None else dy * weight
+    dx = (dxhat - xhat * (dxhat * xhat).mean(1, True)) * rstd[:, None]
+    return dx if dsummed is None else dx + dsummed, (dy * xhat).sum(0)
 
 
 def _reference_bwd(dy, dsummed, x, weight, rstd, need_dx, need_dweight):
@@ -136,8 +136,8 @@ class _RMSNormBwd(Function):
     @staticmethod
     def backward(ctx, *grads):
         def function(dy, dsummed, x, weight):  # rstd is a function of x: computed again
-            normal, rstd = _normalise(x, ctx.eps)
-            return _gradients(dy, dsummed, normal, weight, rstd)
+            xhat, rstd = _normalise(x, ctx.eps)
+            return _gradients(dy, dsummed, xhat, weight, rstd)
 
         grads = [g if need else None for g, need in zip(grads, ctx.needs)]
         return *vjp(function, ctx.saved_tensors, grads), *(None,) * 5
