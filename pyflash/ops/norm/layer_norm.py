@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -224,7 +225,7 @@ _refused, _refused_add = Refused(OPERATION, size_of), Refused(OPERATION_ADD, siz
 
 def layer_norm(
     input: torch.Tensor,
-    normalized_shape: list[int],
+    normalized_shape: Sequence[int],
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
@@ -267,7 +268,7 @@ def layer_norm(
 def add_layer_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
-    normalized_shape: list[int],
+    normalized_shape: Sequence[int],
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,

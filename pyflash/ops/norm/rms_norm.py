@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -217,7 +218,7 @@ _refused, _refused_add = Refused(OPERATION, size_of), Refused(OPERATION_ADD, siz
 
 
 def rms_norm(
-    input: torch.Tensor, normalized_shape: list[int], weight: torch.Tensor | None = None, eps: float | None = None
+    input: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
 ) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimensions, as torch.nn.functional.rms_norm.
 
@@ -255,7 +256,7 @@ def rms_norm(
 def add_rms_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
-    normalized_shape: list[int],
+    normalized_shape: Sequence[int],
     weight: torch.Tensor | None = None,
     eps: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
