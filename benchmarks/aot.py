@@ -455,7 +455,7 @@ def run(options):
         return int(bool(changed))
     is_whole = options.full and not options.names
     merged = rows if is_whole else committed["rows"] | rows
-    # Of a part written anew, the other rows may still be older kernels': the tests then compile what matters again.
+    # Where only a part is written anew, the other rows may still be older kernels': the tests then compile what matters again.
     sources = source_hash() if is_whole else committed.get("sources", "")
     table = {"triton": triton.__version__, "sources": sources, "rows": dict(sorted(merged.items()))}
     lines = json.dumps(table, indent=1)

@@ -2,7 +2,7 @@
 
 A call that can be captured is replayed, so launches cost what they cost a compiled program. A forward of plain
 functions is captured several times over, on copies of its inputs that together are larger than the cache; of anything
-else one call is captured, and the cache is overwritten before each replay. What cannot be captured is launched behind
+else one call is captured, and the cache is overwritten before each replay. What cannot be captured is launched after
 a pause long enough for the host to get ahead.
 """
 
@@ -72,7 +72,7 @@ class Timer:
         self.host_seconds = time.perf_counter() - start
 
     def seconds(self, repeats: int) -> float:
-        """Of one call."""
+        """The time of one call."""
         launches = max(1, -(-repeats // len(self.calls)))
         pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(launches)]
         pause = min(MOST_PAUSE, 1.5 * launches * self.host_seconds) + 2e-4
@@ -135,7 +135,7 @@ def end_capture() -> None:
 
 
 def seconds(call: Callable[[], object], repeats: int) -> float:
-    """Of one call, on the current device. Graphs and copies are made the first time, and live as long as the call."""
+    """The time of one call on the current device. Graphs and copies are made the first time, and live as long as the call."""
     if not hasattr(call, "cuda_timer"):
         gc.collect()  # call and timer hold each other: this frees the memory of cases that are over
         call.cuda_timer = Timer(call)

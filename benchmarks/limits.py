@@ -61,7 +61,7 @@ def copy_rate(bytes_: float, machine) -> tuple[str, float]:
 
 
 def set_limit(row, work: Work | None, machine) -> None:
-    """Of a Row that has its time: rates, what limits it, and the share of that limit which it reaches."""
+    """Gives a Row that has its time the rates, what limits it, and the share of that limit which it reaches."""
     if work is not None:
         row.flops_per_s, row.bytes_per_s = work.flops / row.median, work.bytes / row.median
         row.exps_per_s = work.exps / row.median
@@ -70,7 +70,7 @@ def set_limit(row, work: Work | None, machine) -> None:
 
 
 def set_older_limit(row, machine) -> None:
-    """Of a Row from a file that knew no limits, by the work that its rates tell and the peaks that are there."""
+    """The same for a Row from a file that knew no limits, by the work that its rates tell and the peaks that are there."""
     if row.median is None or row.flops_per_s is None or row.bytes_per_s is None:
         row.share, row.limit = None, ""
     else:

@@ -75,7 +75,7 @@ def columns(panels: list[list[Row]]) -> list[list[list[Row]]]:
 
 
 def bounds(bars: list[Row]) -> tuple[float, float]:
-    """Of the axis, with all bars; limits farther than twice the longest bar do not make the others small."""
+    """The ends of the axis: all bars fit; limits farther than twice the longest bar do not make the others small."""
     longest = max([2.0, *(row.ratio for row in bars)])
     marks = [row.limit_ratio for row in bars if row.limit_ratio is not None and row.limit_ratio <= 2 * longest]
     return min([0.5, *(row.ratio for row in bars)]), max([longest, *marks])

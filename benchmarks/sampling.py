@@ -59,7 +59,7 @@ SAMPLERS = {"cpu": sample_cpu, "cuda": lambda call, repeats: Sample(cuda_timing.
 
 
 def first_seconds(call: Callable[[], object], device: str) -> float:
-    """Of a first call, by the wall clock: what it compiles, packs or looks up is what one waits for."""
+    """The time of a first call by the wall clock: what it compiles, packs or looks up is what one waits for."""
     start = time.perf_counter()
     call()
     if device != "cpu":

@@ -41,7 +41,7 @@ def megabytes(count: int | None) -> str:
 
 
 def share(row: Row) -> str:
-    """Of the limit, and which limit that is."""
+    """How much of the limit is reached, and which limit that is."""
     return "-" if row.share is None else f"{row.share:.0%} {row.limit}"
 
 

@@ -34,7 +34,7 @@ class _Cached:
         constants = [param.is_constexpr for param in kernel.params]
         self.count = constants.index(True) if True in constants else len(constants)
         if not all(constants[self.count :]):
-            raise TypeError(f"launch.cached: {kernel.__name__} has arguments behind its first constant")
+            raise TypeError(f"launch.cached: {kernel.__name__} has arguments after its first constant")
         self.constants = [param.name for param in kernel.params[self.count :]]
         self.not_specialised = frozenset(i for i in range(self.count) if kernel.params[i].do_not_specialize)
         self.launches = {}

@@ -17,7 +17,8 @@ from pyflash.kernels.strided import strided
 @triton.jit
 def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, first, second, ACTIVATION: tl.constexpr,
             BIAS_IS_MATRIX: tl.constexpr):  # fmt: skip
-    """What follows the product of a tile: bias, activation, stores."""
+    """What follows the product acc [len(offs_m), len(offs_n)] of a tile: bias, activation, stores. bias: [N], or [M, N] where
+    it is a matrix; c, preact: Strided [M, N]."""
     rows = offs_m.to(tl.int64)[:, None]
     mask = (offs_m[:, None] < M) & (offs_n[None, :] < N)
     if bias_ptr is not None:
@@ -41,7 +42,10 @@ def _matmul(
     EVEN_K: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """c = activation(a b + bias), preact = a b + bias; a [M, K], b [K, N]."""
+    """c = activation(a b + bias), preact = a b + bias, one tile [BLOCK_M, BLOCK_N] a program.
+
+    a: Strided [M, K]; b: [K, N]; c, preact: [M, N]; bias: [N], or [M, N] where BIAS_IS_MATRIX.
+    """
     pid = tl.program_id(0)
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -54,6 +58,7 @@ def _matmul(
     offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
 
     # Rows and columns past the end read the first ones again and are not stored: the loop needs no mask for them.
+    # a_tile: [BLOCK_M, BLOCK_K]; b_tile: [BLOCK_K, BLOCK_N]
     a_ptrs = a.ptr + (offs_m % M).to(tl.int64)[:, None] * a.strides[0] + offs_k[None, :] * a.strides[1]
     b_ptrs = b.ptr + offs_k[:, None] * b.strides[0] + (offs_n % N).to(tl.int64)[None, :] * b.strides[1]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -65,7 +70,7 @@ def _matmul(
         else:
             a_tile = tl.load(a_ptrs, mask=offs_k[None, :] < K - k, other=0.0)
             b_tile = tl.load(b_ptrs, mask=offs_k[:, None] < K - k, other=0.0)
-        part = dot(a_tile, b_tile, part, PRECISION)
+        part = dot(a_tile, b_tile, part, PRECISION)  # [BLOCK_M, BLOCK_N]
         a_ptrs += BLOCK_K * a.strides[1]
         b_ptrs += BLOCK_K * b.strides[0]
         if PART > 0:

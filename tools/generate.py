@@ -18,7 +18,7 @@ COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 
 class Renderer:
     """One expression to one language: `functions` maps the table's names, `number` writes a constant, `parameter` one of
-    the row's, `last` is what a function takes behind its arguments."""
+    the row's, `last` is what a function takes after its arguments."""
 
     def __init__(
         self, functions: dict[str, str], number: str, parameter: str, last: dict[str, list[str]] | None = None

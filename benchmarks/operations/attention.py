@@ -198,7 +198,7 @@ def truth(case: Case, bound: Bound):
     seen = torch.ones(shape.queries, shape.all_keys, dtype=torch.bool, device=kept.device)
     seen = seen.tril() if shape.causal else seen
     if (kept & ~seen).any():
-        raise Wrong("attends to keys behind the causal border")
+        raise Wrong("attends to keys past the causal border")
     expect_share(kept[..., seen], shape.dropout)
 
     def masked(q, k, v):

@@ -30,7 +30,7 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
   });
   m.attr("CONTRACT") = PF_CONTRACT;  // pyflash/ops/core/contract.py
-  py::dict dtypes;  // torch's names; read by pyflash/ops/core/native.py
+  py::dict dtypes;                   // torch's names; read by pyflash/ops/core/native.py
   dtypes["float32"] = (int)Dtype::f32;
   dtypes["float64"] = (int)Dtype::f64;
   dtypes["bfloat16"] = (int)Dtype::bf16;

@@ -1,5 +1,5 @@
-"""Layer normalisation over rows, y = (s - mean) rstd weight + bias with s = x + residual, and its backward; where mean_ptr
-is None, RMS normalisation (rms_norm.py), the same with 0 for the mean and without a bias.
+"""Layer normalisation over rows, alone and of x + residual, and its backward: y = xhat weight + bias with
+xhat = (x - mean) rstd. Where mean_ptr is None, RMS normalisation (rms_norm.py): the same without a mean and a bias.
 
 A program holds whole rows in registers; rows wider than tuning.row_block's BLOCK_N it walks in blocks, twice, and the
 second pass finds them in L2. The parameter gradients are summed in a fixed order: each program over its own rows, then
@@ -20,6 +20,8 @@ def _layer_norm_fwd(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, summed_ptr, mean_ptr, rstd_ptr, x_row_stride,
     residual_row_stride, rows, cols, EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """y, summed [rows, cols] and mean, rstd [rows] of BLOCK_M whole rows; x, residual: [rows, cols]; weight, bias:
+    [cols]."""
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
     mask_m = offs_m < rows
@@ -30,17 +32,19 @@ def _layer_norm_fwd(
         weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0)
-    s = tl.load(x_ptr + offs_m[:, None] * x_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
+    x = tl.load(x_ptr + offs_m[:, None] * x_row_stride + offs_n[None, :], mask=mask, other=0.0).to(
+        ACC
+    )  # [BLOCK_M, BLOCK_N]
     if residual_ptr is not None:
         ptrs = residual_ptr + offs_m[:, None] * residual_row_stride + offs_n[None, :]
-        s += tl.load(ptrs, mask=mask, other=0.0).to(ACC)
-        rounded = cast(s, summed_ptr.dtype.element_ty)
+        x += tl.load(ptrs, mask=mask, other=0.0).to(ACC)
+        rounded = cast(x, summed_ptr.dtype.element_ty)
         tl.store(summed_ptr + dense, rounded, mask=mask)
-        s = cast(rounded, ACC)  # what is normalised is what the backward will read
-    centred = s
+        x = cast(rounded, ACC)  # what is normalised is what the backward will read
+    centred = x
     if mean_ptr is not None:
-        mean = tl.sum(s, 1) / cols
-        centred = tl.where(mask_n[None, :], s - mean[:, None], 0.0)
+        mean = tl.sum(x, 1) / cols
+        centred = tl.where(mask_n[None, :], x - mean[:, None], 0.0)
     rstd = 1 / tl.sqrt(tl.sum(centred * centred, 1) / cols + EPS)
     y = centred * rstd[:, None]
     if weight_ptr is not None:
@@ -59,7 +63,7 @@ def _layer_norm_fwd_wide(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, summed_ptr, mean_ptr, rstd_ptr, x_row_stride,
     residual_row_stride, cols, EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One row a program, block by block: statistics, then what they give."""
+    """One row a program, block by block [BLOCK_N]: statistics, then what they give. Tensors as in _layer_norm_fwd."""
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK_N)
     mean = tl.full([1], 0.0, ACC)
@@ -67,22 +71,22 @@ def _layer_norm_fwd_wide(
     for first in range(0, cols, BLOCK_N):
         offs_n = first + block
         mask = offs_n < cols
-        s = tl.load(x_ptr + row * x_row_stride + offs_n, mask=mask, other=0.0).to(ACC)
+        x = tl.load(x_ptr + row * x_row_stride + offs_n, mask=mask, other=0.0).to(ACC)
         if residual_ptr is not None:
-            s += tl.load(residual_ptr + row * residual_row_stride + offs_n, mask=mask, other=0.0).to(ACC)
-            rounded = cast(s, summed_ptr.dtype.element_ty)
+            x += tl.load(residual_ptr + row * residual_row_stride + offs_n, mask=mask, other=0.0).to(ACC)
+            rounded = cast(x, summed_ptr.dtype.element_ty)
             tl.store(summed_ptr + row * cols + offs_n, rounded, mask=mask)
-            s = cast(rounded, ACC)
+            x = cast(rounded, ACC)
         if mean_ptr is not None:
             count = tl.full([1], 0.0, ACC) + tl.minimum(cols - first, BLOCK_N)
-            own_mean = tl.sum(s, 0) / count
-            centred = tl.where(mask, s - own_mean, 0.0)
+            own_mean = tl.sum(x, 0) / count
+            centred = tl.where(mask, x - own_mean, 0.0)
             apart = own_mean - mean
             share = count / (first + count)
             squares += tl.sum(centred * centred, 0) + apart * apart * share * first
             mean += apart * share
         else:
-            squares += tl.sum(s * s, 0)
+            squares += tl.sum(x * x, 0)
     rstd = 1 / tl.sqrt(squares / cols + EPS)
     source_ptr, source_row = x_ptr, row * x_row_stride
     if residual_ptr is not None:
@@ -109,10 +113,11 @@ def _layer_norm_fwd_wide(
 @launch.cached
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd(
-    dy_ptr, dsummed_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dweight_ptr, dbias_ptr, dy_row_stride,
-    dsummed_row_stride, s_row_stride, rows, cols, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    dy_ptr, dsummed_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dweight_ptr, dbias_ptr, dy_row_stride,
+    dsummed_row_stride, x_row_stride, rows, cols, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dx, and this program's share of dweight and dbias [programs, cols]."""
+    """dx [rows, cols], and this program's share of dweight and dbias [programs, cols]; dy, dsummed, x: [rows, cols];
+    weight: [cols]; mean, rstd: [rows]. Tiles are [BLOCK_M, BLOCK_N], here [M, N]."""
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     offs_n = tl.arange(0, BLOCK_N)
@@ -126,14 +131,14 @@ def _layer_norm_bwd(
         offs_m = first + tl.arange(0, BLOCK_M).to(tl.int64)
         mask_m = offs_m < rows
         mask = mask_m[:, None] & mask_n[None, :]
-        dy = tl.load(dy_ptr + offs_m[:, None] * dy_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
-        s = tl.load(s_ptr + offs_m[:, None] * s_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)
+        dy = tl.load(dy_ptr + offs_m[:, None] * dy_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)  # [M, N]
+        x = tl.load(x_ptr + offs_m[:, None] * x_row_stride + offs_n[None, :], mask=mask, other=0.0).to(ACC)  # [M, N]
         if mean_ptr is not None:
             mean = tl.load(mean_ptr + offs_m, mask=mask_m, other=0.0)
         rstd = tl.load(rstd_ptr + offs_m, mask=mask_m, other=0.0)
         if mean_ptr is not None:
-            s -= mean[:, None]
-        xhat = tl.where(mask, s * rstd[:, None], 0.0)
+            x -= mean[:, None]
+        xhat = tl.where(mask, x * rstd[:, None], 0.0)
         if dx_ptr is not None:
             dxhat = dy * weight[None, :]
             # The derivative of a normalised row is the projection away from xhat and, where it was centred, from 1.
@@ -159,10 +164,11 @@ def _layer_norm_bwd(
 @launch.cached
 @triton.jit
 def _layer_norm_bwd_wide(
-    dy_ptr, dsummed_ptr, s_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dy_row_stride, dsummed_row_stride,
-    s_row_stride, cols, ACC: tl.constexpr, BLOCK_N: tl.constexpr,
+    dy_ptr, dsummed_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dy_row_stride, dsummed_row_stride,
+    x_row_stride, cols, ACC: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dx of one row a program, block by block: the two projections, then what they leave."""
+    """dx of one row a program, block by block [BLOCK_N]: the two projections, then what they leave. Tensors as in
+    _layer_norm_bwd."""
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK_N)
     mean = None
@@ -172,7 +178,7 @@ def _layer_norm_bwd_wide(
     along_one = tl.full([1], 0.0, ACC)
     along_xhat = tl.full([1], 0.0, ACC)
     for first in range(0, cols, BLOCK_N):
-        dxhat, xhat, _ = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, weight_ptr, mean, rstd,
+        dxhat, xhat, _ = _differentials(dy_ptr + row * dy_row_stride, x_ptr + row * x_row_stride, weight_ptr, mean, rstd,
                                         first + block, cols, ACC)  # fmt: skip
         if mean_ptr is not None:
             along_one += tl.sum(dxhat, 0)
@@ -181,7 +187,7 @@ def _layer_norm_bwd_wide(
     along_xhat /= cols
     for first in range(0, cols, BLOCK_N):
         offs_n = first + block
-        dxhat, xhat, mask = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, weight_ptr, mean,
+        dxhat, xhat, mask = _differentials(dy_ptr + row * dy_row_stride, x_ptr + row * x_row_stride, weight_ptr, mean,
                                            rstd, offs_n, cols, ACC)  # fmt: skip
         if mean_ptr is not None:
             dxhat -= along_one
@@ -192,22 +198,22 @@ def _layer_norm_bwd_wide(
 
 
 @triton.jit
-def _differentials(dy_ptr, s_ptr, weight_ptr, mean, rstd, offs_n, cols, ACC: tl.constexpr):
-    """(gradient of the normalised row, the normalised row, mask) of a block of one row."""
+def _differentials(dy_ptr, x_ptr, weight_ptr, mean, rstd, offs_n, cols, ACC: tl.constexpr):
+    """(dxhat, xhat, mask) of a block of one row, [BLOCK_N] each."""
     mask = offs_n < cols
     dxhat = cast(tl.load(dy_ptr + offs_n, mask=mask, other=0.0), ACC)
     if weight_ptr is not None:
         dxhat *= cast(tl.load(weight_ptr + offs_n, mask=mask, other=0.0), ACC)
-    s = cast(tl.load(s_ptr + offs_n, mask=mask, other=0.0), ACC)
+    x = cast(tl.load(x_ptr + offs_n, mask=mask, other=0.0), ACC)
     if mean is not None:
-        s -= mean
-    return dxhat, tl.where(mask, s * rstd, 0.0), mask
+        x -= mean
+    return dxhat, tl.where(mask, x * rstd, 0.0), mask
 
 
 @launch.cached
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd_parameters(
-    dy_ptr, s_ptr, mean_ptr, rstd_ptr, dweight_ptr, dbias_ptr, dy_row_stride, s_row_stride, rows, cols,
+    dy_ptr, x_ptr, mean_ptr, rstd_ptr, dweight_ptr, dbias_ptr, dy_row_stride, x_row_stride, rows, cols,
     ACC: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A share of dweight and dbias [programs, cols], of one block of columns and every programs-th row."""
@@ -219,7 +225,7 @@ def _layer_norm_bwd_parameters(
         mean = None
         if mean_ptr is not None:
             mean = tl.load(mean_ptr + row)
-        dy, xhat, _ = _differentials(dy_ptr + row * dy_row_stride, s_ptr + row * s_row_stride, None, mean,
+        dy, xhat, _ = _differentials(dy_ptr + row * dy_row_stride, x_ptr + row * x_row_stride, None, mean,
                                      tl.load(rstd_ptr + row), offs_n, cols, ACC)  # fmt: skip
         dweight += dy * xhat
         dbias += dy
@@ -287,13 +293,13 @@ def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
 
 
 def layer_norm_bwd(
-    dy, dsummed, summed, weight, mean, rstd, need_dx, need_dweight, need_dbias, dx, dweight, dbias
+    dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, need_dbias, dx, dweight, dbias
 ):  # fmt: skip
     """Fill those of dx, dweight, dbias that are needed; dx is the gradient of x and of residual alike.
 
     Args:
-        dy: gradient of y; dsummed: gradient of the summed output, or None; [rows, cols], columns adjacent.
-        summed: what was normalised: x, or x + residual.
+        dy: gradient of y; dsummed: gradient of the sum, or None; [rows, cols], columns adjacent.
+        x: [rows, cols]: what was normalised, the sum where there is a residual.
         mean: None for RMSNorm, which has no bias either.
         dweight, dbias: [cols], any floating type.
     """
@@ -306,27 +312,27 @@ def layer_norm_bwd(
         return
     arch = tuning.arch(dy.device)
     config = tuning.row_block(arch, cols)
-    strides = dy.stride(0), 0 if dsummed is None else dsummed.stride(0), summed.stride(0)
+    strides = dy.stride(0), 0 if dsummed is None else dsummed.stride(0), x.stride(0)
     # A product that is added at once is not rounded: dy weight would differ from its own mean in a row of one element.
     options = dict(ACC=_acc_dtype(dy), enable_fp_fusion=False)
     parts = 1 if mean is None else 2  # dweight, and dbias
     if cols > config["BLOCK_N"]:
         options |= dict(BLOCK_N=config["BLOCK_N"], num_warps=config["num_warps"])
         if need_dx:
-            _layer_norm_bwd_wide[(rows,)](dy, dsummed, summed, weight, mean, rstd, dx, *strides, cols, **options)
+            _layer_norm_bwd_wide[(rows,)](dy, dsummed, x, weight, mean, rstd, dx, *strides, cols, **options)
         if not (need_dweight or need_dbias):
             return
         blocks = launch.cdiv(cols, config["BLOCK_N"])
         programs = tuning.row_programs(arch, config["num_warps"], rows, blocks)
         partial = rstd.new_empty(parts, programs, cols)
         _layer_norm_bwd_parameters[(blocks, programs)](
-            dy, summed, mean, rstd, *_pair(partial), dy.stride(0), summed.stride(0), rows, cols, **options
+            dy, x, mean, rstd, *_pair(partial), dy.stride(0), x.stride(0), rows, cols, **options
         )
     else:
         programs = tuning.row_programs(arch, config["num_warps"], launch.cdiv(rows, config["BLOCK_M"]))
         partial = rstd.new_empty(parts, programs, cols)
         _layer_norm_bwd[(programs,)](
-            dy, dsummed, summed, weight, mean, rstd, dx if need_dx else None, *_pair(partial), *strides, rows, cols,
+            dy, dsummed, x, weight, mean, rstd, dx if need_dx else None, *_pair(partial), *strides, rows, cols,
             **options, **config,
         )  # fmt: skip
     if need_dweight or need_dbias:

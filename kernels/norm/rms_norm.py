@@ -1,4 +1,5 @@
-"""RMS normalisation over rows, y = s rstd weight with s = x + residual and rstd = 1 / sqrt(mean(s^2) + eps), and its backward.
+"""RMS normalisation over rows, alone and of x + residual, and its backward: y = xhat weight with xhat = x rstd and
+rstd = 1 / sqrt(mean(x^2) + eps).
 
 LayerNorm's kernels (layer_norm.py) without a mean, whose code compiles to nothing. Source: Zhang & Sennrich 2019,
 arXiv:1910.07467.
@@ -12,8 +13,8 @@ def rms_norm_fwd(x, residual, weight, eps, y, summed, rstd):
     layer_norm.layer_norm_fwd(x, residual, weight, None, eps, y, summed, None, rstd)
 
 
-def rms_norm_bwd(dy, dsummed, summed, weight, rstd, need_dx, need_dweight, dx, dweight):
+def rms_norm_bwd(dy, dsummed, x, weight, rstd, need_dx, need_dweight, dx, dweight):
     """Fill those of dx and dweight that are needed; arguments as layer_norm_bwd's."""
     layer_norm.layer_norm_bwd(
-        dy, dsummed, summed, weight, None, rstd, need_dx, need_dweight, False, dx, dweight, None
+        dy, dsummed, x, weight, None, rstd, need_dx, need_dweight, False, dx, dweight, None
     )  # fmt: skip

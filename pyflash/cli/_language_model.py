@@ -18,7 +18,7 @@ class Settings:
     layers: int = 4
     context: int = 256
     batch: int = 8
-    steps: int = 300
+    steps: int = 240
     warmup: int = 30
     learning_rate: float = 1e-3
     held_out_batches: int = 16

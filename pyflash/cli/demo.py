@@ -255,5 +255,5 @@ def main(options: argparse.Namespace) -> int:
     settings = QUICK if options.quick else FULL
     if options.steps is not None:
         settings = dataclasses.replace(settings, steps=options.steps)
-    rounds, length = (9, 200) if options.quick else (9, 400)
+    rounds, length = (9, 200) if options.quick else (7, 400)
     return run(settings, options.device, options.out, rounds=rounds, length=length, report=options.report)

@@ -175,5 +175,5 @@ def test_constants_come_last():
         fn, __name__, params = staticmethod(len), "kernel", [Parameter(True), Parameter(False)]
 
     assert launch.cached(test_launch) is test_launch
-    with pytest.raises(TypeError, match="behind its first constant"):
+    with pytest.raises(TypeError, match="after its first constant"):
         launch._Cached(Kernel())

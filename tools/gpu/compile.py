@@ -106,7 +106,7 @@ def main() -> int:
         if share == 0:
             print(f"{count} kernels", flush=True)
         return 0
-    # Of a kernel only what is launched is kept: the cache is a tenth as large.
+    # Only what is launched of a kernel is kept: the cache is a tenth as large.
     variables = {"TRITON_STORE_BINARY_ONLY": "1", "OMP_NUM_THREADS": "1"} | with_site(os.environ)
     variables.setdefault("TRITON_CACHE_DIR", str(CACHE))
     cache = Path(variables["TRITON_CACHE_DIR"])

@@ -183,7 +183,7 @@ def timed_call(bound, mode: str, douts) -> Callable[[], object]:
 
 
 def seconds(call: Callable[[], object]) -> tuple[float, float]:
-    """(of the kernels, of the host) for one call: events behind a pause, in which the host gets ahead, and on inputs that
+    """(of the kernels, of the host) for one call: events after a pause, in which the host gets ahead, and on inputs that
     the L2 cache has forgotten; then the time until a call returns. Medians."""
     import torch
 

@@ -28,7 +28,7 @@ from tools.gpu.workloads import INTERPRETED, KEYS, Key, poison
 
 GAIN = 1.02  # a winner is at least this much faster than the row by hand: less is not worth a row
 FINALISTS = 3
-# Of the largest element, by size of an element: another tile adds in another order; a half result rounds that away.
+# The share of the largest element, by size of an element: another tile adds in another order; a half result rounds that away.
 ALLOWED_ULP = {2: 3, 4: 16}
 AGAIN = 75  # exit status: the device refuses this process, start another
 MOST_RESTARTS = 5
@@ -39,7 +39,7 @@ class Wrong(Exception):
 
 
 def sources() -> str:
-    """Of the kernels: a table of other sources is measured again."""
+    """A hash of the kernels: a table of other sources is measured again."""
     every = sorted((ROOT / "kernels").rglob("*.py"))
     files = [path for path in every if path.name not in ("tuning.py", "candidates.py")]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]

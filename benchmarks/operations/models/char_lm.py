@@ -48,7 +48,7 @@ def ours(case: Case) -> torch.nn.Module:
 
 
 def parameters(shape: Shape) -> int:
-    """Of the matrix products: the layers' and the head's."""
+    """How many the matrix products have: the layers' and the head's."""
     widths = [EMBEDDING] + [HIDDEN] * (shape.layers - 1)
     return sum(GATES[shape.cell] * HIDDEN * (width + HIDDEN) for width in widths) + HIDDEN * shape.characters
 

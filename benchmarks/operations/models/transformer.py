@@ -125,7 +125,7 @@ def parameters(shape: Shape) -> int:
 
 
 def flops(case: Case, mode: str) -> float | None:
-    """Of an import nobody has counted any."""
+    """None for an import: nobody has counted its products."""
     shape = case.shape
     if shape.kind == "import":
         return None

@@ -184,7 +184,7 @@ def bytes_(case: Case, mode: str) -> float:
 
 
 def exps(case: Case, mode: str) -> float:
-    """Of the forward; the backward finds gates and states saved."""
+    """Those of the forward; the backward finds gates and states saved."""
     return 0.0 if mode == "backward" else EXPS[case.shape.cell] * _steps(case.shape) * case.shape.hidden
 
 

@@ -167,10 +167,10 @@ void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
       if (kResidual) __builtin_prefetch(next_residual + j);
       V value = norm_input<S, kAddsAgain>(from, residual, j, count, 0);
       if (kAddsAgain) store_row<kStream>(summed + j, value, count);
-      V normal = kCentres ? fma(value - shift, scale, offset) : value * scale;
-      normal = kCentres ? fma(normal, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0))
-                        : normal * param<T>(weight, j, count, 1);
-      store_row<kStream>(y + j, normal, count);
+      V xhat = kCentres ? fma(value - shift, scale, offset) : value * scale;
+      V scaled = kCentres ? fma(xhat, param<T>(weight, j, count, 1), param<T>(bias, j, count, 0))
+                          : xhat * param<T>(weight, j, count, 1);
+      store_row<kStream>(y + j, scaled, count);
     });
     if (kCentres) ((T*)p.mean)[row] = (T)(shift + correction);
     ((T*)p.rstd)[row] = rstd;
@@ -200,26 +200,26 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
   const double share = 1 / (double)cols;
   const T* weight = (const T*)p.weight;
   const S *dy[kRows], *x[kRows];
-  T mean[kRows], rstd[kRows], mean_g[kRows], mean_gx[kRows];  // of g = dy * weight, and of g times the normalised row
+  T mean[kRows], rstd[kRows], mean_dxhat[kRows], mean_product[kRows];  // of dxhat = dy * weight, of dxhat * xhat
   for (int r = 0; r < kRows; r++) {
     dy[r] = (const S*)p.dy + (row + r) * p.dy_row_stride;
     x[r] = (const S*)p.x + (row + r) * p.x_row_stride;
     mean[r] = kCentres ? ((const T*)p.mean)[row + r] : 0;
     rstd[r] = ((const T*)p.rstd)[row + r];
     if (!kDx) continue;
-    double total_g = 0, total_gx = 0;
+    double total_dxhat = 0, total_product = 0;
     for (int64_t j0 = 0; j0 < cols; j0 += kNormChunk) {
-      V sum_g[kNormChains] = {}, sum_gx[kNormChains] = {};
+      V sum_dxhat[kNormChains] = {}, sum_product[kNormChains] = {};
       for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
-        V g = load_part(dy[r] + j, count) * param<T>(weight, j, count, 1);
-        if (kCentres) sum_g[chain] += g;
-        sum_gx[chain] = fma(g, load_part(x[r] + j, count, mean[r]) - mean[r], sum_gx[chain]);
+        V dxhat = load_part(dy[r] + j, count) * param<T>(weight, j, count, 1);
+        if (kCentres) sum_dxhat[chain] += dxhat;
+        sum_product[chain] = fma(dxhat, load_part(x[r] + j, count, mean[r]) - mean[r], sum_product[chain]);
       });
-      total_g += sum_chains(sum_g);
-      total_gx += sum_chains(sum_gx);
+      total_dxhat += sum_chains(sum_dxhat);
+      total_product += sum_chains(sum_product);
     }
-    mean_g[r] = kCentres ? (T)(total_g * share) : 0;
-    mean_gx[r] = (T)(total_gx * (double)rstd[r] * share);
+    mean_dxhat[r] = kCentres ? (T)(total_dxhat * share) : 0;
+    mean_product[r] = (T)(total_product * (double)rstd[r] * share);
   }
   const int64_t next_dy = has_next ? kRows * p.dy_row_stride : 0, next_x = has_next ? kRows * p.x_row_stride : 0;
   for_columns_down<T>(cols, [&](int64_t j, auto count) {
@@ -228,21 +228,22 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
       dw = load_part(dweight + j, count);
       if (kCentres) db = load_part(dbias + j, count);
     }
-    V g_of[kRows], x_of[kRows];  // all loads before the first store, for the reason that for_columns_down has
+    V dy_of[kRows], x_of[kRows];  // all loads before the first store, for the reason that for_columns_down has
     PF_UNROLL
-    for (int r = 0; r < kRows; r++) g_of[r] = load_part(dy[r] + j, count), x_of[r] = load_part(x[r] + j, count);
+    for (int r = 0; r < kRows; r++) dy_of[r] = load_part(dy[r] + j, count), x_of[r] = load_part(x[r] + j, count);
     PF_UNROLL
     for (int r = 0; r < kRows; r++) {
       // To the second cache: the first is full, and rows of 4 KB would push each other out of it.
       __builtin_prefetch(dy[r] + next_dy + j, 0, 2), __builtin_prefetch(x[r] + next_x + j, 0, 2);
-      V g = g_of[r], normal = (x_of[r] - mean[r]) * rstd[r];
+      V xhat = (x_of[r] - mean[r]) * rstd[r];
       if (kParams) {
-        dw = fma(g, normal, dw);
-        if (kCentres) db += g;
+        dw = fma(dy_of[r], xhat, dw);
+        if (kCentres) db += dy_of[r];
       }
       if (kDx) {
-        // In this order no product is fused with mean_g, so that g - mean_g is exactly 0 where all g are equal.
-        V dx = (g * w - normal * mean_gx[r] - mean_g[r]) * rstd[r];
+        // In this order no product is fused with mean_dxhat, so that their difference is exactly 0 where all of
+        // dxhat is equal.
+        V dx = (dy_of[r] * w - xhat * mean_product[r] - mean_dxhat[r]) * rstd[r];
         if (p.dsummed) dx += load_part((const S*)p.dsummed + (row + r) * p.dsummed_row_stride + j, count);
         S* out = (S*)p.dx + (row + r) * cols + j;
         if (is_streamed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,17 +44,17 @@ def _reference_fwd(x, residual, weight, bias, eps):
     return y.to(x.dtype), summed, mean, rstd
 
 
-def _gradients(dy, dsummed, normal, weight, rstd):
+def _gradients(dy, dsummed, xhat, weight, rstd):
     """dx, dweight, dbias, in the accumulation type; the two means make dx orthogonal to 1 and to the normalised row."""
-    dy = dy.to(normal.dtype)
-    g = dy if weight is None else dy * weight
-    dx = (g - g.mean(1, True) - normal * (g * normal).mean(1, True)) * rstd[:, None]
-    return dx if dsummed is None else dx + dsummed, (dy * normal).sum(0), dy.sum(0)
+    dy = dy.to(xhat.dtype)
+    dxhat = dy if weight is None else dy * weight
+    dx = (dxhat - dxhat.mean(1, True) - xhat * (dxhat * xhat).mean(1, True)) * rstd[:, None]
+    return dx if dsummed is None else dx + dsummed, (dy * xhat).sum(0), dy.sum(0)
 
 
 def _reference_bwd(dy, dsummed, x, weight, mean, rstd, need_dx, need_dweight, need_dbias):
-    normal = (x.to(mean.dtype) - mean[:, None]) * rstd[:, None]
-    dx, dweight, dbias = _gradients(dy, dsummed, normal, weight, rstd)
+    xhat = (x.to(mean.dtype) - mean[:, None]) * rstd[:, None]
+    dx, dweight, dbias = _gradients(dy, dsummed, xhat, weight, rstd)
     none = mean.new_empty(0)
     return (
         dx.to(x.dtype) if need_dx else x.new_empty(0),
@@ -152,8 +153,8 @@ class _LayerNormBwd(Function):
     @staticmethod
     def backward(ctx, *grads):
         def function(dy, dsummed, x, weight):  # mean and rstd are functions of x: computed again
-            normal, _, rstd = _normalise(x, ctx.eps)
-            return _gradients(dy, dsummed, normal, weight, rstd)
+            xhat, _, rstd = _normalise(x, ctx.eps)
+            return _gradients(dy, dsummed, xhat, weight, rstd)
 
         grads = [g if need else None for g, need in zip(grads, ctx.needs)]
         return *vjp(function, ctx.saved_tensors, grads), *(None,) * 7
@@ -224,7 +225,7 @@ _refused, _refused_add = Refused(OPERATION, size_of), Refused(OPERATION_ADD, siz
 
 def layer_norm(
     input: torch.Tensor,
-    normalized_shape: list[int],
+    normalized_shape: Sequence[int],
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
@@ -267,7 +268,7 @@ def layer_norm(
 def add_layer_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
-    normalized_shape: list[int],
+    normalized_shape: Sequence[int],
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,12 +49,12 @@ def _reference_fwd(x, residual, weight, eps):
     return (y if weight is None else y * weight).to(x.dtype), summed, rstd
 
 
-def _gradients(dy, dsummed, normal, weight, rstd):
+def _gradients(dy, dsummed, xhat, weight, rstd):
     """dx and dweight, in the accumulation type; the mean makes dx orthogonal to the normalised row."""
-    dy = dy.to(normal.dtype)
-    g = dy if weight is None else dy * weight
-    dx = (g - normal * (g * normal).mean(1, True)) * rstd[:, None]
-    return dx if dsummed is None else dx + dsummed, (dy * normal).sum(0)
+    dy = dy.to(xhat.dtype)
+    dxhat = dy if weight is None else dy * weight
+    dx = (dxhat - xhat * (dxhat * xhat).mean(1, True)) * rstd[:, None]
+    return dx if dsummed is None else dx + dsummed, (dy * xhat).sum(0)
 
 
 def _reference_bwd(dy, dsummed, x, weight, rstd, need_dx, need_dweight):
@@ -144,8 +145,8 @@ class _RMSNormBwd(Function):
     @staticmethod
     def backward(ctx, *grads):
         def function(dy, dsummed, x, weight):  # rstd is a function of x: computed again
-            normal, rstd = _normalise(x, ctx.eps)
-            return _gradients(dy, dsummed, normal, weight, rstd)
+            xhat, rstd = _normalise(x, ctx.eps)
+            return _gradients(dy, dsummed, xhat, weight, rstd)
 
         grads = [g if need else None for g, need in zip(grads, ctx.needs)]
         return *vjp(function, ctx.saved_tensors, grads), *(None,) * 5
@@ -225,7 +226,7 @@ _refused, _refused_add = Refused(OPERATION, size_of), Refused(OPERATION_ADD, siz
 
 
 def rms_norm(
-    input: torch.Tensor, normalized_shape: list[int], weight: torch.Tensor | None = None, eps: float | None = None
+    input: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
 ) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimensions, as torch.nn.functional.rms_norm.
 
@@ -263,7 +264,7 @@ def rms_norm(
 def add_rms_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
-    normalized_shape: list[int],
+    normalized_shape: Sequence[int],
     weight: torch.Tensor | None = None,
     eps: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
