@@ -26,7 +26,23 @@ OURS_ON_GPU = ("gelu", "silu")
 
 
 # Rows newer than the tables are decided as the row that costs torch and us about as much.
-LIKE = {"leaky_relu": "relu"}
+LIKE = {
+    **dict.fromkeys(
+        (
+            "leaky_relu",
+            "relu6",
+            "hardtanh",
+            "hardshrink",
+            "softshrink",
+            "threshold",
+            "hardsigmoid",
+            "hardswish",
+            "softsign",
+        ),
+        "relu",
+    ),
+    **dict.fromkeys(("elu", "selu", "celu", "softplus", "logsigmoid", "tanhshrink"), "silu"),
+}
 
 
 def decide_activation(name: str, where: processor.Place, size, dtype) -> str:
