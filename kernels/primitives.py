@@ -150,6 +150,22 @@ def tanh(x, COARSE: tl.constexpr = False):
 
 @triton.jit
 def _tanh(x):
+    a, cube, y = _tanh_parts(x)
+    y = tl.where(a < 0.625, a + cube, y)
+    return tl.where(x == 0, x, tl.where(x < 0, -y, y))
+
+
+@triton.jit
+def tanh_rest(x):
+    """x - tanh(x); below 0.625 that cancels, and is what the series has beyond x."""
+    a, cube, y = _tanh_parts(x)
+    y = tl.where(a < 0.625, -cube, tl.abs(x) - y)
+    return tl.where(x == 0, 0.0, tl.where(x < 0, -y, y))
+
+
+@triton.jit
+def _tanh_parts(x):
+    """(a = |x| within [0, 20], tanh(a) - a where a < 0.625, tanh(a) where it is not)."""
     a = _clamp(tl.abs(x), 0.0, 20.0)
     square = tl.where(a < 0.625, a * a, 0.0)
     if x.dtype == tl.float64:
@@ -161,8 +177,7 @@ def _tanh(x):
         series = _polynomial(square, (
             -0.3333333432674408, 0.13333304226398468, -0.053959257900714874, 0.02176891826093197,
             -0.008343945257365704, 0.002292744815349579))  # fmt: skip
-    y = tl.where(a < 0.625, a + a * square * series, 1 - 2 / (exp(2 * a) + 1))
-    return tl.where(x == 0, x, tl.where(x < 0, -y, y))
+    return a, a * square * series, 1 - 2 / (exp(2 * a) + 1)
 
 
 @triton.jit

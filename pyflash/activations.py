@@ -16,7 +16,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-FUNCTIONS = ("exp", "tanh", "erf", "sigmoid", "normal_cdf", "normal_pdf", "where")
+FUNCTIONS = (  # tanh_rest: x - tanh(x); float32's log1p of the C++ core is for arguments from 0 to 1
+    "exp", "expm1", "log1p", "tanh", "tanh_rest", "erf", "sigmoid", "normal_cdf", "normal_pdf", "abs", "where",
+)  # fmt: skip
 
 
 MOST_PARAMETERS = 2  # of a row: two numbers go through every operator, used or not
@@ -33,7 +35,9 @@ class Activation:
 
     And what it is in torch: the class `module` of torch.nn, the function in torch.nn.functional (`function`, the row's name
     if it says none), other `torch_functions` that do the same, whether both work `inplace`, and the `attribute` of the
-    module, a keyword of the function, whose value tells rows of one function apart. `meaning` is for documents.
+    module, a keyword of the function, whose value tells rows of one function apart. `subclasses` are classes of torch.nn that
+    derive from `module` and have its attributes. In the directions of `rounds` torch rounds the parameters to the tensors' type. What torch refuses of parameters is not `allowed`, of those of an
+    in-place call whose gradient is needed not `allowed_inplace`: then torch is called, and raises. `meaning` is for documents.
     """
 
     name: str
@@ -50,6 +54,10 @@ class Activation:
     torch_functions: tuple[Callable, ...] = ()
     inplace: bool = False
     attribute: tuple[str, str] | None = None
+    subclasses: tuple[str, ...] = ()
+    rounds: tuple[str, ...] = ()
+    allowed: Callable[..., bool] | None = None
+    allowed_inplace: Callable[..., bool] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "function", self.function or self.name)
@@ -76,6 +84,17 @@ _GELU_TANH_ARGUMENT = "1.5957691216057308 * x * (1 + 0.044715 * x * x)"
 _MISH_E = "exp(where(x < 20, x, 20))"
 _MISH_N = f"({_MISH_E} * ({_MISH_E} + 2))"
 
+# log(1 + e^z), z = beta x.
+_SOFTPLUS = "where(x * beta > 0, x * beta, 0) + log1p(exp(-abs(x * beta)))"
+
+# Where |x| <= lambd, which NaN is not.
+_SHRUNK = "where(x >= -lambd, where(x <= lambd, 0, {0}), {0})"
+
+
+def _is_not_negative(value: float) -> bool:
+    return value >= 0
+
+
 ACTIVATIONS = {
     row.name: row
     for row in (
@@ -87,7 +106,7 @@ ACTIVATIONS = {
         Activation(
             "leaky_relu", "where(x > 0, x, x * negative_slope)", "where(x > 0, dy, dy * negative_slope)", "x",
             F.leaky_relu, max_ulp=1, parameters=(("negative_slope", 0.01),),
-            module="LeakyReLU", inplace=True,
+            module="LeakyReLU", inplace=True, allowed_inplace=_is_not_negative,
             meaning="x where it is positive, else negative_slope x. Maas et al. 2013",
         ),
         Activation(
@@ -124,6 +143,82 @@ ACTIVATIONS = {
             "sigmoid", "sigmoid(x)", "dy * y * (1 - y)", "y", torch.sigmoid, max_ulp=3, gpu_ulp=3,
             module="Sigmoid", torch_functions=(torch.sigmoid, torch.Tensor.sigmoid), meaning="1 / (1 + exp(-x))",
         ),
+        Activation(
+            "elu", "where(x > 0, x, alpha * expm1(x))", "where(x > 0, dy, dy * alpha * exp(x))", "x",
+            F.elu, max_ulp=4, gpu_ulp=2, parameters=(("alpha", 1.0),),
+            module="ELU", inplace=True, allowed_inplace=_is_not_negative,
+            meaning="x where it is positive, else alpha (exp(x) - 1). Clevert et al. 2015, arXiv:1511.07289",
+        ),
+        Activation(  # scale and alpha scale
+            "selu", "where(x > 0, 1.0507009873554805 * x, 1.7580993408473766 * expm1(x))",
+            "where(x > 0, 1.0507009873554805 * dy, dy * 1.7580993408473766 * exp(x))", "x",
+            F.selu, max_ulp=4, gpu_ulp=2,
+            module="SELU", inplace=True, torch_functions=(torch.selu,),
+            meaning="scale (x where it is positive, else alpha (exp(x) - 1)). Klambauer et al. 2017, arXiv:1706.02515",
+        ),
+        Activation(
+            "celu", "where(x > 0, x, alpha * expm1(x * (1 / alpha)))", "where(x > 0, dy, dy * exp(x * (1 / alpha)))", "x",
+            F.celu, max_ulp=4, gpu_ulp=2, parameters=(("alpha", 1.0),),
+            module="CELU", inplace=True, torch_functions=(torch.celu,),
+            allowed=lambda alpha: alpha != 0, allowed_inplace=_is_not_negative,
+            meaning="x where it is positive, else alpha (exp(x / alpha) - 1). Barron 2017, arXiv:1704.07483",
+        ),
+        Activation(
+            "hardtanh", "where(x < min_val, min_val, where(x > max_val, max_val, x))",
+            "where(x <= min_val, 0, where(x >= max_val, 0, dy))", "x",
+            F.hardtanh, max_ulp=0, parameters=(("min_val", -1.0), ("max_val", 1.0)),
+            module="Hardtanh", subclasses=("ReLU6",), inplace=True, allowed=lambda low, high: low <= high,
+            meaning="x within [min_val, max_val]",
+        ),
+        Activation(
+            "relu6", "where(x < 0, 0, where(x > 6, 6, x))", "where(x <= 0, 0, where(x >= 6, 0, dy))", "x",
+            F.relu6, max_ulp=0, module="", inplace=True, meaning="x within [0, 6]",
+        ),
+        Activation(  # in the backward torch's sixth is that of float32 in every type
+            "hardsigmoid", "where(x < -3, 0, where(x > 3, 6, x + 3)) / 6",
+            "where(x > -3, where(x < 3, dy * 0.1666666716337204, 0), 0)", "x", F.hardsigmoid, max_ulp=2, gpu_ulp=2,
+            module="Hardsigmoid", inplace=True, meaning="x / 6 + 1 / 2 within [0, 1]",
+        ),
+        Activation(
+            "hardswish", "x * (where(x < -3, 0, where(x > 3, 6, x + 3)) / 6)",
+            "where(x <= -3, 0, where(x >= 3, dy, dy * (x / 3 + 0.5)))", "x", F.hardswish, max_ulp=3, gpu_ulp=2,
+            module="Hardswish", inplace=True, meaning="x hardsigmoid(x). Howard et al. 2019, arXiv:1905.02244",
+        ),
+        Activation(
+            "hardshrink", _SHRUNK.format("x"), _SHRUNK.format("dy"), "x",
+            F.hardshrink, max_ulp=0, parameters=(("lambd", 0.5),),
+            module="Hardshrink", rounds=("forward", "backward"), torch_functions=(torch.hardshrink, torch.Tensor.hardshrink),
+            meaning="0 within [-lambd, lambd], else x",
+        ),
+        Activation(
+            "softshrink", "where(x > lambd, x - lambd, where(x < -lambd, x + lambd, x * 0))", _SHRUNK.format("dy"), "x",
+            F.softshrink, max_ulp=1, parameters=(("lambd", 0.5),),
+            module="Softshrink", rounds=("backward",), allowed=_is_not_negative, meaning="x moved by lambd towards 0, which it does not pass",
+        ),
+        Activation(
+            "softplus", f"where(x * beta > threshold, x, ({_SOFTPLUS}) / beta)",
+            "where(x * beta > threshold, dy, dy * sigmoid(x * beta))", "x",
+            F.softplus, max_ulp=5, gpu_ulp=4, parameters=(("beta", 1.0), ("threshold", 20.0)),
+            module="Softplus", meaning="log(1 + exp(beta x)) / beta; x where beta x is above threshold",
+        ),
+        Activation(
+            "logsigmoid", "where(x < 0, x, 0) - log1p(exp(-abs(x)))", "dy * sigmoid(-x)", "x",
+            F.logsigmoid, max_ulp=5, gpu_ulp=4, module="LogSigmoid", meaning="log(1 / (1 + exp(-x)))",
+        ),
+        Activation(
+            "softsign", "x / (1 + abs(x))", "dy / (1 + abs(x)) / (1 + abs(x))", "x",
+            F.softsign, max_ulp=2, gpu_ulp=2, module="Softsign", meaning="x / (1 + |x|)",
+        ),
+        Activation(
+            "tanhshrink", "tanh_rest(x)", "dy * tanh(x) * tanh(x)", "x",
+            F.tanhshrink, max_ulp=16, gpu_ulp=8, module="Tanhshrink", meaning="x - tanh(x)",
+        ),
+        Activation(
+            "threshold", "where(x <= threshold, value, x)", "where(x <= threshold, 0, dy)", "x",
+            F.threshold, max_ulp=0, parameters=(("threshold", None), ("value", None)),
+            module="Threshold", torch_functions=(torch.threshold,), inplace=True,
+            meaning="x where it is above threshold, else value",
+        ),
     )
 }  # fmt: skip
 
@@ -132,5 +227,7 @@ def rows_by(field: str) -> dict[str, list[Activation]]:
     """Rows that share a `function` or a `module`, in the table's order."""
     found: dict[str, list[Activation]] = {}
     for row in ACTIVATIONS.values():
-        found.setdefault(getattr(row, field), []).append(row)
+        for name in (getattr(row, field), *(row.subclasses if field == "module" else ())):
+            if name:
+                found.setdefault(name, []).append(row)
     return found

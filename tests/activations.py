@@ -6,11 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 import pyflash.functional as PF
 from pyflash.activations import ACTIVATIONS, Activation
 
 OTHER_VALUES = {  # than torch's own, which a row that has them is called with first
     "leaky_relu": [{"negative_slope": 0.3}, {"negative_slope": -0.7}],
+    "elu": [{"alpha": 0.3}, {"alpha": -1.7}],
+    "celu": [{"alpha": 0.25}, {"alpha": -8.0}],  # torch's float64 gradient has 1 / alpha as a float
+    "hardtanh": [{"min_val": -0.3, "max_val": 2.2}, {"min_val": 0.0, "max_val": 6.0}],
+    "hardshrink": [{"lambd": 0.3}, {"lambd": 0.0}],
+    "softshrink": [{"lambd": 0.3}, {"lambd": 0.0}],
+    "softplus": [{"beta": 2.0, "threshold": 3.0}, {"beta": -0.5, "threshold": 20.0}],
+    "threshold": [{"threshold": 0.3, "value": 20.0}, {"threshold": -1.0, "value": -0.1}],
 }
 
 
@@ -30,6 +39,11 @@ class Call:
     def reference(self) -> Callable:
         """torch's function of one tensor."""
         return partial(self.row.reference, **self.given)
+
+    def in_type(self, dtype: torch.dtype) -> Call:
+        """With the values that a type has of the parameters."""
+        values = dict(self.row.parameters) | self.given
+        return Call(self.row, {name: torch.tensor(value, dtype=dtype).item() for name, value in values.items()})
 
     @property
     def argument(self):

@@ -2,7 +2,7 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int kActivations = 8;
+constexpr int kActivations = 22;
 
 // An activation as every struct of parameters holds it: a row of the table, and the values of its parameters in the
 // row's order; what it has not is 0.

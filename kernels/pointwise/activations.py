@@ -87,6 +87,146 @@ def sigmoid_bwd(dy, y, COARSE: tl.constexpr):
 
 
 @triton.jit
+def elu_fwd(x, alpha, COARSE: tl.constexpr):
+    return tl.where(x > 0.0, x, alpha * primitives.expm1(x))
+
+
+@triton.jit
+def elu_bwd(dy, x, alpha, COARSE: tl.constexpr):
+    return tl.where(x > 0.0, dy, (dy * alpha) * primitives.exp(x))
+
+
+@triton.jit
+def selu_fwd(x, COARSE: tl.constexpr):
+    return tl.where(x > 0.0, 1.0507009873554805 * x, 1.7580993408473766 * primitives.expm1(x))
+
+
+@triton.jit
+def selu_bwd(dy, x, COARSE: tl.constexpr):
+    return tl.where(x > 0.0, 1.0507009873554805 * dy, (dy * 1.7580993408473766) * primitives.exp(x))
+
+
+@triton.jit
+def celu_fwd(x, alpha, COARSE: tl.constexpr):
+    return tl.where(x > 0.0, x, alpha * primitives.expm1(x * (1.0 / alpha)))
+
+
+@triton.jit
+def celu_bwd(dy, x, alpha, COARSE: tl.constexpr):
+    return tl.where(x > 0.0, dy, dy * primitives.exp(x * (1.0 / alpha)))
+
+
+@triton.jit
+def hardtanh_fwd(x, min_val, max_val, COARSE: tl.constexpr):
+    return tl.where(x < min_val, min_val, tl.where(x > max_val, max_val, x))
+
+
+@triton.jit
+def hardtanh_bwd(dy, x, min_val, max_val, COARSE: tl.constexpr):
+    return tl.where(x <= min_val, 0.0, tl.where(x >= max_val, 0.0, dy))
+
+
+@triton.jit
+def relu6_fwd(x, COARSE: tl.constexpr):
+    return tl.where(x < 0.0, 0.0, tl.where(x > 6.0, 6.0, x))
+
+
+@triton.jit
+def relu6_bwd(dy, x, COARSE: tl.constexpr):
+    return tl.where(x <= 0.0, 0.0, tl.where(x >= 6.0, 0.0, dy))
+
+
+@triton.jit
+def hardsigmoid_fwd(x, COARSE: tl.constexpr):
+    return tl.where(x < -3.0, 0.0, tl.where(x > 3.0, 6.0, x + 3.0)) / 6.0
+
+
+@triton.jit
+def hardsigmoid_bwd(dy, x, COARSE: tl.constexpr):
+    return tl.where(x > -3.0, tl.where(x < 3.0, dy * 0.1666666716337204, 0.0), 0.0)
+
+
+@triton.jit
+def hardswish_fwd(x, COARSE: tl.constexpr):
+    return x * (tl.where(x < -3.0, 0.0, tl.where(x > 3.0, 6.0, x + 3.0)) / 6.0)
+
+
+@triton.jit
+def hardswish_bwd(dy, x, COARSE: tl.constexpr):
+    return tl.where(x <= -3.0, 0.0, tl.where(x >= 3.0, dy, dy * ((x / 3.0) + 0.5)))
+
+
+@triton.jit
+def hardshrink_fwd(x, lambd, COARSE: tl.constexpr):
+    return tl.where(x >= -lambd, tl.where(x <= lambd, 0.0, x), x)
+
+
+@triton.jit
+def hardshrink_bwd(dy, x, lambd, COARSE: tl.constexpr):
+    return tl.where(x >= -lambd, tl.where(x <= lambd, 0.0, dy), dy)
+
+
+@triton.jit
+def softshrink_fwd(x, lambd, COARSE: tl.constexpr):
+    return tl.where(x > lambd, x - lambd, tl.where(x < -lambd, x + lambd, x * 0.0))
+
+
+@triton.jit
+def softshrink_bwd(dy, x, lambd, COARSE: tl.constexpr):
+    return tl.where(x >= -lambd, tl.where(x <= lambd, 0.0, dy), dy)
+
+
+@triton.jit
+def softplus_fwd(x, beta, threshold, COARSE: tl.constexpr):
+    return tl.where(x * beta > threshold, x, (tl.where(x * beta > 0.0, x * beta, 0.0) + primitives.log1p(primitives.exp(-tl.abs(x * beta)))) / beta)
+
+
+@triton.jit
+def softplus_bwd(dy, x, beta, threshold, COARSE: tl.constexpr):
+    return tl.where(x * beta > threshold, dy, dy * primitives.sigmoid(x * beta, COARSE))
+
+
+@triton.jit
+def logsigmoid_fwd(x, COARSE: tl.constexpr):
+    return tl.where(x < 0.0, x, 0.0) - primitives.log1p(primitives.exp(-tl.abs(x)))
+
+
+@triton.jit
+def logsigmoid_bwd(dy, x, COARSE: tl.constexpr):
+    return dy * primitives.sigmoid(-x, COARSE)
+
+
+@triton.jit
+def softsign_fwd(x, COARSE: tl.constexpr):
+    return x / (1.0 + tl.abs(x))
+
+
+@triton.jit
+def softsign_bwd(dy, x, COARSE: tl.constexpr):
+    return (dy / (1.0 + tl.abs(x))) / (1.0 + tl.abs(x))
+
+
+@triton.jit
+def tanhshrink_fwd(x, COARSE: tl.constexpr):
+    return primitives.tanh_rest(x)
+
+
+@triton.jit
+def tanhshrink_bwd(dy, x, COARSE: tl.constexpr):
+    return (dy * primitives.tanh(x, COARSE)) * primitives.tanh(x, COARSE)
+
+
+@triton.jit
+def threshold_fwd(x, threshold, value, COARSE: tl.constexpr):
+    return tl.where(x <= threshold, value, x)
+
+
+@triton.jit
+def threshold_bwd(dy, x, threshold, value, COARSE: tl.constexpr):
+    return tl.where(x <= threshold, 0.0, dy)
+
+
+@triton.jit
 def fwd(x, first, second, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
     # first, second: the values of the row's parameters. COARSE: the result will be rounded to 16 bits
     if ACTIVATION == "relu":
@@ -105,6 +245,34 @@ def fwd(x, first, second, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False
         return tanh_fwd(x, COARSE)
     elif ACTIVATION == "sigmoid":
         return sigmoid_fwd(x, COARSE)
+    elif ACTIVATION == "elu":
+        return elu_fwd(x, primitives.scalar(first, x.dtype), COARSE)
+    elif ACTIVATION == "selu":
+        return selu_fwd(x, COARSE)
+    elif ACTIVATION == "celu":
+        return celu_fwd(x, primitives.scalar(first, x.dtype), COARSE)
+    elif ACTIVATION == "hardtanh":
+        return hardtanh_fwd(x, primitives.scalar(first, x.dtype), primitives.scalar(second, x.dtype), COARSE)
+    elif ACTIVATION == "relu6":
+        return relu6_fwd(x, COARSE)
+    elif ACTIVATION == "hardsigmoid":
+        return hardsigmoid_fwd(x, COARSE)
+    elif ACTIVATION == "hardswish":
+        return hardswish_fwd(x, COARSE)
+    elif ACTIVATION == "hardshrink":
+        return hardshrink_fwd(x, primitives.scalar(first, x.dtype), COARSE)
+    elif ACTIVATION == "softshrink":
+        return softshrink_fwd(x, primitives.scalar(first, x.dtype), COARSE)
+    elif ACTIVATION == "softplus":
+        return softplus_fwd(x, primitives.scalar(first, x.dtype), primitives.scalar(second, x.dtype), COARSE)
+    elif ACTIVATION == "logsigmoid":
+        return logsigmoid_fwd(x, COARSE)
+    elif ACTIVATION == "softsign":
+        return softsign_fwd(x, COARSE)
+    elif ACTIVATION == "tanhshrink":
+        return tanhshrink_fwd(x, COARSE)
+    elif ACTIVATION == "threshold":
+        return threshold_fwd(x, primitives.scalar(first, x.dtype), primitives.scalar(second, x.dtype), COARSE)
     else:
         tl.static_assert(ACTIVATION == "", "no such activation")
         return x
@@ -129,6 +297,34 @@ def bwd(dy, saved, first, second, ACTIVATION: tl.constexpr, COARSE: tl.constexpr
         return tanh_bwd(dy, saved, COARSE)
     elif ACTIVATION == "sigmoid":
         return sigmoid_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "elu":
+        return elu_bwd(dy, saved, primitives.scalar(first, dy.dtype), COARSE)
+    elif ACTIVATION == "selu":
+        return selu_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "celu":
+        return celu_bwd(dy, saved, primitives.scalar(first, dy.dtype), COARSE)
+    elif ACTIVATION == "hardtanh":
+        return hardtanh_bwd(dy, saved, primitives.scalar(first, dy.dtype), primitives.scalar(second, dy.dtype), COARSE)
+    elif ACTIVATION == "relu6":
+        return relu6_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "hardsigmoid":
+        return hardsigmoid_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "hardswish":
+        return hardswish_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "hardshrink":
+        return hardshrink_bwd(dy, saved, primitives.scalar(first, dy.dtype), COARSE)
+    elif ACTIVATION == "softshrink":
+        return softshrink_bwd(dy, saved, primitives.scalar(first, dy.dtype), COARSE)
+    elif ACTIVATION == "softplus":
+        return softplus_bwd(dy, saved, primitives.scalar(first, dy.dtype), primitives.scalar(second, dy.dtype), COARSE)
+    elif ACTIVATION == "logsigmoid":
+        return logsigmoid_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "softsign":
+        return softsign_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "tanhshrink":
+        return tanhshrink_bwd(dy, saved, COARSE)
+    elif ACTIVATION == "threshold":
+        return threshold_bwd(dy, saved, primitives.scalar(first, dy.dtype), primitives.scalar(second, dy.dtype), COARSE)
     else:
         tl.static_assert(ACTIVATION == "", "no such activation")
         return dy

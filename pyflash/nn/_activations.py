@@ -7,13 +7,27 @@ import pyflash.functional as F
 from pyflash.nn._twins import twin
 
 __all__ = [
+    "CELU",
+    "ELU",
     "GELU",
+    "SELU",
+    "Hardshrink",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
     "LeakyReLU",
+    "LogSigmoid",
     "Mish",
     "ReLU",
+    "ReLU6",
     "SiLU",
     "Sigmoid",
+    "Softplus",
+    "Softshrink",
+    "Softsign",
     "Tanh",
+    "Tanhshrink",
+    "Threshold",
 ]
 
 
@@ -71,3 +85,115 @@ class Sigmoid(torch.nn.Sigmoid):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.sigmoid(input)
+
+
+@twin("elu")
+class ELU(torch.nn.ELU):
+    """x where it is positive, else alpha (exp(x) - 1), as torch.nn.ELU. Clevert et al. 2015, arXiv:1511.07289."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.elu(input, self.alpha, self.inplace)
+
+
+@twin("selu")
+class SELU(torch.nn.SELU):
+    """scale (x where it is positive, else alpha (exp(x) - 1)), as torch.nn.SELU. Klambauer et al. 2017, arXiv:1706.02515."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.selu(input, self.inplace)
+
+
+@twin("celu")
+class CELU(torch.nn.CELU):
+    """x where it is positive, else alpha (exp(x / alpha) - 1), as torch.nn.CELU. Barron 2017, arXiv:1704.07483."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.celu(input, self.alpha, self.inplace)
+
+
+@twin("hardtanh")
+class Hardtanh(torch.nn.Hardtanh):
+    """x within [min_val, max_val], as torch.nn.Hardtanh."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardtanh(input, self.min_val, self.max_val, self.inplace)
+
+
+@twin("hardtanh")
+class ReLU6(torch.nn.ReLU6):
+    """x within [min_val, max_val], as torch.nn.ReLU6."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardtanh(input, self.min_val, self.max_val, self.inplace)
+
+
+@twin("hardsigmoid")
+class Hardsigmoid(torch.nn.Hardsigmoid):
+    """x / 6 + 1 / 2 within [0, 1], as torch.nn.Hardsigmoid."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardsigmoid(input, self.inplace)
+
+
+@twin("hardswish")
+class Hardswish(torch.nn.Hardswish):
+    """x hardsigmoid(x), as torch.nn.Hardswish. Howard et al. 2019, arXiv:1905.02244."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardswish(input, self.inplace)
+
+
+@twin("hardshrink")
+class Hardshrink(torch.nn.Hardshrink):
+    """0 within [-lambd, lambd], else x, as torch.nn.Hardshrink."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardshrink(input, self.lambd)
+
+
+@twin("softshrink")
+class Softshrink(torch.nn.Softshrink):
+    """x moved by lambd towards 0, which it does not pass, as torch.nn.Softshrink."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softshrink(input, self.lambd)
+
+
+@twin("softplus")
+class Softplus(torch.nn.Softplus):
+    """log(1 + exp(beta x)) / beta; x where beta x is above threshold, as torch.nn.Softplus."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softplus(input, self.beta, self.threshold)
+
+
+@twin("logsigmoid")
+class LogSigmoid(torch.nn.LogSigmoid):
+    """log(1 / (1 + exp(-x))), as torch.nn.LogSigmoid."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.logsigmoid(input)
+
+
+@twin("softsign")
+class Softsign(torch.nn.Softsign):
+    """x / (1 + |x|), as torch.nn.Softsign."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softsign(input)
+
+
+@twin("tanhshrink")
+class Tanhshrink(torch.nn.Tanhshrink):
+    """x - tanh(x), as torch.nn.Tanhshrink."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.tanhshrink(input)
+
+
+@twin("threshold")
+class Threshold(torch.nn.Threshold):
+    """x where it is above threshold, else value, as torch.nn.Threshold."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.threshold(input, self.threshold, self.value, self.inplace)

@@ -55,8 +55,16 @@ def test_matches_float64(name, backend, dtype):
         assert_error_within(run(ours, [x], dy, backend=backend), run(reference, [x], dy), truth, dy)
 
 
-# torch's own GELU cancels in the left tail even in float64.
+def _tanhshrink(x):
+    s, series = x * x, torch.zeros_like(x)
+    for c in reversed((1 / 3, -2 / 15, 17 / 315, -62 / 2835, 1382 / 155925, -21844 / 6081075)):
+        series = c + s * series
+    return torch.where(x.abs() < 0.1, x * s * series, x - x.tanh())
+
+
+# torch's own GELU cancels in the left tail even in float64, its Tanhshrink around 0.
 WITHOUT_CANCELLATION = {
+    "tanhshrink": _tanhshrink,
     "gelu": lambda x: 0.5 * x * torch.special.erfc(-x / 2**0.5),
     "gelu_tanh": lambda x: x * torch.sigmoid(1.5957691216057308 * (x + 0.044715 * x**3)),
 }
@@ -77,7 +85,7 @@ def test_max_ulp_over_the_whole_range(name, backend):
     x = x[x.isfinite()]
     with use(backend):
         y = CALLS[name].ours(x)
-    truth = WITHOUT_CANCELLATION.get(name, CALLS[name].reference)(x.double())
+    truth = WITHOUT_CANCELLATION.get(name, CALLS[name].in_type(torch.float32).reference)(x.double())
     # near the subnormals a factor is one already, and a product has no more digits than it
     normal = truth.abs().to(torch.float32).isfinite() & ((truth.abs() >= 2.0**-118) | (truth == 0))
     on_a_gpu = backend == "triton" and not backends.INTERPRETING
@@ -95,7 +103,8 @@ def test_every_half_value_is_rounded_once(name, backend, dtype):
     x = x[x.isfinite()]
     with use(backend):
         y = CALLS[name].ours(x)
-    truth = WITHOUT_CANCELLATION.get(name, CALLS[name].reference)(x.double())
+    call = CALLS[name].in_type(dtype if "forward" in CALLS[name].row.rounds else torch.float32)
+    truth = WITHOUT_CANCELLATION.get(name, call.reference)(x.double())
     # float32's own subnormals, which bfloat16 shares, are another matter, and 2^-118 as in the test above
     least = 2.0**-118 if dtype == torch.bfloat16 else 0.0
     kept = (truth.abs() <= torch.finfo(dtype).max) & (truth.abs() >= least) & (x.double().abs() >= least)
@@ -111,7 +120,7 @@ def test_special_values(name, backend):
     with use(backend):
         y = CALLS[name].ours(x)
     # in float64: torch's float32 GELU of infinity is NaN where its float64 one is infinite
-    torch.testing.assert_close(y, CALLS[name].reference(x.double()).float(), equal_nan=True)
+    torch.testing.assert_close(y, CALLS[name].in_type(torch.float32).reference(x.double()).float(), equal_nan=True)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -283,3 +292,46 @@ def test_torchs_functions_in_place_are_ours_under_overrides(name):
             y = function(x, *values)
         assert y is x and (name, "cpu", "") in backends.counts
         torch.testing.assert_close(x, expected)
+
+
+def borders(name, dtype):
+    """Every parameter, whole numbers around 0, and the values next to each."""
+    values = [*CALLS[name].given.values(), *(v for _, v in CALLS[name].row.parameters if v is not None), *range(-8, 9)]
+    x = torch.tensor([*values, *(-v for v in values), 0.1, 0.5, -0.5], dtype=torch.float64).to(dtype)
+    up, down = (torch.nextafter(x, torch.full_like(x, bound)) for bound in (float("inf"), -float("inf")))
+    return torch.cat([x, up, down]).repeat_interleave(40)  # torch's vectors and its single elements may differ
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "where(" in CALLS[name].row.backward])
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_borders_belong_where_torch_has_them(name, backend, dtype):
+    """Exact values at a kink: the result, and which side's derivative."""
+    x = borders(name, dtype)
+    dy = torch.full_like(x, 3.0)
+    torch.testing.assert_close(run(CALLS[name].ours, [x], dy, backend=backend), run(CALLS[name].reference, [x], dy))
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "elu", "celu"])
+def test_in_place_torch_refuses_the_gradient_of_a_negative_slope(name):
+    x = torch.linspace(-3, 3, 50, requires_grad=True)
+    with use("cpu"):
+        y = getattr(PF, name)(x * 1, -0.5, inplace=True)
+        torch.testing.assert_close(y, CALLS[name].row.reference(x, -0.5))
+        with pytest.raises(RuntimeError, match=r"In-place .* calculation is triggered with a negative slope"):
+            y.sum().backward()
+
+
+REFUSED = [
+    (ValueError, "min_val cannot be greater than max_val", lambda x: PF.hardtanh(x, 2.0, 1.0)),
+    (RuntimeError, "lambda must be ", lambda x: PF.softshrink(x, -1.0)),
+    (RuntimeError, "alpha cannot be 0 for CELU", lambda x: PF.celu(x, 0.0)),
+    (TypeError, "", lambda x: PF.elu(x, "a")),
+    (TypeError, "", lambda x: PF.threshold(x, 1.0)),
+]
+
+
+@pytest.mark.parametrize("error, message, call", REFUSED, ids=[message for _, message, _ in REFUSED])
+def test_what_torch_refuses(error, message, call):
+    with use("cpu"), pytest.raises(error, match=message):
+        call(torch.randn(3))

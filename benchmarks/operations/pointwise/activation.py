@@ -25,13 +25,17 @@ class Shape:
 
 BOTH = ("forward", "backward")
 
+# Rows that differ in what bounds them; of each other row there is one shape.
+SHOWN = ("relu", "gelu", "gelu_tanh", "silu", "mish", "tanh", "sigmoid")
+VALUES = {"threshold": (0.1, 0.0)}  # of parameters without a default
 
-def every(label: str, rows: int, cols: int, modes=BOTH, **settings) -> tuple[Case, ...]:
-    return tuple(Case(f"{name} {label}", Shape(name, rows, cols), modes, **settings) for name in ACTIVATIONS)
+
+def every(label: str, rows: int, cols: int, modes=BOTH, names=SHOWN, **settings) -> tuple[Case, ...]:
+    return tuple(Case(f"{name} {label}", Shape(name, rows, cols), modes, **settings) for name in names)
 
 
 CASES = (
-    *every("4096x3072", 4096, 3072, model="GPT-2 feed-forward, 4096 tokens"),
+    *every("4096x3072", 4096, 3072, names=ACTIVATIONS, model="GPT-2 feed-forward, 4096 tokens"),
     *every("small 64x3072", 64, 3072, model="GPT-2 feed-forward, 64 tokens", quick=True),
     *every("256x1024", 256, 1024, ("double-backward",), model="a critic under a gradient penalty"),
     Case("relu tiny 8x16", Shape("relu", 8, 16), ("forward",), quick=True),
@@ -56,7 +60,12 @@ def ours(case: Case):
     name = case.shape.name
     if name == "gelu_tanh":
         return partial(functional.gelu, approximate="tanh")
-    return getattr(functional, name)
+    return with_values(name, getattr(functional, name))
+
+
+def with_values(name: str, function):
+    """A function of the tensor alone."""
+    return (lambda x: function(x, *VALUES[name])) if name in VALUES else function
 
 
 def bytes_(case: Case, mode: str) -> float:
@@ -69,7 +78,8 @@ def exps(case: Case, mode: str) -> float:
     row = ACTIVATIONS[case.shape.name]
     formulas = {"forward": [row.forward], "backward": [row.backward], "training": [row.forward, row.backward]}[mode]
     with_exp = sum(
-        any(f"{name}(" in formula for name in ("exp", "sigmoid", "tanh", "normal_pdf")) for formula in formulas
+        any(f"{name}(" in formula for name in ("exp", "expm1", "sigmoid", "tanh", "tanh_rest", "normal_pdf"))
+        for formula in formulas
     )
     return with_exp * case.shape.numel
 
@@ -100,7 +110,7 @@ OPERATION = Operation(
     name="activation",
     cases=CASES,
     inputs=inputs,
-    torch=lambda case: ACTIVATIONS[case.shape.name].reference,
+    torch=lambda case: with_values(case.shape.name, ACTIVATIONS[case.shape.name].reference),
     pyflash=ours,
     flops=lambda case, mode: 0.0,
     bytes=bytes_,

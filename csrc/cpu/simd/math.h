@@ -43,17 +43,55 @@ PF_INLINE vd exp(vd x) {
   return each_lane(x, [](double v) { return ::exp(v); });
 }
 
+// e^x - 1 = 2^n (e^r - 1) + (2^n - 1), which cancels nowhere. Halves of both: 2^128 is none of float's.
+PF_INLINE vf expm1(vf x) {                                                  // 2 ulp
+  vf clamped = min_fast(constant<vf>(89), max_fast(constant<vf>(-20), x));  // keeps NaN
+  vf n = round_even(clamped * 1.44269504088896f);
+  vf r = fma(n, constant<vf>(-0.693359375), clamped);
+  r = fma(n, constant<vf>(2.12194440054690583e-4), r);
+  vf q = horner(r, 4.9999998584e-01, 1.6666474070e-01, 4.1667069629e-02, 8.3771200828e-03, 1.3907082289e-03);
+  vf half = scale_pow2(constant<vf>(0.5), n);
+  vf y = fma(half, fma(r * r, q, r), half - 0.5f);
+  return select(x == vf{}, x, y + y);  // keeps -0
+}
+PF_INLINE vd expm1(vd x) {
+  return each_lane(x, [](double v) { return ::expm1(v); });
+}
+
+// log(1 + x) for 0 <= x <= 1: 2 artanh(s), s = x / (2 + x).
+PF_INLINE vf log1p(vf x) {  // 3 ulp
+  vf s = x / (x + 2.0f);
+  vf p = horner(s * s, 3.3333339654e-01, 1.9999345451e-01, 1.4310361056e-01, 1.0696625306e-01,
+                1.2206534100e-01);  // [1e-10 of the whole]
+  s += s;
+  return fma(s * (s * s) * 0.25f, p, s);
+}
+PF_INLINE vd log1p(vd x) {
+  return each_lane(x, [](double v) { return ::log1p(v); });
+}
+
+// (tanh(x) - x) / x^3 for |x| < 0.625, of the square of x.
+PF_INLINE vf tanh_series(vf s) {
+  return horner(s, -3.3333328948e-01, 1.3332770083e-01, -5.3850953396e-02, 2.0997357213e-02,
+                -6.0969411366e-03);  // [1e-7 of the cubic term]
+}
+
 PF_INLINE vf tanh(vf x) {  // 2 ulp
   vf a = abs(x), s = x * x;
-  vf p = horner(s, -3.3333328948e-01, 1.3332770083e-01, -5.3850953396e-02, 2.0997357213e-02,
-                -6.0969411366e-03);  // [1e-7 of the cubic term]
-  vf small = fma(x * s, p, x);
+  vf small = fma(x * s, tanh_series(s), x);
   vf large = copy_sign(1.0f - 2.0f / (exp(a + a) + 1.0f), x);
   return a < 0.625f ? small : large;
 }
 PF_INLINE vd tanh(vd x) {
   return each_lane(x, [](double v) { return ::tanh(v); });
 }
+
+PF_INLINE vf tanh_rest(vf x) {  // x - tanh(x)
+  vf s = x * x;
+  vf small = vf{} - x * s * tanh_series(s);  // from 0: 0 of -0, as the difference
+  return abs(x) < 0.625f ? small : x - tanh(x);
+}
+PF_INLINE vd tanh_rest(vd x) { return x - tanh(x); }
 
 // From exp(-|x|), which cannot overflow: both tails keep their digits.
 template <class V>

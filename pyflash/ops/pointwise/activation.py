@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from pyflash.activations import ACTIVATIONS
@@ -26,6 +28,10 @@ OPERATION = {
 # The table's expressions in torch operations: differentiable to any order.
 _TORCH = {
     "exp": torch.exp,
+    "expm1": torch.expm1,
+    "log1p": torch.log1p,
+    "abs": torch.abs,
+    "tanh_rest": lambda x: x - torch.tanh(x),
     "tanh": torch.tanh,
     "erf": torch.erf,
     "sigmoid": torch.sigmoid,
@@ -34,6 +40,8 @@ _TORCH = {
     "where": torch.where,
 }
 NO_VALUES = (0.0, 0.0)
+_ROUNDED = {(row.name, direction) for row in ACTIVATIONS.values() for direction in row.rounds}
+_DIGITS = {torch.bfloat16: 8, torch.float16: 11}
 _BACKWARD = {name: compile(row.backward, f"<{name}.backward>", "eval") for name, row in ACTIVATIONS.items()}
 
 
@@ -92,12 +100,23 @@ class _ActivationBwd(Function):
         return *grads, None, None, None, None
 
 
+def _rounded(value, dtype):
+    """A number as a 16-bit type has it, which decides on which side of it an equal element lies."""
+    if dtype not in _DIGITS or type(value) is not float or not math.isfinite(value):
+        return value
+    fraction, exponent = math.frexp(value)
+    digits = 2.0 ** _DIGITS[dtype]
+    return math.ldexp(round(fraction * digits) / digits, exponent)
+
+
 def activation_fwd(x, activation, first, second, backend):
     """The activation of a tensor by one backend; differentiable. Memory is read as it lies when it has no holes.
 
     Args:
         first, second: the values of the row's parameters, 0 for what it has not.
     """
+    if (activation, "forward") in _ROUNDED:
+        first, second = _rounded(first, x.dtype), _rounded(second, x.dtype)
     return apply(_Activation, x if is_dense(x) else x.clone(), activation, first, second, backend)
 
 
@@ -105,6 +124,8 @@ def activation_bwd(dy, saved, activation, first, second, backend):
     """dy times the derivative; `saved` is x or y, whichever the row saves. Differentiable."""
     if dy.stride() != saved.stride():
         dy = torch.empty_like(saved, dtype=dy.dtype).copy_(dy)
+    if (activation, "backward") in _ROUNDED:
+        first, second = _rounded(first, saved.dtype), _rounded(second, saved.dtype)
     return apply(_ActivationBwd, dy, saved, activation, first, second, backend)
 
 
@@ -117,6 +138,10 @@ def _key_of(input):
 
 
 REFUSED = {name: Refused(operation, _size_of, _key_of) for name, operation in OPERATION.items()}
+
+
+def _needs_gradient(input) -> bool:
+    return torch.is_grad_enabled() and input.requires_grad
 
 
 def activate(name: str, input, torch_function, parameters=(), inplace: bool = False):
@@ -135,14 +160,19 @@ def activate(name: str, input, torch_function, parameters=(), inplace: bool = Fa
         if not all([isinstance(value, (int, float)) for value in parameters]):
             return torch_function(input)
         values = row.values(parameters)
+        is_allowed = row.allowed is None or row.allowed(*parameters)
+        if inplace and is_allowed and row.allowed_inplace is not None and _needs_gradient(input):
+            is_allowed = row.allowed_inplace(*parameters)
+        if not is_allowed:
+            return torch_function(input)
     refused = "" if is_plain(input) else NOT_PLAIN
     if refused and not torch.is_floating_point(input):
         return torch_function(input)  # integers and complex numbers: torch's rules of promotion, or its error
-    size = None if refused else (input.numel(), torch.is_grad_enabled() and input.requires_grad)
+    size = None if refused else (input.numel(), _needs_gradient(input))
     backend = choose(operation, input, size=size, refused=refused)
     if backend is None:
         return torch_function(input)
     if not inplace:
         return activation_fwd(input, name, *values, backend)
-    needs_x = torch.is_grad_enabled() and input.requires_grad and row.saves == "x"
+    needs_x = _needs_gradient(input) and row.saves == "x"
     return input.copy_(activation_fwd(input.clone() if needs_x else input, name, *values, backend))

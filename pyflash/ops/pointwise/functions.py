@@ -6,13 +6,27 @@ import torch.nn.functional as F
 from pyflash.ops.pointwise.activation import REFUSED, activate
 
 __all__ = [
+    "celu",
+    "elu",
     "gelu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
     "leaky_relu",
+    "logsigmoid",
     "mish",
     "relu",
+    "relu6",
+    "selu",
     "sigmoid",
     "silu",
+    "softplus",
+    "softshrink",
+    "softsign",
     "tanh",
+    "tanhshrink",
+    "threshold",
 ]
 
 _relu = REFUSED["relu"]
@@ -23,6 +37,20 @@ _silu = REFUSED["silu"]
 _mish = REFUSED["mish"]
 _tanh = REFUSED["tanh"]
 _sigmoid = REFUSED["sigmoid"]
+_elu = REFUSED["elu"]
+_selu = REFUSED["selu"]
+_celu = REFUSED["celu"]
+_hardtanh = REFUSED["hardtanh"]
+_relu6 = REFUSED["relu6"]
+_hardsigmoid = REFUSED["hardsigmoid"]
+_hardswish = REFUSED["hardswish"]
+_hardshrink = REFUSED["hardshrink"]
+_softshrink = REFUSED["softshrink"]
+_softplus = REFUSED["softplus"]
+_logsigmoid = REFUSED["logsigmoid"]
+_softsign = REFUSED["softsign"]
+_tanhshrink = REFUSED["tanhshrink"]
+_threshold = REFUSED["threshold"]
 
 
 def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
@@ -80,3 +108,105 @@ def sigmoid(input: torch.Tensor) -> torch.Tensor:
     if _sigmoid.holds(input):
         return torch.sigmoid(input)
     return activate("sigmoid", input, torch.sigmoid)
+
+
+def elu(input: torch.Tensor, alpha: float = 1.0, inplace: bool = False) -> torch.Tensor:
+    """x where it is positive, else alpha (exp(x) - 1), as torch.nn.functional.elu. Clevert et al. 2015, arXiv:1511.07289."""
+    if _elu.holds(input):
+        return F.elu(input, alpha, inplace)
+    return activate("elu", input, lambda x: F.elu(x, alpha, inplace), (alpha,), inplace=inplace)
+
+
+def selu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """scale (x where it is positive, else alpha (exp(x) - 1)), as torch.nn.functional.selu. Klambauer et al. 2017, arXiv:1706.02515."""
+    if _selu.holds(input):
+        return F.selu(input, inplace)
+    return activate("selu", input, lambda x: F.selu(x, inplace), inplace=inplace)
+
+
+def celu(input: torch.Tensor, alpha: float = 1.0, inplace: bool = False) -> torch.Tensor:
+    """x where it is positive, else alpha (exp(x / alpha) - 1), as torch.nn.functional.celu. Barron 2017, arXiv:1704.07483."""
+    if _celu.holds(input):
+        return F.celu(input, alpha, inplace)
+    return activate("celu", input, lambda x: F.celu(x, alpha, inplace), (alpha,), inplace=inplace)
+
+
+def hardtanh(input: torch.Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> torch.Tensor:
+    """x within [min_val, max_val], as torch.nn.functional.hardtanh."""
+    if _hardtanh.holds(input):
+        return F.hardtanh(input, min_val, max_val, inplace)
+    return activate(
+        "hardtanh", input, lambda x: F.hardtanh(x, min_val, max_val, inplace), (min_val, max_val), inplace=inplace
+    )
+
+
+def relu6(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """x within [0, 6], as torch.nn.functional.relu6."""
+    if _relu6.holds(input):
+        return F.relu6(input, inplace)
+    return activate("relu6", input, lambda x: F.relu6(x, inplace), inplace=inplace)
+
+
+def hardsigmoid(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """x / 6 + 1 / 2 within [0, 1], as torch.nn.functional.hardsigmoid."""
+    if _hardsigmoid.holds(input):
+        return F.hardsigmoid(input, inplace)
+    return activate("hardsigmoid", input, lambda x: F.hardsigmoid(x, inplace), inplace=inplace)
+
+
+def hardswish(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """x hardsigmoid(x), as torch.nn.functional.hardswish. Howard et al. 2019, arXiv:1905.02244."""
+    if _hardswish.holds(input):
+        return F.hardswish(input, inplace)
+    return activate("hardswish", input, lambda x: F.hardswish(x, inplace), inplace=inplace)
+
+
+def hardshrink(input: torch.Tensor, lambd: float = 0.5) -> torch.Tensor:
+    """0 within [-lambd, lambd], else x, as torch.nn.functional.hardshrink."""
+    if _hardshrink.holds(input):
+        return F.hardshrink(input, lambd)
+    return activate("hardshrink", input, lambda x: F.hardshrink(x, lambd), (lambd,))
+
+
+def softshrink(input: torch.Tensor, lambd: float = 0.5) -> torch.Tensor:
+    """x moved by lambd towards 0, which it does not pass, as torch.nn.functional.softshrink."""
+    if _softshrink.holds(input):
+        return F.softshrink(input, lambd)
+    return activate("softshrink", input, lambda x: F.softshrink(x, lambd), (lambd,))
+
+
+def softplus(input: torch.Tensor, beta: float = 1.0, threshold: float = 20.0) -> torch.Tensor:
+    """log(1 + exp(beta x)) / beta; x where beta x is above threshold, as torch.nn.functional.softplus."""
+    if _softplus.holds(input):
+        return F.softplus(input, beta, threshold)
+    return activate("softplus", input, lambda x: F.softplus(x, beta, threshold), (beta, threshold))
+
+
+def logsigmoid(input: torch.Tensor) -> torch.Tensor:
+    """log(1 / (1 + exp(-x))), as torch.nn.functional.logsigmoid."""
+    if _logsigmoid.holds(input):
+        return F.logsigmoid(input)
+    return activate("logsigmoid", input, F.logsigmoid)
+
+
+def softsign(input: torch.Tensor) -> torch.Tensor:
+    """x / (1 + |x|), as torch.nn.functional.softsign."""
+    if _softsign.holds(input):
+        return F.softsign(input)
+    return activate("softsign", input, F.softsign)
+
+
+def tanhshrink(input: torch.Tensor) -> torch.Tensor:
+    """x - tanh(x), as torch.nn.functional.tanhshrink."""
+    if _tanhshrink.holds(input):
+        return F.tanhshrink(input)
+    return activate("tanhshrink", input, F.tanhshrink)
+
+
+def threshold(input: torch.Tensor, threshold: float, value: float, inplace: bool = False) -> torch.Tensor:
+    """x where it is above threshold, else value, as torch.nn.functional.threshold."""
+    if _threshold.holds(input):
+        return F.threshold(input, threshold, value, inplace)
+    return activate(
+        "threshold", input, lambda x: F.threshold(x, threshold, value, inplace), (threshold, value), inplace=inplace
+    )
