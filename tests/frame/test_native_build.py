@@ -132,7 +132,7 @@ extern "C" void attention(const float* q, const float* k, const float* v, const 
   p.q = q, p.k = k, p.v = v, p.mask = mask;
   p.q_stride = dense(L, E), p.k_stride = p.v_stride = dense(S, E), p.mask_stride = {{0, 0, S, 1}};
   p.B = 1, p.H = p.Hkv = H, p.L = L, p.S = S, p.E = p.Ev = E;
-  p.window_left = p.window_right = -1, p.scale = 0.3;
+  p.window_left = p.window_right = -1, p.scale = 0.3, p.keep_scale = 1;
   int64_t bytes[2];
   for (int pass = 0; pass < 2; pass++)
     generic::attention::workspace({1, H, L, S, E, E, Dtype::f32, (AttentionPass)pass, 1, &bytes[pass]}, 1);
