@@ -53,7 +53,7 @@ TRITON = Renderer(
     {name: f"primitives.{name}" for name in FUNCTIONS} | {"where": "tl.where", "abs": "tl.abs"},
     number="{!r}",
     parameter="{}",
-    last={name: ["COARSE"] for name in ("tanh", "sigmoid", "normal_cdf", "normal_pdf")},
+    last={name: ["COARSE"] for name in ("tanh", "sigmoid", "gelu_sigmoid", "normal_cdf", "normal_pdf")},
 )
 CPP = Renderer(
     {name: name for name in FUNCTIONS} | {"where": "select"}, number="constant<V>({!r})", parameter="constant<V>({})"

@@ -38,7 +38,7 @@ def gelu_bwd(dy, x, COARSE: tl.constexpr):
 
 @triton.jit
 def gelu_tanh_fwd(x, COARSE: tl.constexpr):
-    return x * primitives.sigmoid((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x)), COARSE)
+    return x * primitives.gelu_sigmoid(x, COARSE)
 
 
 @triton.jit

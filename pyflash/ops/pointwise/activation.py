@@ -35,6 +35,7 @@ _TORCH = {
     "tanh": torch.tanh,
     "erf": torch.erf,
     "sigmoid": torch.sigmoid,
+    "gelu_sigmoid": lambda x: torch.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x)),
     "normal_cdf": torch.special.ndtr,
     "normal_pdf": lambda x: torch.exp(-0.5 * x * x) * 0.3989422804014327,
     "where": torch.where,
