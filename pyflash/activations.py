@@ -68,7 +68,8 @@ class Activation:
 
     def values(self, given: Iterable[float]) -> Values:
         """These values of the parameters as the operators take them."""
-        return (*map(float, given), 0.0, 0.0)[:MOST_PARAMETERS]
+        first, second, *_ = *map(float, given), 0.0, 0.0
+        return first, second
 
     def of(self, x: torch.Tensor, values: Values) -> torch.Tensor:
         """torch's result."""
