@@ -29,15 +29,16 @@ Values = tuple[float, float]  # of a row's parameters, in its order; 0 for what 
 @dataclass(frozen=True)
 class Activation:
     """A row: `name`; `forward` in x; `backward` in dy and what `saves` names ("x" or "y"); torch's `reference`, which takes
-    the values of the row's `parameters` behind x; these with torch's defaults, in torch's order, None where it has none;
+    the values of the row's `parameters` after x; these with torch's defaults, in torch's order, None where it has none;
     `max_ulp`, the largest float32 error of `forward` over the whole range, and `gpu_ulp`, what a GPU may add: its 2^x and
     its division are each within 2 ulp (PTX: ex2.approx, div.full) where the C library's are within a half.
 
     And what it is in torch: the class `module` of torch.nn, the function in torch.nn.functional (`function`, the row's name
     if it says none), other `torch_functions` that do the same, whether both work `inplace`, and the `attribute` of the
     module, a keyword of the function, whose value tells rows of one function apart. `subclasses` are classes of torch.nn that
-    derive from `module` and have its attributes. In the directions of `rounds` torch rounds the parameters to the tensors' type. What torch refuses of parameters is not `allowed`, of those of an
-    in-place call whose gradient is needed not `allowed_inplace`: then torch is called, and raises. `meaning` is for documents.
+    derive from `module` and have its attributes. In the directions of `rounds` torch rounds the parameters to the tensors'
+    type. Parameters that are not `allowed` torch refuses, and those of an in-place call whose gradient is needed that are not
+    `allowed_inplace`: such a call is torch's, whose error it is. `meaning` is for documents.
     """
 
     name: str

@@ -13,7 +13,9 @@ PF_BINDINGS(m) {
     Reader r(shape, "linear_sizes", "shape");
     int64_t workspace_bytes = 0;
     LinearFwd p{};
+    p.x_row_stride = r.size("x_row_stride");
     p.x_column_stride = r.size("x_column_stride");
+    p.weight_row_stride = r.size("weight_row_stride");
     p.weight_column_stride = r.size("weight_column_stride");
     p.m = r.size("m");
     p.n = r.size("n");

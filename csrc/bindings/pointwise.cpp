@@ -15,7 +15,7 @@ PF_BINDINGS(m) {
     p.seed = r.address<const int64_t>("seed");
     p.y = r.address<void>("y");
     p.n = r.size("n");
-    p.drop_below = r.member<uint32_t>("drop_below", INT64_C(1) << 32);
+    p.drop_below = r.word("drop_below");
     p.keep_scale = r.number("keep_scale");
     p.dtype = r.member<Dtype>("dtype", kDtypes);
     r.done();

@@ -29,7 +29,7 @@ class Reader {
   int64_t integer(const char* field) { return read<int64_t>(field, "an integer"); }
   // Of a tensor, or the elements from one to the next: not negative.
   int64_t size(const char* field) { return value_of_size(field, next(field)); }
-  uint32_t word(const char* field) { return read<uint32_t>(field, "an integer of 32 bits, not negative"); }
+  uint32_t word(const char* field) { return member<uint32_t>(field, INT64_C(1) << 32); }
   double number(const char* field) { return read<double>(field, "a number"); }
   bool flag(const char* field) { return read<bool>(field, "True or False"); }
   // A number of an enum: [0, count), or with a smaller `first` from there on.

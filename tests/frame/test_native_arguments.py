@@ -42,7 +42,7 @@ def attention_bwd(problem, gradients):
 LINEAR = (0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, -1, 0.0, 0.0, 0)
 LAYER_NORM = (*(0,) * 8, 0, 1, 1, 0, 1e-5, 0)
 LAYER_NORM_BWD = (*(0,) * 10, 0, 1, 1, 0, 1, 0)
-LINEAR_SHAPE = (1, 1, 0, 1, 1, 0)
+LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
 ACTIVATION_BWD = (0, *ACTIVATION_FWD)
 DROPOUT = (0, 0, 0, 0, 1, 1.0, 0)
@@ -70,10 +70,13 @@ def calls():
     yield "attention_fwd: dtype is 4, expected a number from 0 to 3", attention_fwd(replaced(problem, 22, 4))
     yield "attention_fwd: mask_type is 5, expected a number from -1 to 4", attention_fwd(replaced(problem, 23, 5))
     yield (
-        "attention_fwd: drop_below is 4294967296, expected an integer of 32",
+        "attention_fwd: drop_below is 4294967296, expected a number from 0 to 4294967295",
         attention_fwd(replaced(problem, 18, 1 << 32)),
     )
-    yield "attention_fwd: drop_below is -1, expected an integer of 32", attention_fwd(replaced(problem, 18, -1))
+    yield (
+        "attention_fwd: drop_below is -1, expected a number from 0 to 4294967295",
+        attention_fwd(replaced(problem, 18, -1)),
+    )
     yield "attention_fwd: value_dim is -8, expected 0 or more", attention_fwd(replaced(problem, 2, -8))
     yield "attention_fwd: q_size is -1, expected 0 or more", attention_fwd(replaced(problem, 0, (1, -1, 1, 8)))
     yield "attention_bwd: gradients ends after 16 fields, before of_weights", attention_bwd(problem, gradients[:-1])
@@ -129,8 +132,8 @@ def flat_problems():
         "x_row_stride": 1, "x_column_stride": 2, "weight_row_stride": 4, "weight_column_stride": 5, "bias_row_stride": 7,
         "m": 11, "n": 12, "k": 13,
     }  # fmt: skip
-    yield "linear_sizes", _cpu.linear_sizes, LINEAR_SHAPE, 5, {
-        "x_column_stride": 0, "weight_column_stride": 1, "m": 2, "n": 3, "k": 4,
+    yield "linear_sizes", _cpu.linear_sizes, LINEAR_SHAPE, 7, {
+        "x_row_stride": 0, "x_column_stride": 1, "weight_row_stride": 2, "weight_column_stride": 3, "m": 4, "n": 5, "k": 6,
     }  # fmt: skip
     yield "layer_norm_fwd", _cpu.layer_norm_fwd, LAYER_NORM, 13, {
         "rows": 8, "cols": 9, "x_row_stride": 10, "residual_row_stride": 11,

@@ -359,6 +359,8 @@ def test_what_an_activation_may_be(activation, slope):
             ("leaky_relu", {"slope": 1}),
         ),
         (ValueError, "activation 'relu' is given 'slope'; its parameters are none", ("relu", {"slope": 1})),
+        (ValueError, "activation 'celu' is given {'alpha': 0}, which torch refuses, too", ("celu", {"alpha": 0})),
+        (ValueError, "activation 'hardtanh' is given {'min_val': 2, 'max_val': 1.0}", ("hardtanh", {"min_val": 2})),
         (
             TypeError,
             "negative_slope of activation 'leaky_relu' is 'a', expected a number",

@@ -68,15 +68,7 @@ void fwd(const LinearFwd& p, int num_threads) {
 void sizes(const LinearSizes& p, int num_threads) {
   for_dtype(p.fwd.dtype, [&](auto storage) {
     using S = decltype(storage);
-    *p.workspace_bytes = 0;
-    // Rows that do not begin at whole operands are packed, which takes more memory; how far apart they are is not
-    // asked.
-    for (int64_t row_stride = 0; row_stride < 2; row_stride++) {
-      LinearFwd fwd = p.fwd;
-      fwd.x_row_stride = fwd.weight_row_stride = row_stride;
-      const gemm::Plan<S> plan = gemm::Plan<S>::plan(product_of<S>(fwd), num_threads);
-      *p.workspace_bytes = max_of(*p.workspace_bytes, gemm::Plan<S>::bytes(plan));
-    }
+    *p.workspace_bytes = gemm::Plan<S>::bytes(gemm::Plan<S>::plan(product_of<S>(p.fwd), num_threads));
   });
 }
 

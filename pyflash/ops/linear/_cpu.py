@@ -19,7 +19,8 @@ def linear_fwd(x, weight, bias, activation, first, second, save_preact, y, preac
     """bindings/linear.cpp reads the tuples field by field, in this order."""
     (m, k), n, dtype, threads = x.shape, weight.shape[0], DTYPES[x.dtype], torch.get_num_threads()
     (x_row, x_column), (weight_row, weight_column) = x.stride(), weight.stride()
-    workspace = take_workspace(_cpu.linear_sizes((x_column, weight_column, m, n, k, dtype), threads))
+    shape = x_row, x_column, weight_row, weight_column, m, n, k, dtype
+    workspace = take_workspace(_cpu.linear_sizes(shape, threads))
     problem = (
         x.data_ptr(), x_row, x_column, weight.data_ptr(), weight_row, weight_column,
         0 if bias is None else bias.data_ptr(), bias.stride(0) if bias is not None and bias.dim() == 2 else 0,

@@ -10,9 +10,8 @@ from pyflash.activations import ACTIVATIONS, Activation, rows_by
 from pyflash.ops.core.checks import expect
 
 ActivationArgument = str | tuple[str, dict[str, float]] | torch.nn.Module | None
-Resolved = tuple[
-    str, float, float
-]  # a row's name and the values of its parameters; its fields follow each other in a schema
+# A row's name and the values of its parameters; its fields follow each other in a schema.
+Resolved = tuple[str, float, float]
 
 NO_ACTIVATION: Resolved = ("", 0.0, 0.0)
 
@@ -64,12 +63,12 @@ def resolve(operation: str, activation: ActivationArgument) -> Resolved:
     row = ACTIVATIONS[name]
     values = {**dict(row.parameters), **given}
     known = ", ".join(parameter for parameter, _ in row.parameters) or "none"
+    expect(
+        len(values) == len(row.parameters),
+        operation,
+        lambda: f"activation {name!r} is given {', '.join(map(repr, given))}; its parameters are {known}",
+    )
     for parameter, value in values.items():
-        expect(
-            len(values) == len(row.parameters),
-            operation,
-            lambda: f"activation {name!r} is given {', '.join(map(repr, given))}; its parameters are {known}",
-        )
         expect(
             value is not None,
             operation,
@@ -85,6 +84,11 @@ def resolve(operation: str, activation: ActivationArgument) -> Resolved:
             ),
             TypeError,
         )
+    expect(
+        row.allowed is None or row.allowed(*values.values()),
+        operation,
+        lambda: f"activation {name!r} is given {values}, which torch refuses, too",
+    )
     return name, *row.values(values.values())
 
 

@@ -8,9 +8,7 @@ from typing import NamedTuple
 import torch
 
 from pyflash.auto.recurrent import GATES
-from pyflash.ops.core.checks import expect, is_plain, readable, scalar_type
-
-PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))
+from pyflash.ops.core.checks import PLAIN_TYPES, expect, is_plain, readable, scalar_type
 
 
 def are_plain(tensors) -> bool:

@@ -12,14 +12,14 @@ from torch.nn.utils.rnn import PackedSequence
 from pyflash.auto import recurrent as auto
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import NOT_PLAIN, expect
+from pyflash.ops.core.checks import NOT_PLAIN, PLAIN_TYPES, expect
 from pyflash.ops.core.choice import Refused, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.pointwise.dropout import dropout
 from pyflash.ops.recurrent import reference
-from pyflash.ops.recurrent.checks import PLAIN_TYPES, Form, are_plain, check_input, check_lengths, check_state, form_of
+from pyflash.ops.recurrent.checks import Form, are_plain, check_input, check_lengths, check_state, form_of
 from pyflash.ops.recurrent.operators import has_step, rnn_layer, rnn_step
-from pyflash.ops.recurrent.stream import TORCH_LAYERS, are_usual, infer_layers
+from pyflash.ops.recurrent.stream import TORCH_LAYERS, infer_layers, need_no_dispatch
 
 
 def _rules(backend, size, dtype):
@@ -297,7 +297,7 @@ def _key_of(x, *others):
 
 
 def _size_of(operation, cell, bidirectional, batch_first):
-    """Of tensors that `are_usual`: initial states, which are what has three dimensions, or none, and weights."""
+    """Of tensors that `need_no_dispatch`: initial states, which are what has three dimensions, or none, and weights."""
 
     def size_of(training, x, *others):
         states, params = (tuple([t.shape for t in others if (t.dim() == 3) is is_state]) for is_state in (True, False))
@@ -330,7 +330,7 @@ def _usual(operation, cell, x, states, params, bidirectional, batch_first, drops
         return None
     given = () if states[0] is None and states[-1] is None else states
     tensors, is_refused = (x, *given, *params), False
-    if not are_usual(tensors):
+    if not need_no_dispatch(tensors):
         return None
     if wish == "auto":
         is_refused = None if drops else _REFUSED[cell, bool(bidirectional), bool(batch_first)].holds(*tensors)

@@ -16,9 +16,9 @@ from torch.compiler import is_dynamo_compiling
 
 from pyflash.auto import recurrent as auto
 from pyflash.ops.core import backends
+from pyflash.ops.core.checks import PLAIN_TYPES
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op, expect_guards, poisoned
-from pyflash.ops.recurrent.checks import PLAIN_TYPES
 
 TORCH_CELLS = {
     "lstm": _VF.lstm_cell, "gru": _VF.gru_cell, "rnn_tanh": _VF.rnn_tanh_cell, "rnn_relu": _VF.rnn_relu_cell,
@@ -51,7 +51,7 @@ def _kernel():
     return rnn_infer
 
 
-def are_usual(tensors):
+def need_no_dispatch(tensors):
     """Plain values of one type on the CPU, and nothing of torch that wants to see more of the call than these."""
     dtype, wish = getattr(tensors[0], "dtype", None), backends._state.wish
     if (
@@ -93,7 +93,7 @@ def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     weights = (w_ih, w_hh, b_ih, b_hh)
     if torch.is_grad_enabled() or b_ih is None or b_hh is None:
         return None
-    if not are_usual((x, h, *weights) if c is None else (x, h, c, *weights)):
+    if not need_no_dispatch((x, h, *weights) if c is None else (x, h, c, *weights)):
         return None
     shape = h.shape
     if x.dim() != 2 or len(shape) != 2 or x.shape[0] != shape[0]:
@@ -114,7 +114,7 @@ def infer_cell(operation, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
 
 def infer_layers(operation, cell, x, states, weights, form, batch_first):
     """(y, h_n, c_n) of layers in one direction without dropout or projection, c_n None unless lstm; None where a tensor has
-    no memory. `auto` does not leave this size to torch, `are_usual` said yes of the tensors, and they fit.
+    no memory. `auto` does not leave this size to torch, `need_no_dispatch` said yes of the tensors, and they fit.
 
     Args as `recurrent.lstm`'s; states: [h_0], or [h_0, c_0] for lstm, all None for zeros; form: of the weights.
     """
