@@ -46,6 +46,12 @@ def cast(x, dtype: tl.constexpr):
     return y
 
 
+@triton.constexpr_function
+def acc_dtype(dtype):
+    """The type in which sums over values of `dtype` are kept: float64 for float64, float32 for all others."""
+    return tl.float64 if dtype == tl.float64 else tl.float32
+
+
 @triton.jit
 def scalar(x, dtype: tl.constexpr):
     """A number that a launch hands over, a float64 or a constant, as one of dtype."""

@@ -6,22 +6,22 @@ second pass finds them in L2. The parameter gradients are summed in a fixed orde
 one reduction over the programs. Source: Ba et al. 2016, arXiv:1607.06450; blocks are merged as in Chan et al. 1979.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.primitives import cast
+from pyflash.kernels.primitives import acc_dtype, cast
 
 
 @launch.cached
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_fwd(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, summed_ptr, mean_ptr, rstd_ptr, x_row_stride,
-    residual_row_stride, rows, cols, EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    residual_row_stride, rows, cols, EPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """y, summed [rows, cols] and mean, rstd [rows] of BLOCK_M whole rows; x, residual: [rows, cols]; weight, bias:
     [cols]."""
+    ACC: tl.constexpr = acc_dtype(x_ptr.dtype.element_ty)
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
     mask_m = offs_m < rows
@@ -32,9 +32,8 @@ def _layer_norm_fwd(
         weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0)
-    x = tl.load(x_ptr + offs_m[:, None] * x_row_stride + offs_n[None, :], mask=mask, other=0.0).to(
-        ACC
-    )  # [BLOCK_M, BLOCK_N]
+    x = tl.load(x_ptr + offs_m[:, None] * x_row_stride + offs_n[None, :], mask=mask, other=0.0)
+    x = x.to(ACC)  # [BLOCK_M, BLOCK_N]
     if residual_ptr is not None:
         ptrs = residual_ptr + offs_m[:, None] * residual_row_stride + offs_n[None, :]
         x += tl.load(ptrs, mask=mask, other=0.0).to(ACC)
@@ -61,9 +60,10 @@ def _layer_norm_fwd(
 @triton.jit
 def _layer_norm_fwd_wide(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, summed_ptr, mean_ptr, rstd_ptr, x_row_stride,
-    residual_row_stride, cols, EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr,
+    residual_row_stride, cols, EPS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One row a program, block by block [BLOCK_N]: statistics, then what they give. Tensors as in _layer_norm_fwd."""
+    ACC: tl.constexpr = acc_dtype(x_ptr.dtype.element_ty)
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK_N)
     mean = tl.full([1], 0.0, ACC)
@@ -114,10 +114,11 @@ def _layer_norm_fwd_wide(
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd(
     dy_ptr, dsummed_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dweight_ptr, dbias_ptr, dy_row_stride,
-    dsummed_row_stride, x_row_stride, rows, cols, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    dsummed_row_stride, x_row_stride, rows, cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dx [rows, cols], and this program's share of dweight and dbias [programs, cols]; dy, dsummed, x: [rows, cols];
     weight: [cols]; mean, rstd: [rows]. Tiles are [BLOCK_M, BLOCK_N], here [M, N]."""
+    ACC: tl.constexpr = acc_dtype(x_ptr.dtype.element_ty)
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     offs_n = tl.arange(0, BLOCK_N)
@@ -165,10 +166,11 @@ def _layer_norm_bwd(
 @triton.jit
 def _layer_norm_bwd_wide(
     dy_ptr, dsummed_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dy_row_stride, dsummed_row_stride,
-    x_row_stride, cols, ACC: tl.constexpr, BLOCK_N: tl.constexpr,
+    x_row_stride, cols, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dx of one row a program, block by block [BLOCK_N]: the two projections, then what they leave. Tensors as in
     _layer_norm_bwd."""
+    ACC: tl.constexpr = acc_dtype(x_ptr.dtype.element_ty)
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK_N)
     mean = None
@@ -214,9 +216,10 @@ def _differentials(dy_ptr, x_ptr, weight_ptr, mean, rstd, offs_n, cols, ACC: tl.
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd_parameters(
     dy_ptr, x_ptr, mean_ptr, rstd_ptr, dweight_ptr, dbias_ptr, dy_row_stride, x_row_stride, rows, cols,
-    ACC: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A share of dweight and dbias [programs, cols], of one block of columns and every programs-th row."""
+    ACC: tl.constexpr = acc_dtype(x_ptr.dtype.element_ty)
     pid = tl.program_id(1).to(tl.int64)
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     dweight = tl.zeros([BLOCK_N], ACC)
@@ -286,10 +289,10 @@ def layer_norm_fwd(x, residual, weight, bias, eps, y, summed, mean, rstd):
     )
     if cols > config["BLOCK_N"]:
         block = dict(BLOCK_N=config["BLOCK_N"], num_warps=config["num_warps"])
-        _layer_norm_fwd_wide[(rows,)](*tensors, cols, EPS=eps, ACC=_acc_dtype(x), **block)
+        _layer_norm_fwd_wide[(rows,)](*tensors, cols, EPS=eps, **block)
     else:
         grid = (launch.cdiv(rows, config["BLOCK_M"]),)
-        _layer_norm_fwd[grid](*tensors, rows, cols, EPS=eps, ACC=_acc_dtype(x), **config)
+        _layer_norm_fwd[grid](*tensors, rows, cols, EPS=eps, **config)
 
 
 def layer_norm_bwd(
@@ -314,7 +317,7 @@ def layer_norm_bwd(
     config = tuning.row_block(arch, cols)
     strides = dy.stride(0), 0 if dsummed is None else dsummed.stride(0), x.stride(0)
     # A product that is added at once is not rounded: dy weight would differ from its own mean in a row of one element.
-    options = dict(ACC=_acc_dtype(dy), enable_fp_fusion=False)
+    options = dict(enable_fp_fusion=False)
     parts = 1 if mean is None else 2  # dweight, and dbias
     if cols > config["BLOCK_N"]:
         options |= dict(BLOCK_N=config["BLOCK_N"], num_warps=config["num_warps"])
@@ -342,7 +345,3 @@ def layer_norm_bwd(
 def _pair(partial):
     """The shares of dweight, and those of dbias or None."""
     return partial if len(partial) == 2 else (*partial, None)
-
-
-def _acc_dtype(x):
-    return tl.float64 if x.dtype == torch.float64 else tl.float32

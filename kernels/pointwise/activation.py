@@ -16,8 +16,7 @@ def _activation_fwd(
     mask = offs < size
     x = tl.load(x_ptr + offs, mask=mask, other=0.0)
     coarse: tl.constexpr = y_ptr.dtype.element_ty.primitive_bitwidth == 16
-    x = primitives.cast(x, tl.float64 if x.dtype == tl.float64 else tl.float32)
-    y = activations.fwd(x, first, second, ACTIVATION, coarse)
+    y = activations.fwd(primitives.cast(x, primitives.acc_dtype(x.dtype)), first, second, ACTIVATION, coarse)
     tl.store(y_ptr + offs, primitives.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -31,7 +30,7 @@ def _activation_bwd(
     mask = offs < size
     dy = tl.load(dy_ptr + offs, mask=mask, other=0.0)
     saved = tl.load(saved_ptr + offs, mask=mask, other=0.0)
-    acc: tl.constexpr = tl.float64 if dy.dtype == tl.float64 else tl.float32
+    acc: tl.constexpr = primitives.acc_dtype(dy.dtype)
     coarse: tl.constexpr = dx_ptr.dtype.element_ty.primitive_bitwidth == 16
     dx = activations.bwd(primitives.cast(dy, acc), primitives.cast(saved, acc), first, second, ACTIVATION, coarse)
     tl.store(dx_ptr + offs, primitives.cast(dx, dx_ptr.dtype.element_ty), mask=mask)

@@ -19,7 +19,7 @@ def _dropout(x_ptr, seed_ptr, y_ptr, size, drop_below, scale: "fp64", BLOCKS: tl
         offs = block[:, None] * 64 + w * 16 + tl.arange(0, 16)[None, :]
         mask = offs < size
         x = tl.load(x_ptr + offs, mask=mask)
-        x = x.to(tl.float64 if x.dtype == tl.float64 else tl.float32)
+        x = x.to(primitives.acc_dtype(x.dtype))
         y = x * tl.where(words[w] >= drop_below, tl.full([1, 1], scale, x.dtype), 0.0)  # as in torch, NaN * 0 is NaN
         tl.store(y_ptr + offs, primitives.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
