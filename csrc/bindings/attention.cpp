@@ -81,12 +81,18 @@ PF_BINDINGS(m) {
     return bytes;
   });
   auto def_fwd = [&m](const char* name, const Kernel<AttentionFwd>& kernel) {
-    m.def(name, [name, &kernel](const py::tuple& problem, Address out, Address lse, Address lse_low,
-                                const Four& out_stride, Address workspace, int num_threads) {
-      const Attention p = problem_of(problem, name);
-      if (p.H == 0) return;  // nothing to write, and no group of heads to divide by
-      launch(kernel, {p, at<void>(out), at<void>(lse), at<void>(lse_low), strides(out_stride), at<void>(workspace)},
-             threads_for(p, num_threads));
+    m.def(name, [name, &kernel](const py::tuple& problem, const py::tuple& results, int num_threads) {
+      AttentionFwd p = {};
+      p.of = problem_of(problem, name);
+      Reader r(results, name, "results");
+      p.out = r.address<void>("out");
+      p.lse = r.address<void>("lse");
+      p.lse_low = r.address<void>("lse_low");
+      p.out_stride = strides(r.four("out_stride"));
+      p.workspace = r.address<void>("workspace");
+      r.done();
+      if (p.of.H == 0) return;  // nothing to write, and no group of heads to divide by
+      launch(kernel, p, threads_for(p.of, num_threads));
     });
   };
   def_fwd("attention_fwd", attention::fwd);

@@ -27,7 +27,7 @@ class Reader {
     return at<T>(read<Address>(field, "an address"));
   }
   int64_t integer(const char* field) { return read<int64_t>(field, "an integer"); }
-  // Of a tensor, or the elements from one to the next: not negative.
+  // The size of a tensor, or the elements from one to the next: not negative.
   int64_t size(const char* field) { return value_of_size(field, next(field)); }
   uint32_t word(const char* field) { return member<uint32_t>(field, INT64_C(1) << 32); }
   double number(const char* field) { return read<double>(field, "a number"); }

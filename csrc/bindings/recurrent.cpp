@@ -161,15 +161,24 @@ PF_BINDINGS(m) {
       .def("set_panels", [](RnnKept& kept, Address panels) { kept.p.panels = at<void>(panels); })
       .def("is_current", &RnnKept::is_current, py::call_guard<py::gil_scoped_release>())
       .def("run", &RnnKept::run);
-  m.def("rnn_fwd",
-        [](const py::tuple& of, const py::tuple& of_rows, Address x, Address panels, Address h_0, Address c_0,
-           Address y, Address h_n, Address c_n, Address cells, Address gates, Address workspace, int num_threads) {
-          launch(recurrent::fwd,
-                 {shape_of(of, "rnn_fwd"), rows_of(of_rows, "rnn_fwd"), at<void>(x), at<void>(panels), at<void>(h_0),
-                  at<void>(c_0), at<void>(y), at<void>(h_n), at<void>(c_n), at<void>(cells), at<void>(gates),
-                  at<void>(workspace)},
-                 num_threads);
-        });
+  m.def("rnn_fwd", [](const py::tuple& of, const py::tuple& of_rows, const py::tuple& tensors, int num_threads) {
+    RnnFwd p = {};
+    p.shape = shape_of(of, "rnn_fwd");
+    p.rows = rows_of(of_rows, "rnn_fwd");
+    Reader r(tensors, "rnn_fwd", "tensors");
+    p.x = r.address("x");
+    p.panels = r.address("panels");
+    p.h_0 = r.address("h_0");
+    p.c_0 = r.address("c_0");
+    p.y = r.address<void>("y");
+    p.h_n = r.address<void>("h_n");
+    p.c_n = r.address<void>("c_n");
+    p.cells = r.address<void>("cells");
+    p.gates = r.address<void>("gates");
+    p.workspace = r.address<void>("workspace");
+    r.done();
+    launch(recurrent::fwd, p, num_threads);
+  });
   m.def("rnn_bwd", [](const py::tuple& of, const py::tuple& of_rows, const py::list& weights, const py::list& grads,
                       const py::tuple& tensors, int num_threads) {
     RnnBwd p = {};

@@ -31,7 +31,7 @@ struct RnnRows {
   int64_t y_step_rows, y_row_rows;      // the same of y, in rows of it: (batch, 1), (1, length), packed (1, 1)
 };
 
-// Of one direction, dtype, contiguous.
+// The weights of one direction, contiguous.
 struct RnnWeights {
   const void* w_ih;  // [gates * hidden, input]
   const void* w_hh;  // [gates * hidden, output]

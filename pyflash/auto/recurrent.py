@@ -11,7 +11,7 @@ from pyflash.auto import MEASURED, NO_TABLE, SMALL, processor, tables
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}  # of every cell; the one place that says so
 
-# Of a few steps; below it Python outweighs the kernel. GRUCell and RNNCell T1, training; GRU T2.
+# For a few steps; below it Python outweighs the kernel. GRUCell and RNNCell T1, training; GRU T2.
 MIN_FLOPS = 1 << 19
 # torch's GRU and RNN pay for every step, and its LSTM, which rearranges its weights, for every call. LSTM T1, GRU T2.
 FEW_STEPS = 4

@@ -30,8 +30,8 @@ def recurrent():
     return _Problem(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), weights, None, None, "lstm", False)
 
 
-def attention_fwd(problem):
-    return lambda: _cpu.attention_fwd(problem, 0, 0, 0, (0, 0, 0, 0), 0, 1)
+def attention_fwd(problem, results=(0, 0, 0, (0, 0, 0, 0), 0)):
+    return lambda: _cpu.attention_fwd(problem, results, 1)
 
 
 def attention_bwd(problem, gradients):
@@ -79,6 +79,8 @@ def calls():
     )
     yield "attention_fwd: value_dim is -8, expected 0 or more", attention_fwd(replaced(problem, 2, -8))
     yield "attention_fwd: q_size is -1, expected 0 or more", attention_fwd(replaced(problem, 0, (1, -1, 1, 8)))
+    yield "attention_fwd: results ends after 4 fields, before workspace", attention_fwd(problem, (0, 0, 0, (0,) * 4))
+    yield "attention_fwd: out is None, expected an address", attention_fwd(problem, (None, 0, 0, (0,) * 4, 0))
     yield "attention_bwd: gradients ends after 16 fields, before of_weights", attention_bwd(problem, gradients[:-1])
     yield "attention_bwd: of_weights is 1, expected True or False", attention_bwd(problem, (*gradients[:-1], 1))
     most = len(ACTIVATIONS) - 1
@@ -103,6 +105,10 @@ def calls():
     yield (
         "rnn_pack: weights ends after 4 fields, before w_hr",
         lambda: _cpu.rnn_pack(shape, [weights[0][:-1]], 0, False, 1),
+    )
+    yield (
+        "rnn_fwd: tensors ends after 9 fields, before workspace",
+        lambda: _cpu.rnn_fwd(shape, layout, tensors[:9], 1),
     )
     yield (
         "rnn_bwd: layout has 9 fields, expected 8",

@@ -98,7 +98,7 @@ PF_INLINE void store_adjacent(A* to, const V (&x)[kVectors]) {
 #endif
 
 // ---- operands of a product over k from matrices of any strides; terms that are not there are zero ------------------
-// Of the first `count` elements of a row along k.
+// The first `count` elements of a row along k.
 template <class T, class S>
 PF_INLINE Vec<T> load_operands_n(const S* p, int64_t count) {
   if constexpr (kTerms<T> == 1)

@@ -5,7 +5,7 @@ PF_INLINE vf round_even(vf x) {
 }
 PF_INLINE vf scale_pow2(vf x, vf n) { return (vf)_mm512_scalef_ps((__m512)x, (__m512)n); }
 
-// Of a normal number, to 1 ulp: 14 bits and one Newton step take a quarter of a division's time.
+// For normal numbers, to 1 ulp: 14 bits and one Newton step take a quarter of a division's time.
 PF_INLINE vf reciprocal(vf x) {
   vf r = (vf)_mm512_rcp14_ps((__m512)x);
   return r * (2.0f - x * r);

@@ -67,13 +67,18 @@ def _gradients(dout, dlse, out, lse, dq, dk, dv, dmask, workspace, of_weights=Fa
     )  # fmt: skip
 
 
+def _results(out, lse, workspace):
+    """What a forward is told beside its `_problem`, in the order of bindings/attention.cpp."""
+    return out.data_ptr(), *_addresses(lse), out.stride(), workspace.data_ptr()
+
+
 def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *rest, first_head=0):
     *scalars, out, lse = rest
     slopes = _slopes(alibi_slopes, q)
     threads = torch.get_num_threads()
     workspace = _memory(q, k, v, FWD, threads)
     problem = _problem(q, k, v, attn_mask, slopes, seed, *scalars, first_head)
-    _cpu.attention_fwd(problem, out.data_ptr(), *_addresses(lse), out.stride(), workspace.data_ptr(), threads)
+    _cpu.attention_fwd(problem, _results(out, lse, workspace), threads)
 
 
 def attention_bwd(dout, dlse, q, k, v, out, lse, attn_mask, alibi_slopes, seed, *rest, first_head=0):
@@ -91,9 +96,7 @@ def attention_weights_fwd(q, k, attn_mask, seed, *rest):
     threads = torch.get_num_threads()
     workspace = _memory(q, k, None, FWD, threads)
     problem = _problem(q, k, None, attn_mask, None, seed, *scalars)
-    _cpu.attention_weights(
-        problem, weights.data_ptr(), *_addresses(lse), weights.stride(), workspace.data_ptr(), threads
-    )
+    _cpu.attention_weights(problem, _results(weights, lse, workspace), threads)
 
 
 def attention_weights_bwd(dweights, q, k, weights, lse, attn_mask, seed, *rest):

@@ -108,11 +108,12 @@ def rnn_fwd(
             kept = find_kept(problem.shape, weights, lambda: problem.panels(False, threads, True), threads, renew=True)
     panels = problem.panels(False, threads) if kept is None else kept.panels
     workspace = problem.workspace(False, threads)
-    _cpu.rnn_fwd(
-        problem.shape, problem.layout, x.data_ptr(), panels.data_ptr(), h_0.data_ptr(), 0 if c_0 is None else c_0.data_ptr(),
-        y.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), cells.data_ptr() if cells.numel() else 0,
-        gates.data_ptr() if gates.numel() else 0, workspace.data_ptr(), threads,
+    tensors = (
+        x.data_ptr(), panels.data_ptr(), h_0.data_ptr(), 0 if c_0 is None else c_0.data_ptr(), y.data_ptr(), h_n.data_ptr(),
+        c_n.data_ptr(), cells.data_ptr() if cells.numel() else 0, gates.data_ptr() if gates.numel() else 0,
+        workspace.data_ptr(),
     )  # fmt: skip
+    _cpu.rnn_fwd(problem.shape, problem.layout, tensors, threads)
 
 
 class Kept:

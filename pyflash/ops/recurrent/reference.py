@@ -17,7 +17,7 @@ SAVED_GATES = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}  # gru: r, z, 
 
 
 class Weights(NamedTuple):
-    """Of one direction; G gates of H units, P outputs (H without a projection)."""
+    """The weights of one direction; G gates of H units, P outputs (H without a projection)."""
 
     w_ih: torch.Tensor  # [G * H, I]
     w_hh: torch.Tensor  # [G * H, P]
