@@ -2,7 +2,7 @@
 #   make demo          a Transformer trained in torch.nn, then after pyflash.replace: same curve, faster   (QUICK=1: a minute)
 #                      installs only what it needs and builds this processor's instruction set alone
 #   make test          everything CI holds                          make quick   the fast part, under a minute
-#   make lint          ruff, clang-format, types, generated files    make generate   render the activation table
+#   make lint          ruff, clang-format, types, generated files    make generate   render the activation table, and that of operations
 #   make bench OPS=... all of the benchmark suite, or some      make inspect   Triton's registers and spills, no GPU needed
 #   make gpu           tests, benchmarks and tuning on this machine's GPU, with the Python that is there: docs/gpu.md
 #                      PART=smoke|tests|bench|tune|profile OP="attention" TIME=900 (seconds) DEVICE=interpreter (without a GPU)
@@ -85,6 +85,7 @@ demo:
 # One OpenMP thread a worker: tests that need more ask for them.
 test: build
 	$(PY) tools/generate.py --check
+	$(PY) tools/operations.py --check
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 quick: build
@@ -101,9 +102,11 @@ lint: $(VENV)/.ready
 	@$(PY) -m mypy --version > /dev/null 2>&1 || $(INSTALL) $(PINS) mypy
 	$(PY) -m mypy $(TYPED)
 	$(PY) tools/generate.py --check
+	$(PY) tools/operations.py --check
 
 generate: $(VENV)/.ready
 	$(PY) tools/generate.py
+	$(PY) tools/operations.py
 
 bench: build
 	$(PY) -m benchmarks run $(OPS) $(ARGS)

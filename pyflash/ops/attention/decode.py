@@ -18,7 +18,7 @@ from pyflash.ops.core.choice import choose, tracing_derivatives
 from pyflash.ops.core.dtypes import acc_dtype, cast_by_autocast
 from pyflash.ops.core.registry import Op
 
-OPERATION = Operation("attention_decode", dtypes=DTYPES)
+OPERATION = Operation("attention_decode", dtypes=DTYPES, second_derivative="none, nor a first one")
 
 
 def _outputs(q, k_cache, v_cache, *_):

@@ -120,6 +120,9 @@ def _why_missing(backend: str) -> str:
 MISSING = {name: _why_missing(name) for name in ORDER}
 
 
+IN_KERNELS, IN_TORCH = "in kernels", "in torch operations"
+
+
 @dataclass(frozen=True)
 class Operation:
     """What a public operation can be given, as `choose` and `explain` read it.
@@ -130,6 +133,7 @@ class Operation:
         rules: for `auto`, from pyflash/auto: (backend, size, dtype) -> reason to prefer torch, or "".
         sizes: what `rules` takes as the size, in words.
         notes: backend -> which of its calls it does not take, for `explain`.
+        second_derivative: what it is made of, for the table of operations.
     """
 
     name: str
@@ -137,6 +141,7 @@ class Operation:
     rules: object = None
     sizes: str = "elements"
     notes: dict[str, str] = field(default_factory=dict)
+    second_derivative: str = IN_TORCH
 
     def __post_init__(self):
         OPERATIONS[self.name] = self

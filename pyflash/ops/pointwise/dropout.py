@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from pyflash.auto import pointwise as auto
 from pyflash.kernels.dropout import keep_scale, threshold
 from pyflash.ops.core.autograd import Function, apply
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.philox import LOW, draw_seed, philox_words
 from pyflash.ops.core.registry import Op
 
-OPERATION = Operation("dropout", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.dropout_rules)
+OPERATION = Operation(
+    "dropout", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.dropout_rules, second_derivative=IN_KERNELS
+)
 
 
 def _reference(x, seed, p):
