@@ -91,7 +91,7 @@ PF_BINDINGS(m) {
       p.out_stride = strides(r.four("out_stride"));
       p.workspace = r.address<void>("workspace");
       r.done();
-      if (p.of.H == 0) return;  // nothing to write, and no group of heads to divide by
+      if (!(p.of.H && p.of.L)) return;  // nothing to write, and kernels divide by groups of heads and by rows
       launch(kernel, p, threads_for(p.of, num_threads));
     });
   };
