@@ -11,12 +11,11 @@ from pyflash.kernels import launch, philox, primitives, tuning
 def _rrelu(d_ptr, x_ptr, seed_ptr, y_ptr, size, lower: "fp64", width: "fp64", BLOCKS: tl.constexpr):  # noqa: F821
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     words = philox.elementwise_words(tl.load(seed_ptr), block)
+    acc: tl.constexpr = tl.float64 if d_ptr.dtype.element_ty == tl.float64 else tl.float32
     for w in tl.static_range(4):
         offs = block[:, None] * 64 + w * 16 + tl.arange(0, 16)[None, :]
         mask = offs < size
-        d = tl.load(d_ptr + offs, mask=mask, other=0.0)
-        acc: tl.constexpr = tl.float64 if d.dtype == tl.float64 else tl.float32
-        d = primitives.cast(d, acc)
+        d = primitives.cast(tl.load(d_ptr + offs, mask=mask, other=0.0), acc)
         x = primitives.cast(tl.load(x_ptr + offs, mask=mask, other=0.0), acc)
         slope = primitives.scalar(lower, acc) + primitives.scalar(width, acc) * (words[w] >> 8).to(acc)
         y = tl.where(x <= 0, d * slope, d)
