@@ -231,17 +231,25 @@ def rms_norm(empty, dtype, cols):
 
 
 def row_wise(empty, dtype):
-    """LayerNorm with a residual, dropout and an activation."""
+    """LayerNorm with a residual, dropout and an activation, and what is pointwise besides."""
     from pyflash.kernels.norm import layer_norm
-    from pyflash.kernels.pointwise import activation, dropout
+    from pyflash.kernels.pointwise import activation, bias_act, dropout, gated, prelu, rrelu
 
     x, residual, y, summed = (empty(4096, 1024, dtype=dtype) for _ in range(4))
     weight, bias, dweight, dbias = (empty(1024, dtype=dtype) for _ in range(4))
     mean, rstd = empty(4096), empty(4096)
     layer_norm.layer_norm_fwd(x, residual, weight, bias, 1e-5, y, summed, mean, rstd)
     layer_norm.layer_norm_bwd(y, x, summed, weight, mean, rstd, True, True, True, residual, dweight, dbias)
-    dropout.dropout(x, empty(1, dtype="int64"), 0.1, y)
+    seed, sums = empty(1, dtype="int64"), empty(1024)
+    dropout.dropout(x, seed, 0.1, y)
     activation.activation_fwd(x, "gelu", 0.0, 0.0, y)
+    bias_act.bias_act_fwd(x, bias, residual, seed, 1, "gelu", 0.0, 0.0, 1.0, -1.0, 0.1, y)
+    bias_act.bias_act_bwd(y, x, bias, seed, 1, "gelu", 0.0, 0.0, 1.0, -1.0, 0.1, True, residual, sums)
+    gated.gated_fwd(x, residual, False, "silu", 0.0, 0.0, y)
+    gated.gated_bwd(y, x, residual, False, "silu", 0.0, 0.0, y, summed)
+    prelu.prelu_fwd(x, weight, y)
+    prelu.prelu_bwd(y, x, weight, True, residual, sums)
+    rrelu.rrelu(x, x, seed, 0.1, 0.3, y)
 
 
 class Driver:

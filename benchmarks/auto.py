@@ -28,7 +28,7 @@ from benchmarks.check import Reference, Wrong
 from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear
 from benchmarks.operations.norm import _norms
-from benchmarks.operations.pointwise import activation, dropout
+from benchmarks.operations.pointwise import _gates, activation, bias_act, bias_act_dropout_add, dropout, prelu, rrelu
 from benchmarks.operations.recurrent import rnn
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
@@ -108,6 +108,8 @@ def declared(point: Point) -> tuple[Operation, Case]:
     if point.operation in NORMS:
         alone = point.operation.removeprefix("add_")
         return load(alone), case(_norms.Shape(*sizes, alone != point.operation))
+    if point.operation in FUSED:
+        return load(point.operation), case(FUSED[point.operation](*sizes))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "rnn":
@@ -119,6 +121,17 @@ def declared(point: Point) -> tuple[Operation, Case]:
         1, heads, queries, dim if kind == "weights" else dim // 2, keys, kind == "causal", 0.1 * (kind == "dropout")
     )
     return SPECIAL_ATTENTION.get(kind, attention.OPERATION), case(shape)
+
+
+COLUMNS = 1024  # of fused pointwise operations, whose rules ask for elements alone
+FUSED = {
+    "prelu": lambda n: prelu.Shape((n // COLUMNS, COLUMNS), COLUMNS),
+    "rrelu": rrelu.Shape,
+    "glu": lambda n: _gates.Shape(n // COLUMNS, COLUMNS, "sigmoid", packed=True),
+    "gated_act": lambda n: _gates.Shape(n // COLUMNS, COLUMNS),
+    "bias_act": lambda n: bias_act.Shape((n // COLUMNS, COLUMNS)),
+    "bias_act_dropout_add": lambda n: bias_act_dropout_add.Shape(n // COLUMNS, COLUMNS),
+}
 
 
 # ---- the grid -----------------------------------------------------------------------------------------------------
@@ -176,6 +189,10 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["activation"], activations, ["float32"], BOTH, elements)
     yield from grid(["activation"], activations, ["bfloat16"], BOTH, elements[:-1])  # halves the time of these points
     yield from grid(["activation"], activations, ["float64", "float16"], BOTH, (1 << 12, 1 << 20))
+    fused = [name for name in FUSED if name != "rrelu"]
+    yield from grid(fused, [""], ["float32", "bfloat16"], BOTH, (1 << 14, 1 << 17, 1 << 20, 1 << 23))
+    yield from grid(fused, [""], ["float64", "float16"], BOTH, (1 << 14, 1 << 20))
+    yield from grid(["rrelu"], [""], ["float32", "float64", *HALVES], ["any"], (1 << 12, 1 << 20))
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
@@ -194,7 +211,8 @@ def gpu_grid() -> Iterator[Point]:
     yield from attentions(["weights"], dtypes, ["inference"], (32,), squares(512, 2048))
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
-    yield from grid(["dropout"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
+    yield from grid(["dropout", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
+    yield from grid([name for name in FUSED if name != "rrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 

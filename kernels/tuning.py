@@ -336,3 +336,13 @@ def row_programs(arch, num_warps, tiles, columns=1):
     warps = 4 if arch == "interpreter" else 20
     most = MULTIPROCESSORS[arch] * max(1, warps // num_warps) // columns
     return max(1, min(tiles, most))
+
+
+def channel_tile(arch, channels, inner, count):
+    """(BLOCK_C x BLOCK_R elements of channels, how many programs share the `count` elements of a channel): neighbours in
+    memory are channels where `inner` is 1, else elements of one."""
+    most = 65536 if arch == "interpreter" else 2048
+    block_c = min(triton.next_power_of_2(channels), 64) if inner == 1 else 1
+    block_r = min(triton.next_power_of_2(count), most // block_c)
+    programs = MULTIPROCESSORS[arch] * 4 // triton.cdiv(channels, block_c)
+    return dict(BLOCK_C=block_c, BLOCK_R=block_r), max(1, min(triton.cdiv(count, block_r), programs))

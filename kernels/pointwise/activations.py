@@ -5,6 +5,8 @@ import triton.language as tl
 
 from pyflash.kernels import primitives
 
+FROM_OUTPUT = ("relu", "tanh", "sigmoid")  # those whose bwd takes y; of all others it takes x
+
 
 @triton.jit
 def relu_fwd(x, COARSE: tl.constexpr):

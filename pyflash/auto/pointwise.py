@@ -73,3 +73,12 @@ def dropout_rules(where, elements: int, dtype) -> str:
         return "" if ours else MEASURED
     # On an H200, 64 M elements: forward and backward 1.1 in bfloat16, forward 1.19 in float32.
     return SMALL if elements < (GPU_ELEMENTS if where.is_gpu else MIN_DROPPED) else ""
+
+
+@tables.remembered
+def rrelu_rules(where, elements: int, dtype) -> str:
+    """Training's: torch draws its slopes serially on a CPU, as its dropout's mask. As there, whatever the gradients."""
+    ours = tables.ours(where, "rrelu", "", dtype, "any", (elements,))
+    if ours is not None:
+        return "" if ours else MEASURED
+    return SMALL if elements < (GPU_ELEMENTS if where.is_gpu else MIN_DROPPED) else ""

@@ -1,4 +1,4 @@
-"""MultiheadAttention, and the activations of the table, as in torch.nn."""
+"""MultiheadAttention, the activations of the table, and those with a parameter, with chance or with a gate, as in torch.nn."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+import pyflash.functional as F
 from pyflash.nn import _activations
 from pyflash.nn._activations import *  # noqa: F403
 from pyflash.nn._twins import ORIGINALS, adopt, is_bare, leaf, twin
@@ -14,10 +15,35 @@ from pyflash.nn.linear import Linear, NonDynamicallyQuantizableLinear
 from pyflash.ops.attention.multi_head import multi_head_attention, torch_is_quicker
 from pyflash.ops.core.backends import record, use_backend
 
-__all__ = ["MultiheadAttention"]
+__all__ = ["GLU", "MultiheadAttention", "PReLU", "RReLU"]
 __all__ += _activations.__all__
 
 _OUT_PROJS = tuple(cls for ours in (Linear, NonDynamicallyQuantizableLinear) for cls in (ours, ORIGINALS[ours]))
+
+
+@twin("glu")
+class GLU(torch.nn.GLU):
+    """The first half times the sigmoid of the second, as torch.nn.GLU. Dauphin et al. 2016, arXiv:1612.08083."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.glu(input, self.dim)
+
+
+@twin("prelu")
+class PReLU(torch.nn.PReLU):
+    """x where it is positive, else weight x, as torch.nn.PReLU. He et al. 2015, arXiv:1502.01852."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.prelu(input, self.weight)
+
+
+@twin("rrelu", "leaky_relu")
+class RReLU(torch.nn.RReLU):
+    """x where it is positive, else x times a slope that is drawn in training, as torch.nn.RReLU. Xu et al. 2015,
+    arXiv:1505.00853."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.rrelu(input, self.lower, self.upper, self.training, self.inplace)
 
 
 def nested_to_torch(operation: str, parts: dict[torch.nn.Module, tuple[type, ...]]) -> use_backend:

@@ -26,6 +26,7 @@ SIZES = {
     linear.rules: [(*sizes, t) for sizes in itertools.product((0, 1, 7, 1 << 40), repeat=3) for t in (False, True)],
     pointwise.activation_rules("tanh"): [(0, False), (1, True), (1 << 40, False)],
     pointwise.dropout_rules: [0, 1, 1 << 40],
+    pointwise.rrelu_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     attention.rules: [
@@ -293,7 +294,7 @@ def size_of(point):
     if point.operation in ("linear", "linear_act"):
         rows, inner, columns = point.sizes
         return rows, columns, inner, training
-    if point.operation == "dropout":
+    if point.operation in ("dropout", "rrelu"):
         return point.sizes[0]
     if point.operation == "attention":
         return attention.Size(point.kind, *point.sizes, training)

@@ -46,6 +46,14 @@ LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
 ACTIVATION_BWD = (0, *ACTIVATION_FWD)
 DROPOUT = (0, 0, 0, 0, 1, 1.0, 0)
+PRELU_FWD = (0, 0, 0, 0, 1, 1, 0)
+PRELU_BWD = (0, 0, 0, 0, 0, 0, *PRELU_FWD[3:])
+RRELU = (0, 0, 0, 0, 0, 0.1, 0.3, 0)
+GATED_FWD = (0, 0, 0, 0, 0, 0, 1, -1, 0.0, 0.0, 0)
+GATED_BWD = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, -1, 0.0, 0.0, 0)
+EPILOGUE = (0, 1, 1, -1, 0.0, 0.0, 1.0, -1.0, 0, 0, 1.0)
+BIAS_ACT_FWD = (0, 0, 0, 0, *EPILOGUE, 0)
+BIAS_ACT_BWD = (0, 0, 0, 0, 0, 0, *EPILOGUE, 0)
 ATTENTION_SHAPE = ((1, 1, 1, 8), 1, 8, 0, 0)
 
 
@@ -150,6 +158,21 @@ def flat_problems():
     yield "activation_fwd", _cpu.activation_fwd, ACTIVATION_FWD, 6, {"n": 2}
     yield "activation_bwd", _cpu.activation_bwd, ACTIVATION_BWD, 7, {"n": 3}
     yield "dropout", _cpu.dropout, DROPOUT, 6, {"n": 3}
+    yield "prelu_fwd", _cpu.prelu_fwd, PRELU_FWD, 6, {"n": 3, "channels": 4, "inner": 5}
+    yield "prelu_bwd", _cpu.prelu_bwd, PRELU_BWD, 9, {"n": 6, "channels": 7, "inner": 8}
+    yield "rrelu", _cpu.rrelu, RRELU, 7, {"n": 4}
+    yield (
+        "gated_fwd",
+        _cpu.gated_fwd,
+        GATED_FWD,
+        10,
+        {"gate_row_stride": 2, "value_row_stride": 3, "rows": 5, "cols": 6},
+    )
+    yield "gated_bwd", _cpu.gated_bwd, GATED_BWD, 14, {
+        "gate_row_stride": 3, "value_row_stride": 4, "dgate_row_stride": 7, "dvalue_row_stride": 8, "rows": 9, "cols": 10,
+    }  # fmt: skip
+    yield "bias_act_fwd", _cpu.bias_act_fwd, BIAS_ACT_FWD, 15, {"n": 3, "channels": 5, "inner": 6}
+    yield "bias_act_bwd", _cpu.bias_act_bwd, BIAS_ACT_BWD, 17, {"n": 5, "channels": 7, "inner": 8}
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
 

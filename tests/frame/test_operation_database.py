@@ -12,6 +12,7 @@ opinfo = pytest.importorskip("torch.testing._internal.common_methods_invocations
 FUNCTIONS = {
     "nn.functional.linear": PF.linear,
     "nn.functional.layer_norm": PF.layer_norm,
+    **{f"nn.functional.{name}": getattr(PF, name) for name in ("glu", "prelu", "rrelu")},
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }
@@ -39,7 +40,7 @@ def results(function, sample, dtype):
 
 
 def is_random(sample):
-    return sample.kwargs.get("dropout_p", 0.0) > 0
+    return sample.kwargs.get("dropout_p", 0.0) > 0 or sample.kwargs.get("training", False)
 
 
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)

@@ -23,6 +23,9 @@ CALLS = {
     "silu": lambda f: f.silu(torch.eye(4)),
     "tanh": lambda f: f.tanh(torch.eye(4)),
     "sigmoid": lambda f: f.sigmoid(torch.eye(4)),
+    "glu": lambda f: f.glu(torch.eye(4), dim=0),
+    "prelu": lambda f: f.prelu(torch.eye(4) - 0.5, torch.ones(1)),
+    "rrelu": lambda f: f.rrelu(torch.eye(4) - 0.5, 0.25, 0.25, training=True),
 }
 
 

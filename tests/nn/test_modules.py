@@ -29,6 +29,10 @@ SMALL = [  # name, constructor arguments, input shape
     ("Dropout", (0.0,), {}, (4, 16)),
     ("Dropout", (1.0,), {}, (4, 16)),
     *((name, args, {}, (4, 16)) for name, args in activations.MODULES),
+    ("PReLU", (), {"init": 0.4}, (4, 5, 6)),
+    ("PReLU", (5,), {}, (4, 5, 6)),
+    ("RReLU", (0.2, 0.2), {"inplace": False}, (4, 16)),  # one slope to draw from
+    ("GLU", (1,), {}, (4, 6, 5)),
 ]
 COMPOSED = [
     ("MultiheadAttention", (12, 3), {}),
@@ -145,6 +149,9 @@ def test_torchs_own_module_database(info, training):
                     m.p = 0.0
                 if isinstance(m, torch.nn.MultiheadAttention):
                     m.dropout = 0.0
+        for m in (ours, theirs, replaced):
+            if isinstance(m, torch.nn.RReLU):
+                m.lower = m.upper
         modes = ("train",) if training else ("eval", "eval without gradients")
         assert_same([ours, replaced], theirs, call.args, call.kwargs, modes=modes, backends=BACKENDS[-1:])
 

@@ -1,2 +1,5 @@
 #include "activation.h"
+#include "bias_act.h"
 #include "dropout.h"
+#include "gated.h"
+#include "rectifiers.h"

@@ -53,6 +53,15 @@ def _reference_bwd(dy, saved, activation, *values):
     return (eval(_BACKWARD[activation], {**_TORCH, **names}),)
 
 
+def gradient_of(dy, x, of):
+    """dy times the derivative at x, in torch operations; of: a row's name and values, or NO_ACTIVATION."""
+    activation, *values = of
+    if not activation:
+        return dy
+    row = ACTIVATIONS[activation]
+    return _reference_bwd(dy, row.of(x, values) if row.saves == "y" else x, activation, *values)[0]
+
+
 _fwd = Op(
     "activation_fwd(Tensor x, str activation, float first, float second, str backend) -> Tensor",
     outputs=lambda x, activation, first, second: (torch.empty_like(x),),

@@ -20,15 +20,23 @@ OPERATION = Operation(
 )
 
 
-def _reference(x, seed, p):
+def words_of(x, seed):
+    """The 32-bit word of each element of the dense `x`, int64, laid out as `x`."""
     n = x.numel()
     counter = torch.arange((n + 63) // 64 * 16, device=x.device)
     zero = torch.zeros_like(counter)
     words = torch.stack(philox_words(seed, (counter & LOW, counter >> 32, zero, zero)))  # [4, blocks * 16]
     words = words.view(4, -1, 16).transpose(0, 1).reshape(-1)[:n]  # in the order of the elements in memory
-    factor = (words >= threshold(p)).to(acc_dtype(x.dtype))
-    factor = factor * keep_scale(p)
-    return ((x * factor.as_strided(x.shape, x.stride())).to(x.dtype),)
+    return words.as_strided(x.shape, x.stride())
+
+
+def factors_of(x, seed, p):
+    """What each element of the dense `x` is multiplied by, in the accumulation type."""
+    return (words_of(x, seed) >= threshold(p)).to(acc_dtype(x.dtype)) * keep_scale(p)
+
+
+def _reference(x, seed, p):
+    return ((x * factors_of(x, seed, p)).to(x.dtype),)
 
 
 _op = Op(
