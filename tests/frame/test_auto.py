@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyflash.functional as PF
-from pyflash.auto import attention, linear, pointwise, processor, tables
+from pyflash.auto import attention, embedding, linear, pointwise, processor, tables
 from pyflash.auto import norm as layer_norm
 from pyflash.auto import recurrent as rnn
 from pyflash.auto.minima import minima
@@ -27,6 +27,7 @@ SIZES = {
     pointwise.activation_rules("tanh"): [(0, False), (1, True), (1 << 40, False)],
     pointwise.dropout_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
+    embedding.rules: [(0, 0, 0, False), (1, 1, 5, True), (1 << 20, 1 << 20, 1 << 10, True), embedding.RENORMALISED],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)

@@ -1,0 +1,16 @@
+"""Arguments of the family's operators, without the backend, for tests/frame/test_operators.py."""
+
+import torch
+
+OPERATORS = {
+    "embedding_fwd": lambda: [
+        (torch.randn(5, 6), torch.tensor([3, 0, 3])),
+        (torch.randn(5, 6), torch.tensor([4], dtype=torch.int32)),
+        (torch.randn(5, 6), torch.empty(0, dtype=torch.int64)),
+    ],
+    "embedding_bwd": lambda: [
+        (torch.randn(3, 6), torch.tensor([3, 0, 3]), 5, -1, False),
+        (torch.randn(3, 6), torch.tensor([3, 0, 3], dtype=torch.int32), 5, 0, True),
+    ],
+    "embedding_renorm": lambda: [(torch.randn(5, 6), torch.tensor([3, 0, 3]), 1.0, 2.0)],
+}
