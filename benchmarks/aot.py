@@ -72,6 +72,7 @@ SHORT = (
     "sm90/layer_norm/bfloat16/32768",
     "sm90/rms_norm/bfloat16/4096",
     "sm90/embedding/bfloat16",
+    "sm90/rotary/bfloat16",
     "sm100/attention/bfloat16/64",
     "sm100/decode/bfloat16/128",
     "sm100/linear/bfloat16/gelu",
@@ -119,6 +120,7 @@ def cases():
         for cols in (4096, 32768):
             add(arch, rms_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         add(arch, embedding, "bfloat16", dtype="bfloat16")
+        add(arch, rotary, "bfloat16", dtype="bfloat16")
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -241,6 +243,16 @@ def embedding(empty, dtype):
     kernels.embedding_fwd(weight, indices, y)
     kernels.embedding_bwd(y, indices, 30522, 0, False, dweight)
     kernels.embedding_renorm(weight, indices, 1.0, 2.0, y)
+
+
+def rotary(empty, dtype):
+    """Llama's: views of projections, each with both ways to pair elements."""
+    from pyflash.kernels.embedding import rotary as kernels
+
+    x, y = (empty(1, 2048, 32, 128, dtype=dtype).transpose(1, 2) for _ in range(2))
+    cos, sin = empty(1, 2048, 64), empty(1, 2048, 64)
+    for interleaved in (True, False):  # one row of the table: the last
+        kernels.rotary(x, cos, sin, interleaved, False, y)
 
 
 def row_wise(empty, dtype):

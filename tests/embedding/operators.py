@@ -13,4 +13,8 @@ OPERATORS = {
         (torch.randn(3, 6), torch.tensor([3, 0, 3], dtype=torch.int32), 5, 0, True),
     ],
     "embedding_renorm": lambda: [(torch.randn(5, 6), torch.tensor([3, 0, 3]), 1.0, 2.0)],
+    "rotary": lambda: [
+        (torch.randn(2, 3, 5, 8), torch.randn(1, 5, 4), torch.randn(1, 5, 4), False, False),
+        (torch.randn(2, 5, 3, 10).transpose(1, 2), torch.randn(2, 5, 3), torch.randn(2, 5, 3), True, True),
+    ],
 }

@@ -307,6 +307,7 @@ def own_functions():
     """Forward and, where there is one, backward of the attention functions that no module is made of alone."""
     q, k, v, packed = (torch.randn(shape, requires_grad=True) for shape in [(1, 2, 6, 8)] * 3 + [(9, 2, 8)])
     bias = torch.randn(6, 6, requires_grad=True)
+    table, angles, words = torch.randn(5, 8, requires_grad=True), torch.randn(6, 4), torch.tensor([[1, 2], [1, 4]])
     offsets, lengths = torch.tensor([0, 4, 9], dtype=torch.int32), torch.tensor([4], dtype=torch.int32)
     options = {"dropout_p": 0.1, "is_causal": True}
 
@@ -316,6 +317,8 @@ def own_functions():
 
     return {
         "attention": lambda: both(*PF.attention(q, k, v, bias, return_lse=True, softcap=2.0, **options)),
+        "embedding": lambda: both(PF.embedding(words, table, 2)),
+        "rotary_embedding": lambda: both(*PF.rotary_embedding(q, k, angles, angles)),
         "attention_weights": lambda: both(PF.attention_weights(q, k, bias, **options)),
         "attention_varlen": lambda: both(
             *PF.attention_varlen(packed, packed, packed, offsets, offsets, 5, 5, return_lse=True, **options)

@@ -83,7 +83,7 @@ void turn_rows(const Rotary& p, int64_t begin, int64_t end) {
 
 void rotary(const Rotary& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
-    parallel_ranges(p.size[0] * p.size[1] * p.size[2], max_of(1, kElementwiseGrain / max_of(1, p.dim)), num_threads,
+    parallel_ranges(p.size[0] * p.size[1] * p.size[2], max_of(1, 4 * kElementwiseGrain / max_of(1, p.dim)), num_threads,
                     [&](int64_t begin, int64_t end) { turn_rows<decltype(storage)>(p, begin, end); });
   });
 }

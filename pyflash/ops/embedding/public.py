@@ -4,7 +4,8 @@ import torch.nn.functional as F
 
 from pyflash.ops.core.public import stands_for
 from pyflash.ops.embedding.embedding import embedding
+from pyflash.ops.embedding.positions import alibi_slopes, rotary_embedding
 
-__all__ = ["embedding"]
+__all__ = ["alibi_slopes", "embedding", "rotary_embedding"]
 
 stands_for({F.embedding: embedding})
