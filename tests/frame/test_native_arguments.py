@@ -49,6 +49,7 @@ DROPOUT = (0, 0, 0, 0, 1, 1.0, 0)
 EMBEDDING_FWD = (0, 0, 0, 0, 1, 4, 4, 1)
 EMBEDDING_BWD = (0, 0, 0, 0, 0, 0, 1, 1, -1, False, 1, 0)
 EMBEDDING_RENORM = (0, 0, 0, 0, 1, 1, 1, 1.0, 2.0, 1, 0)
+DROPOUT_FORM = (0, 0, 0, 0, 0, 1, 1, False, 1, 1.0, 0.0, 0.0, 0)
 ROTARY = (0, 0, 0, 0, (0, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 1), 8, 4, False, False, 0)
 ATTENTION_SHAPE = ((1, 1, 1, 8), 1, 8, 0, 0)
 
@@ -160,6 +161,7 @@ def flat_problems():
     yield "embedding_renorm", _cpu.embedding_renorm, EMBEDDING_RENORM, 10, {
         "n": 3, "rows": 4, "cols": 5, "weight_row_stride": 6,
     }  # fmt: skip
+    yield "dropout_form", _cpu.dropout_form, DROPOUT_FORM, 12, {"batch": 4, "channels": 5, "inner": 6}
     yield "rotary", _cpu.rotary, ROTARY, 12, {"dim": 8, "half": 9}
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}

@@ -19,6 +19,7 @@ turned: tuple[Tensor, Tensor] = PF.rotary_embedding(x[None], x[None], weight, we
 slopes: Tensor = PF.alibi_slopes(8)
 both: tuple[Tensor, Tensor] = PF.add_layer_norm(x, x, [8])
 dropped: Tensor = PF.dropout(x, 0.1)
+channels: Tensor = PF.feature_alpha_dropout(PF.dropout1d(x, 0.1), 0.1, training=True)
 active: Tensor = PF.mish(PF.gelu(PF.relu(x, inplace=True), approximate="tanh"))
 attended: Tensor = PF.scaled_dot_product_attention(x, x, x, is_causal=True, scale=0.5)
 matrix: Tensor = PF.attention_weights(x, x, dropout_p=0.1)

@@ -28,6 +28,11 @@ SMALL = [  # name, constructor arguments, input shape
     ("LayerNorm", (16,), {"elementwise_affine": False}, (4, 16)),
     ("Dropout", (0.0,), {}, (4, 16)),
     ("Dropout", (1.0,), {}, (4, 16)),
+    ("Dropout1d", (1.0,), {}, (4, 6, 8)),
+    ("Dropout2d", (1.0,), {"inplace": False}, (2, 3, 4, 4)),
+    ("Dropout3d", (0.0,), {}, (2, 3, 2, 4, 4)),
+    ("AlphaDropout", (1.0,), {}, (4, 16)),
+    ("FeatureAlphaDropout", (1.0,), {}, (4, 16)),
     *((name, args, {}, (4, 16)) for name, args in activations.MODULES),
 ]
 COMPOSED = [
@@ -248,6 +253,8 @@ def own_cases():
             "LayerNorm": (nn.LayerNorm(16), (x,), {}),
             "RMSNorm": (nn.RMSNorm(16), (x,), {}),
             "Dropout": (nn.Dropout(0.5), (x,), {}),
+            "Dropout1d": (nn.Dropout1d(0.5), (x,), {}),
+            "FeatureAlphaDropout": (nn.FeatureAlphaDropout(0.5), (x,), {}),
             "ReLU": (nn.ReLU(), (x,), {}),
             "GELU": (nn.GELU(), (x,), {}),
             "SiLU": (nn.SiLU(), (x,), {}),
@@ -299,7 +306,8 @@ def test_ours_is_ours(case, training, monkeypatch):
     with use("cpu"), torch.set_grad_enabled(training):
         call()  # whatever is set up once
         seen = operations(call)
-    allowed = ALLOWED if training else ALLOWED | {"dropout"}  # in evaluation it is the identity
+    identities = {"dropout", "feature_dropout", "feature_alpha_dropout"}  # in evaluation
+    allowed = ALLOWED if training else ALLOWED | identities
     assert seen <= allowed, f"torch computed: {sorted(seen - allowed)}"
 
 

@@ -1,2 +1,3 @@
 #include "activation.h"
 #include "dropout.h"
+#include "dropout_forms.h"

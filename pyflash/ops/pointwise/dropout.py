@@ -18,13 +18,16 @@ from pyflash.ops.core.registry import Op
 OPERATION = Operation("dropout", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.dropout_rules)
 
 
-def _reference(x, seed, p):
-    n = x.numel()
-    counter = torch.arange((n + 63) // 64 * 16, device=x.device)
+def words_of(seed, n):
+    """The words of elements 0 to n - 1, in the order of memory; int64."""
+    counter = torch.arange((n + 63) // 64 * 16, device=seed.device)
     zero = torch.zeros_like(counter)
     words = torch.stack(philox_words(seed, (counter & LOW, counter >> 32, zero, zero)))  # [4, blocks * 16]
-    words = words.view(4, -1, 16).transpose(0, 1).reshape(-1)[:n]  # in the order of the elements in memory
-    factor = (words >= threshold(p)).to(acc_dtype(x.dtype))
+    return words.view(4, -1, 16).transpose(0, 1).reshape(-1)[:n]
+
+
+def _reference(x, seed, p):
+    factor = (words_of(seed, x.numel()) >= threshold(p)).to(acc_dtype(x.dtype))
     factor = factor * keep_scale(p)
     return ((x * factor.as_strided(x.shape, x.stride())).to(x.dtype),)
 

@@ -9,12 +9,15 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.ops.core.public import stands_for
 from pyflash.ops.pointwise import functions
 from pyflash.ops.pointwise.dropout import dropout
+from pyflash.ops.pointwise.dropout_forms import alpha_dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from pyflash.ops.pointwise.functions import *  # noqa: F403
 
-__all__ = ["dropout"]
+__all__ = ["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"]
 __all__ += functions.__all__
 
 stands_for({F.dropout: dropout})
+for _form in (alpha_dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout):
+    stands_for({getattr(F, _form.__name__): _form})
 for _row in ACTIVATIONS.values():  # F.tanh and F.sigmoid reach a mode as the tensor methods that they call
     _ours = getattr(functions, _row.function)
     stands_for(dict.fromkeys({getattr(F, _row.function), *_row.torch_functions}, _ours))
