@@ -29,7 +29,7 @@ from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear
 from benchmarks.operations.embedding import embedding
 from benchmarks.operations.norm import _norms
-from benchmarks.operations.pointwise import activation, dropout
+from benchmarks.operations.pointwise import activation, dropout, dropout2d
 from benchmarks.operations.recurrent import rnn
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
@@ -113,6 +113,8 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return embedding.OPERATION, case(embedding.Shape(*sizes))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
+    if point.operation == "dropout2d":  # of 256 elements each
+        return dropout2d.OPERATION, case(dropout2d.Shape(8, sizes[0] >> 11, 16))
     if point.operation == "rnn":
         cell, module = kind.split()
         steps, batch, hidden = sizes
@@ -182,6 +184,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
+    channels = (1 << 12, 1 << 16, 1 << 20, 1 << 23)
+    yield from grid(["dropout2d"], [""], ["float32", "float64", *HALVES], ["any"], channels)
     yield from grid(["embedding"], [""], ["float32", "bfloat16"], BOTH, (16, 256, 4096), (128, 2048, 32768), (64, 768))
     yield from grid(["embedding"], [""], ["float64", "float16"], BOTH, (4096,), (2048,), (64, 768))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (2, 16, 128), (1, 8, 64), (32, 128, 512))
@@ -200,6 +204,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
+    yield from grid(["dropout2d"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
     yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))

@@ -26,6 +26,7 @@ SIZES = {
     linear.rules: [(*sizes, t) for sizes in itertools.product((0, 1, 7, 1 << 40), repeat=3) for t in (False, True)],
     pointwise.activation_rules("tanh"): [(0, False), (1, True), (1 << 40, False)],
     pointwise.dropout_rules: [0, 1, 1 << 40],
+    pointwise.channel_dropout_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     embedding.rules: [(0, 0, 0, False), (1, 1, 5, True), (1 << 20, 1 << 20, 1 << 10, True), embedding.RENORMALISED],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
@@ -294,7 +295,7 @@ def size_of(point):
     if point.operation in ("linear", "linear_act"):
         rows, inner, columns = point.sizes
         return rows, columns, inner, training
-    if point.operation == "dropout":
+    if point.operation in ("dropout", "dropout2d"):
         return point.sizes[0]
     if point.operation == "attention":
         return attention.Size(point.kind, *point.sizes, training)
@@ -343,7 +344,7 @@ def test_the_walk_answers_for_every_operation_that_has_a_rule(monkeypatch):
     monkeypatch.setattr(tables, "table", lambda family: groups)
     points = explain.measured("cpu", backends.OPERATIONS)["points"]
     without = {name for name, operation in backends.OPERATIONS.items() if not operation.rules}
-    assert without == {"attention_decode", "attention_varlen"}  # always ours
+    assert without == {"attention_decode", "attention_varlen", "rotary_embedding"}  # always ours
     assert {name for name, count in points.items() if not count} == without
 
 

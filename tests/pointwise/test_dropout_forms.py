@@ -149,7 +149,7 @@ def test_torchs_rules(backend, name):
                 function(x, p, True)
         with pytest.raises(TypeError):
             function(x, "half", True)
-        for wrong in ((torch.ones(3), 0.5, True), (torch.arange(6).view(FORMS[name][:0] + (1, 2, 3)), 0.5, True)):
+        for wrong in ((torch.ones(3), 0.5, True), (torch.arange(6).view(1, 2, 3), 0.5, True)):
             raised = []
             for f in (function, theirs):
                 with warnings.catch_warnings():

@@ -19,9 +19,9 @@ from pyflash.ops.core.philox import draw_seed
 from pyflash.ops.core.registry import Op
 from pyflash.ops.pointwise.dropout import words_of
 
+_RULES = {"alpha_dropout": auto.dropout_rules, **dict.fromkeys(auto.CHANNEL_DROPOUTS, auto.channel_dropout_rules)}
 OPERATION = {
-    name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.dropout_rules)
-    for name in auto.DROPOUT_FORMS
+    name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=rules) for name, rules in _RULES.items()
 }
 
 
