@@ -71,6 +71,8 @@ SHORT = (
     "sm90/linear/bfloat16/wgrad",
     "sm90/layer_norm/bfloat16/32768",
     "sm90/rms_norm/bfloat16/4096",
+    "sm90/embedding/bfloat16",
+    "sm90/rotary/bfloat16",
     "sm100/attention/bfloat16/64",
     "sm100/decode/bfloat16/128",
     "sm100/linear/bfloat16/gelu",
@@ -117,6 +119,8 @@ def cases():
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
             add(arch, rms_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
+        add(arch, embedding, "bfloat16", dtype="bfloat16")
+        add(arch, rotary, "bfloat16", dtype="bfloat16")
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -228,6 +232,27 @@ def rms_norm(empty, dtype, cols):
     rstd = empty(1024)
     kernels.rms_norm_fwd(x, None, weight, 1e-6, y, None, rstd)
     kernels.rms_norm_bwd(y, None, x, weight, rstd, True, True, dx, dweight)
+
+
+def embedding(empty, dtype):
+    """BERT's words, 8 x 512 of them: look-up, gradient and renormalised rows."""
+    from pyflash.kernels.embedding import embedding as kernels
+
+    weight, dweight = (empty(30522, 768, dtype=dtype) for _ in range(2))
+    y, indices = empty(4096, 768, dtype=dtype), empty(4096, dtype="int64")
+    kernels.embedding_fwd(weight, indices, y)
+    kernels.embedding_bwd(y, indices, 30522, 0, False, dweight)
+    kernels.embedding_renorm(weight, indices, 1.0, 2.0, y)
+
+
+def rotary(empty, dtype):
+    """Llama's: views of projections, each with both ways to pair elements."""
+    from pyflash.kernels.embedding import rotary as kernels
+
+    x, y = (empty(1, 2048, 32, 128, dtype=dtype).transpose(1, 2) for _ in range(2))
+    cos, sin = empty(1, 2048, 64), empty(1, 2048, 64)
+    for interleaved in (True, False):  # one row of the table: the last
+        kernels.rotary(x, cos, sin, interleaved, False, y)
 
 
 def row_wise(empty, dtype):

@@ -27,8 +27,18 @@ from benchmarks import harness, machine
 from benchmarks.check import Reference, Wrong
 from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear
+from benchmarks.operations.embedding import embedding
 from benchmarks.operations.norm import _norms
-from benchmarks.operations.pointwise import _gates, activation, bias_act, bias_act_dropout_add, dropout, prelu, rrelu
+from benchmarks.operations.pointwise import (
+    _gates,
+    activation,
+    bias_act,
+    bias_act_dropout_add,
+    dropout,
+    dropout2d,
+    prelu,
+    rrelu,
+)
 from benchmarks.operations.recurrent import rnn
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
@@ -110,8 +120,12 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return load(alone), case(_norms.Shape(*sizes, alone != point.operation))
     if point.operation in FUSED:
         return load(point.operation), case(FUSED[point.operation](*sizes))
+    if point.operation == "embedding":
+        return embedding.OPERATION, case(embedding.Shape(*sizes))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
+    if point.operation == "dropout2d":  # of 256 elements each
+        return dropout2d.OPERATION, case(dropout2d.Shape(8, sizes[0] >> 11, 16))
     if point.operation == "rnn":
         cell, module = kind.split()
         steps, batch, hidden = sizes
@@ -196,6 +210,10 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
+    channels = (1 << 12, 1 << 16, 1 << 20, 1 << 23)
+    yield from grid(["dropout2d"], [""], ["float32", "float64", *HALVES], ["any"], channels)
+    yield from grid(["embedding"], [""], ["float32", "bfloat16"], BOTH, (16, 256, 4096), (128, 2048, 32768), (64, 768))
+    yield from grid(["embedding"], [""], ["float64", "float16"], BOTH, (4096,), (2048,), (64, 768))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (2, 16, 128), (1, 8, 64), (32, 128, 512))
     yield from grid(["rnn"], LAYERS, ["float64", *HALVES], BOTH, (4, 64), (1, 32), (64, 256))
     yield from grid(["rnn"], (*LAYERS, *CELLS), ["float32"], ["training"], (1,), (1, 64), (64, 512))
@@ -211,8 +229,9 @@ def gpu_grid() -> Iterator[Point]:
     yield from attentions(["weights"], dtypes, ["inference"], (32,), squares(512, 2048))
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
-    yield from grid(["dropout", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
+    yield from grid(["dropout", "dropout2d", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
     yield from grid([name for name in FUSED if name != "rrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 

@@ -27,6 +27,16 @@ def dropout_block(dtype):
     return POINTWISE_BLOCK if INTERPRETED.value else 128 * 4 * 16 // dtype.itemsize
 
 
+# Indices that a program of the sort counts: one element of a table of 16 digits for each is in registers.
+SORT_BLOCK = 64 if INTERPRETED.value else 512
+
+
+def embedding_block(cols):
+    """Rows of a table that a program copies, and how much of each: 2048 elements together."""
+    block_n = min(triton.next_power_of_2(cols), 64 if INTERPRETED.value else 1024)
+    return dict(BLOCK_M=max(1, min(64, 2048 // block_n)), BLOCK_N=block_n)
+
+
 @functools.cache
 def arch(device):
     """The row set for a device: "interpreter", "sm80", "sm86", "sm90" or "sm100"."""

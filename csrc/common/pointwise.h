@@ -148,3 +148,19 @@ struct BiasActBwd {
   Epilogue epilogue;
   Dtype dtype;
 };
+
+// ---- dropout's other forms: y = x (kept ? keep_scale : 0) + (kept ? kept_shift : dropped_shift) ----
+//
+// x is dense, [batch, channels, inner] or, channels last, [batch, inner, channels]. With `factors` a whole channel is
+// kept or not, and the word is that of element `batch * channels + channel` above; else each element has its own.
+struct DropoutForm {
+  const void* x;        // dtype
+  const int64_t* seed;  // [1]
+  void* y;              // dtype; may alias x
+  void* factors;        // workspace [batch * channels], double for double, else float; or null
+  int64_t batch, channels, inner;
+  bool is_channels_last;
+  uint32_t drop_below;
+  double keep_scale, kept_shift, dropped_shift;
+  Dtype dtype;
+};

@@ -82,3 +82,18 @@ def rrelu_rules(where, elements: int, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     return SMALL if elements < (GPU_ELEMENTS if where.is_gpu else MIN_DROPPED) else ""
+
+
+# Of whole channels torch draws few numbers and makes two passes or more, where ours is one: on two busy Zen 5 cores, 6 M
+# elements, times torch's speed: dropout2d 1.0 to 1.25, feature_alpha_dropout 1.4 to 2.
+CHANNEL_DROPOUTS = ("dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout")
+MIN_DROPPED_CHANNELS = 65536  # elements
+
+
+@tables.remembered
+def channel_dropout_rules(where, elements: int, dtype) -> str:
+    """As dropout_rules, of whole channels."""
+    ours = tables.ours(where, "dropout2d", "", dtype, "any", (elements,))
+    if ours is not None:
+        return "" if ours else MEASURED
+    return SMALL if elements < (GPU_ELEMENTS if where.is_gpu else MIN_DROPPED_CHANNELS) else ""

@@ -91,6 +91,10 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "activation", (pointwise.MEASURED_AS[name],)
     if cell in ("lstm", "gru", "rnn"):
         return "rnn", (f"{cell} {'layers' if cell == name else 'cell'}",)
+    if name in pointwise.CHANNEL_DROPOUTS:
+        return "dropout2d", ("",)
+    if name == "alpha_dropout":  # draws a number for each element, as serially in torch
+        return "dropout", ("",)
     if name == "attention_weights":
         return "attention", ("weights",)
     return name, ("plain", "causal", "mask", "dropout") if name == "attention" else ("",)

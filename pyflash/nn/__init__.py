@@ -1,11 +1,11 @@
 """torch.nn's names, with ours where we have one: `import pyflash.nn as nn`.
 
-Names that are not ours (Module, ModuleList, Embedding, ...) are torch.nn's own.
+Names that are not ours (Module, ModuleList, Parameter, ...) are torch.nn's own.
 """
 
 import torch
 
-from pyflash.nn import activation, container, dropout, linear, normalization, positional, rnn, transformer
+from pyflash.nn import activation, container, dropout, linear, normalization, positional, rnn, sparse, transformer
 from pyflash.nn.activation import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
@@ -13,6 +13,7 @@ from pyflash.nn.linear import *  # noqa: F403
 from pyflash.nn.normalization import *  # noqa: F403
 from pyflash.nn.positional import *  # noqa: F403
 from pyflash.nn.rnn import *  # noqa: F403
+from pyflash.nn.sparse import *  # noqa: F403
 from pyflash.nn.transformer import *  # noqa: F403
 
 __all__: list[str] = []
@@ -23,6 +24,7 @@ __all__ += linear.__all__
 __all__ += normalization.__all__
 __all__ += positional.__all__
 __all__ += rnn.__all__
+__all__ += sparse.__all__
 __all__ += transformer.__all__
 
 

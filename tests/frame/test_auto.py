@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyflash.functional as PF
-from pyflash.auto import attention, linear, pointwise, processor, tables
+from pyflash.auto import attention, embedding, linear, pointwise, processor, tables
 from pyflash.auto import norm as layer_norm
 from pyflash.auto import recurrent as rnn
 from pyflash.auto.minima import minima
@@ -27,7 +27,9 @@ SIZES = {
     pointwise.activation_rules("tanh"): [(0, False), (1, True), (1 << 40, False)],
     pointwise.dropout_rules: [0, 1, 1 << 40],
     pointwise.rrelu_rules: [0, 1, 1 << 40],
+    pointwise.channel_dropout_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
+    embedding.rules: [(0, 0, 0, False), (1, 1, 5, True), (1 << 20, 1 << 20, 1 << 10, True), embedding.RENORMALISED],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)
@@ -294,7 +296,7 @@ def size_of(point):
     if point.operation in ("linear", "linear_act"):
         rows, inner, columns = point.sizes
         return rows, columns, inner, training
-    if point.operation in ("dropout", "rrelu"):
+    if point.operation in ("dropout", "dropout2d", "rrelu"):
         return point.sizes[0]
     if point.operation == "attention":
         return attention.Size(point.kind, *point.sizes, training)
@@ -343,7 +345,7 @@ def test_the_walk_answers_for_every_operation_that_has_a_rule(monkeypatch):
     monkeypatch.setattr(tables, "table", lambda family: groups)
     points = explain.measured("cpu", backends.OPERATIONS)["points"]
     without = {name for name, operation in backends.OPERATIONS.items() if not operation.rules}
-    assert without == {"attention_decode", "attention_varlen"}  # always ours
+    assert without == {"attention_decode", "attention_varlen", "rotary_embedding"}  # always ours
     assert {name for name, count in points.items() if not count} == without
 
 

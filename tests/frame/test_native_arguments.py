@@ -54,6 +54,11 @@ GATED_BWD = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, -1, 0.0, 0.0, 0)
 EPILOGUE = (0, 1, 1, -1, 0.0, 0.0, 1.0, -1.0, 0, 0, 1.0)
 BIAS_ACT_FWD = (0, 0, 0, 0, *EPILOGUE, 0)
 BIAS_ACT_BWD = (0, 0, 0, 0, 0, 0, *EPILOGUE, 0)
+EMBEDDING_FWD = (0, 0, 0, 0, 1, 4, 4, 1)
+EMBEDDING_BWD = (0, 0, 0, 0, 0, 0, 1, 1, -1, False, 1, 0)
+EMBEDDING_RENORM = (0, 0, 0, 0, 1, 1, 1, 1.0, 2.0, 1, 0)
+DROPOUT_FORM = (0, 0, 0, 0, 0, 1, 1, False, 1, 1.0, 0.0, 0.0, 0)
+ROTARY = (0, 0, 0, 0, (0, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 1), 8, 4, False, False, 0)
 ATTENTION_SHAPE = ((1, 1, 1, 8), 1, 8, 0, 0)
 
 
@@ -134,6 +139,15 @@ def calls():
                 partial(getattr(_cpu, name), wrong(at, number), 1),
             )
         yield f"{name}: second parameter is 'a', expected a number", partial(getattr(_cpu, name), wrong(at + 2, "a"), 1)
+    for name, fields, at in (("embedding_fwd", EMBEDDING_FWD, 7), ("embedding_bwd", EMBEDDING_BWD, 10)):
+        yield (
+            f"{name}: index_type is 2, expected a number from 0 to 1",
+            partial(getattr(_cpu, name), replaced(fields, at, 2), 1),
+        )
+        yield (
+            f"{name}: n is -1, expected 0 or more",
+            partial(getattr(_cpu, name), replaced(fields, 3 if at == 7 else 4, -1), 1),
+        )
     yield (
         "dropout: drop_below is -1, expected a number from 0 to 4294967295",
         partial(_cpu.dropout, replaced(DROPOUT, 4, -1), 1),
@@ -173,6 +187,11 @@ def flat_problems():
     }  # fmt: skip
     yield "bias_act_fwd", _cpu.bias_act_fwd, BIAS_ACT_FWD, 15, {"n": 3, "channels": 5, "inner": 6}
     yield "bias_act_bwd", _cpu.bias_act_bwd, BIAS_ACT_BWD, 17, {"n": 5, "channels": 7, "inner": 8}
+    yield "embedding_renorm", _cpu.embedding_renorm, EMBEDDING_RENORM, 10, {
+        "n": 3, "rows": 4, "cols": 5, "weight_row_stride": 6,
+    }  # fmt: skip
+    yield "dropout_form", _cpu.dropout_form, DROPOUT_FORM, 12, {"batch": 4, "channels": 5, "inner": 6}
+    yield "rotary", _cpu.rotary, ROTARY, 12, {"dim": 8, "half": 9}
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
 

@@ -10,6 +10,9 @@ from pyflash.activations import rows_by
 opinfo = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
 FUNCTIONS = {
+    "nn.functional.embedding": lambda weight, input, **kwargs: PF.embedding(
+        input, weight, **kwargs
+    ),  # as the database's
     "nn.functional.linear": PF.linear,
     "nn.functional.layer_norm": PF.layer_norm,
     **{f"nn.functional.{name}": getattr(PF, name) for name in ("glu", "prelu", "rrelu")},

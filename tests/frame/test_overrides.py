@@ -13,10 +13,16 @@ from pyflash.ops.core import backends
 from tests.frame.test_replace import transformer
 
 CALLS = {
+    "embedding": lambda f: f.embedding(torch.arange(3), torch.eye(8), 1, scale_grad_by_freq=True),
     "linear": lambda f: f.linear(torch.ones(64, 64), torch.ones(8, 64), torch.ones(8)),
     "layer_norm": lambda f: f.layer_norm(torch.eye(8), (8,), torch.ones(8), bias=torch.ones(8), eps=1e-3),
     "rms_norm": lambda f: f.rms_norm(torch.eye(8), (8,), torch.ones(8), eps=1e-3),
     "dropout": lambda f: f.dropout(torch.ones(8, 8), p=1.0),
+    "dropout1d": lambda f: f.dropout1d(torch.ones(8, 8), p=1.0),
+    "dropout2d": lambda f: f.dropout2d(torch.ones(2, 4, 8, 8), p=1.0),
+    "dropout3d": lambda f: f.dropout3d(torch.ones(2, 4, 8, 8, 1), p=1.0),
+    "alpha_dropout": lambda f: f.alpha_dropout(torch.ones(8, 8), 1.0, True),
+    "feature_alpha_dropout": lambda f: f.feature_alpha_dropout(torch.ones(8, 8), 1.0, training=True),
     "scaled_dot_product_attention": lambda f: f.scaled_dot_product_attention(*[torch.eye(8)[None, None]] * 3),
     "relu": lambda f: f.relu(torch.eye(4) - 0.5, inplace=True),
     "gelu": lambda f: f.gelu(torch.eye(4), approximate="tanh"),

@@ -28,6 +28,11 @@ SMALL = [  # name, constructor arguments, input shape
     ("LayerNorm", (16,), {"elementwise_affine": False}, (4, 16)),
     ("Dropout", (0.0,), {}, (4, 16)),
     ("Dropout", (1.0,), {}, (4, 16)),
+    ("Dropout1d", (1.0,), {}, (4, 6, 8)),
+    ("Dropout2d", (1.0,), {"inplace": False}, (2, 3, 4, 4)),
+    ("Dropout3d", (0.0,), {}, (2, 3, 2, 4, 4)),
+    ("AlphaDropout", (1.0,), {}, (4, 16)),
+    ("FeatureAlphaDropout", (1.0,), {}, (4, 16)),
     *((name, args, {}, (4, 16)) for name, args in activations.MODULES),
     ("PReLU", (), {"init": 0.4}, (4, 5, 6)),
     ("PReLU", (5,), {}, (4, 5, 6)),
@@ -77,7 +82,7 @@ def test_every_class_has_its_twins_name():
 
 def test_the_other_names_are_torchs():
     assert nn.Module is torch.nn.Module and nn.ModuleList is torch.nn.ModuleList
-    assert "Embedding" in dir(nn) and nn.Embedding is torch.nn.Embedding
+    assert "Parameter" in dir(nn) and nn.Parameter is torch.nn.Parameter
     with pytest.raises(AttributeError, match="Lineer"):
         _ = nn.Lineer
 
@@ -255,6 +260,8 @@ def own_cases():
             "LayerNorm": (nn.LayerNorm(16), (x,), {}),
             "RMSNorm": (nn.RMSNorm(16), (x,), {}),
             "Dropout": (nn.Dropout(0.5), (x,), {}),
+            "Dropout1d": (nn.Dropout1d(0.5), (x,), {}),
+            "FeatureAlphaDropout": (nn.FeatureAlphaDropout(0.5), (x,), {}),
             "ReLU": (nn.ReLU(), (x,), {}),
             "GELU": (nn.GELU(), (x,), {}),
             "SiLU": (nn.SiLU(), (x,), {}),
@@ -306,7 +313,8 @@ def test_ours_is_ours(case, training, monkeypatch):
     with use("cpu"), torch.set_grad_enabled(training):
         call()  # whatever is set up once
         seen = operations(call)
-    allowed = ALLOWED if training else ALLOWED | {"dropout"}  # in evaluation it is the identity
+    identities = {"dropout", "feature_dropout", "feature_alpha_dropout"}  # in evaluation
+    allowed = ALLOWED if training else ALLOWED | identities
     assert seen <= allowed, f"torch computed: {sorted(seen - allowed)}"
 
 
@@ -314,6 +322,7 @@ def own_functions():
     """Forward and, where there is one, backward of the attention functions that no module is made of alone."""
     q, k, v, packed = (torch.randn(shape, requires_grad=True) for shape in [(1, 2, 6, 8)] * 3 + [(9, 2, 8)])
     bias = torch.randn(6, 6, requires_grad=True)
+    table, angles, words = torch.randn(5, 8, requires_grad=True), torch.randn(6, 4), torch.tensor([[1, 2], [1, 4]])
     offsets, lengths = torch.tensor([0, 4, 9], dtype=torch.int32), torch.tensor([4], dtype=torch.int32)
     options = {"dropout_p": 0.1, "is_causal": True}
 
@@ -323,6 +332,8 @@ def own_functions():
 
     return {
         "attention": lambda: both(*PF.attention(q, k, v, bias, return_lse=True, softcap=2.0, **options)),
+        "embedding": lambda: both(PF.embedding(words, table, 2)),
+        "rotary_embedding": lambda: both(*PF.rotary_embedding(q, k, angles, angles)),
         "attention_weights": lambda: both(PF.attention_weights(q, k, bias, **options)),
         "attention_varlen": lambda: both(
             *PF.attention_varlen(packed, packed, packed, offsets, offsets, 5, 5, return_lse=True, **options)

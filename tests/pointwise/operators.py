@@ -18,6 +18,11 @@ OPERATORS = {
     "activation_bwd": lambda: [(torch.randn(3, 5), torch.randn(3, 5), "leaky_relu", 0.2, 0.0)],
     "bias_act_fwd": lambda: bias_act(lambda like, vector: (vector, like)),
     "bias_act_bwd": lambda: bias_act(lambda like, vector: (like, vector), True),
+    "dropout_form": lambda: [
+        (torch.randn(6, 20), SEED, 0.5, True, False, True),
+        (torch.randn(2, 3, 4, 5), SEED, 0.5, False, True, False),
+        (torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), SEED, 0.5, True, True, True),
+    ],
     "dropout": lambda: [(torch.randn(6, 20), SEED, 0.5)],
     "gated_fwd": lambda: [
         (torch.randn(3, 5), torch.randn(3, 5), False, "silu", 0.0, 0.0),

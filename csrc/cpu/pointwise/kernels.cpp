@@ -3,3 +3,4 @@
 #include "dropout.h"
 #include "gated.h"
 #include "rectifiers.h"
+#include "dropout_forms.h"

@@ -64,7 +64,12 @@ NOT_PLAIN = "only strided floating-point tensors are served"  # said of a tensor
 
 
 def is_plain(tensor) -> bool:
-    """A tensor with memory of its own that a kernel may read: no subclass with its own dispatch, strided, not complex.
+    """A floating-point tensor with memory of its own that a kernel may read."""
+    return is_strided(tensor) and tensor.dtype.is_floating_point
+
+
+def is_strided(tensor) -> bool:
+    """A tensor with memory of its own, of any type: no subclass with its own dispatch, strided, not nested.
 
     Fake and functional tensors of torch.compile and torch.export count: they never reach a kernel.
     """
@@ -75,7 +80,7 @@ def is_plain(tensor) -> bool:
                 return False
         if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and not _is_traced(tensor):
             return False
-    return tensor.layout is torch.strided and tensor.dtype.is_floating_point and not tensor.is_nested
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def device_type(tensor: torch.Tensor) -> str:
@@ -134,6 +139,18 @@ def cache_lengths(operation: str, cache_seqlens: torch.Tensor, max_len: int) -> 
                 f"pyflash.{operation}: cache_seqlens[{i}] is {length}, expected 0 to {max_len}, the length of the caches"
             )
     return lengths
+
+
+def expect_indices(operation: str, indices: torch.Tensor, rows: int) -> None:
+    """Raises IndexError unless all values are rows of a table of so many."""
+    if indices.numel():
+        low, high = (int(value) for value in indices.aminmax())
+        if low < 0 or high >= rows:
+            raise IndexError(wrong_index(operation, low if low < 0 else high, rows))
+
+
+def wrong_index(operation: str, index: int, rows: int) -> str:
+    return f"pyflash.{operation}: index out of range in self: {index}, expected 0 to {rows - 1}, a row of the weight"
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

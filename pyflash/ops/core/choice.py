@@ -57,12 +57,13 @@ class Refused:
 
     LIMIT = 4096  # sizes of a process; sequences have many lengths
 
-    def __init__(self, operation: Operation, size_of, key_of=_shape_of):
+    def __init__(self, operation: Operation, size_of, key_of=_shape_of, decides: int = 0):
         """
+        decides: which of the tensors the device and the type are read of.
         size_of: (are gradients needed, *tensors) -> what the rule takes as the size; None where they do not fit.
         key_of: (*tensors) -> what of them the rule depends on.
         """
-        self.operation, self.size_of, self.key_of = operation, size_of, key_of
+        self.operation, self.size_of, self.key_of, self.decides = operation, size_of, key_of, decides
         self.answers: dict = {}
         _all_refused.append(self)
 
@@ -103,7 +104,7 @@ class Refused:
         return found[training, torch.get_num_threads() == 1]
 
     def _ask(self, *tensors):
-        x = tensors[0]
+        x = tensors[self.decides]
         backend = "cpu" if x.is_cpu else "triton" if x.is_cuda else ""
         if not backend or self.size_of(False, *tensors) is None:
             return None

@@ -20,19 +20,18 @@ OPERATION = Operation(
 )
 
 
-def words_of(x, seed):
-    """The 32-bit word of each element of the dense `x`, int64, laid out as `x`."""
-    n = x.numel()
-    counter = torch.arange((n + 63) // 64 * 16, device=x.device)
+def words_of(seed, n):
+    """The words of elements 0 to n - 1, in the order of memory; int64."""
+    counter = torch.arange((n + 63) // 64 * 16, device=seed.device)
     zero = torch.zeros_like(counter)
     words = torch.stack(philox_words(seed, (counter & LOW, counter >> 32, zero, zero)))  # [4, blocks * 16]
-    words = words.view(4, -1, 16).transpose(0, 1).reshape(-1)[:n]  # in the order of the elements in memory
-    return words.as_strided(x.shape, x.stride())
+    return words.view(4, -1, 16).transpose(0, 1).reshape(-1)[:n]
 
 
 def factors_of(x, seed, p):
     """What each element of the dense `x` is multiplied by, in the accumulation type."""
-    return (words_of(x, seed) >= threshold(p)).to(acc_dtype(x.dtype)) * keep_scale(p)
+    factors = (words_of(seed, x.numel()) >= threshold(p)).to(acc_dtype(x.dtype)) * keep_scale(p)
+    return factors.as_strided(x.shape, x.stride())
 
 
 def _reference(x, seed, p):

@@ -24,7 +24,8 @@ OPERATION = Operation("rrelu", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=a
 
 
 def _reference(d, x, seed, lower, upper):
-    slopes = lower + (upper - lower) * 2.0**-24 * (words_of(x, seed) >> 8).to(acc_dtype(x.dtype))
+    slopes = lower + (upper - lower) * 2.0**-24 * (words_of(seed, x.numel()) >> 8).to(acc_dtype(x.dtype))
+    slopes = slopes.as_strided(x.shape, x.stride())
     return (torch.where(x <= 0, d * slopes, d).to(d.dtype),)
 
 

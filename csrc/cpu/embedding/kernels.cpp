@@ -1,0 +1,3 @@
+#include "gather.h"
+#include "rotary.h"
+#include "scatter.h"

@@ -1,0 +1,1 @@
+"""Look-ups in a table, sums over them, and rotations by position."""

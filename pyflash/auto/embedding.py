@@ -1,0 +1,29 @@
+"""Look-ups in a table: copying rows is torch's as much as ours; their gradient is not."""
+
+from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, processor, tables
+
+SIZES = "(indices, rows and columns of the weight, are gradients needed)"
+MIN_ELEMENTS = 16384  # of the table and of what is looked up, where no table speaks
+RENORMALISED = ("max_norm",)  # in place of a size: torch takes several operations for every row
+COPIES = "torch's own copies rows as fast"
+
+
+def decide(name: str, where: processor.Place, size, dtype) -> str:
+    """size: as SIZES says."""
+    if size == RENORMALISED:
+        return "not measured on a GPU" if where.is_gpu else ""
+    indices, rows, columns, training = size
+    ours = tables.ours(where, name, "", dtype, "training" if training else "inference", (indices, rows, columns))
+    if ours is not None:
+        return "" if ours else MEASURED
+    elements = (indices + rows * training) * columns
+    if where.is_gpu:
+        return "not measured on a GPU" if elements < GPU_ELEMENTS or not training else ""
+    if not training:
+        return COPIES
+    return SMALL if elements < MIN_ELEMENTS else ""
+
+
+@tables.remembered
+def rules(where, size, dtype) -> str:
+    return decide("embedding", where, size, dtype)

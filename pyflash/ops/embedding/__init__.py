@@ -1,0 +1,1 @@
+"""Tables of rows that indices look up: embeddings, alone and in bags; and what is told of positions."""
