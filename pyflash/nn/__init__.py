@@ -5,7 +5,7 @@ Names that are not ours (Module, ModuleList, Embedding, ...) are torch.nn's own.
 
 import torch
 
-from pyflash.nn import activation, container, dropout, linear, normalization, positional, rnn, transformer
+from pyflash.nn import activation, container, dropout, linear, normalization, positional, rnn, transformer, upsampling
 from pyflash.nn.activation import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
@@ -14,6 +14,7 @@ from pyflash.nn.normalization import *  # noqa: F403
 from pyflash.nn.positional import *  # noqa: F403
 from pyflash.nn.rnn import *  # noqa: F403
 from pyflash.nn.transformer import *  # noqa: F403
+from pyflash.nn.upsampling import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += activation.__all__
@@ -24,6 +25,7 @@ __all__ += normalization.__all__
 __all__ += positional.__all__
 __all__ += rnn.__all__
 __all__ += transformer.__all__
+__all__ += upsampling.__all__
 
 
 def __getattr__(name: str):

@@ -1,0 +1,17 @@
+"""What the family offers in pyflash.functional, and which of torch's functions that stands for."""
+
+import torch.nn.functional as F
+
+from pyflash.ops.core.public import stands_for
+from pyflash.ops.resample.interpolate import interpolate, upsample, upsample_bilinear, upsample_nearest
+
+__all__ = ["interpolate", "upsample", "upsample_bilinear", "upsample_nearest"]
+
+stands_for(
+    {
+        F.interpolate: interpolate,
+        F.upsample: upsample,
+        F.upsample_bilinear: upsample_bilinear,
+        F.upsample_nearest: upsample_nearest,
+    }
+)

@@ -1,0 +1,16 @@
+"""Arguments of the family's operators, without the backend, for tests/frame/test_operators.py."""
+
+import torch
+
+
+def interpolate():
+    for transposed in (False, True):
+        for mode, dims in (("bilinear", 2), ("nearest", 3), ("nearest-exact", 1)):
+            sizes = [3, 5, 4][:dims], [6, 7, 9][:dims]
+            x = torch.randn(2, 3, *sizes[transposed])
+            yield x, sizes[1 - transposed], [0.0] * dims, mode, False, False, transposed, False
+    x = torch.randn(2, 3, 8, 9).to(memory_format=torch.channels_last)
+    yield x, [4, 6], [0.0, 0.0], "bicubic", False, True, False, True
+
+
+OPERATORS = {"interpolate": lambda: list(interpolate())}
