@@ -30,7 +30,7 @@ from benchmarks.operations import attention, linear
 from benchmarks.operations.norm import _norms
 from benchmarks.operations.pointwise import activation, dropout
 from benchmarks.operations.recurrent import rnn
-from benchmarks.operations.resample import interpolate
+from benchmarks.operations.resample import interpolate, pad
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
 from pyflash.auto import processor, tables
@@ -113,6 +113,8 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "interpolate":  # to so many elements
         return interpolate.OPERATION, case(interpolate.Shape((1, sizes[0] >> 10, 16, 16), (32, 32), "bilinear"))
+    if point.operation == "pad":
+        return pad.OPERATION, case(pad.Shape((1, sizes[0] >> 10, 30, 30), (1, 1, 1, 1)))
     if point.operation == "rnn":
         cell, module = kind.split()
         steps, batch, hidden = sizes
@@ -183,8 +185,8 @@ def cpu_grid() -> Iterator[Point]:
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
     images = [1 << power for power in (12, 15, 18, 21, 23)]
-    yield from grid(["interpolate"], [""], ["float32", "bfloat16"], BOTH, images)
-    yield from grid(["interpolate"], [""], ["float64", "float16"], BOTH, images[1:4:2])
+    yield from grid(["interpolate", "pad"], [""], ["float32", "bfloat16"], BOTH, images)
+    yield from grid(["interpolate", "pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (2, 16, 128), (1, 8, 64), (32, 128, 512))
     yield from grid(["rnn"], LAYERS, ["float64", *HALVES], BOTH, (4, 64), (1, 32), (64, 256))
     yield from grid(["rnn"], (*LAYERS, *CELLS), ["float32"], ["training"], (1,), (1, 64), (64, 512))
@@ -201,7 +203,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
-    yield from grid(["interpolate"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["interpolate", "pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 

@@ -72,7 +72,8 @@ def _resample(
                 mask2 = mask1 & (tap2 < count2)
                 from2, weight2 = _entry(index2_ptr, weight2_ptr, first2 + tap2, mask2, ACC)
                 at = (((outer * in0 + from0) * in1 + from1) * in2 + from2) * inner + element
-                acc += weight0 * weight1 * weight2 * cast(tl.load(x_ptr + at, mask=mask2, other=0.0), ACC)
+                term = weight0 * weight1 * weight2 * cast(tl.load(x_ptr + at, mask=mask2, other=0.0), ACC)
+                acc = tl.where(tap0 + tap1 + tap2 == 0, term, acc + term)  # 0 + -0 would be 0
     is_empty = (count0 == 0) | (count1 == 0) | (count2 == 0)
     acc = tl.where(is_empty, FILL, acc)
     tl.store(y_ptr + offs, cast(acc, y_ptr.dtype.element_ty), mask=mask)

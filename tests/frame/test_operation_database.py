@@ -12,7 +12,10 @@ opinfo = pytest.importorskip("torch.testing._internal.common_methods_invocations
 FUNCTIONS = {
     "nn.functional.linear": PF.linear,
     "nn.functional.layer_norm": PF.layer_norm,
-    **{f"nn.functional.{name}": getattr(PF, name) for name in ("interpolate", "upsample_nearest", "upsample_bilinear")},
+    **{
+        f"nn.functional.{name}": getattr(PF, name)
+        for name in ("interpolate", "pad", "upsample_nearest", "upsample_bilinear")
+    },
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }

@@ -18,6 +18,7 @@ CALLS = {
     "rms_norm": lambda f: f.rms_norm(torch.eye(8), (8,), torch.ones(8), eps=1e-3),
     "dropout": lambda f: f.dropout(torch.ones(8, 8), p=1.0),
     "interpolate": lambda f: f.interpolate(torch.eye(8)[None, None], scale_factor=2, mode="bilinear"),
+    "pad": lambda f: f.pad(torch.eye(4)[None], (1, 2), mode="reflect"),
     "scaled_dot_product_attention": lambda f: f.scaled_dot_product_attention(*[torch.eye(8)[None, None]] * 3),
     "relu": lambda f: f.relu(torch.eye(4) - 0.5, inplace=True),
     "gelu": lambda f: f.gelu(torch.eye(4), approximate="tanh"),
