@@ -64,6 +64,7 @@ SHORT = (
             "linear/bfloat16/gelu",
             "recurrent/lstm/bfloat16/128",
             "row_wise/bfloat16",
+            "resample/bfloat16",
         )
     ),
     "sm90/attention/bfloat16/64/bias",
@@ -115,6 +116,8 @@ def cases():
         for head_dim in (64, 128):
             add(arch, attention_weights, f"bfloat16/{head_dim}/extras", head_dim=head_dim, **extras)
         add(arch, row_wise, "bfloat16", dtype="bfloat16")
+        for dtype in ("bfloat16", "float32"):
+            add(arch, resample, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
@@ -275,6 +278,16 @@ def row_wise(empty, dtype):
     prelu.prelu_fwd(x, weight, y)
     prelu.prelu_bwd(y, x, weight, True, residual, sums)
     rrelu.rrelu(x, x, seed, 0.1, 0.3, y)
+
+
+def resample(empty, dtype):
+    """An image of twice the size, bilinear; its gradient has the same kernel."""
+    from pyflash.kernels.resample import resample as kernels
+    from pyflash.ops.resample.tables import identity, interpolated
+
+    x, y = empty(8, 64, 64, 64, dtype=dtype), empty(8, 64, 128, 128, dtype=dtype)
+    axis = interpolated("bilinear", False, 64, 128, 0.0, False, False, False)
+    kernels.resample(x, 8 * 64, (identity(1), axis, axis), 1, 0.0, y)
 
 
 class Driver:

@@ -13,6 +13,8 @@ from pyflash.ops.pointwise.functions import *  # noqa: F403  (type checkers do n
 from pyflash.ops.pointwise.public import *  # noqa: F403
 from pyflash.ops.recurrent import public as _recurrent
 from pyflash.ops.recurrent.public import *  # noqa: F403
+from pyflash.ops.resample import public as _resample
+from pyflash.ops.resample.public import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += _attention.__all__
@@ -21,3 +23,4 @@ __all__ += _linear.__all__
 __all__ += _norm.__all__
 __all__ += _pointwise.__all__
 __all__ += _recurrent.__all__
+__all__ += _resample.__all__

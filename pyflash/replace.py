@@ -30,7 +30,10 @@ _CONTAINERS = (
     torch.nn.ParameterDict,
     ParametrizationList,
 )
-_NOTHING_TO_SERVE = (torch.nn.Identity, torch.nn.Flatten, torch.nn.Unflatten)  # no arithmetic
+_NOTHING_TO_SERVE = (  # no arithmetic
+    torch.nn.Identity, torch.nn.Flatten, torch.nn.Unflatten,
+    torch.nn.PixelShuffle, torch.nn.PixelUnshuffle, torch.nn.ChannelShuffle,
+)  # fmt: skip
 _NO_CLASS = "no class of ours yet"
 _NOTHING_TO_FUSE = "no Linear with an activation behind it"
 _OUT_PROJ = nn.linear.NonDynamicallyQuantizableLinear

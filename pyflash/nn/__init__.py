@@ -5,16 +5,30 @@ Names that are not ours (Module, ModuleList, Parameter, ...) are torch.nn's own.
 
 import torch
 
-from pyflash.nn import activation, container, dropout, linear, normalization, positional, rnn, sparse, transformer
+from pyflash.nn import (
+    activation,
+    container,
+    dropout,
+    linear,
+    normalization,
+    padding,
+    positional,
+    rnn,
+    sparse,
+    transformer,
+    upsampling,
+)
 from pyflash.nn.activation import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
 from pyflash.nn.linear import *  # noqa: F403
 from pyflash.nn.normalization import *  # noqa: F403
+from pyflash.nn.padding import *  # noqa: F403
 from pyflash.nn.positional import *  # noqa: F403
 from pyflash.nn.rnn import *  # noqa: F403
 from pyflash.nn.sparse import *  # noqa: F403
 from pyflash.nn.transformer import *  # noqa: F403
+from pyflash.nn.upsampling import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += activation.__all__
@@ -22,10 +36,12 @@ __all__ += container.__all__
 __all__ += dropout.__all__
 __all__ += linear.__all__
 __all__ += normalization.__all__
+__all__ += padding.__all__
 __all__ += positional.__all__
 __all__ += rnn.__all__
 __all__ += sparse.__all__
 __all__ += transformer.__all__
+__all__ += upsampling.__all__
 
 
 def __getattr__(name: str):

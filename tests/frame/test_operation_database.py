@@ -16,10 +16,20 @@ FUNCTIONS = {
     "nn.functional.linear": PF.linear,
     "nn.functional.layer_norm": PF.layer_norm,
     **{f"nn.functional.{name}": getattr(PF, name) for name in ("glu", "prelu", "rrelu")},
+    **{
+        f"nn.functional.{name}": getattr(PF, name)
+        for name in ("interpolate", "pad", "upsample_nearest", "upsample_bilinear")
+    },
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }
-INFOS = [info for info in opinfo.op_db if info.name in FUNCTIONS and not info.variant_test_name]
+VARIANTS = ("nn.functional.interpolate", "nn.functional.pad")  # of modes, each with arguments of its own
+INFOS = [
+    info
+    for info in opinfo.op_db
+    if info.name in FUNCTIONS and (not info.variant_test_name or info.name in VARIANTS)
+    if info.variant_test_name != "area"  # torch's
+]
 
 
 def leaves(sample, dtype):

@@ -23,6 +23,8 @@ CALLS = {
     "dropout3d": lambda f: f.dropout3d(torch.ones(2, 4, 8, 8, 1), p=1.0),
     "alpha_dropout": lambda f: f.alpha_dropout(torch.ones(8, 8), 1.0, True),
     "feature_alpha_dropout": lambda f: f.feature_alpha_dropout(torch.ones(8, 8), 1.0, training=True),
+    "interpolate": lambda f: f.interpolate(torch.eye(8)[None, None], scale_factor=2, mode="bilinear"),
+    "pad": lambda f: f.pad(torch.eye(4)[None], (1, 2), mode="reflect"),
     "scaled_dot_product_attention": lambda f: f.scaled_dot_product_attention(*[torch.eye(8)[None, None]] * 3),
     "relu": lambda f: f.relu(torch.eye(4) - 0.5, inplace=True),
     "gelu": lambda f: f.gelu(torch.eye(4), approximate="tanh"),

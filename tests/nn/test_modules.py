@@ -26,6 +26,16 @@ SMALL = [  # name, constructor arguments, input shape
     ("RMSNorm", ((3, 7),), {"eps": 1e-3}, (4, 3, 7)),
     ("RMSNorm", (16,), {"elementwise_affine": False}, (4, 16)),
     ("LayerNorm", (16,), {"elementwise_affine": False}, (4, 16)),
+    ("Upsample", (), {"scale_factor": 2, "mode": "bilinear"}, (1, 2, 5, 6)),
+    ("Upsample", ((3, 4, 5),), {"mode": "trilinear", "align_corners": True}, (1, 2, 5, 6, 3)),
+    ("UpsamplingNearest2d", ((7, 9),), {}, (1, 2, 5, 6)),
+    ("UpsamplingBilinear2d", (None, 2), {}, (1, 2, 5, 6)),
+    *(
+        (f"{kind}Pad{dims}d", (2, *value), {}, (1, 2, *(5, 4, 6)[:dims]))
+        for kind, *value in (("Zero",), ("Constant", 3.5), ("Reflection",), ("Replication",), ("Circular",))
+        for dims in (1, 2, 3)
+    ),
+    ("ReflectionPad2d", ((1, 2, 3, 0),), {}, (2, 5, 6)),
     ("Dropout", (0.0,), {}, (4, 16)),
     ("Dropout", (1.0,), {}, (4, 16)),
     ("Dropout1d", (1.0,), {}, (4, 6, 8)),
@@ -83,6 +93,7 @@ def test_every_class_has_its_twins_name():
 def test_the_other_names_are_torchs():
     assert nn.Module is torch.nn.Module and nn.ModuleList is torch.nn.ModuleList
     assert "Parameter" in dir(nn) and nn.Parameter is torch.nn.Parameter
+    assert nn.PixelShuffle is torch.nn.PixelShuffle and nn.ChannelShuffle is torch.nn.ChannelShuffle
     with pytest.raises(AttributeError, match="Lineer"):
         _ = nn.Lineer
 
@@ -262,6 +273,8 @@ def own_cases():
             "Dropout": (nn.Dropout(0.5), (x,), {}),
             "Dropout1d": (nn.Dropout1d(0.5), (x,), {}),
             "FeatureAlphaDropout": (nn.FeatureAlphaDropout(0.5), (x,), {}),
+            "ReflectionPad2d": (nn.ReflectionPad2d(2), (x[None],), {}),
+            "Upsample": (nn.Upsample(scale_factor=2, mode="bilinear"), (x[None],), {}),
             "ReLU": (nn.ReLU(), (x,), {}),
             "GELU": (nn.GELU(), (x,), {}),
             "SiLU": (nn.SiLU(), (x,), {}),

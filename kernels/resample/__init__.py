@@ -1,0 +1,1 @@
+"""Resizing and padding: what moves the places of an image."""
