@@ -29,6 +29,7 @@ from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear
 from benchmarks.operations.norm import _norms
 from benchmarks.operations.pointwise import activation, dropout
+from benchmarks.operations.pool import _pools
 from benchmarks.operations.recurrent import rnn
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
@@ -38,6 +39,7 @@ from pyflash.cli._progress import Progress
 from pyflash.ops.core import backends
 from pyflash.ops.linear.linear import OPERATIONS as PRODUCTS
 from pyflash.ops.norm.rows import SIZES as ROWS
+from pyflash.ops.pool.windows import SIZES as WINDOWS
 
 EFFORT = {
     "cpu": harness.Effort(clean=15, seconds=0.3, patience=0.6, rounds=40),
@@ -108,6 +110,8 @@ def declared(point: Point) -> tuple[Operation, Case]:
     if point.operation in NORMS:
         alone = point.operation.removeprefix("add_")
         return load(alone), case(_norms.Shape(*sizes, alone != point.operation))
+    if point.operation in POOLS:
+        return _pools.OPERATION, case(_pools.of_elements(point.operation, *sizes))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "rnn":
@@ -139,6 +143,7 @@ def kinds() -> dict[str, tuple[str, ...]]:
 KINDS = kinds()
 OPERATIONS = tuple(KINDS)
 NORMS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == ROWS)
+POOLS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == WINDOWS)
 
 
 def grid(operations, kinds, dtypes, modes, *axes) -> Iterator[Point]:
@@ -176,6 +181,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["activation"], activations, ["float32"], BOTH, elements)
     yield from grid(["activation"], activations, ["bfloat16"], BOTH, elements[:-1])  # halves the time of these points
     yield from grid(["activation"], activations, ["float64", "float16"], BOTH, (1 << 12, 1 << 20))
+    yield from grid(POOLS, [""], ["float32"], BOTH, [1 << power for power in (10, 13, 16, 19, 22)])
+    yield from grid(POOLS, [""], ["float64", *HALVES], BOTH, (1 << 12, 1 << 20))
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
@@ -194,13 +201,14 @@ def gpu_grid() -> Iterator[Point]:
     yield from attentions(["weights"], dtypes, ["inference"], (32,), squares(512, 2048))
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(POOLS, [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 
 
 def is_small_enough(point: Point, device: str) -> bool:
-    if point.operation in NORMS:
+    if point.operation in (*NORMS, *POOLS):
         return math.prod(point.sizes) <= MOST_ELEMENTS[device]
     operation, case = declared(point)
     return operation.flops(case, MODES[point.mode]) <= MOST_FLOPS[device]

@@ -5,12 +5,13 @@ Names that are not ours (Module, ModuleList, Embedding, ...) are torch.nn's own.
 
 import torch
 
-from pyflash.nn import activation, container, dropout, linear, normalization, positional, rnn, transformer
+from pyflash.nn import activation, container, dropout, linear, normalization, pooling, positional, rnn, transformer
 from pyflash.nn.activation import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
 from pyflash.nn.linear import *  # noqa: F403
 from pyflash.nn.normalization import *  # noqa: F403
+from pyflash.nn.pooling import *  # noqa: F403
 from pyflash.nn.positional import *  # noqa: F403
 from pyflash.nn.rnn import *  # noqa: F403
 from pyflash.nn.transformer import *  # noqa: F403
@@ -21,6 +22,7 @@ __all__ += container.__all__
 __all__ += dropout.__all__
 __all__ += linear.__all__
 __all__ += normalization.__all__
+__all__ += pooling.__all__
 __all__ += positional.__all__
 __all__ += rnn.__all__
 __all__ += transformer.__all__

@@ -42,6 +42,9 @@ def attention_bwd(problem, gradients):
 LINEAR = (0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, -1, 0.0, 0.0, 0)
 LAYER_NORM = (*(0,) * 8, 0, 1, 1, 0, 1e-5, 0)
 LAYER_NORM_BWD = (*(0,) * 10, 0, 1, 1, 0, 1, 0)
+POOL_AXES = ((1, 1, 1, 1, 0, 1),) * 3
+MAX_POOL = (0, 0, 0, 0, 1, *POOL_AXES, 1, 0)
+AVG_POOL = (0, 0, 0, 1, *POOL_AXES, False, 0, 0)
 LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
 ACTIVATION_BWD = (0, *ACTIVATION_FWD)
@@ -120,6 +123,12 @@ def calls():
                 partial(getattr(_cpu, name), wrong(at, number), 1),
             )
         yield f"{name}: second parameter is 'a', expected a number", partial(getattr(_cpu, name), wrong(at + 2, "a"), 1)
+    for name, fields, axis in (("max_pool_fwd", MAX_POOL, 5), ("avg_pool_bwd", AVG_POOL, 4)):
+        yield (
+            f"{name}: depth is None, expected 6 integers",
+            partial(getattr(_cpu, name), replaced(fields, axis, None), 1),
+        )
+    yield "max_pool_bwd: index is 0, expected", partial(_cpu.max_pool_bwd, replaced(MAX_POOL, 8, 0), 1)
     yield (
         "dropout: drop_below is -1, expected a number from 0 to 4294967295",
         partial(_cpu.dropout, replaced(DROPOUT, 4, -1), 1),
@@ -143,6 +152,10 @@ def flat_problems():
     }  # fmt: skip
     yield "activation_fwd", _cpu.activation_fwd, ACTIVATION_FWD, 6, {"n": 2}
     yield "activation_bwd", _cpu.activation_bwd, ACTIVATION_BWD, 7, {"n": 3}
+    for name in ("max_pool_fwd", "max_pool_bwd"):
+        yield name, getattr(_cpu, name), MAX_POOL, 9, {"outer": 3, "inner": 4}
+    for name in ("avg_pool_fwd", "avg_pool_bwd"):
+        yield name, getattr(_cpu, name), AVG_POOL, 9, {"outer": 2, "inner": 3}
     yield "dropout", _cpu.dropout, DROPOUT, 6, {"n": 3}
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
