@@ -74,6 +74,7 @@ SHORT = (
     "sm90/rms_norm/bfloat16/4096",
     "sm90/embedding/bfloat16",
     "sm90/rotary/bfloat16",
+    "sm90/pool/bfloat16/2d",
     "sm100/attention/bfloat16/64",
     "sm100/decode/bfloat16/128",
     "sm100/linear/bfloat16/gelu",
@@ -124,6 +125,7 @@ def cases():
             add(arch, rms_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         add(arch, embedding, "bfloat16", dtype="bfloat16")
         add(arch, rotary, "bfloat16", dtype="bfloat16")
+        add(arch, pool, "bfloat16/2d", dtype="bfloat16")
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -256,6 +258,22 @@ def rotary(empty, dtype):
     cos, sin = empty(1, 2048, 64), empty(1, 2048, 64)
     for interleaved in (True, False):  # one row of the table: the last
         kernels.rotary(x, cos, sin, interleaved, False, y)
+
+
+def pool(empty, dtype):
+    """Windows of 3 x 3 that overlap, on images."""
+    from pyflash.kernels.pool import avg_pool, max_pool
+
+    x, dx, (y, dy) = (
+        *(empty(8, 64, 112, 112, dtype=dtype) for _ in range(2)),
+        [empty(8, 64, 56, 56, dtype=dtype) for _ in range(2)],
+    )
+    indices = empty(8, 64, 56, 56, dtype="int32")
+    windows = (56, 56), (3, 3), (2, 2), (1, 1)
+    max_pool.max_pool_fwd(x, *windows, (1, 1), 32, y, indices)
+    max_pool.max_pool_bwd(dy, indices, x.shape, False, *windows, (1, 1), dx)
+    avg_pool.avg_pool_fwd(x, *windows, True, 0, y)
+    avg_pool.avg_pool_bwd(dy, x.shape, False, *windows, True, 0, dx)
 
 
 def row_wise(empty, dtype):

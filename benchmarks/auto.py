@@ -39,6 +39,7 @@ from benchmarks.operations.pointwise import (
     prelu,
     rrelu,
 )
+from benchmarks.operations.pool import _pools
 from benchmarks.operations.recurrent import rnn
 from benchmarks.operations.resample import interpolate, pad
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
@@ -49,6 +50,7 @@ from pyflash.cli._progress import Progress
 from pyflash.ops.core import backends
 from pyflash.ops.linear.linear import OPERATIONS as PRODUCTS
 from pyflash.ops.norm.rows import SIZES as ROWS
+from pyflash.ops.pool.windows import SIZES as WINDOWS
 
 EFFORT = {
     "cpu": harness.Effort(clean=15, seconds=0.3, patience=0.6, rounds=40),
@@ -123,6 +125,8 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return load(point.operation), case(FUSED[point.operation](*sizes))
     if point.operation == "embedding":
         return embedding.OPERATION, case(embedding.Shape(*sizes))
+    if point.operation in POOLS:
+        return _pools.OPERATION, case(_pools.of_elements(point.operation, *sizes))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "dropout2d":  # of 256 elements each
@@ -171,6 +175,7 @@ def kinds() -> dict[str, tuple[str, ...]]:
 KINDS = kinds()
 OPERATIONS = tuple(KINDS)
 NORMS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == ROWS)
+POOLS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == WINDOWS)
 
 
 def grid(operations, kinds, dtypes, modes, *axes) -> Iterator[Point]:
@@ -212,6 +217,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(fused, [""], ["float32", "bfloat16"], BOTH, (1 << 14, 1 << 17, 1 << 20, 1 << 23))
     yield from grid(fused, [""], ["float64", "float16"], BOTH, (1 << 14, 1 << 20))
     yield from grid(["rrelu"], [""], ["float32", "float64", *HALVES], ["any"], (1 << 12, 1 << 20))
+    yield from grid(POOLS, [""], ["float32"], BOTH, [1 << power for power in (10, 13, 16, 19, 22)])
+    yield from grid(POOLS, [""], ["float64", *HALVES], BOTH, (1 << 12, 1 << 20))
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
@@ -241,12 +248,13 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid([name for name in FUSED if name != "rrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
     yield from grid(["interpolate", "pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(POOLS, [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 
 
 def is_small_enough(point: Point, device: str) -> bool:
-    if point.operation in NORMS:
+    if point.operation in (*NORMS, *POOLS):
         return math.prod(point.sizes) <= MOST_ELEMENTS[device]
     operation, case = declared(point)
     return operation.flops(case, MODES[point.mode]) <= MOST_FLOPS[device]

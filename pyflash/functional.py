@@ -11,6 +11,8 @@ from pyflash.ops.norm.public import *  # noqa: F403
 from pyflash.ops.pointwise import public as _pointwise
 from pyflash.ops.pointwise.functions import *  # noqa: F403  (type checkers do not follow the next line there)
 from pyflash.ops.pointwise.public import *  # noqa: F403
+from pyflash.ops.pool import public as _pool
+from pyflash.ops.pool.public import *  # noqa: F403
 from pyflash.ops.recurrent import public as _recurrent
 from pyflash.ops.recurrent.public import *  # noqa: F403
 from pyflash.ops.resample import public as _resample
@@ -22,5 +24,6 @@ __all__ += _embedding.__all__
 __all__ += _linear.__all__
 __all__ += _norm.__all__
 __all__ += _pointwise.__all__
+__all__ += _pool.__all__
 __all__ += _recurrent.__all__
 __all__ += _resample.__all__

@@ -12,6 +12,7 @@ from pyflash.nn import (
     linear,
     normalization,
     padding,
+    pooling,
     positional,
     rnn,
     sparse,
@@ -24,6 +25,7 @@ from pyflash.nn.dropout import *  # noqa: F403
 from pyflash.nn.linear import *  # noqa: F403
 from pyflash.nn.normalization import *  # noqa: F403
 from pyflash.nn.padding import *  # noqa: F403
+from pyflash.nn.pooling import *  # noqa: F403
 from pyflash.nn.positional import *  # noqa: F403
 from pyflash.nn.rnn import *  # noqa: F403
 from pyflash.nn.sparse import *  # noqa: F403
@@ -37,6 +39,7 @@ __all__ += dropout.__all__
 __all__ += linear.__all__
 __all__ += normalization.__all__
 __all__ += padding.__all__
+__all__ += pooling.__all__
 __all__ += positional.__all__
 __all__ += rnn.__all__
 __all__ += sparse.__all__

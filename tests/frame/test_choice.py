@@ -373,7 +373,7 @@ def test_what_is_no_tensor_is_a_type_error(backend, bad):
     w, g, l, i = torch.randn(2, 2), torch.randn(6, 2), torch.randn(8, 2), torch.tensor([0, 1])
     calls = [
         lambda: PF.linear(bad, w), lambda: PF.linear(w, bad), lambda: PF.linear_act(bad, w), lambda: PF.relu(bad),
-        lambda: PF.gelu(bad), lambda: PF.silu(bad), lambda: PF.layer_norm(bad, (2,)), lambda: PF.dropout(bad, 0.5),
+        lambda: PF.max_pool2d(bad, 2), lambda: PF.gelu(bad), lambda: PF.silu(bad), lambda: PF.layer_norm(bad, (2,)), lambda: PF.dropout(bad, 0.5),
         lambda: PF.scaled_dot_product_attention(bad, bad, bad), lambda: PF.scaled_dot_product_attention(w, w, bad),
         lambda: PF.attention(w, bad, w), lambda: PF.attention_weights(w, bad), lambda: PF.add_layer_norm(w, bad, (2,)),
         lambda: PF.attention_varlen(w[None], w[None], bad, i, i, 1, 1), lambda: PF.attention_varlen(w, w, w, bad, i, 1, 1),
@@ -431,6 +431,7 @@ FREED = {  # operations on a tensor whose storage was freed, as FSDP does betwee
     "linear's bias": lambda t: PF.linear(torch.randn(9, 9), torch.randn(9, 9), t(9)),
     "layer_norm": lambda t: PF.layer_norm(t(9, 9), (9,)),
     "layer_norm's weight": lambda t: PF.layer_norm(torch.randn(9, 9), (9,), t(9)),
+    "max_pool2d": lambda t: PF.max_pool2d(t(9, 9, 9), 2),
     "attention": lambda t: PF.attention(torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8), t(1, 1, 9, 8)),
     "attention's slopes": lambda t: PF.attention(*[torch.randn(1, 1, 9, 8)] * 3, alibi_slopes=t(1)),
     "lstm": lambda t: PF.lstm(t(5, 3, 4), None, [torch.randn(16, 4), torch.randn(16, 4)]),

@@ -52,6 +52,7 @@ FAMILIES = {  # in ops and kernels: the other families that one may import from,
     "norm": set(),
     "linear": {"pointwise"},
     "attention": {"linear", "pointwise"},
+    "pool": set(),
     "recurrent": {"linear", "pointwise"},
     "resample": set(),
 }

@@ -42,6 +42,9 @@ def attention_bwd(problem, gradients):
 LINEAR = (0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, -1, 0.0, 0.0, 0)
 LAYER_NORM = (*(0,) * 8, 0, 1, 1, 0, 1e-5, 0)
 LAYER_NORM_BWD = (*(0,) * 10, 0, 1, 1, 0, 1, 0)
+POOL_AXES = ((1, 1, 1, 1, 0, 1),) * 3
+MAX_POOL = (0, 0, 0, 0, 1, *POOL_AXES, 1, 0)
+AVG_POOL = (0, 0, 0, 1, *POOL_AXES, False, 0, 0)
 LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
 ACTIVATION_BWD = (0, *ACTIVATION_FWD)
@@ -148,6 +151,12 @@ def calls():
             f"{name}: n is -1, expected 0 or more",
             partial(getattr(_cpu, name), replaced(fields, 3 if at == 7 else 4, -1), 1),
         )
+    for name, fields, axis in (("max_pool_fwd", MAX_POOL, 5), ("avg_pool_bwd", AVG_POOL, 4)):
+        yield (
+            f"{name}: depth is None, expected 6 integers",
+            partial(getattr(_cpu, name), replaced(fields, axis, None), 1),
+        )
+    yield "max_pool_bwd: index is 0, expected", partial(_cpu.max_pool_bwd, replaced(MAX_POOL, 8, 0), 1)
     yield (
         "dropout: drop_below is -1, expected a number from 0 to 4294967295",
         partial(_cpu.dropout, replaced(DROPOUT, 4, -1), 1),
@@ -171,6 +180,10 @@ def flat_problems():
     }  # fmt: skip
     yield "activation_fwd", _cpu.activation_fwd, ACTIVATION_FWD, 6, {"n": 2}
     yield "activation_bwd", _cpu.activation_bwd, ACTIVATION_BWD, 7, {"n": 3}
+    for name in ("max_pool_fwd", "max_pool_bwd"):
+        yield name, getattr(_cpu, name), MAX_POOL, 9, {"outer": 3, "inner": 4}
+    for name in ("avg_pool_fwd", "avg_pool_bwd"):
+        yield name, getattr(_cpu, name), AVG_POOL, 9, {"outer": 2, "inner": 3}
     yield "dropout", _cpu.dropout, DROPOUT, 6, {"n": 3}
     yield "prelu_fwd", _cpu.prelu_fwd, PRELU_FWD, 6, {"n": 3, "channels": 4, "inner": 5}
     yield "prelu_bwd", _cpu.prelu_bwd, PRELU_BWD, 9, {"n": 6, "channels": 7, "inner": 8}

@@ -20,6 +20,7 @@ FUNCTIONS = {
         f"nn.functional.{name}": getattr(PF, name)
         for name in ("interpolate", "pad", "upsample_nearest", "upsample_bilinear")
     },
+    **{f"nn.functional.max_pool{n}d": getattr(PF, f"max_pool{n}d") for n in (1, 2, 3)},
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }
@@ -45,11 +46,13 @@ def leaves(sample, dtype):
 def results(function, sample, dtype):
     args, kwargs = leaves(sample, dtype)
     out = function(*args, **kwargs)
+    out, *indices = (out,) if isinstance(out, torch.Tensor) else out
+    others = [t.double() for t in indices]  # exact, and compared as numbers
     wanted = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.requires_grad]
     if not wanted or not out.requires_grad:
-        return (out.detach(),)
+        return (out.detach(), *others)
     dout = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
-    return (out.detach(), *torch.autograd.grad(out, wanted, dout, allow_unused=True))
+    return (out.detach(), *others, *torch.autograd.grad(out, wanted, dout, allow_unused=True))
 
 
 def is_random(sample):

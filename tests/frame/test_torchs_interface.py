@@ -14,6 +14,8 @@ from pyflash.ops.core.public import STANDS_FOR
 
 def parameters_of(function):
     """(name, kind, default) of each parameter; a builtin's from torch's schema of the operator that it calls."""
+    if function in torch._jit_internal.boolean_dispatched:  # one function with the indices, one without
+        function = torch._jit_internal.boolean_dispatched[function]["if_false"]
     try:
         return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
     except ValueError:

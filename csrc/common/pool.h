@@ -1,0 +1,55 @@
+// Pooling: every output is the largest, or the mean, of a window of the input. One, two and three dimensions are three:
+// those that are not there have size 1.
+//
+// A tensor is [outer, depth, height, width, inner], dense: NCHW has all planes in outer and inner 1, channels_last has
+// the batch in outer and the channels in inner.
+#pragma once
+#include <stdint.h>
+
+#include "dtype.h"
+
+// Where the windows of one dimension lie. Window o holds the elements o * stride - padding + t * dilation, t < kernel,
+// as far as they are there; an adaptive one (kernel 0) those from floor(o * in / out) to before ceil((o + 1) * in /
+// out).
+struct PoolAxis {
+  int64_t in, out;
+  int64_t kernel, stride, padding, dilation;
+};
+
+struct PoolShape {
+  int64_t outer, inner;
+  PoolAxis depth, height, width;
+};
+
+// What an index is stored as: the place of an element in its plane, (d * height + h) * width + w.
+enum class PoolIndex : int32_t { none = 0, i32 = 1, i64 = 2 };
+constexpr int kPoolIndices = 3;
+
+struct MaxPoolFwd {
+  const void* x;  // input, dtype
+  void* y;        // output, dtype
+  void* indices;  // output, of which type index says; null with none
+  PoolShape shape;
+  PoolIndex index;
+  Dtype dtype;
+};
+
+struct MaxPoolBwd {
+  const void* dy;       // output, dtype
+  const void* indices;  // output: what the forward wrote
+  void* dx;             // input, dtype
+  PoolShape shape;
+  PoolIndex index;
+  Dtype dtype;
+};
+
+// The mean divides by how many elements the window has. With counts_padding by how many it would have if the padding
+// were elements; a divisor other than 0 replaces both.
+struct AvgPool {
+  const void* from;  // forward: input; backward: output's gradient
+  void* to;          // forward: output; backward: input's gradient
+  PoolShape shape;
+  bool counts_padding;
+  int64_t divisor;
+  Dtype dtype;
+};

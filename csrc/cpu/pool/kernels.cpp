@@ -1,0 +1,2 @@
+#include "avg.h"
+#include "max.h"

@@ -1,0 +1,1 @@
+"""Pooling: windows of an input, and the gradient of windows."""

@@ -1,0 +1,49 @@
+"""Pooling kernels of the CPU. bindings/pool.cpp reads the tuples field by field, in this order."""
+
+from math import prod
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops.core.native import DTYPES
+
+_NOT_THERE = (1, 1, 1, 1, 0, 1)
+_INDICES = {torch.int32: 1, torch.int64: 2}
+
+
+def _shape(shape, channels_last, *windows):
+    """PoolShape of an input of this shape: outer, inner, and the three dimensions."""
+    n = len(windows[0])
+    axes = list(zip(map(int, shape[-n:]), *windows))
+    batch, channels = (prod(shape[: -n - 1]), shape[-n - 1]) if channels_last else (prod(shape[:-n]), 1)
+    return (batch, channels, *[_NOT_THERE] * (3 - n), *axes)
+
+
+def _is_channels_last(x, n):
+    return n > 1 and x.dim() == n + 2 and not x.is_contiguous()
+
+
+def max_pool_fwd(x, size, kernel, stride, padding, dilation, index_bits, y, indices):
+    shape = _shape(x.shape, _is_channels_last(x, len(size)), size, kernel, stride, padding, dilation)
+    index = _INDICES[indices.dtype] if index_bits else 0
+    address = indices.data_ptr() if index_bits else 0
+    _cpu.max_pool_fwd((x.data_ptr(), y.data_ptr(), address, *shape, index, DTYPES[x.dtype]), torch.get_num_threads())
+
+
+def max_pool_bwd(dy, indices, input_size, channels_last, size, kernel, stride, padding, dilation, dx):
+    shape = _shape(input_size, channels_last, size, kernel, stride, padding, dilation)
+    problem = dy.data_ptr(), indices.data_ptr(), dx.data_ptr(), *shape, _INDICES[indices.dtype], DTYPES[dy.dtype]
+    _cpu.max_pool_bwd(problem, torch.get_num_threads())
+
+
+def avg_pool_fwd(x, size, kernel, stride, padding, count_include_pad, divisor, y):
+    dilation = (1,) * len(size)
+    shape = _shape(x.shape, _is_channels_last(x, len(size)), size, kernel, stride, padding, dilation)
+    problem = x.data_ptr(), y.data_ptr(), *shape, count_include_pad, divisor, DTYPES[x.dtype]
+    _cpu.avg_pool_fwd(problem, torch.get_num_threads())
+
+
+def avg_pool_bwd(dy, input_size, channels_last, size, kernel, stride, padding, count_include_pad, divisor, dx):
+    shape = _shape(input_size, channels_last, size, kernel, stride, padding, (1,) * len(size))
+    problem = dy.data_ptr(), dx.data_ptr(), *shape, count_include_pad, divisor, DTYPES[dy.dtype]
+    _cpu.avg_pool_bwd(problem, torch.get_num_threads())

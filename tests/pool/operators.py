@@ -1,0 +1,29 @@
+"""Arguments of the family's operators, without the backend, for tests/frame/test_operators.py."""
+
+import torch
+from operator_arguments import saved
+
+PADDED = [4, 5], [3, 3], [2, 2], [1, 1], [1, 1]  # of 7 x 9
+ADAPTIVE = [3, 4], [0, 0], [1, 1], [0, 0], [1, 1]
+
+
+def image(**layout):
+    return torch.randn(2, 3, 7, 9).contiguous(**layout)
+
+
+def max_pool_fwd():
+    yield image(), *PADDED, 0
+    yield image(), *ADAPTIVE, 64
+    yield image(memory_format=torch.channels_last), *PADDED, 32
+
+
+def max_pool_bwd():
+    for x in (image(), image(memory_format=torch.channels_last)):
+        y, indices = saved("max_pool_fwd", x, *PADDED, 32)
+        yield torch.randn_like(y), indices, [2, 3, 7, 9], not x.is_contiguous(), *PADDED
+
+
+OPERATORS = {
+    "max_pool_fwd": max_pool_fwd,
+    "max_pool_bwd": max_pool_bwd,
+}
