@@ -336,3 +336,16 @@ def row_programs(arch, num_warps, tiles, columns=1):
     warps = 4 if arch == "interpreter" else 20
     most = MULTIPROCESSORS[arch] * max(1, warps // num_warps) // columns
     return max(1, min(tiles, most))
+
+
+# Elements of a tile whose columns are adjacent in memory: 16 in each of 256 threads.
+_COLUMNS_TILE = {"interpreter": 256, "sm80": 4096, "sm86": 4096, "sm90": 4096, "sm100": 4096}
+
+
+def column_block(arch, n):
+    """BLOCK_M adjacent columns with all of their n elements, 32 columns at least, which are whole lines of memory; of
+    longer columns the block that they are walked in."""
+    tile = _COLUMNS_TILE[arch]
+    block_n = min(triton.next_power_of_2(n), tile // 32)
+    block_m = min(128, tile // block_n)
+    return dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=max(1, block_m * block_n // 512))

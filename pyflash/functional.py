@@ -11,6 +11,8 @@ from pyflash.ops.pointwise.functions import *  # noqa: F403  (type checkers do n
 from pyflash.ops.pointwise.public import *  # noqa: F403
 from pyflash.ops.recurrent import public as _recurrent
 from pyflash.ops.recurrent.public import *  # noqa: F403
+from pyflash.ops.softmax import public as _softmax
+from pyflash.ops.softmax.public import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += _attention.__all__
@@ -18,3 +20,4 @@ __all__ += _linear.__all__
 __all__ += _norm.__all__
 __all__ += _pointwise.__all__
 __all__ += _recurrent.__all__
+__all__ += _softmax.__all__

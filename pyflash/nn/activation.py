@@ -1,4 +1,4 @@
-"""MultiheadAttention, and the activations of the table, as in torch.nn."""
+"""MultiheadAttention, the activations of the table, and softmax and its kin, as in torch.nn."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
-from pyflash.nn import _activations
+from pyflash.nn import _activations, _softmax
 from pyflash.nn._activations import *  # noqa: F403
+from pyflash.nn._softmax import *  # noqa: F403
 from pyflash.nn._twins import ORIGINALS, adopt, is_bare, leaf, twin
 from pyflash.nn.linear import Linear, NonDynamicallyQuantizableLinear
 from pyflash.ops.attention.multi_head import multi_head_attention, torch_is_quicker
@@ -16,6 +17,7 @@ from pyflash.ops.core.backends import record, use_backend
 
 __all__ = ["MultiheadAttention"]
 __all__ += _activations.__all__
+__all__ += _softmax.__all__
 
 _OUT_PROJS = tuple(cls for ours in (Linear, NonDynamicallyQuantizableLinear) for cls in (ours, ORIGINALS[ours]))
 

@@ -52,6 +52,7 @@ FAMILIES = {  # in ops and kernels: the other families that one may import from,
     "linear": {"pointwise"},
     "attention": {"linear", "pointwise"},
     "recurrent": {"linear", "pointwise"},
+    "softmax": set(),
 }
 
 
