@@ -135,6 +135,8 @@ def _softmax(kind, torchs, input, dim, dtype):
     is_asked_right = (dtype is None or type(dtype) is torch.dtype) and type(dim) is not bool and hasattr(dim, "__index__")
     if not isinstance(input, torch.Tensor) or not is_asked_right:
         return torchs(input, dim, dtype=dtype)
+    if kind == "softmin" and not (input.is_floating_point() or input.is_complex()):
+        return _softmax("softmax", F.softmax, -input, dim, dtype)  # as integers are negated, and a bool is not
     dim = dim.__index__()
     x, narrow = input, input.dtype
     if dtype is None and narrow != torch.float64 and input.is_cuda and torch.is_autocast_enabled("cuda"):
@@ -185,7 +187,7 @@ def softmax(
     if dim is None and isinstance(input, torch.Tensor):
         dim = F._get_softmax_dim("softmax", input.dim(), _stacklevel)
     if _REFUSED["softmax"].holds(input, dim, dtype):
-        return torch.softmax(input, dim, dtype)
+        return input.softmax(dim, dtype=dtype)
     return _softmax("softmax", F.softmax, input, dim, dtype)
 
 
@@ -196,7 +198,7 @@ def log_softmax(
     if dim is None and isinstance(input, torch.Tensor):
         dim = F._get_softmax_dim("log_softmax", input.dim(), _stacklevel)
     if _REFUSED["log_softmax"].holds(input, dim, dtype):
-        return torch.log_softmax(input, dim, dtype)
+        return input.log_softmax(dim, dtype=dtype)
     return _softmax("log_softmax", F.log_softmax, input, dim, dtype)
 
 
