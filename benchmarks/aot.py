@@ -49,6 +49,14 @@ RECURRENT = (
 )
 
 
+# Rows that a program holds, longer ones, and columns of both kinds.
+SOFTMAXES = (
+    ("4096", (1024, 4096), 1),
+    ("32768", (1024, 32768), 1),
+    ("columns", (4, 64, 1024), 1),
+    ("columns/1024", (4, 1024, 1024), 1),
+)
+
 # What is compiled without a word: every kernel once for each architecture that the tests promise something of, at most
 # 70 compilations. --full is everything.
 SHORT = (
@@ -71,6 +79,8 @@ SHORT = (
     "sm90/linear/bfloat16/wgrad",
     "sm90/layer_norm/bfloat16/32768",
     "sm90/rms_norm/bfloat16/4096",
+    "sm90/softmax/bfloat16/4096",
+    "sm90/softmax/bfloat16/columns/1024",
     "sm100/attention/bfloat16/64",
     "sm100/decode/bfloat16/128",
     "sm100/linear/bfloat16/gelu",
@@ -117,6 +127,8 @@ def cases():
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
             add(arch, rms_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
+        for label, sizes, dim in SOFTMAXES:
+            add(arch, softmax, f"bfloat16/{label}", sizes=sizes, dim=dim)
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -228,6 +240,17 @@ def rms_norm(empty, dtype, cols):
     rstd = empty(1024)
     kernels.rms_norm_fwd(x, None, weight, 1e-6, y, None, rstd)
     kernels.rms_norm_bwd(y, None, x, weight, rstd, True, True, dx, dweight)
+
+
+def softmax(empty, sizes, dim):
+    """Softmax of a half type into float32, as attention's scores, and its backward; the logarithm in one type."""
+    from pyflash.kernels.softmax import softmax as kernels
+
+    x, dx, log_y = (empty(*sizes, dtype="bfloat16") for _ in range(3))
+    y, dy = empty(*sizes), empty(*sizes)
+    kernels.softmax_fwd(x, dim, "log_softmax", log_y.dtype, log_y)
+    kernels.softmax_fwd(x, dim, "softmax", y.dtype, y)
+    kernels.softmax_bwd(dy, y, dim, "softmax", dx.dtype, dx)
 
 
 def row_wise(empty, dtype):

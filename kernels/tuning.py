@@ -339,7 +339,7 @@ def row_programs(arch, num_warps, tiles, columns=1):
 
 
 # Elements of a tile whose columns are adjacent in memory: 16 in each of 256 threads.
-_COLUMNS_TILE = {"interpreter": 256, "sm80": 4096, "sm86": 4096, "sm90": 4096, "sm100": 4096}
+_COLUMNS_TILE = {"interpreter": 1024, "sm80": 4096, "sm86": 4096, "sm90": 4096, "sm100": 4096}
 
 
 def column_block(arch, n):

@@ -42,7 +42,9 @@ CASES = (
 
 # Rows in registers, longer ones, columns.
 GPU = tuple(
-    gpu_case(f"{kind} {'x'.join(map(str, sizes))}", Shape(kind, sizes, dim), Shape(kind, small, dim), *BOTH, dtype=dtype)
+    gpu_case(
+        f"{kind} {'x'.join(map(str, sizes))}", Shape(kind, sizes, dim), Shape(kind, small, dim), *BOTH, dtype=dtype
+    )
     for kind, sizes, small, dim, dtype in (
         ("softmax", (16384, 4096), (20, 300), -1, "bfloat16"),
         ("softmax", (16384, 4096), (20, 300), -1, "float32"),
@@ -79,7 +81,10 @@ STORY = Story(
         TWICE,
         TINY,
         Gap("1048576", "a row is longer than the second cache and is read twice, with its exponentials"),
-        Gap("65536x10", "a vector has 16 lanes, of which a row takes 10; each row has a division or a logarithm of its own"),
+        Gap(
+            "65536x10",
+            "a vector has 16 lanes, of which a row takes 10; each row has a division or a logarithm of its own",
+        ),
         Gap("", "the output's pages are new at every call, which a copy into memory that is there does not pay"),
     ),
 )

@@ -40,6 +40,8 @@ def functions():
         "tanh": F.tanh,
         "tanh, other strides": lambda x: F.tanh(x.mT) * 2,
         "dropout": dropout,
+        "softmax": lambda x: F.softmax(x, 1),
+        "log_softmax": lambda x: F.log_softmax(x.mT, -1),
         "attention": lambda x: F.attention(x[None], x[None], x[None], alibi_slopes=heads[:1].expand(3)),
         "lse": lambda x: F.attention(x[None], x[None], x[None], return_lse=True)[1],
         "bias of attention": lambda x: F.attention(q, q, q, attn_mask=x[:, :1].expand(3, 4, 4)[None, :1]),

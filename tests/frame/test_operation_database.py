@@ -13,7 +13,11 @@ FUNCTIONS = {
     "nn.functional.linear": PF.linear,
     "nn.functional.layer_norm": PF.layer_norm,
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
-    **{prefix + name: getattr(PF, name) for name in ("softmax", "log_softmax", "softmin") for prefix in ("nn.functional.", "")},
+    **{
+        prefix + name: getattr(PF, name)
+        for name in ("softmax", "log_softmax", "softmin")
+        for prefix in ("nn.functional.", "")
+    },
     **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }
 INFOS = [info for info in opinfo.op_db if info.name in FUNCTIONS and not info.variant_test_name]

@@ -141,9 +141,10 @@ def test_what_is_not_finite_is_where_torch_has_it(kind, backend, length):
         for place, value in values:
             x[slice(None) if place is None else place % length, column] = value
     x = -x if kind == "softmin" else x
-    for x, dy, dim in ((x, dy, 0), (x.t().contiguous(), dy.t().contiguous(), 1)):
+    for dim in (0, 1):
+        inputs, dout = ([x], dy) if dim == 0 else ([x.t().contiguous()], dy.t().contiguous())
         ours, theirs = (
-            run(lambda x, f=functional, dim=dim: getattr(f, kind)(x, dim), [x], dy, backend=b)
+            run(lambda x, f=functional, dim=dim: getattr(f, kind)(x, dim), inputs, dout, backend=b)
             for functional, b in ((PF, backend), (F, None))
         )
         for our, their in zip(ours, theirs):

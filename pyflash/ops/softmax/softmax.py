@@ -132,7 +132,9 @@ _REFUSED = {name: Refused(operation, _size_of, _key_of) for name, operation in O
 
 def _softmax(kind, torchs, input, dim, dtype):
     """A softmax on whatever a user passed; torchs(input, dim, dtype=dtype) is torch's own, and so are its errors."""
-    is_asked_right = (dtype is None or type(dtype) is torch.dtype) and type(dim) is not bool and hasattr(dim, "__index__")
+    is_asked_right = (
+        (dtype is None or type(dtype) is torch.dtype) and type(dim) is not bool and hasattr(dim, "__index__")
+    )
     if not isinstance(input, torch.Tensor) or not is_asked_right:
         return torchs(input, dim, dtype=dtype)
     if kind == "softmin" and not (input.is_floating_point() or input.is_complex()):
