@@ -49,6 +49,14 @@ RECURRENT = (
 )
 
 
+# Rows that a program holds, longer ones, and columns of both kinds.
+SOFTMAXES = (
+    ("4096", (1024, 4096), 1),
+    ("32768", (1024, 32768), 1),
+    ("columns", (4, 64, 1024), 1),
+    ("columns/1024", (4, 1024, 1024), 1),
+)
+
 # What is compiled without a word: every kernel once for each architecture that the tests promise something of, at most
 # 70 compilations. --full is everything.
 SHORT = (
@@ -75,6 +83,8 @@ SHORT = (
     "sm90/embedding/bfloat16",
     "sm90/rotary/bfloat16",
     "sm90/pool/bfloat16/2d",
+    "sm90/softmax/bfloat16/4096",
+    "sm90/softmax/bfloat16/columns/1024",
     "sm100/attention/bfloat16/64",
     "sm100/decode/bfloat16/128",
     "sm100/linear/bfloat16/gelu",
@@ -126,6 +136,8 @@ def cases():
         add(arch, embedding, "bfloat16", dtype="bfloat16")
         add(arch, rotary, "bfloat16", dtype="bfloat16")
         add(arch, pool, "bfloat16/2d", dtype="bfloat16")
+        for label, sizes, dim in SOFTMAXES:
+            add(arch, softmax, f"bfloat16/{label}", sizes=sizes, dim=dim)
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -274,6 +286,17 @@ def pool(empty, dtype):
     max_pool.max_pool_bwd(dy, indices, x.shape, False, *windows, (1, 1), dx)
     avg_pool.avg_pool_fwd(x, *windows, True, 0, y)
     avg_pool.avg_pool_bwd(dy, x.shape, False, *windows, True, 0, dx)
+
+
+def softmax(empty, sizes, dim):
+    """Softmax of a half type into float32, as attention's scores, and its backward; the logarithm in one type."""
+    from pyflash.kernels.softmax import softmax as kernels
+
+    x, dx, log_y = (empty(*sizes, dtype="bfloat16") for _ in range(3))
+    y, dy = empty(*sizes), empty(*sizes)
+    kernels.softmax_fwd(x, dim, "log_softmax", log_y.dtype, log_y)
+    kernels.softmax_fwd(x, dim, "softmax", y.dtype, y)
+    kernels.softmax_bwd(dy, y, dim, "softmax", dx.dtype, dx)
 
 
 def row_wise(empty, dtype):

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from benchmarks import harness, machine
 from benchmarks.check import Reference, Wrong
 from benchmarks.operation import PROVIDERS, Case, Operation, load
-from benchmarks.operations import attention, linear
+from benchmarks.operations import attention, linear, softmax
 from benchmarks.operations.embedding import embedding
 from benchmarks.operations.norm import _norms
 from benchmarks.operations.pointwise import (
@@ -45,6 +45,7 @@ from benchmarks.operations.resample import interpolate, pad
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
 from pyflash.auto import processor, tables
+from pyflash.auto import softmax as auto_softmax
 from pyflash.cli import explain
 from pyflash.cli._progress import Progress
 from pyflash.ops.core import backends
@@ -127,6 +128,11 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return embedding.OPERATION, case(embedding.Shape(*sizes))
     if point.operation in POOLS:
         return _pools.OPERATION, case(_pools.of_elements(point.operation, *sizes))
+    if point.operation in SOFTMAXES:
+        count, length = sizes
+        is_columns = kind == auto_softmax.COLUMNS
+        shape = (1, length, count) if is_columns else (count, length)
+        return softmax.OPERATION, case(softmax.Shape(point.operation, shape, 1))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "dropout2d":  # of 256 elements each
@@ -174,6 +180,7 @@ def kinds() -> dict[str, tuple[str, ...]]:
 
 KINDS = kinds()
 OPERATIONS = tuple(KINDS)
+SOFTMAXES = tuple(name for name in OPERATIONS if name in auto_softmax.MEASURED_AS)
 NORMS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == ROWS)
 POOLS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == WINDOWS)
 
@@ -208,6 +215,9 @@ def cpu_grid() -> Iterator[Point]:
     yield from attentions(kinds, ["float64", "float16"], ["inference"], (1, 16), squares(32, 512))
     yield from grid(NORMS, [""], ["float32", "bfloat16"], BOTH, (1, 16, 128, 1024, 4096), (128, 1024, 4096))
     yield from grid(NORMS, [""], ["float64", "float16"], BOTH, (16, 1024), (256, 1024))
+    lengths = (16, 256, 4096, 1 << 15)
+    yield from grid(SOFTMAXES, KINDS["softmax"], ["float32", "bfloat16"], BOTH, (1, 16, 256, 4096, 1 << 16), lengths)
+    yield from grid(SOFTMAXES, KINDS["softmax"], ["float64", "float16"], BOTH, (16, 1024), (256, 1024))
     activations = KINDS["activation"]
     elements = [1 << power for power in (10, 14, 17, 20, 23)]
     yield from grid(["activation"], activations, ["float32"], BOTH, elements)
@@ -243,6 +253,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from attentions(["dropout"], ["bfloat16"], ["any"], (32,), squares(512, 2048))
     yield from attentions(["weights"], dtypes, ["inference"], (32,), squares(512, 2048))
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
+    yield from grid(SOFTMAXES, KINDS["softmax"], dtypes, BOTH, (1024, 32768), (64, 1024, 1 << 15))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout", "dropout2d", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
     yield from grid([name for name in FUSED if name != "rrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
@@ -254,7 +265,7 @@ def gpu_grid() -> Iterator[Point]:
 
 
 def is_small_enough(point: Point, device: str) -> bool:
-    if point.operation in (*NORMS, *POOLS):
+    if point.operation in (*NORMS, *POOLS, *SOFTMAXES):
         return math.prod(point.sizes) <= MOST_ELEMENTS[device]
     operation, case = declared(point)
     return operation.flops(case, MODES[point.mode]) <= MOST_FLOPS[device]

@@ -356,3 +356,16 @@ def channel_tile(arch, channels, inner, count):
     block_r = min(triton.next_power_of_2(count), most // block_c)
     programs = MULTIPROCESSORS[arch] * 4 // triton.cdiv(channels, block_c)
     return dict(BLOCK_C=block_c, BLOCK_R=block_r), max(1, min(triton.cdiv(count, block_r), programs))
+
+
+# Elements of a tile whose columns are adjacent in memory: 16 in each of 256 threads.
+_COLUMNS_TILE = {"interpreter": 1024, "sm80": 4096, "sm86": 4096, "sm90": 4096, "sm100": 4096}
+
+
+def column_block(arch, n):
+    """BLOCK_M adjacent columns with all of their n elements, 32 columns at least, which are whole lines of memory; of
+    longer columns the block that they are walked in."""
+    tile = _COLUMNS_TILE[arch]
+    block_n = min(triton.next_power_of_2(n), tile // 32)
+    block_m = min(128, tile // block_n)
+    return dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=max(1, block_m * block_n // 512))

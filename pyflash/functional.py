@@ -17,6 +17,8 @@ from pyflash.ops.recurrent import public as _recurrent
 from pyflash.ops.recurrent.public import *  # noqa: F403
 from pyflash.ops.resample import public as _resample
 from pyflash.ops.resample.public import *  # noqa: F403
+from pyflash.ops.softmax import public as _softmax
+from pyflash.ops.softmax.public import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += _attention.__all__
@@ -27,3 +29,4 @@ __all__ += _pointwise.__all__
 __all__ += _pool.__all__
 __all__ += _recurrent.__all__
 __all__ += _resample.__all__
+__all__ += _softmax.__all__

@@ -10,7 +10,7 @@ import torch
 
 import pyflash
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import pointwise, processor, tables
+from pyflash.auto import pointwise, processor, softmax, tables
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
@@ -95,6 +95,8 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "dropout2d", ("",)
     if name == "alpha_dropout":  # draws a number for each element, as serially in torch
         return "dropout", ("",)
+    if name in softmax.MEASURED_AS:
+        return softmax.MEASURED_AS[name], (softmax.ROWS, softmax.COLUMNS)
     if name == "attention_weights":
         return "attention", ("weights",)
     return name, ("plain", "causal", "mask", "dropout") if name == "attention" else ("",)

@@ -1,4 +1,4 @@
-"""MultiheadAttention, the activations of the table, and those with a parameter, with chance or with a gate, as in torch.nn."""
+"""MultiheadAttention, the activations of the table, those with a parameter, with chance or with a gate, and softmax and its kin."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.nn import _activations
+from pyflash.nn import _activations, _softmax
 from pyflash.nn._activations import *  # noqa: F403
+from pyflash.nn._softmax import *  # noqa: F403
 from pyflash.nn._twins import ORIGINALS, adopt, is_bare, leaf, twin
 from pyflash.nn.linear import Linear, NonDynamicallyQuantizableLinear
 from pyflash.ops.attention.multi_head import multi_head_attention, torch_is_quicker
@@ -17,6 +18,7 @@ from pyflash.ops.core.backends import record, use_backend
 
 __all__ = ["GLU", "MultiheadAttention", "PReLU", "RReLU"]
 __all__ += _activations.__all__
+__all__ += _softmax.__all__
 
 _OUT_PROJS = tuple(cls for ours in (Linear, NonDynamicallyQuantizableLinear) for cls in (ours, ORIGINALS[ours]))
 

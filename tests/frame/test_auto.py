@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyflash.functional as PF
-from pyflash.auto import attention, embedding, linear, pointwise, processor, tables
+from pyflash.auto import attention, embedding, linear, pointwise, processor, softmax, tables
 from pyflash.auto import norm as layer_norm
 from pyflash.auto import recurrent as rnn
 from pyflash.auto.minima import minima
@@ -31,6 +31,7 @@ SIZES = {
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     embedding.rules: [(0, 0, 0, False), (1, 1, 5, True), (1 << 20, 1 << 20, 1 << 10, True), embedding.RENORMALISED],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
+    softmax.softmax_rules("softmin"): [(0, 0, 1, False), (1, 5, 7, True), (1 << 30, 1 << 10, 1, False)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)
         for kind in ATTENTION_KINDS for heads, n in ((0, 0), (1, 1), (64, 1 << 14)) for training in (False, True)

@@ -44,6 +44,8 @@ def functions():
         "prelu": lambda x: F.prelu(x.sin(), weight[0, :1]),
         "gated": lambda x: F.gated_act(F.glu(x), x[..., :2]),
         "bias_act": lambda x: F.bias_act(x, bias[:4], dim=-1, act="swish"),
+        "softmax": lambda x: F.softmax(x, 1),
+        "log_softmax": lambda x: F.log_softmax(x.mT, -1),
         "attention": lambda x: F.attention(x[None], x[None], x[None], alibi_slopes=heads[:1].expand(3)),
         "lse": lambda x: F.attention(x[None], x[None], x[None], return_lse=True)[1],
         "bias of attention": lambda x: F.attention(q, q, q, attn_mask=x[:, :1].expand(3, 4, 4)[None, :1]),

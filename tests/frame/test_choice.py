@@ -434,6 +434,7 @@ FREED = {  # operations on a tensor whose storage was freed, as FSDP does betwee
     "max_pool2d": lambda t: PF.max_pool2d(t(9, 9, 9), 2),
     "attention": lambda t: PF.attention(torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8), t(1, 1, 9, 8)),
     "attention's slopes": lambda t: PF.attention(*[torch.randn(1, 1, 9, 8)] * 3, alibi_slopes=t(1)),
+    "softmax": lambda t: PF.softmax(t(9, 9), 1),
     "lstm": lambda t: PF.lstm(t(5, 3, 4), None, [torch.randn(16, 4), torch.randn(16, 4)]),
     "lstm's weight": lambda t: PF.lstm(torch.randn(5, 3, 4), None, [torch.randn(16, 4), t(16, 4)]),
     "lstm's step": lambda t: PF.lstm(torch.randn(1, 3, 4), None, [torch.randn(16, 4), t(16, 4)]),
@@ -466,6 +467,8 @@ WITH_WORKSPACES = {  # calls whose kernels ask Python for memory
     "ragged": lambda x: PF.lstm(x.view(10, 8, 80), None, [x, x[:, :20]], lengths=[10, 3, 0, 1, 1, 1, 1, 9])[0],
     "gru_cell": lambda x: PF.gru_cell(x[:3], x[:3, :20], x[:60], x[:60, :20]),
     "dropout": lambda x: PF.dropout(x, 1.0),
+    "softmax": lambda x: PF.softmax(x, 1),
+    "softmax of columns": lambda x: PF.softmax(x, 0),
 }  # fmt: skip
 
 

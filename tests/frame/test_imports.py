@@ -55,6 +55,7 @@ FAMILIES = {  # in ops and kernels: the other families that one may import from,
     "pool": set(),
     "recurrent": {"linear", "pointwise"},
     "resample": set(),
+    "softmax": set(),
 }
 
 

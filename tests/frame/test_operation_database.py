@@ -22,6 +22,11 @@ FUNCTIONS = {
     },
     **{f"nn.functional.max_pool{n}d": getattr(PF, f"max_pool{n}d") for n in (1, 2, 3)},
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
+    **{
+        prefix + name: getattr(PF, name)
+        for name in ("softmax", "log_softmax", "softmin")
+        for prefix in ("nn.functional.", "")
+    },
     **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }
 VARIANTS = ("nn.functional.interpolate", "nn.functional.pad")  # of modes, each with arguments of its own

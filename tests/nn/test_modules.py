@@ -280,6 +280,10 @@ def own_cases():
             "SiLU": (nn.SiLU(), (x,), {}),
             "Tanh": (nn.Tanh(), (x,), {}),
             "Sigmoid": (nn.Sigmoid(), (x,), {}),
+            "Softmax": (nn.Softmax(-1), (x,), {}),
+            "LogSoftmax": (nn.LogSoftmax(1), (x,), {}),
+            "Softmin": (nn.Softmin(-1), (x,), {}),
+            "Softmax2d": (nn.Softmax2d(), (x,), {}),
             "MultiheadAttention": (
                 nn.MultiheadAttention(16, 2, 0.1),
                 (x, x, x),

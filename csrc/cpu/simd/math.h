@@ -70,6 +70,22 @@ PF_INLINE vd log1p(vd x) {
   return each_lane(x, [](double v) { return ::log1p(v); });
 }
 
+// log(x) of a normal number above 0, of 0, infinity and NaN: n log(2) + 2 artanh(s) with x = 2^n m, 2/3 <= m < 4/3,
+// s = (m - 1) / (m + 1); the polynomial is log1p's.
+PF_INLINE vf log(vf x) {  // 2 ulp
+  vi n = ((vi)x - 0x3f2aaaab) >> 23;
+  vf m = (vf)((vi)x - (n << 23)), e = __builtin_convertvector(n, vf);
+  vf s = (m - 1.0f) / (m + 1.0f);
+  vf p = horner(s * s, 3.3333339654e-01, 1.9999345451e-01, 1.4310361056e-01, 1.0696625306e-01, 1.2206534100e-01);
+  s += s;
+  vf y = fma(e, constant<vf>(0.693359375), fma(s * (s * s) * 0.25f, p, s) + e * -2.12194440054690583e-4f);
+  y = select(x == vf{}, constant<vf>(-__builtin_inf()), y);
+  return select((x == __builtin_inff()) | (x != x), x, y);
+}
+PF_INLINE vd log(vd x) {
+  return each_lane(x, [](double v) { return ::log(v); });
+}
+
 // (tanh(x) - x) / x^3 for |x| < 0.625, of the square of x.
 PF_INLINE vf tanh_series(vf s) {
   return horner(s, -3.3333328948e-01, 1.3332770083e-01, -5.3850953396e-02, 2.0997357213e-02,

@@ -118,6 +118,19 @@ PF_INLINE Element<V> reduce_add(V x) {
   return buffer[0];
 }
 
+// The largest lane; of NaN lanes no promise.
+template <class V>
+PF_INLINE Element<V> reduce_max(V x) {
+  Element<V> buffer[sizeof(V) / sizeof(Element<V>)] __attribute__((aligned(64)));
+  *(V*)buffer = x;
+  PF_UNROLL
+  for (int width = sizeof(V) / sizeof(Element<V>) / 2; width > 0; width /= 2) {
+    PF_UNROLL
+    for (int i = 0; i < width; i++) buffer[i] = buffer[i] > buffer[i + width] ? buffer[i] : buffer[i + width];
+  }
+  return buffer[0];
+}
+
 // ---- float16, portable ------------------------------------------------------------------------------------------
 PF_INLINE float f16_to_float(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 0x3ff, bits;

@@ -41,6 +41,8 @@ PF_INLINE void store_first(float* p, vf x, int count) {
 
 PF_INLINE float reduce_add(vf x) { return _mm512_reduce_add_ps((__m512)x); }
 PF_INLINE double reduce_add(vd x) { return _mm512_reduce_add_pd((__m512d)x); }
+PF_INLINE float reduce_max(vf x) { return _mm512_reduce_max_ps((__m512)x); }
+PF_INLINE double reduce_max(vd x) { return _mm512_reduce_max_pd((__m512d)x); }
 
 // Past the caches, to an aligned address; stream_fence() before another thread reads it.
 PF_INLINE void store_stream(float* p, vf x) { _mm512_stream_ps(p, (__m512)x); }
