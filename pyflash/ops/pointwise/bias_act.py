@@ -77,8 +77,8 @@ def _reference_fwd(x, bias, residual, seed, dim, activation, first, second, gain
     return (y.clone() if y is x else y,)
 
 
-def _gradients(dy, x, bias, seed, dim, activation, first, second, gain, clamp, dropout_p):
-    """dx and dbias, in the accumulation type."""
+def _gradient(dy, x, bias, seed, dim, activation, first, second, gain, clamp, dropout_p):
+    """dx in the accumulation type; dbias is its sum over all but the channels."""
     of = activation, first, second
     d, wide, bias = _wide(dy, x, bias)
     d = d if seed is None else d * factors_of(dy, seed, dropout_p)
@@ -90,13 +90,14 @@ def _gradients(dy, x, bias, seed, dim, activation, first, second, gain, clamp, d
             with torch.no_grad():
                 kept = (activated(z, of) * gain).abs() <= clamp
             d = torch.where(kept, d, 0)
-    return d, over_channels(d, dim)
+    return d
 
 
 def _reference_bwd(dy, x, bias, seed, dim, activation, first, second, gain, clamp, dropout_p, need_dbias):
-    dx, dbias = _gradients(dy, x, bias, seed, dim, activation, first, second, gain, clamp, dropout_p)
+    dx = _gradient(dy, x, bias, seed, dim, activation, first, second, gain, clamp, dropout_p)
+    dbias = over_channels(dx, dim).clone() if need_dbias else dx.new_empty(0)
     dx = dx.to(dy.dtype)
-    return dx.clone() if dx is dy else dx, dbias.clone() if need_dbias else dbias.new_empty(0)
+    return dx.clone() if dx is dy else dx, dbias
 
 
 def _bwd_outputs(dy, x, bias, seed, dim, *rest):
@@ -186,7 +187,12 @@ class _BiasActBwd(Function):
             ddy, _ = apply(_BiasActBwd, laid_out_as(given, dy.stride()), x, bias, seed, *ctx.rest, False, ctx.backend)
         of_x = of_bias = None
         if activation in _CURVED:
-            of_x, of_bias = vjp(lambda x, bias: _gradients(dy, x, bias, seed, *ctx.rest), (x, bias), (ddx, ddbias))
+
+            def function(x, bias):
+                dx = _gradient(dy, x, bias, seed, *ctx.rest)
+                return dx, None if ddbias is None else over_channels(dx, dim)
+
+            of_x, of_bias = vjp(function, (x, bias), (ddx, ddbias))
         return ddy, of_x, of_bias, *(None,) * 10
 
 
