@@ -38,6 +38,11 @@ def stylegans(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None)
     return x if clamp is None or clamp < 0 else x.clamp(-clamp, clamp)
 
 
+def few(values, backend):
+    """All of them, or the first half where every launch is interpreted."""
+    return values[: (len(values) + 1) // 2] if backend == "triton" else values
+
+
 SHAPES = [  # shape, dim, layout, why it is here
     ((7,), 0, "contiguous", "one dimension"),
     ((5, 37), 1, "contiguous", "a row of biases"),
@@ -103,7 +108,7 @@ OPTIONS = [  # alpha, gain, clamp
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_act_matches_float64(act, backend):
     x, dy = torch.randn(3, 6, 50) * 2, torch.randn(3, 6, 50)
-    for (alpha, gain, clamp), has_bias in itertools.product(OPTIONS, (True, False)):
+    for (alpha, gain, clamp), has_bias in itertools.product(few(OPTIONS, backend), few((True, False), backend)):
         options = dict(act=act, alpha=alpha, gain=gain, clamp=clamp)
         inputs = [x, torch.randn(6)] if has_bias else [x]
         truth = run(lambda *i, o=options: stylegans(*i, **o), inputs, dy, torch.float64)
@@ -162,7 +167,9 @@ def test_any_subset_matches_float64(backend, dtype):
     for shape, layout, dim in (((5, 70), "contiguous", -1), ((2, 20, 3, 5), "channels_last", 1)):
         x, dy = laid_out(shape, layout, dtype), torch.randn(shape).to(dtype)
         bias, residual = torch.randn(shape[dim]).to(dtype), laid_out(shape, "contiguous", dtype)
-        for has_bias, has_residual, name in itertools.product((True, False), (True, False), (None, "gelu")):
+        for has_bias, has_residual, name in itertools.product(
+            (True, False), (True, False), few(("gelu", None), backend)
+        ):
             reference = name and CALLS[name].reference
             inputs = [x, bias if has_bias else None, residual if has_residual else None]
 

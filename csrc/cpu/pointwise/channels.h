@@ -92,16 +92,15 @@ struct ChannelSums {
   }
 };
 
-// body(first, count, sums) over the tiles of [0, n) on threads, and then result [channels] is what was added to the
-// sums of all parts; the same whatever the number of threads.
+// body(begin, end, sums) over parts of [0, n) on threads, cut at tiles; then result [channels] is what was added to the
+// sums of all of them, the same whatever the number of threads.
 template <class A, class Body>
 PF_INLINE void summed_by_channel(int64_t n, const Channels& of, void* workspace, A* result, int threads, Body body) {
   const int64_t parts = channel_parts(n, of.channels), step = round_up(ceil_div(n, parts), kTile);
   const int64_t bytes = of.channels * kBytesOfChannelSums;
   parallel_tasks(parts, threads, [&](int64_t part, int) {
     ChannelSums<A> sums(of, (char*)workspace + part * bytes);
-    for_tiles(min_of(n, part * step), min_of(n, (part + 1) * step),
-              [&](int64_t first, int64_t count) { body(first, count, sums); });
+    body(min_of(n, part * step), min_of(n, (part + 1) * step), sums);
     sums.done();
   });
   double* totals = (double*)workspace;

@@ -6,33 +6,59 @@ namespace PF_ISA::pointwise {
 
 namespace {
 
-// body(at, offset, count): `count` elements from element `first + at` on lie in one row, `offset` from the beginning of
-// a matrix with that row stride.
-template <class Body>
-PF_INLINE void for_rows_of(int64_t cols, int64_t first, int64_t tile, Body body) {
-  int64_t row = first / cols, column = first % cols;
-  for (int64_t at = 0, count; at < tile; at += count, row++, column = 0) {
-    count = min_of(cols - column, tile - at);
-    body(at, row, column, count);
-  }
-}
+// A tile of a matrix with adjacent columns, whose elements are numbered row by row; its parts in one row each are runs.
+struct Rows {
+  int64_t row_stride, cols;
 
-template <class S>
-PF_INLINE void gather(const void* x, int64_t row_stride, int64_t cols, int64_t first, int64_t count, Acc<S>* z) {
-  for_rows_of(cols, first, count, [&](int64_t at, int64_t row, int64_t column, int64_t n) {
-    load_tile((const S*)x + row * row_stride + column, n, z + at);
-  });
-}
-template <class S>
-PF_INLINE void scatter(void* y, int64_t row_stride, int64_t cols, int64_t first, int64_t count, const Acc<S>* z) {
-  for_rows_of(cols, first, count, [&](int64_t at, int64_t row, int64_t column, int64_t n) {
-    store_tile((S*)y + row * row_stride + column, n, z + at);
+  template <class Body>
+  PF_MEMBER void for_runs(int64_t first, int64_t tile, Body body) const {
+    int64_t row = first / cols, column = first % cols;
+    for (int64_t at = 0, count; at < tile; at += count, row++, column = 0) {
+      count = min_of(cols - column, tile - at);
+      body(at, row * row_stride + column, count);
+    }
+  }
+  bool is_run(int64_t first, int64_t count) const { return first % cols + count <= cols; }
+  int64_t offset(int64_t first) const { return first / cols * row_stride + first % cols; }
+
+  // As `from`, `place` and `deliver` of tile.h.
+  template <class S>
+  const Acc<S>* from(const void* x, int64_t first, int64_t count, Tile<Acc<S>>& tile) const {
+    if (is_run(first, count)) return pointwise::from((const S*)x + offset(first), count, tile);
+    for_runs(first, count,
+             [&](int64_t at, int64_t where, int64_t n) { load_tile((const S*)x + where, n, tile.at + at); });
+    return tile.at;
+  }
+  template <class S>
+  Acc<S>* place(void* y, int64_t first, int64_t count, Tile<Acc<S>>& tile) const {
+    return is_run(first, count) ? pointwise::place((S*)y + offset(first), count, tile) : tile.at;
+  }
+  template <class S>
+  void deliver(void* y, int64_t first, int64_t count, const Acc<S>* z) const {
+    if (is_run(first, count)) return pointwise::deliver((S*)y + offset(first), count, z);
+    for_runs(first, count, [&](int64_t at, int64_t where, int64_t n) { store_tile((S*)y + where, n, z + at); });
+  }
+};
+
+template <class A>
+__attribute__((noinline)) void gate_fwd(const Activation& activation, int64_t count, const A* gate, const A* value,
+                                        A* y) {
+  for_optional_activation(activation, [&](auto act) {
+    for (int64_t i = 0; i < count; i += kLanes<A>) store(y + i, act.forward(load(gate + i)) * load(value + i));
   });
 }
 
 template <class A>
-PF_INLINE void multiply(int64_t count, const A* a, A* z) {
-  for (int64_t i = 0; i < count; i += kLanes<A>) store(z + i, load(a + i) * load(z + i));
+__attribute__((noinline)) void gate_bwd(const Activation& activation, int64_t count, const A* dy, const A* gate,
+                                        const A* value, A* dgate, A* dvalue) {
+  for_optional_activation(activation, [&](auto act) {
+    for (int64_t i = 0; i < count; i += kLanes<A>) {
+      const Vec<A> d = load(dy + i), x = load(gate + i), y = act.forward(x);
+      const Vec<A> dx = act.backward(d * load(value + i), decltype(act)::kFromOutput ? y : x);
+      store(dgate + i, dx);
+      store(dvalue + i, d * y);
+    }
+  });
 }
 
 }  // namespace
@@ -40,14 +66,14 @@ PF_INLINE void multiply(int64_t count, const A* a, A* z) {
 void gated_fwd(const GatedFwd& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
-    using A = Acc<S>;
+    const Rows of_gate{p.gate_row_stride, p.cols}, of_value{p.value_row_stride, p.cols};
     parallel_tiles(p.rows * p.cols, num_threads, [&](int64_t first, int64_t count) {
-      Tile<A> gate, value;
-      gather<S>(p.gate, p.gate_row_stride, p.cols, first, count, gate.at);
-      if (p.activation.row >= 0) activate(p.activation, count, gate.at);
-      gather<S>(p.value, p.value_row_stride, p.cols, first, count, value.at);
-      multiply(count, value.at, gate.at);
-      store_tile((S*)p.y + first, count, gate.at);
+      Tile<Acc<S>> gate, value, out;
+      S* y = (S*)p.y + first;
+      auto z = place(y, count, out);
+      gate_fwd(p.activation, count, of_gate.from<S>(p.gate, first, count, gate),
+               of_value.from<S>(p.value, first, count, value), z);
+      deliver(y, count, z);
     });
   });
 }
@@ -55,17 +81,17 @@ void gated_fwd(const GatedFwd& p, int num_threads) {
 void gated_bwd(const GatedBwd& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
-    using A = Acc<S>;
+    const Rows of_gate{p.gate_row_stride, p.cols}, of_value{p.value_row_stride, p.cols};
+    const Rows of_dgate{p.dgate_row_stride, p.cols}, of_dvalue{p.dvalue_row_stride, p.cols};
     parallel_tiles(p.rows * p.cols, num_threads, [&](int64_t first, int64_t count) {
-      Tile<A> gate, value, d;
-      gather<S>(p.gate, p.gate_row_stride, p.cols, first, count, gate.at);
-      gather<S>(p.value, p.value_row_stride, p.cols, first, count, value.at);
-      load_tile((const S*)p.dy + first, count, d.at);
-      multiply(count, d.at, value.at);  // what comes to the activation
-      if (p.activation.row >= 0) activate_bwd<A, true>(p.activation, count, gate.at, value.at);
-      multiply(count, gate.at, d.at);
-      scatter<S>(p.dgate, p.dgate_row_stride, p.cols, first, count, value.at);
-      scatter<S>(p.dvalue, p.dvalue_row_stride, p.cols, first, count, d.at);
+      Tile<Acc<S>> dy, gate, value, dgate_tile, dvalue_tile;
+      auto dgate = of_dgate.place<S>(p.dgate, first, count, dgate_tile);
+      auto dvalue = of_dvalue.place<S>(p.dvalue, first, count, dvalue_tile);
+      gate_bwd(p.activation, count, from((const S*)p.dy + first, count, dy),
+               of_gate.from<S>(p.gate, first, count, gate), of_value.from<S>(p.value, first, count, value), dgate,
+               dvalue);
+      of_dgate.deliver<S>(p.dgate, first, count, dgate);
+      of_dvalue.deliver<S>(p.dvalue, first, count, dvalue);
     });
   });
 }

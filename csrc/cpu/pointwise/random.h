@@ -21,17 +21,16 @@ PF_INLINE void for_words(const int64_t* seed, int64_t first, int64_t count, Body
   }
 }
 
-// z = z (kept ? scale : 0)
-__attribute__((noinline)) void drop(const int64_t* seed, uint32_t drop_below, double scale, int64_t first,
+// z = kept ? scale : 0
+__attribute__((noinline)) void keep(const int64_t* seed, uint32_t drop_below, double scale, int64_t first,
                                     int64_t count, float* z) {
   const vf kept = splat<vf>((float)scale);
-  for_words(seed, first, count,
-            [&](int64_t i, vu word) { store(z + i, load(z + i) * select(word >= drop_below, kept, vf{})); });
+  for_words(seed, first, count, [&](int64_t i, vu word) { store(z + i, select(word >= drop_below, kept, vf{})); });
 }
-__attribute__((noinline)) void drop(const int64_t* seed, uint32_t drop_below, double scale, int64_t first,
+__attribute__((noinline)) void keep(const int64_t* seed, uint32_t drop_below, double scale, int64_t first,
                                     int64_t count, double* z) {
   for_words(seed, first, count, [&](int64_t i, vu word) {
-    for (int lane = 0; lane < kF32; lane++) z[i + lane] *= word[lane] >= drop_below ? scale : 0.0;
+    for (int lane = 0; lane < kF32; lane++) z[i + lane] = word[lane] >= drop_below ? scale : 0.0;
   });
 }
 

@@ -49,10 +49,12 @@ void prelu_bwd(const PreluBwd& p, int num_threads) {
       return parallel_tiles(p.n, num_threads,
                             [&](int64_t first, int64_t count) { prelu_bwd_tile<false, S>(p, first, count, nullptr); });
     summed_by_channel(p.n, p.of, p.workspace, (A*)p.dweight, num_threads,
-                      [&](int64_t first, int64_t count, ChannelSums<A>& sums) {
+                      [&](int64_t begin, int64_t end, ChannelSums<A>& sums) {
                         Tile<A> added;
-                        prelu_bwd_tile<true, S>(p, first, count, added.at);
-                        sums.add(added.at, first, count);
+                        for_tiles(begin, end, [&](int64_t first, int64_t count) {
+                          prelu_bwd_tile<true, S>(p, first, count, added.at);
+                          sums.add(added.at, first, count);
+                        });
                       });
   });
 }

@@ -1,6 +1,7 @@
-// Fused kernels work on tiles: some accumulators in the first-level cache, to which one stage after another is applied.
-// A stage is compiled once for each activation or each storage type, not for every combination of what is fused; what
-// its loads and stores take is hidden behind the memory's.
+// Fused kernels work on tiles, some elements that stay in the first-level cache. One loop, compiled for each activation
+// in float and in double, does the arithmetic; 16-bit types come and go through tiles of accumulators, and so do the
+// values of channels and random numbers: what is fused, of which type, and how it lies in memory does not multiply
+// loops.
 #pragma once
 #include "../../common/pointwise.h"
 #include "../core/parallel.h"
@@ -13,10 +14,13 @@ namespace {
 constexpr int kTile = 1024;  // elements; whole blocks of dropout's words
 static_assert(kElementwiseGrain % kTile == 0, "threads begin with a tile");
 
-// Stages that take no addresses outside compute whole vectors: what lies behind the last element is never stored.
+// Loops over a tile compute whole vectors: what lies behind the last element is never stored.
 template <class A>
 struct Tile {
   A at[kTile + kLanes<A>] __attribute__((aligned(64)));
+  void fill(A value) {
+    for (int i = 0; i < kTile; i++) at[i] = value;
+  }
 };
 
 // body(first, count) over the tiles of [begin, end); begin is a multiple of kTile.
@@ -40,8 +44,7 @@ PF_INLINE void for_vectors(int64_t count, Body body) {
   if (i < count) body(i, count - i);
 }
 
-// A load, with what lies a tile further set on its way: while another stage computes, memory would rest. Worth a third of
-// SwiGLU's time from memory; a loop that computes nothing but this tile is slower for it.
+// A load, with what lies a tile further set on its way: while other loops go over this tile, memory would rest.
 template <class S>
 PF_INLINE Vec<Acc<S>> load_ahead(const S* x, int64_t count) {
   __builtin_prefetch(x + kTile);
@@ -57,29 +60,44 @@ PF_INLINE void store_tile(S* y, int64_t count, const Acc<S>* z) {
   for_vectors<Acc<S>>(count, [&](int64_t i, int64_t n) { store_n(y + i, load(z + i), n); });
 }
 
-// z = activation(z)
-template <class A>
-__attribute__((noinline)) void activate(const Activation& activation, int64_t count, A* z) {
-  for_activation(activation, [&](auto act) {
-    for (int64_t i = 0; i < count; i += kLanes<A>) store(z + i, act.forward(load(z + i)));
-  });
+// Is memory of this type what the arithmetic reads and writes?
+template <class S>
+PF_INLINE constexpr bool is_whole(int64_t count) {
+  return sizeof(S) == sizeof(Acc<S>) && count % kLanes<Acc<S>> == 0;
+}
+// Elements for the arithmetic: where they lie, or in the tile.
+template <class S>
+PF_INLINE const Acc<S>* from(const S* x, int64_t count, Tile<Acc<S>>& tile) {
+  if (is_whole<S>(count)) return (const Acc<S>*)x;
+  load_tile(x, count, tile.at);
+  return tile.at;
+}
+// Where the arithmetic puts a result: where it belongs, or into the tile, from where `deliver` takes it.
+template <class S>
+PF_INLINE Acc<S>* place(S* y, int64_t count, Tile<Acc<S>>& tile) {
+  return is_whole<S>(count) ? (Acc<S>*)y : tile.at;
+}
+template <class S>
+PF_INLINE void deliver(S* y, int64_t count, const Acc<S>* z) {
+  if (!is_whole<S>(count)) store_tile(y, count, z);
 }
 
-// d = d activation'(z), and with kOutput z = activation(z)
-template <class A, bool kOutput>
-__attribute__((noinline)) void activate_bwd(const Activation& activation, int64_t count, A* z, A* d) {
-  for_activation(activation, [&](auto act) {
-    for (int64_t i = 0; i < count; i += kLanes<A>) {
-      const Vec<A> x = load(z + i);
-      if constexpr (decltype(act)::kFromOutput || kOutput) {
-        const Vec<A> y = act.forward(x);
-        store(d + i, act.backward(load(d + i), decltype(act)::kFromOutput ? y : x));
-        if constexpr (kOutput) store(z + i, y);
-      } else {
-        store(d + i, act.backward(load(d + i), x));
-      }
-    }
-  });
+struct Identity {
+  static constexpr bool kFromOutput = false;
+  template <class V>
+  PF_MEMBER V forward(V x) const {
+    return x;
+  }
+  template <class V>
+  PF_MEMBER V backward(V dy, V) const {
+    return dy;
+  }
+};
+
+template <class F>
+PF_INLINE void for_optional_activation(const Activation& activation, F f) {
+  if (activation.row < 0) return f(Identity{});
+  for_activation(activation, f);
 }
 
 }  // namespace

@@ -13,7 +13,8 @@ from pyflash.ops.core.dtypes import FLOATS, acc_dtype, cast_by_autocast
 from pyflash.ops.core.registry import Op
 from pyflash.ops.pointwise.channels import along, laid_out_as, over_channels
 
-# torch's forward takes a copy's time as ours does, until large pages tell; its backward is two passes of one thread's speed.
+# Zen 5, one thread, torch's time over ours: forward 0.6 to 0.8 in cache, training 3 to 5 from 64K elements on. Of outputs of
+# 32 MB and more large pages tell.
 OPERATION = Operation(
     "prelu",
     dtypes={"cpu": FLOATS, "triton": FLOATS},
