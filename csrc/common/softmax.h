@@ -12,22 +12,21 @@ constexpr int kSoftmaxKinds = 3;
 constexpr int64_t kSoftmaxKept = 256 << 10;
 
 struct SoftmaxFwd {
-  const void* x;                   // [outer, n, inner], type `from`; see above
-  void* y;                         // [outer, n, inner], type `to`, contiguous
-  void* workspace;                 // kSoftmaxKept bytes for each thread, aligned to 64
-  int64_t outer, n, inner;         //
+  const void* x;    // [outer, n, inner], type `from`; with inner 1 the n adjacent, else the inner
+  void* y;          // [outer, n, inner], type `to`, contiguous
+  void* workspace;  // kSoftmaxKept bytes for each thread, aligned to 64
+  int64_t outer, n, inner;
   int64_t x_outer_stride, x_step;  // elements; the step is that of n
-  SoftmaxKind kind;                //
-  Dtype from, to;                  // one type, or from bf16 or f16 to f32
+  SoftmaxKind kind;
+  Dtype from, to;  // one type, or from bf16 or f16 to f32
 };
 
-// dx of dy and y = the forward's result.
 struct SoftmaxBwd {
-  const void* dy;                                            // [outer, n, inner], type `from`; see above
-  const void* y;                                             // like dy
-  void* dx;                                                  // [outer, n, inner], type `to`, contiguous
-  void* workspace;                                           // as the forward's
-  int64_t outer, n, inner;                                   //
+  const void* dy;   // [outer, n, inner], type `from`; adjacent as x
+  const void* y;    // the forward's result, like dy
+  void* dx;         // [outer, n, inner], type `to`, contiguous
+  void* workspace;  // as the forward's
+  int64_t outer, n, inner;
   int64_t dy_outer_stride, dy_step, y_outer_stride, y_step;  // elements
   SoftmaxKind kind;
   Dtype from, to;  // one type, or from f32 to bf16 or f16

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.nn._twins import twin
+from pyflash.nn._twins import leaf, twin
 
 __all__ = ["LogSoftmax", "Softmax", "Softmax2d", "Softmin"]
 
@@ -38,6 +38,7 @@ class Softmin(torch.nn.Softmin):
 
 
 @twin("softmax")
+@leaf  # torch.fx knows no number of dimensions
 class Softmax2d(torch.nn.Softmax2d):
     """Softmax over the channels of [N, C, H, W] or [C, H, W], as torch.nn.Softmax2d."""
 

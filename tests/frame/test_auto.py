@@ -299,6 +299,8 @@ def size_of(point):
         return rows, columns, inner, training
     if point.operation in ("dropout", "dropout2d", "rrelu"):
         return point.sizes[0]
+    if point.operation in softmax.MEASURED_AS:
+        return *point.sizes, 1 if point.kind == softmax.ROWS else 9, training
     if point.operation == "attention":
         return attention.Size(point.kind, *point.sizes, training)
     if point.operation == "rnn":

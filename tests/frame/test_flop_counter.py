@@ -109,6 +109,7 @@ def test_families_of_products_have_formulas():
     for op in OPS.values():
         family = op.kernels["cpu"].split(".")[2]
         assert (op.flops is not None) == (family not in ("pointwise", "norm", "pool")), op.name
+        assert (op.flops is not None) == (family in ("linear", "attention", "recurrent")), op.name
 
 
 @pytest.mark.parametrize(

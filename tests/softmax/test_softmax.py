@@ -97,6 +97,18 @@ def test_a_half_type_becomes_float32_in_the_same_pass(kind, backend, dtype):
 
 
 @every_kind
+def test_a_half_type_is_not_copied_on_its_way_to_float32(kind, monkeypatch):
+    monkeypatch.setattr(Op, "paranoid", False)
+    x = torch.randn(4, 8).bfloat16()
+    names = []
+    for functional, backend in ((PF, "cpu"), (F, "torch")):
+        with use(backend), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            getattr(functional, kind)(x, 1, dtype=torch.float32)
+        names.append({event.name for event in profile.events()})
+    assert "aten::copy_" in names[1] and "aten::copy_" not in names[0]
+
+
+@every_kind
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_maxima_that_grow_along_a_row(kind, backend):
     """Each chunk counts from another maximum; what is far below the last of them is 0, as torch's."""
@@ -445,6 +457,15 @@ def test_modules(backend, name, options, shape):
     with use(backend):
         torch.testing.assert_close(ours(x), theirs(x))
         torch.testing.assert_close(ours(input=x), theirs(input=x))
+
+
+def test_torch_fx_records_a_call_each():
+    import pyflash.nn as nn
+
+    modules = torch.nn.Sequential(nn.Softmax2d(), nn.LogSoftmax(1), nn.Softmin(-1), nn.Softmax(0))
+    traced, x = torch.fx.symbolic_trace(modules), torch.randn(2, 3, 4, 5)
+    assert len(traced.graph.nodes) == 6
+    torch.testing.assert_close(traced(x), modules(x))
 
 
 def test_softmax2d_refuses_what_torchs_does():

@@ -9,6 +9,10 @@ namespace PF_ISA::softmax {
 
 namespace {
 
+// The next row is asked for while this one is written, as the processor's own prefetch stops at the end of a page; of
+// long rows both, and what is kept, would push each other out of the second cache.
+constexpr int64_t kAskedFor = 64 << 10;  // bytes
+
 template <class T>
 constexpr int64_t kMostKept = kSoftmaxKept / (int64_t)sizeof(T);  // elements of a row
 
@@ -69,13 +73,14 @@ void softmax_fwd_rows(const SoftmaxFwd& p, int threads) {
   typedef Acc<From> T;
   const int64_t n = p.n;
   const T sign = p.kind == SoftmaxKind::softmin ? -1 : 1;
+  const bool asks = n * (int64_t)sizeof(From) <= kAskedFor;
   const bool past = is_streamed<To>(p.y, p.outer * n * (int64_t)(sizeof(From) + sizeof(To)), n);
   parallel_ranges(p.outer, max_of(1, kElementwiseGrain / n), threads, [&](int64_t begin, int64_t end) {
     T* kept = (T*)((char*)p.workspace + omp_get_thread_num() * kSoftmaxKept);
     for (int64_t row = begin; row < end; row++) {
       const From* x = (const From*)p.x + row * p.x_outer_stride;
       To* y = (To*)p.y + row * n;
-      const int64_t ahead = row + 1 < end ? p.x_outer_stride : 0;
+      const int64_t ahead = asks && row + 1 < end ? p.x_outer_stride : 0;
       if (!kLog && n <= kMostKept<T>)
         softmax_row<From, To, kLog, !kLog>(x, y, n, sign, kept, ahead, past);
       else
@@ -111,10 +116,11 @@ template <class From, class To, bool kLog>
 void softmax_bwd_rows(const SoftmaxBwd& p, int threads) {
   const int64_t n = p.n;
   const Acc<From> sign = p.kind == SoftmaxKind::softmin ? -1 : 1;
+  const bool asks = n * (int64_t)sizeof(From) <= kAskedFor;
   const bool past = is_streamed<To>(p.dx, p.outer * n * (int64_t)(2 * sizeof(From) + sizeof(To)), n);
   parallel_ranges(p.outer, max_of(1, kElementwiseGrain / n), threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) {
-      const bool has_next = row + 1 < end;
+      const bool has_next = asks && row + 1 < end;
       softmax_bwd_row<From, To, kLog>((const From*)p.dy + row * p.dy_outer_stride,
                                       (const From*)p.y + row * p.y_outer_stride, (To*)p.dx + row * n, n, sign,
                                       has_next ? p.dy_outer_stride : 0, has_next ? p.y_outer_stride : 0, past);
