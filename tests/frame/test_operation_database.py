@@ -12,7 +12,11 @@ opinfo = pytest.importorskip("torch.testing._internal.common_methods_invocations
 FUNCTIONS = {
     "nn.functional.linear": PF.linear,
     "nn.functional.layer_norm": PF.layer_norm,
-    **{f"nn.functional.max_pool{n}d": getattr(PF, f"max_pool{n}d") for n in (1, 2, 3)},
+    **{
+        f"nn.functional.{kind}_pool{n}d": getattr(PF, f"{kind}_pool{n}d")
+        for kind in ("max", "avg", "adaptive_max", "adaptive_avg")
+        for n in (1, 2, 3)
+    },
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }
