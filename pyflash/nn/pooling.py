@@ -16,6 +16,9 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
@@ -138,3 +141,27 @@ class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.adaptive_avg_pool3d(input, self.output_size)
+
+
+@twin("avg_pool1d")
+class LPPool1d(torch.nn.LPPool1d):
+    """Power averages of windows of a row, as torch.nn.LPPool1d; asks for the largest element where the power is infinite."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.lp_pool1d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+
+@twin("avg_pool2d")
+class LPPool2d(torch.nn.LPPool2d):
+    """Power averages of windows of an image, as torch.nn.LPPool2d; asks for the largest element where the power is infinite."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.lp_pool2d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+
+@twin("avg_pool3d")
+class LPPool3d(torch.nn.LPPool3d):
+    """Power averages of windows of a volume, as torch.nn.LPPool3d; asks for the largest element where the power is infinite."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.lp_pool3d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)

@@ -166,7 +166,6 @@ void gather_windows(const PoolShape& given, const G& of_all, int threads) {
     u.end = max_of(u.begin, min_of(windows.end, (w.in + w.padding) / w.stride));
   }
   const bool is_apart = w.stride > 2 && w.kernel <= w.stride && w.dilation == 1;
-  if (!is_apart && u.end - u.begin < kLanes<typename G::Value>) u = {0, 0};
   const Range vectors = u.begin < u.end ? Range{u.begin * w.stride - w.padding, u.end * w.stride - w.padding} : Range{};
   const bool is_plane = d.in * h.in == 1 && w.out == 1 && w.kernel == w.in && !w.padding;
   for_rows(shape.outer, d.in, h.in, shape.outer * shape.inner * (plane + outputs), threads,

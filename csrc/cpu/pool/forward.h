@@ -16,6 +16,7 @@ namespace PF_ISA::pool {
 namespace {
 
 constexpr int64_t kLongRun = 1024;
+constexpr int64_t kAhead = 4096;  // bytes
 
 // The part of the windows of a row of outputs that all of them share.
 struct Rows {
@@ -76,6 +77,9 @@ void fold_row(const F& f, const typename F::Storage* plane, const Rows& rows, Ra
     const int64_t start = o * axis.stride - axis.padding;
     typename F::Lanes kept = f.start(splat_place<T>(rows.first()));
     rows.each([&](int64_t row) {
+      // Rows of a window take turns, which the processor's own prefetch gives up on; all together they are one stream.
+      for (int64_t line = 0; line < kStride; line++)
+        __builtin_prefetch((const char*)(plane + row + start) + kAhead + line * 64);
       each_tap<kStride>(plane + row + start, axis, lanes,
                         [&](Vec<T> x, int64_t t) { f.fold(kept, x, splat_place<T>(row + t)); });
       f.end_of_run(kept);

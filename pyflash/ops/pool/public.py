@@ -12,6 +12,7 @@ from pyflash.ops.pool.avg_pool import (
     avg_pool2d,
     avg_pool3d,
 )
+from pyflash.ops.pool.lp_pool import lp_pool1d, lp_pool2d, lp_pool3d
 from pyflash.ops.pool.max_pool import (
     adaptive_max_pool1d,
     adaptive_max_pool1d_with_indices,
@@ -40,6 +41,9 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
     "max_pool1d",
     "max_pool1d_with_indices",
     "max_pool2d",
