@@ -229,6 +229,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["rrelu"], [""], ["float32", "float64", *HALVES], ["any"], (1 << 12, 1 << 20))
     yield from grid(POOLS, [""], ["float32"], BOTH, [1 << power for power in (10, 13, 16, 19, 22)])
     yield from grid(POOLS, [""], ["float64", *HALVES], BOTH, (1 << 12, 1 << 20))
+    yield from grid(POOLS, [""], ["float32"], BOTH, (1 << 12, 1 << 16, 1 << 20))
+    yield from grid(POOLS, [""], ["bfloat16"], BOTH, (1 << 16,))
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )

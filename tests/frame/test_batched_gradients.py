@@ -35,6 +35,7 @@ def functions():
         "weight of linear": lambda x: F.linear(q, x[0]),
         "layer_norm": lambda x: F.layer_norm(x, (4,), weight[0], bias[:4]),
         "add_layer_norm": lambda x: F.add_layer_norm(x, x.sin(), (4,), weight[0], bias[:4])[0],
+        "avg_pool1d": lambda x: F.avg_pool1d(x, 3, 2, 1),
         "max_pool1d": lambda x: F.max_pool1d(x, 3, 2, 1),
         "relu": F.relu,
         "gelu": F.gelu,

@@ -18,6 +18,8 @@ CALLS = {
     "layer_norm": lambda f: f.layer_norm(torch.eye(8), (8,), torch.ones(8), bias=torch.ones(8), eps=1e-3),
     "rms_norm": lambda f: f.rms_norm(torch.eye(8), (8,), torch.ones(8), eps=1e-3),
     "max_pool2d": lambda f: f.max_pool2d(torch.eye(9)[None], 3, stride=2, ceil_mode=True),
+    "adaptive_avg_pool2d": lambda f: f.adaptive_avg_pool2d(torch.eye(9)[None], 1),
+    "avg_pool1d": lambda f: f.avg_pool1d(torch.eye(9), 3),
     "max_pool1d": lambda f: f.max_pool1d(torch.eye(9), 3, return_indices=True)[0],
     "dropout": lambda f: f.dropout(torch.ones(8, 8), p=1.0),
     "dropout1d": lambda f: f.dropout1d(torch.ones(8, 8), p=1.0),

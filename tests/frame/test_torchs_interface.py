@@ -25,7 +25,14 @@ def parameters_of(function):
         (
             {"self": "input"}.get(a.name, a.name),
             inspect.Parameter.KEYWORD_ONLY if a.kwarg_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            a.default_value if a.has_default_value() else None if "?" in str(a.type) else inspect.Parameter.empty,
+            # Of a list of numbers: documented as None where it is empty, and as one where all are.
+            (a.default_value or [None])[0]
+            if isinstance(a.default_value, list)
+            else a.default_value
+            if a.has_default_value()
+            else None
+            if "?" in str(a.type)
+            else inspect.Parameter.empty,
         )
         for a in schema.arguments
     ]

@@ -23,7 +23,22 @@ def max_pool_bwd():
         yield torch.randn_like(y), indices, [2, 3, 7, 9], not x.is_contiguous(), *PADDED
 
 
+def avg_pool_fwd():
+    yield image(), *PADDED[:4], False, 0
+    yield image(memory_format=torch.channels_last), *PADDED[:4], True, 3
+    yield image(), *ADAPTIVE[:4], True, 0
+    yield torch.randn(3, 7), [4], [3], [2], [1], False, 5
+
+
+def avg_pool_bwd():
+    for x in (image(), image(memory_format=torch.channels_last)):
+        y = saved("avg_pool_fwd", x, *PADDED[:4], False, 0)
+        yield torch.randn_like(y), [2, 3, 7, 9], not x.is_contiguous(), *PADDED[:4], False, 0
+
+
 OPERATORS = {
+    "avg_pool_fwd": avg_pool_fwd,
+    "avg_pool_bwd": avg_pool_bwd,
     "max_pool_fwd": max_pool_fwd,
     "max_pool_bwd": max_pool_bwd,
 }

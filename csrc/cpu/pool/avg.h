@@ -66,8 +66,18 @@ struct MeanGradient {
   PF_MEMBER V of(int64_t at, P, Count lanes) const {
     return load_lanes(dy + at, lanes);
   }
-  PF_MEMBER V all(int64_t at, P) const { return splat<V>(get(dy + at)); }
-  PF_MEMBER T of(int64_t at, int64_t) const { return get(dy + at); }
+  PF_MEMBER V all(int64_t at, P, int64_t counted) const { return splat<V>(whole(get(dy + at), counted)); }
+  PF_MEMBER void spread(int64_t at, const PoolAxis& axis, int64_t o, int64_t counted, int64_t, Range part,
+                        T* sums) const {
+    const Taps w = taps_of(axis, o, counts_padding);
+    const T share = whole(get(dy + at), counted * w.counted);
+    const int64_t end = min_of(w.first + w.count, part.end);
+    for (int64_t x = max_of(w.first, part.begin); x < end; x++) sums[x - part.begin] += share;
+  }
+  PF_MEMBER void fill_plane(int64_t outer, int64_t size) const {
+    const V share = splat<V>(whole(get(dy + outer), size));
+    for_lanes<T>(0, size, [&](int64_t x, auto lanes) { store_lanes(dx + x, share, lanes); });
+  }
   template <class X>
   PF_MEMBER X whole(X sum, int64_t counted) const {
     return sum / (T)(divisor ? divisor : counted);

@@ -1,6 +1,9 @@
 // The gradient of windows, gathered: every element of the input asks the windows that it lies in, so that each is
 // written once, in one order, and sums are kept in the arithmetic type. A share G of an output's gradient has
 //   of(at, place, lanes)   what the outputs from `at` on give to the elements at these places
+//   all(at, place, counted)  what one output gives to elements at many places
+//   spread(at, axis, o, counted, row, part, sums)  adds what the window o along the width gives to a part of a row
+//   fill_plane(outer, size)  all of a plane of which one window was made
 //   whole(sum, counted)    a sum of shares of windows with so many elements
 //   kNeedsWhole            that this number differs where windows stick out over the edges
 #pragma once
@@ -12,32 +15,58 @@ namespace PF_ISA::pool {
 namespace {
 
 // The windows along depth and height that a row of the input lies in.
-struct Above {
-  const PoolShape& shape;
-  Range d, h;
-  int64_t first;  // output of the plane
-  bool counts_padding;
+class Above {
+ public:
+  // first: output of the plane.
+  Above(const PoolShape& shape, Range d, Range h, int64_t first, bool counts_padding)
+      : shape(shape), d_(d), h_(h), first_(first), counts_padding_(counts_padding) {
+    if ((d.end - d.begin) * (h.end - h.begin) > kMost) return;
+    find([&](int64_t at, int64_t counted) { rows_[count_++] = {at, counted}; });
+  }
   // body(first output of a row of windows, how many elements their means count along depth and height)
   template <class Body>
   PF_MEMBER void each(Body body) const {
-    for (int64_t od = d.begin; od < d.end; od++)
-      for (int64_t oh = h.begin; oh < h.end; oh++)
-        body(first + (od * shape.height.out + oh) * shape.width.out,
-             taps_of(shape.depth, od, counts_padding).counted * taps_of(shape.height, oh, counts_padding).counted);
+    if (!count_) return find(body);
+    for (int i = 0; i < count_; i++) body(rows_[i].at, rows_[i].counted);
   }
+  const PoolShape& shape;
+
+ private:
+  template <class Body>
+  PF_MEMBER void find(Body body) const {
+    for (int64_t od = d_.begin; od < d_.end; od++) {
+      const int64_t counted = taps_of(shape.depth, od, counts_padding_).counted;
+      for (int64_t oh = h_.begin; oh < h_.end; oh++)
+        body(first_ + (od * shape.height.out + oh) * shape.width.out,
+             counted * taps_of(shape.height, oh, counts_padding_).counted);
+    }
+  }
+  static constexpr int kMost = 9;  // rows that are worked out once
+  struct Row {
+    int64_t at, counted;
+  } rows_[kMost];
+  int count_ = 0;
+  Range d_, h_;
+  int64_t first_;
+  bool counts_padding_;
 };
 
-// The input's element i of a row that begins at place `row`.
+constexpr int64_t kSpread = 256;
+
+// The elements [begin, end) of a row that begins at place `row`, window by window.
 template <class G>
-PF_INLINE typename G::Value gather_one(const G& g, const Above& above, int64_t row, int64_t i) {
+void spread_row(const G& g, const Above& above, int64_t row, int64_t begin, int64_t end) {
   const PoolAxis& axis = above.shape.width;
-  const Range w = windows_of(axis, i);
-  typename G::Value sum = 0;
-  above.each([&](int64_t at, int64_t counted) {
-    for (int64_t o = w.begin; o < w.end; o++)
-      sum += g.whole(g.of(at + o, row + i), counted * taps_of(axis, o, g.counts_padding).counted);
-  });
-  return sum;
+  for (int64_t i = begin; i < end; i += kSpread) {
+    const Range part = {i, min_of(i + kSpread, end)};
+    const Range w = {windows_of(axis, part.begin).begin, windows_of(axis, part.end - 1).end};
+    typename G::Value sums[kSpread];
+    for (int64_t j = 0; j < part.end - part.begin; j++) sums[j] = 0;
+    above.each([&](int64_t at, int64_t counted) {
+      for (int64_t o = w.begin; o < w.end; o++) g.spread(at + o, axis, o, counted, row, part, sums);
+    });
+    for (int64_t j = part.begin; j < part.end; j++) put(g.dx + row + j, sums[j - part.begin]);
+  }
 }
 
 // Element u * stride - padding + phase of a row for each lane u: it lies in the windows u, u - 1, ... as far as they
@@ -88,7 +117,7 @@ void gather_long_windows(const G& g, const Above& above, int64_t row, Range u_ra
       const Places<T> place = places_from<T>(x, 1);
       const Places<T> is_inside = place < splat_place<T>(start + axis.kernel);
       Vec<T> sum = {};
-      above.each([&](int64_t at, int64_t counted) { sum += g.whole(g.all(at + o, place), counted * axis.kernel); });
+      above.each([&](int64_t at, int64_t counted) { sum += g.all(at + o, place, counted * axis.kernel); });
       store_lanes(g.dx + x, select(is_inside, sum, Vec<T>{}), lanes);
     });
   }
@@ -136,16 +165,18 @@ void gather_windows(const PoolShape& given, const G& of_all, int threads) {
     u.begin = max_of(windows.begin + (w.kernel - 1) * w.dilation / w.stride, ceil_div(w.padding, w.stride));
     u.end = max_of(u.begin, min_of(windows.end, (w.in + w.padding) / w.stride));
   }
-  const Range vectors = u.begin < u.end ? Range{u.begin * w.stride - w.padding, u.end * w.stride - w.padding} : Range{};
   const bool is_apart = w.stride > 2 && w.kernel <= w.stride && w.dilation == 1;
+  const Range vectors = u.begin < u.end ? Range{u.begin * w.stride - w.padding, u.end * w.stride - w.padding} : Range{};
+  const bool is_plane = d.in * h.in == 1 && w.out == 1 && w.kernel == w.in && !w.padding;
   for_rows(shape.outer, d.in, h.in, shape.outer * shape.inner * (plane + outputs), threads,
            [&](int64_t outer, int64_t z, int64_t y) {
              G g = of_all;
              g.dx += outer * plane * shape.inner;
-             const Above above{shape, windows_of(d, z), windows_of(h, y), outer * outputs, g.counts_padding};
+             if (is_plane) return g.fill_plane(outer, w.in);
+             const Above above(shape, windows_of(d, z), windows_of(h, y), outer * outputs, g.counts_padding);
              const int64_t row = (z * h.in + y) * w.in;
              if (shape.inner != 1) return gather_pixels(g, above, row);
-             for (int64_t i = 0; i < vectors.begin; i++) put(g.dx + row + i, gather_one(g, above, row, i));
+             spread_row(g, above, row, 0, vectors.begin);
              if (is_apart)
                gather_long_windows(g, above, row, u);
              else if (w.stride == 1)
@@ -154,7 +185,7 @@ void gather_windows(const PoolShape& given, const G& of_all, int threads) {
                gather_row<2>(g, above, row, u);
              else
                gather_row<0>(g, above, row, u);
-             for (int64_t i = vectors.end; i < w.in; i++) put(g.dx + row + i, gather_one(g, above, row, i));
+             spread_row(g, above, row, vectors.end, w.in);
            });
 }
 

@@ -16,6 +16,7 @@ namespace PF_ISA::pool {
 namespace {
 
 constexpr int64_t kLongRun = 1024;
+constexpr int64_t kAhead = 4096;  // bytes
 
 // The part of the windows of a row of outputs that all of them share.
 struct Rows {
@@ -76,6 +77,9 @@ void fold_row(const F& f, const typename F::Storage* plane, const Rows& rows, Ra
     const int64_t start = o * axis.stride - axis.padding;
     typename F::Lanes kept = f.start(splat_place<T>(rows.first()));
     rows.each([&](int64_t row) {
+      // Rows of a window take turns, which the processor's own prefetch gives up on; all together they are one stream.
+      for (int64_t line = 0; line < kStride; line++)
+        __builtin_prefetch((const char*)(plane + row + start) + kAhead + line * 64);
       each_tap<kStride>(plane + row + start, axis, lanes,
                         [&](Vec<T> x, int64_t t) { f.fold(kept, x, splat_place<T>(row + t)); });
       f.end_of_run(kept);
@@ -102,6 +106,20 @@ void fold_long_windows(const F& f, const typename F::Storage* plane, const Rows&
     });
     f.store(at + o, f.together(kept), rows.d.counted * rows.h.counted * axis.kernel);
   }
+}
+
+// The same for a window that is its plane: one run of memory, whose sizes are known before.
+template <class F>
+PF_INLINE void fold_plane(const F& f, const typename F::Storage* plane, int64_t at, int64_t size) {
+  typedef typename F::Value T;
+  typename F::Lanes kept = f.start(splat_place<T>(0));
+  for (int64_t run = 0; run < size; run += kLongRun) {
+    for_lanes<T>(run, min_of(run + kLongRun, size), [&](int64_t x, auto lanes) {
+      f.fold(kept, load_lanes(plane + x, lanes, F::kAbsent), places_from<T>(x, 1));
+    });
+    f.end_of_run(kept);
+  }
+  f.store(at, f.together(kept), size);
 }
 
 // One row of windows of channels_last memory.
@@ -146,9 +164,11 @@ void fold_windows(const PoolShape& given, const typename F::Storage* x, const F&
   const int64_t plane = d.in * h.in * w.in;
   const Range whole = whole_windows(w);
   const bool is_dense = w.dilation == 1, is_long = is_dense && w.stride > 2 && w.kernel >= kLanes<T> / 2;
+  const bool is_plane = is_long && d.in * h.in == 1 && w.out == 1 && w.kernel == w.in && !w.padding;
   const int64_t elements = shape.outer * shape.inner * (plane + d.out * h.out * w.out);
   for_rows(shape.outer, d.out, h.out, elements, threads, [&](int64_t outer, int64_t od, int64_t oh) {
     const typename F::Storage* from = x + outer * plane * shape.inner;
+    if (is_plane) return fold_plane(of_long, from, outer, plane);
     const Rows rows{shape, taps_of(d, od, f.counts_padding), taps_of(h, oh, f.counts_padding)};
     const int64_t at = ((outer * d.out + od) * h.out + oh) * w.out;
     if (shape.inner != 1) return fold_pixels(f, from, rows, at);

@@ -90,10 +90,17 @@ struct LargestGradient {
     return select(load_places<T>(indices + at, lanes) == place, load_lanes(dy + at, lanes), V{});
   }
   // One output, and elements at many places.
-  PF_MEMBER V all(int64_t at, P place) const {
+  PF_MEMBER V all(int64_t at, P place, int64_t) const {
     return select(splat_place<T>(indices[at]) == place, splat<V>(get(dy + at)), V{});
   }
-  PF_MEMBER T of(int64_t at, int64_t place) const { return indices[at] == place ? get(dy + at) : 0; }
+  PF_MEMBER void spread(int64_t at, const PoolAxis&, int64_t, int64_t, int64_t row, Range part, T* sums) const {
+    const int64_t place = indices[at] - row - part.begin;
+    if (place >= 0 && place < part.end - part.begin) sums[place] += get(dy + at);
+  }
+  PF_MEMBER void fill_plane(int64_t outer, int64_t size) const {
+    for_lanes<T>(0, size,
+                 [&](int64_t x, auto lanes) { store_lanes(dx + x, all(outer, places_from<T>(x, 1), 0), lanes); });
+  }
   template <class X>
   PF_MEMBER X whole(X sum, int64_t) const {
     return sum;

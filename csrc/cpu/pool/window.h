@@ -11,6 +11,9 @@ namespace {
 
 PF_INLINE bool is_adaptive(const PoolAxis& a) { return a.kernel == 0; }
 
+// a / b for a >= 0, b >= 1 that is nearly always 1 or 2: a division takes as long as ten other instructions.
+PF_INLINE int64_t quotient_of(int64_t a, int64_t b) { return b == 1 ? a : b == 2 ? a >> 1 : a / b; }
+
 // The elements of a window that are there: first, first + dilation, ...
 struct Taps {
   int64_t first, count;
@@ -23,9 +26,9 @@ PF_INLINE Taps taps_of(const PoolAxis& a, int64_t o, bool counts_padding = false
     return {first, count, count};
   }
   const int64_t start = o * a.stride - a.padding, end = start + (a.kernel - 1) * a.dilation + 1;
-  const int64_t first = start < 0 ? start + ceil_div(-start, a.dilation) * a.dilation : start;
+  const int64_t first = start < 0 ? start + quotient_of(a.dilation - 1 - start, a.dilation) * a.dilation : start;
   const int64_t last = min_of(end, a.in);
-  const int64_t count = last > first ? ceil_div(last - first, a.dilation) : 0;
+  const int64_t count = last > first ? quotient_of(last - first + a.dilation - 1, a.dilation) : 0;
   return {first, count, counts_padding ? min_of(end, a.in + a.padding) - start : count};
 }
 
@@ -45,7 +48,7 @@ PF_INLINE Range whole_windows(const PoolAxis& a) {
 PF_INLINE Range windows_of(const PoolAxis& a, int64_t i) {
   if (is_adaptive(a)) return {i * a.out / a.in, ((i + 1) * a.out - 1) / a.in + 1};
   const int64_t last = i + a.padding, first = last - (a.kernel - 1) * a.dilation;
-  return {first <= 0 ? 0 : ceil_div(first, a.stride), min_of(last / a.stride + 1, a.out)};
+  return {first <= 0 ? 0 : quotient_of(first + a.stride - 1, a.stride), min_of(quotient_of(last, a.stride) + 1, a.out)};
 }
 
 // Planes whose windows are as wide as they are, as rows: a window is then one run of memory. Places in the plane stay.
@@ -69,7 +72,14 @@ PF_INLINE void for_rows(int64_t outer, int64_t depth, int64_t height, int64_t el
   const int64_t rows = outer * depth * height;
   const int64_t grain = max_of(1, kElementwiseGrain * rows / max_of(1, elements));
   parallel_ranges(rows, grain, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row++) body(row / height / depth, row / height % depth, row % height);
+    int64_t o = begin / height / depth, d = begin / height % depth, h = begin % height;
+    for (int64_t row = begin; row < end; row++) {
+      body(o, d, h);
+      if (++h < height) continue;
+      h = 0;
+      if (++d < depth) continue;
+      d = 0, o++;
+    }
   });
 }
 

@@ -17,7 +17,9 @@ from pyflash.ops.core.dtypes import acc_dtype
 from pyflash.ops.core.registry import Op
 from pyflash.ops.pool.windows import (
     Pooling,
+    Size,
     Windows,
+    adaptive_windows,
     fixed_windows,
     is_ceil_mode,
     is_channels_last,
@@ -29,6 +31,8 @@ from pyflash.ops.pool.windows import (
 # Zen 5, one and two threads: from here on ours takes less time than torch's.
 MINIMA = {"inference": 16384, "training": 16384}
 _FIXED = {n: Pooling(f"max_pool{n}d", n, **MINIMA) for n in (1, 2, 3)}
+
+_ADAPTIVE = {n: Pooling(f"adaptive_max_pool{n}d", n, **MINIMA) for n in (1, 2, 3)}
 
 _INDEX_DTYPES = {0: torch.int32, 32: torch.int32, 64: torch.int64}
 
@@ -83,7 +87,6 @@ _bwd = Op(
 )
 
 
-Size = int | Sequence[int]
 Pooled = Tensor | tuple[Tensor, Tensor]
 
 
@@ -242,3 +245,65 @@ def max_pool3d_with_indices(
 ) -> tuple[Tensor, Tensor]:
     """`max_pool3d` with return_indices=True, whatever is given for it."""
     return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+def _adaptive_max_pool(n, input, output_size, return_indices):
+    def torchs(x):
+        return getattr(F, f"adaptive_max_pool{n}d")(x, output_size, return_indices)
+
+    pooling = _ADAPTIVE[n]
+    if pooling.is_torchs(input):
+        return torchs(input)
+    windows = adaptive_windows(input.shape, n, output_size)
+    backend, x = pooling.choose(input, windows, torchs)
+    if backend is None:
+        return x
+    y, indices = pooled(x, windows, return_indices, backend)
+    return (y, indices) if return_indices else y
+
+
+def adaptive_max_pool1d(input: Tensor, output_size: int | Sequence[int], return_indices: bool = False) -> Pooled:
+    """As `adaptive_max_pool2d`, of [N, C, L]."""
+    return _adaptive_max_pool(1, input, output_size, return_indices)
+
+
+def adaptive_max_pool1d_with_indices(
+    input: Tensor, output_size: int | Sequence[int], return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`adaptive_max_pool1d` with return_indices=True, whatever is given for it."""
+    return _adaptive_max_pool(1, input, output_size, True)
+
+
+def adaptive_max_pool2d(
+    input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
+) -> Pooled:
+    """The largest elements of output_size windows that cover the input, as torch.nn.functional.adaptive_max_pool2d.
+
+    Window o of a dimension reaches from floor(o in / out) to ceil((o + 1) in / out).
+
+    Args:
+        input, return_indices: as those of `max_pool2d`.
+        output_size: a number, or one for each dimension; None: the input's.
+    """
+    return _adaptive_max_pool(2, input, output_size, return_indices)
+
+
+def adaptive_max_pool2d_with_indices(
+    input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`adaptive_max_pool2d` with return_indices=True, whatever is given for it."""
+    return _adaptive_max_pool(2, input, output_size, True)
+
+
+def adaptive_max_pool3d(
+    input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
+) -> Pooled:
+    """As `adaptive_max_pool2d`, of [N, C, D, H, W]."""
+    return _adaptive_max_pool(3, input, output_size, return_indices)
+
+
+def adaptive_max_pool3d_with_indices(
+    input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`adaptive_max_pool3d` with return_indices=True, whatever is given for it."""
+    return _adaptive_max_pool(3, input, output_size, True)

@@ -6,6 +6,7 @@ kernels of 0, and only the output's size says where they lie.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, cast_by_autocast
+
+Size = int | Sequence[int]
 
 SIZES = "(elements of the input, are gradients needed)"
 _INTS = (int, torch.SymInt)
@@ -74,10 +77,14 @@ def fixed_windows(shape, n: int, kernel, stride, padding, dilation, ceil_mode) -
 
 def adaptive_windows(shape, n: int, size) -> Windows | None:
     """The windows of so many outputs, None for as many as inputs; of one length where they can be."""
-    if isinstance(size, (tuple, list)) and len(size) == n:
+    if len(shape) not in (n + 1, n + 2) or 0 in shape[-n - 1 :]:
+        return None
+    if isinstance(size, (tuple, list)):
+        if len(size) != n or (n == 1 and size[0] is None):
+            return None
         size = [i if s is None else s for i, s in zip(shape[-n:], size)]
     size = spread(size, n)
-    if size is None or len(shape) not in (n + 1, n + 2) or 0 in shape[-n - 1 :] or min(size) < 1:
+    if size is None or min(size) < 1:
         return None
     if all([i % s == 0 for i, s in zip(shape[-n:], size)]):
         kernel = tuple([i // s for i, s in zip(shape[-n:], size)])
