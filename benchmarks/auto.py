@@ -27,7 +27,7 @@ from benchmarks import harness, machine
 from benchmarks.check import Reference, Wrong
 from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear, softmax
-from benchmarks.operations.embedding import embedding
+from benchmarks.operations.embedding import embedding, embedding_bag
 from benchmarks.operations.norm import _norms
 from benchmarks.operations.pointwise import (
     _gates,
@@ -133,6 +133,8 @@ def declared(point: Point) -> tuple[Operation, Case]:
         is_columns = kind == auto_softmax.COLUMNS
         shape = (1, length, count) if is_columns else (count, length)
         return softmax.OPERATION, case(softmax.Shape(point.operation, shape, 1))
+    if point.operation == "embedding_bag":  # of 32, as in the suite
+        return embedding_bag.OPERATION, case(embedding_bag.Shape(sizes[0] // 32, 32, *sizes[1:]))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "dropout2d":  # of 256 elements each
@@ -237,6 +239,8 @@ def cpu_grid() -> Iterator[Point]:
     channels = (1 << 12, 1 << 16, 1 << 20, 1 << 23)
     yield from grid(["dropout2d"], [""], ["float32", "float64", *HALVES], ["any"], channels)
     yield from grid(["embedding"], [""], ["float32", "bfloat16"], BOTH, (16, 256, 4096), (128, 2048, 32768), (64, 768))
+    yield from grid(["embedding_bag"], [""], ["float32", "bfloat16"], BOTH, (256, 4096, 65536), (128, 32768), (16, 128))
+    yield from grid(["embedding_bag"], [""], ["float64", "float16"], BOTH, (4096,), (2048,), (64,))
     yield from grid(["embedding"], [""], ["float64", "float16"], BOTH, (4096,), (2048,), (64, 768))
     images = [1 << power for power in (12, 15, 18, 21, 23)]
     yield from grid(["interpolate", "pad"], [""], ["float32", "bfloat16"], BOTH, images)
@@ -259,6 +263,8 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout", "dropout2d", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
     yield from grid([name for name in FUSED if name != "rrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["dropout2d"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
+    yield from grid(["embedding_bag"], [""], dtypes, BOTH, (65536, 1 << 20), (65536,), (64, 128))
     yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
     yield from grid(["interpolate", "pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(POOLS, [""], dtypes, BOTH, (1 << 18, 1 << 25))

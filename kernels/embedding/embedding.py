@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.embedding.sort import sort_by_row
+from pyflash.kernels.embedding.sort import first_of, sort_by_row
 from pyflash.kernels.primitives import cast, scalar
 
 
@@ -28,40 +28,38 @@ def _gather(
     tl.store(y_ptr + offs_m[:, None] * cols + offs_n[None, :], x, mask=mask)
 
 
-@triton.jit
-def _first_of(keys_ptr, n, row, STEPS: tl.constexpr):
-    """The first place in the ascending keys that is `row` or more."""
-    low = row * 0
-    high = low + n
-    for _ in range(STEPS):
-        middle = (low + high) // 2
-        is_below = tl.load(keys_ptr + middle, mask=low < high, other=0) < row
-        low = tl.where((low < high) & is_below, middle + 1, low)
-        high = tl.where((low < high) & (is_below == 0), tl.minimum(high, middle), high)
-    return low
-
-
 @launch.cached
 @triton.jit(do_not_specialize=["n"])
 def _sum_rows(
-    dy_ptr, keys_ptr, places_ptr, dweight_ptr, dy_row_stride, n, cols, SCALE: tl.constexpr, ACC: tl.constexpr,
-    STEPS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    dy_ptr, keys_ptr, places_ptr, dweight_ptr, bounds_ptr, per_sample_ptr, counts_ptr, winners_ptr, dy_row_stride, n, cols,
+    bags, SCALE: tl.constexpr, ACC: tl.constexpr, STEPS: tl.constexpr, BAG_STEPS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dweight of one row, BLOCK_N columns; its places are read BLOCK_K at a time."""
+    """dweight of one row, BLOCK_N columns; its places are read BLOCK_K at a time. With bounds_ptr a place stands for its
+    bag's row of dy: times per_sample, over the bag's count, or where it is the winner."""
     row = tl.program_id(0).to(tl.int64)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < cols
-    first = _first_of(keys_ptr, n, row, STEPS)
-    last = _first_of(keys_ptr, n, row + 1, STEPS)
+    first = first_of(keys_ptr, n, row, STEPS)
+    last = first_of(keys_ptr, n, row + 1, STEPS)
     total = tl.zeros([BLOCK_N], ACC)
     for start in range(first, last, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         mask_k = offs_k < last
+        mask = mask_k[:, None] & mask_n[None, :]
         place = tl.load(places_ptr + offs_k, mask=mask_k, other=0)
-        dy = tl.load(
-            dy_ptr + place[:, None] * dy_row_stride + offs_n[None, :], mask=mask_k[:, None] & mask_n[None, :], other=0.0
-        )  # [BLOCK_K, BLOCK_N]
-        total += tl.sum(cast(dy, ACC), 0)
+        of_row = place
+        if bounds_ptr is not None:
+            of_row = tl.minimum(tl.maximum(first_of(bounds_ptr, bags + 1, place + 1, BAG_STEPS) - 1, 0), bags - 1)
+        dy = cast(tl.load(dy_ptr + of_row[:, None] * dy_row_stride + offs_n[None, :], mask=mask, other=0.0), ACC)
+        if per_sample_ptr is not None:
+            dy *= cast(tl.load(per_sample_ptr + place, mask=mask_k, other=0.0), ACC)[:, None]
+        if counts_ptr is not None:
+            dy /= tl.load(counts_ptr + of_row, mask=mask_k, other=1).to(ACC)[:, None]
+        if winners_ptr is not None:
+            winner = tl.load(winners_ptr + of_row[:, None] * cols + offs_n[None, :], mask=mask, other=-1)
+            dy = tl.where(winner == place[:, None], dy, 0.0)
+        total += tl.sum(dy, 0)  # of [BLOCK_K, BLOCK_N]
     if SCALE:
         total /= tl.maximum(last - first, 1).to(ACC)
     tl.store(dweight_ptr + row * cols + offs_n, cast(total, dweight_ptr.dtype.element_ty), mask=mask_n)
@@ -142,17 +140,24 @@ def embedding_bwd(dy, indices, num_embeddings, padding_idx, scale_grad_by_freq, 
         padding_idx: a row that gets no gradient; -1: none.
         scale_grad_by_freq: means instead of sums.
     """
-    n, cols = dy.shape
+    sum_rows(dy, indices, num_embeddings, padding_idx, scale_grad_by_freq, None, None, None, None, dweight)
+
+
+def sum_rows(dy, indices, rows, padding_idx, scale_grad_by_freq, bounds, per_sample, counts, winners, dweight):
+    """As embedding_bwd; with bounds [bags + 1] dy has a row a bag, see _sum_rows."""
+    n, cols = indices.shape[0], dweight.shape[1]
     if dweight.numel() == 0:
         return
-    if n == 0:
+    bags = 0 if bounds is None else bounds.shape[0] - 1
+    if n == 0 or (bounds is not None and bags == 0):
         dweight.zero_()
         return
-    keys, places = sort_by_row(indices, num_embeddings, padding_idx)
+    keys, places = sort_by_row(indices, rows, padding_idx, None if bounds is None else bounds[bags:])
     block_n = tuning.embedding_block(cols)["BLOCK_N"]
-    _sum_rows[(num_embeddings, launch.cdiv(cols, block_n))](
-        dy, keys, places, dweight, dy.stride(0), n, cols, SCALE=scale_grad_by_freq, ACC=_acc_dtype(dy),
-        STEPS=n.bit_length(), BLOCK_K=max(1, min(16, 4096 // block_n)), BLOCK_N=block_n,
+    _sum_rows[(rows, launch.cdiv(cols, block_n))](
+        dy, keys, places, dweight, bounds, per_sample, counts, winners, dy.stride(0), n, cols, bags,
+        SCALE=scale_grad_by_freq, ACC=acc_dtype(dy), STEPS=n.bit_length(), BAG_STEPS=(bags + 1).bit_length(),
+        BLOCK_K=max(1, min(16, 4096 // block_n)), BLOCK_N=block_n,
     )  # fmt: skip
 
 
@@ -167,9 +172,9 @@ def embedding_renorm(weight, indices, max_norm, norm_type, y):
     kind = _KINDS.get(norm_type, "power")
     _renormalise[(n,)](
         weight, indices, y, weight.stride(0), weight.shape[0], cols, max_norm, norm_type, KIND=kind,
-        ACC=_acc_dtype(weight), BLOCK_N=tuning.embedding_block(cols)["BLOCK_N"],
+        ACC=acc_dtype(weight), BLOCK_N=tuning.embedding_block(cols)["BLOCK_N"],
     )  # fmt: skip
 
 
-def _acc_dtype(tensor):
+def acc_dtype(tensor):
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32

@@ -62,23 +62,40 @@ def _move(keys_ptr, places_ptr, counts_ptr, new_keys_ptr, new_places_ptr, n, shi
 
 @launch.cached
 @triton.jit
-def _keys(indices_ptr, keys_ptr, n, rows, padding, BLOCK: tl.constexpr):
-    """Indices as rows that there are; those that get no gradient come after the last row."""
+def _keys(indices_ptr, end_ptr, keys_ptr, n, rows, padding, BLOCK: tl.constexpr):
+    """Indices as rows that there are; those that get no gradient come after the last row. Nor do places from the one at
+    end_ptr on, if there is one."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     index = tl.load(indices_ptr + offs, mask=offs < n, other=0).to(tl.int64)
     row = tl.minimum(tl.maximum(index, 0), rows - 1)
-    tl.store(keys_ptr + offs, tl.where(index == padding, rows, row), mask=offs < n)
+    is_left_out = index == padding
+    if end_ptr is not None:
+        is_left_out = is_left_out | (offs >= tl.load(end_ptr))
+    tl.store(keys_ptr + offs, tl.where(is_left_out, rows, row), mask=offs < n)
 
 
-def sort_by_row(indices, rows, padding):
-    """(rows that were looked up, ascending; the place of each), both int64 [n]. Places of the row `padding` come last, as
-    those of a row after the last."""
+@triton.jit
+def first_of(keys_ptr, n, row, STEPS: tl.constexpr):
+    """The first place in the ascending keys that is `row` or more."""
+    low = row * 0
+    high = low + n
+    for _ in range(STEPS):
+        middle = (low + high) // 2
+        is_below = tl.load(keys_ptr + middle, mask=low < high, other=0) < row
+        low = tl.where((low < high) & is_below, middle + 1, low)
+        high = tl.where((low < high) & (is_below == 0), tl.minimum(high, middle), high)
+    return low
+
+
+def sort_by_row(indices, rows, padding, end=None):
+    """(rows that were looked up, ascending; the place of each), both int64 [n]. Places of the row `padding`, and those from
+    the number in the tensor `end` on, come last, as those of a row after the last."""
     n = indices.shape[0]
     keys, new_keys, places, new_places = (torch.empty(n, dtype=torch.int64, device=indices.device) for _ in range(4))
     block = tuning.SORT_BLOCK
     blocks = launch.cdiv(n, block)
     counts = torch.empty(DIGITS.value * blocks, dtype=torch.int64, device=indices.device)
-    _keys[(blocks,)](indices, keys, n, rows, padding, BLOCK=block)
+    _keys[(blocks,)](indices, end, keys, n, rows, padding, BLOCK=block)
     for shift in range(0, rows.bit_length(), 4):
         _count[(blocks,)](keys, counts, n, shift, BLOCK=block)
         _add_up[(1,)](counts, counts.shape[0], BLOCK=tuning.POINTWISE_BLOCK)

@@ -1,11 +1,11 @@
-"""Look-ups in a table: copying rows is torch's as much as ours; their gradient is not."""
+"""Look-ups in a table, and sums over bags of them: reading rows is torch's as much as ours; their gradient is not."""
 
 from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, processor, tables
 
-SIZES = "(indices, rows and columns of the weight, are gradients needed)"
+SIZES = BAG_SIZES = "(indices, rows and columns of the weight, are gradients needed)"
 MIN_ELEMENTS = 16384  # of the table and of what is looked up, where no table speaks
 RENORMALISED = ("max_norm",)  # in place of a size: torch takes several operations for every row
-COPIES = "torch's own copies rows as fast"
+COPIES = "torch's own reads rows as fast"
 
 
 def decide(name: str, where: processor.Place, size, dtype) -> str:
@@ -27,3 +27,8 @@ def decide(name: str, where: processor.Place, size, dtype) -> str:
 @tables.remembered
 def rules(where, size, dtype) -> str:
     return decide("embedding", where, size, dtype)
+
+
+@tables.remembered
+def bag_rules(where, size, dtype) -> str:
+    return decide("embedding_bag", where, size, dtype)

@@ -1,4 +1,4 @@
-"""Embedding, as torch.nn's."""
+"""Embedding and EmbeddingBag, as torch.nn's."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import twin
 
-__all__ = ["Embedding"]
+__all__ = ["Embedding", "EmbeddingBag"]
 
 
 @twin("embedding")
@@ -22,4 +22,24 @@ class Embedding(torch.nn.Embedding):
             self.norm_type,
             self.scale_grad_by_freq,
             self.sparse,
+        )
+
+
+@twin("embedding_bag")
+class EmbeddingBag(torch.nn.EmbeddingBag):
+    """Sums, means or maxima over bags of rows, as torch.nn.EmbeddingBag."""
+
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        return F.embedding_bag(
+            input,
+            self.weight,
+            offsets,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.mode,
+            self.sparse,
+            per_sample_weights,
+            self.include_last_offset,
+            self.padding_idx,
         )

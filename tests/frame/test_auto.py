@@ -30,6 +30,7 @@ SIZES = {
     pointwise.channel_dropout_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     embedding.rules: [(0, 0, 0, False), (1, 1, 5, True), (1 << 20, 1 << 20, 1 << 10, True), embedding.RENORMALISED],
+    embedding.bag_rules: [(0, 0, 0, False), (1, 1, 5, True), embedding.RENORMALISED],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     softmax.softmax_rules("softmin"): [(0, 0, 1, False), (1, 5, 7, True), (1 << 30, 1 << 10, 1, False)],
     attention.rules: [

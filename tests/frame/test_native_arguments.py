@@ -58,7 +58,9 @@ EPILOGUE = (0, 1, 1, -1, 0.0, 0.0, 1.0, -1.0, 0, 0, 1.0)
 BIAS_ACT_FWD = (0, 0, 0, 0, *EPILOGUE, 0)
 BIAS_ACT_BWD = (0, 0, 0, 0, 0, 0, *EPILOGUE, 0)
 EMBEDDING_FWD = (0, 0, 0, 0, 1, 4, 4, 1)
-EMBEDDING_BWD = (0, 0, 0, 0, 0, 0, 1, 1, -1, False, 1, 0)
+EMBEDDING_BWD = (*(0,) * 6, 1, 1, -1, False, *(0,) * 5, 1, 0)
+EMBEDDING_BAG_FWD = (*(0,) * 8, 1, 1, 0, 1, -1, 0, 1, 0)
+EMBEDDING_BAG_DOTS = (*(0,) * 6, 1, 1, 0, 1, 1, -1, 1, 0)
 EMBEDDING_RENORM = (0, 0, 0, 0, 1, 1, 1, 1.0, 2.0, 1, 0)
 DROPOUT_FORM = (0, 0, 0, 0, 0, 1, 1, False, 1, 1.0, 0.0, 0.0, 0)
 ROTARY = (0, 0, 0, 0, (0, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 1), 8, 4, False, False, 0)
@@ -142,7 +144,7 @@ def calls():
                 partial(getattr(_cpu, name), wrong(at, number), 1),
             )
         yield f"{name}: second parameter is 'a', expected a number", partial(getattr(_cpu, name), wrong(at + 2, "a"), 1)
-    for name, fields, at in (("embedding_fwd", EMBEDDING_FWD, 7), ("embedding_bwd", EMBEDDING_BWD, 10)):
+    for name, fields, at in (("embedding_fwd", EMBEDDING_FWD, 7), ("embedding_bwd", EMBEDDING_BWD, 15)):
         yield (
             f"{name}: index_type is 2, expected a number from 0 to 1",
             partial(getattr(_cpu, name), replaced(fields, at, 2), 1),
@@ -161,6 +163,11 @@ def calls():
         "dropout: drop_below is -1, expected a number from 0 to 4294967295",
         partial(_cpu.dropout, replaced(DROPOUT, 4, -1), 1),
     )
+
+
+def _holding(function, tensor, *args):
+    """`function`, and `tensor` alive as long as it is."""
+    return function(*args)
 
 
 def flat_problems():
@@ -200,6 +207,13 @@ def flat_problems():
     }  # fmt: skip
     yield "bias_act_fwd", _cpu.bias_act_fwd, BIAS_ACT_FWD, 15, {"n": 3, "channels": 5, "inner": 6}
     yield "bias_act_bwd", _cpu.bias_act_bwd, BIAS_ACT_BWD, 17, {"n": 5, "channels": 7, "inner": 8}
+    bounds = torch.zeros(1, dtype=torch.int64)  # of no bags
+    for name, fields, sizes in (
+        ("embedding_bag_fwd", EMBEDDING_BAG_FWD, {"n": 7, "rows": 8, "cols": 9, "bags": 10, "weight_row_stride": 11}),
+        ("embedding_bag_dots", EMBEDDING_BAG_DOTS, {"n": 5, "rows": 6, "cols": 7, "bags": 8, "dy_row_stride": 9}),
+    ):
+        fields = replaced(fields, 2 if name == "embedding_bag_fwd" else 3, bounds.data_ptr())
+        yield name, partial(_holding, getattr(_cpu, name), bounds), fields, len(fields) - 1, sizes
     yield "embedding_renorm", _cpu.embedding_renorm, EMBEDDING_RENORM, 10, {
         "n": 3, "rows": 4, "cols": 5, "weight_row_stride": 6,
     }  # fmt: skip

@@ -13,6 +13,7 @@ FUNCTIONS = {
     "nn.functional.embedding": lambda weight, input, **kwargs: PF.embedding(
         input, weight, **kwargs
     ),  # as the database's
+    "nn.functional.embedding_bag": lambda weight, input, **kwargs: PF.embedding_bag(input, weight, **kwargs),
     "nn.functional.linear": PF.linear,
     "nn.functional.layer_norm": PF.layer_norm,
     **{f"nn.functional.{name}": getattr(PF, name) for name in ("glu", "prelu", "rrelu")},

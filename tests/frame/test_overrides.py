@@ -14,6 +14,7 @@ from tests.frame.test_replace import transformer
 
 CALLS = {
     "embedding": lambda f: f.embedding(torch.arange(3), torch.eye(8), 1, scale_grad_by_freq=True),
+    "embedding_bag": lambda f: f.embedding_bag(torch.arange(6).view(3, 2), torch.eye(8), mode="max"),
     "linear": lambda f: f.linear(torch.ones(64, 64), torch.ones(8, 64), torch.ones(8)),
     "layer_norm": lambda f: f.layer_norm(torch.eye(8), (8,), torch.ones(8), bias=torch.ones(8), eps=1e-3),
     "rms_norm": lambda f: f.rms_norm(torch.eye(8), (8,), torch.ones(8), eps=1e-3),

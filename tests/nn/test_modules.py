@@ -350,6 +350,7 @@ def own_functions():
     return {
         "attention": lambda: both(*PF.attention(q, k, v, bias, return_lse=True, softcap=2.0, **options)),
         "embedding": lambda: both(PF.embedding(words, table, 2)),
+        "embedding_bag": lambda: both(PF.embedding_bag(words, table, per_sample_weights=q[0, 0, :2, :2], mode="sum")),
         "rotary_embedding": lambda: both(*PF.rotary_embedding(q, k, angles, angles)),
         "attention_weights": lambda: both(PF.attention_weights(q, k, bias, **options)),
         "attention_varlen": lambda: both(

@@ -1,3 +1,4 @@
+#include "bag.h"
 #include "gather.h"
 #include "rotary.h"
 #include "scatter.h"

@@ -6,6 +6,7 @@ from pyflash import _cpu
 from pyflash.ops.core.checks import wrong_index
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
+from pyflash.ops.embedding.bag_checks import wrong_bounds, wrong_index_of_bag
 
 INDEX_TYPES = {getattr(torch, name): number for name, number in _cpu.INDEX_TYPES.items()}
 
@@ -26,13 +27,60 @@ def embedding_fwd(weight, indices, y):
 
 
 def embedding_bwd(dy, indices, num_embeddings, padding_idx, scale_grad_by_freq, dweight):
-    n = indices.numel()
-    workspace = take_workspace(_cpu.embedding_bwd_workspace(n, num_embeddings) * 8, "embedding")
+    _bwd(dy, indices, num_embeddings, padding_idx, scale_grad_by_freq, None, None, None, None, dweight)
+
+
+def _bwd(dy, indices, rows, padding_idx, scale_grad_by_freq, bounds, per_sample, counts, winners, dweight):
+    n, has_bags = indices.numel(), bounds is not None
+    workspace = take_workspace(_cpu.embedding_bwd_workspace(n, rows, has_bags) * 8, "embedding")
     problem = (
         dy.data_ptr(), indices.data_ptr(), dweight.data_ptr(), workspace.data_ptr(), n, *dweight.shape, dy.stride(0),
-        padding_idx, scale_grad_by_freq, INDEX_TYPES[indices.dtype], DTYPES[dy.dtype],
+        padding_idx, scale_grad_by_freq, _address(bounds), _address(per_sample), _address(counts), _address(winners),
+        bounds.shape[0] - 1 if has_bags else 0, INDEX_TYPES[indices.dtype], DTYPES[dy.dtype],
     )  # fmt: skip
-    _expect(_cpu.embedding_bwd(problem, torch.get_num_threads()), indices, num_embeddings)
+    place, bag = _cpu.embedding_bwd(problem, torch.get_num_threads())
+    if has_bags:
+        _expect_bags(place, bag, indices, bounds, rows)
+    else:
+        _expect(place, indices, rows)
+
+
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _expect_bags(place: int, bag: int, indices, bounds, rows: int) -> None:
+    if bag >= 0:
+        raise RuntimeError(wrong_bounds(bounds.tolist(), indices.numel()))
+    if place >= 0:
+        raise RuntimeError(wrong_index_of_bag(int(indices[place]), rows))
+
+
+def embedding_bag_fwd(weight, indices, bounds, per_sample, mode, padding_idx, y, counts, winners):
+    problem = (
+        weight.data_ptr(), indices.data_ptr(), bounds.data_ptr(), _address(per_sample), y.data_ptr(), counts.data_ptr(),
+        winners.data_ptr(), indices.numel(), *weight.shape, y.shape[0], weight.stride(0), padding_idx,
+        _cpu.BAG_MODES.index(mode), INDEX_TYPES[indices.dtype], DTYPES[weight.dtype],
+    )  # fmt: skip
+    wrong = _cpu.embedding_bag_fwd(problem, torch.get_num_threads())
+    _expect_bags(*wrong, indices, bounds, weight.shape[0])
+
+
+def embedding_bag_bwd(
+    dy, indices, bounds, per_sample, counts, winners, rows, mode, padding_idx, scale_grad_by_freq, dweight
+):  # fmt: skip
+    counts, winners = counts if mode == "mean" else None, winners if mode == "max" else None
+    _bwd(dy, indices, rows, padding_idx, scale_grad_by_freq, bounds, per_sample, counts, winners, dweight)
+
+
+def embedding_bag_dots(dy, weight, indices, bounds, padding_idx, dper_sample):
+    problem = (
+        dy.data_ptr(), weight.data_ptr(), indices.data_ptr(), bounds.data_ptr(), dper_sample.data_ptr(), indices.numel(),
+        *weight.shape, dy.shape[0], dy.stride(0), weight.stride(0), padding_idx, INDEX_TYPES[indices.dtype],
+        DTYPES[dy.dtype],
+    )  # fmt: skip
+    wrong = _cpu.embedding_bag_dots(problem, torch.get_num_threads())
+    _expect_bags(*wrong, indices, bounds, weight.shape[0])
 
 
 def embedding_renorm(weight, indices, max_norm, norm_type, y):

@@ -156,7 +156,7 @@ def checked_here(operation: str, indices, weight, backend: str) -> None:
         expect_indices(operation, indices, weight.shape[0])
 
 
-def renormalise(operation, weight, indices, max_norm, norm_type, backend):
+def renormalise(weight, indices, max_norm, norm_type, backend):
     """Scales the rows that are looked up down to max_norm, in the table itself, as torch does before it looks up."""
     with torch.no_grad():
         table = weight.detach()
@@ -222,6 +222,6 @@ def embedding(
     indices = input.reshape(-1).contiguous()
     checked_here("embedding", indices, weight, backend)
     if max_norm is not None:
-        renormalise("embedding", weight, indices, max_norm, norm_type, backend)
+        renormalise(weight, indices, max_norm, norm_type, backend)
     y = apply(_Embedding, unit_stride(weight), indices, padding_idx, bool(scale_grad_by_freq), backend)
     return shaped(y, (*input.shape, weight.shape[1]))
