@@ -7,6 +7,7 @@ PF_KERNEL(resample, resample, Resample)
 
 // The tuples that ops/resample/_cpu.py makes.
 PF_BINDINGS(m) {
+  m.attr("RESAMPLE_FOLD") = kResampleFold;
   m.def("resample_workspace", &resample_workspace);
   m.def("resample", [](const py::tuple& problem, int num_threads) {
     Reader r(problem, "resample", "problem");

@@ -41,6 +41,8 @@ CASES = [  # shape, layout, arguments, why it is here
     ((2, 6, 9, 20), "part", dict(scale_factor=2, mode="bilinear"), "a part of a tensor that is channels last"),
     ((0, 3, 9, 40), "contiguous", dict(scale_factor=2, mode="bilinear"), "an empty batch"),
     ((1, 1, 1, 1), "contiguous", dict(size=(3, 40), mode="bilinear"), "one place"),
+    ((20, 3, 4, 5), "contiguous", dict(scale_factor=2, mode="bilinear"), "many small planes"),
+    ((40, 2, 4, 5), "channels_last", dict(size=(3, 9), mode="nearest"), "many small planes, channels last"),
     ((1, 1, 2, 20000), "contiguous", dict(scale_factor=1.5, mode="bilinear"), "rows long enough to be cut"),
 ]  # fmt: skip
 FILTERED = [

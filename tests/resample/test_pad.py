@@ -32,6 +32,7 @@ CASES = [  # shape, layout, pads, why it is here
     ((2, 21, 5, 6), "channels_last", (1, 2, 3, 4), "many channels, last"),
     ((1, 3, 4, 5, 6), "channels_last", (1, 0, 0, 2, 1, 1), "channels last in three dimensions"),
     ((2, 3, 8, 9), "transposed", (1, 2, 3, 4), "width is not the last in memory: a copy"),
+    ((20, 3, 8, 9), "contiguous", (1, 2, 3, 4), "many small planes"),
     ((2, 3, 8, 9), "part", (1, 2, 3, 4), "a part of a tensor that is channels last"),
 ]
 CONSTANT = [

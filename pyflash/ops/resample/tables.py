@@ -64,6 +64,46 @@ def identity(size: int) -> Table:
     return _of(np.arange(size)[:, None], None, size, False)
 
 
+_products: dict[
+    tuple, tuple
+] = {}  # addresses of two tables -> their product, and the two, whose addresses no other gets
+
+
+def product(rows: Table, columns: Table) -> Table:
+    """The table of both axes as one, a place of which is a row and a column."""
+    key = rows.addresses + columns.addresses
+    found = _products.get(key)
+    if found is None:
+        if len(_products) >= KEPT:
+            _products.clear()
+        found = _products[key] = _product(rows, columns), rows, columns
+    return found[0]
+
+
+def _product(rows, columns):
+    counts = [np.diff(t.first.numpy()) for t in (rows, columns)]
+    first = np.zeros(rows.size_out * columns.size_out + 1, np.int64)
+    np.cumsum(np.outer(*counts).reshape(-1), out=first[1:])
+    weights = None if rows.weight is None and columns.weight is None else []
+    dtype = next((t.weight.numpy().dtype for t in (rows, columns) if t.weight is not None), None)
+    row_weight, column_weight = (
+        np.ones(len(t.index), dtype) if t.weight is None else t.weight.numpy() for t in (rows, columns)
+    )
+    index = []
+    column_first, row_first = columns.first.numpy(), rows.first.numpy()
+    for row in range(rows.size_out):
+        of_row = slice(row_first[row], row_first[row + 1])
+        for column in range(columns.size_out):
+            of_column = slice(column_first[column], column_first[column + 1])
+            index.append(np.add.outer(rows.index.numpy()[of_row] * columns.size_in, columns.index.numpy()[of_column]))
+            if weights is not None:
+                weights.append(np.multiply.outer(row_weight[of_row], column_weight[of_column]))
+    index, weight = (
+        None if part is None else np.concatenate([a.reshape(-1) for a in part]) for part in (index, weights)
+    )
+    return _table(first, index, weight, rows.size_in * columns.size_in, rows.size_out * columns.size_out)
+
+
 # ---- interpolation --------------------------------------------------------------------------------------------------
 
 # Keys' convolution with a = -0.75, and -0.5 where torch filters; a triangle; Lanczos' window of three lobes.
