@@ -27,7 +27,7 @@ from benchmarks import harness, machine
 from benchmarks.check import Reference, Wrong
 from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear
-from benchmarks.operations.norm import _norms
+from benchmarks.operations.norm import _channels, _norms
 from benchmarks.operations.pointwise import activation, dropout
 from benchmarks.operations.recurrent import rnn
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
@@ -37,6 +37,7 @@ from pyflash.cli import explain
 from pyflash.cli._progress import Progress
 from pyflash.ops.core import backends
 from pyflash.ops.linear.linear import OPERATIONS as PRODUCTS
+from pyflash.ops.norm.channels import SIZES as CHANNELS
 from pyflash.ops.norm.rows import SIZES as ROWS
 
 EFFORT = {
@@ -108,6 +109,11 @@ def declared(point: Point) -> tuple[Operation, Case]:
     if point.operation in NORMS:
         alone = point.operation.removeprefix("add_")
         return load(alone), case(_norms.Shape(*sizes, alone != point.operation))
+    if point.operation in CHANNEL_NORMS:
+        name = point.operation.removesuffix("_act")
+        groups = {"batch_norm": 0, "group_norm": 32, "instance_norm": sizes[1]}[name]
+        settings = dict(groups=groups, activation="relu" if name != point.operation else None)
+        return load(name), case(_channels.Shape.of_sizes(*sizes, **settings))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "rnn":
@@ -138,7 +144,10 @@ def kinds() -> dict[str, tuple[str, ...]]:
 
 KINDS = kinds()
 OPERATIONS = tuple(KINDS)
-NORMS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == ROWS)
+NORMS, CHANNEL_NORMS = (
+    tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == sizes)
+    for sizes in (ROWS, CHANNELS)
+)
 
 
 def grid(operations, kinds, dtypes, modes, *axes) -> Iterator[Point]:
@@ -171,6 +180,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from attentions(kinds, ["float64", "float16"], ["inference"], (1, 16), squares(32, 512))
     yield from grid(NORMS, [""], ["float32", "bfloat16"], BOTH, (1, 16, 128, 1024, 4096), (128, 1024, 4096))
     yield from grid(NORMS, [""], ["float64", "float16"], BOTH, (16, 1024), (256, 1024))
+    yield from grid(CHANNEL_NORMS, [""], ["float32", "bfloat16"], BOTH, (64, 512, 4096, 32768), (64, 256, 2048))
+    yield from grid(CHANNEL_NORMS, [""], ["float64", "float16"], BOTH, (512, 8192), (64, 512))
     activations = KINDS["activation"]
     elements = [1 << power for power in (10, 14, 17, 20, 23)]
     yield from grid(["activation"], activations, ["float32"], BOTH, elements)
@@ -193,6 +204,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from attentions(["dropout"], ["bfloat16"], ["any"], (32,), squares(512, 2048))
     yield from attentions(["weights"], dtypes, ["inference"], (32,), squares(512, 2048))
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
+    yield from grid(CHANNEL_NORMS, [""], dtypes, BOTH, (4096, 1 << 17), (64, 512))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
@@ -200,7 +212,7 @@ def gpu_grid() -> Iterator[Point]:
 
 
 def is_small_enough(point: Point, device: str) -> bool:
-    if point.operation in NORMS:
+    if point.operation in (*NORMS, *CHANNEL_NORMS):
         return math.prod(point.sizes) <= MOST_ELEMENTS[device]
     operation, case = declared(point)
     return operation.flops(case, MODES[point.mode]) <= MOST_FLOPS[device]

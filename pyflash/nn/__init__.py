@@ -5,8 +5,9 @@ Names that are not ours (Module, ModuleList, Embedding, ...) are torch.nn's own.
 
 import torch
 
-from pyflash.nn import activation, container, dropout, linear, normalization, positional, rnn, transformer
+from pyflash.nn import activation, batchnorm, container, dropout, linear, normalization, positional, rnn, transformer
 from pyflash.nn.activation import *  # noqa: F403
+from pyflash.nn.batchnorm import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
 from pyflash.nn.linear import *  # noqa: F403
@@ -17,6 +18,7 @@ from pyflash.nn.transformer import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += activation.__all__
+__all__ += batchnorm.__all__
 __all__ += container.__all__
 __all__ += dropout.__all__
 __all__ += linear.__all__
