@@ -40,6 +40,8 @@ from benchmarks.operations.pointwise import (
     rrelu,
 )
 from benchmarks.operations.pool import _pools
+from benchmarks.operations import attention, linear
+from benchmarks.operations.norm import _channels, _norms
 from benchmarks.operations.recurrent import rnn
 from benchmarks.operations.resample import interpolate, pad
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
@@ -50,6 +52,7 @@ from pyflash.cli import explain
 from pyflash.cli._progress import Progress
 from pyflash.ops.core import backends
 from pyflash.ops.linear.linear import OPERATIONS as PRODUCTS
+from pyflash.ops.norm.channels import SIZES as CHANNELS
 from pyflash.ops.norm.rows import SIZES as ROWS
 from pyflash.ops.pool.windows import SIZES as WINDOWS
 
@@ -135,6 +138,11 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return softmax.OPERATION, case(softmax.Shape(point.operation, shape, 1))
     if point.operation == "embedding_bag":  # of 32, as in the suite
         return embedding_bag.OPERATION, case(embedding_bag.Shape(sizes[0] // 32, 32, *sizes[1:]))
+    if point.operation in CHANNEL_NORMS:
+        name = point.operation.removesuffix("_act")
+        groups = {"batch_norm": 0, "group_norm": 32, "instance_norm": sizes[1]}[name]
+        settings = dict(groups=groups, activation="relu" if name != point.operation else None)
+        return load(name), case(_channels.Shape.of_sizes(*sizes, **settings))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "dropout2d":  # of 256 elements each
@@ -185,6 +193,10 @@ OPERATIONS = tuple(KINDS)
 SOFTMAXES = tuple(name for name in OPERATIONS if name in auto_softmax.MEASURED_AS)
 NORMS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == ROWS)
 POOLS = tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == WINDOWS)
+NORMS, CHANNEL_NORMS = (
+    tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == sizes)
+    for sizes in (ROWS, CHANNELS)
+)
 
 
 def grid(operations, kinds, dtypes, modes, *axes) -> Iterator[Point]:
@@ -220,6 +232,8 @@ def cpu_grid() -> Iterator[Point]:
     softmaxes = KINDS["softmax"]
     yield from grid(SOFTMAXES, softmaxes, ["float32", "bfloat16"], BOTH, (8, 1024), (16, 512, 1 << 13))
     yield from grid(SOFTMAXES, softmaxes, ["float64", "float16"], BOTH, (1024,), (512,))
+    yield from grid(CHANNEL_NORMS, [""], ["float32", "bfloat16"], BOTH, (64, 512, 4096, 32768), (64, 256, 2048))
+    yield from grid(CHANNEL_NORMS, [""], ["float64", "float16"], BOTH, (512, 8192), (64, 512))
     activations = KINDS["activation"]
     elements = [1 << power for power in (10, 14, 17, 20, 23)]
     yield from grid(["activation"], activations, ["float32"], BOTH, elements)
@@ -260,6 +274,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from attentions(["weights"], dtypes, ["inference"], (32,), squares(512, 2048))
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
     yield from grid(SOFTMAXES, KINDS["softmax"], dtypes, BOTH, (1024, 32768), (64, 1024, 1 << 15))
+    yield from grid(CHANNEL_NORMS, [""], dtypes, BOTH, (4096, 1 << 17), (64, 512))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout", "dropout2d", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
     yield from grid([name for name in FUSED if name != "rrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
@@ -273,7 +288,8 @@ def gpu_grid() -> Iterator[Point]:
 
 
 def is_small_enough(point: Point, device: str) -> bool:
-    if point.operation in (*NORMS, *POOLS, *SOFTMAXES):
+TODO-IF     if point.operation in (*NORMS, *POOLS, *SOFTMAXES):
+TODO-IF     if point.operation in (*NORMS, *CHANNEL_NORMS):
         return math.prod(point.sizes) <= MOST_ELEMENTS[device]
     operation, case = declared(point)
     return operation.flops(case, MODES[point.mode]) <= MOST_FLOPS[device]

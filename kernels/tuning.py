@@ -339,6 +339,16 @@ def row_block(arch, cols):
     return dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=max(1, min(16, block_m * block_n // 512)))
 
 
+def channel_block(arch, channels, positions, is_last):
+    """A tile of channels and positions: about 2048 elements, long where the memory goes on, in four warps."""
+    most = 1024 if arch == "interpreter" else 2048
+    long, short = (channels, positions) if is_last else (positions, channels)
+    along = min(triton.next_power_of_2(long), 64 if is_last and arch != "interpreter" else most)
+    across = min(triton.next_power_of_2(short), max(1, most // along))
+    block_c, block_s = (along, across) if is_last else (across, along)
+    return dict(BLOCK_C=block_c, BLOCK_S=block_s, num_warps=4)
+
+
 def row_programs(arch, num_warps, tiles, columns=1):
     """How many programs share the tiles of a loop over rows, each for `columns` blocks of columns: 20 warps to a
     multiprocessor, which is what 96 registers a thread allow, so that all run at once and loads of some hide sums of

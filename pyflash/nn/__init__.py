@@ -7,6 +7,7 @@ import torch
 
 from pyflash.nn import (
     activation,
+    batchnorm,
     container,
     dropout,
     linear,
@@ -20,6 +21,7 @@ from pyflash.nn import (
     upsampling,
 )
 from pyflash.nn.activation import *  # noqa: F403
+from pyflash.nn.batchnorm import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
 from pyflash.nn.linear import *  # noqa: F403
@@ -34,6 +36,7 @@ from pyflash.nn.upsampling import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += activation.__all__
+__all__ += batchnorm.__all__
 __all__ += container.__all__
 __all__ += dropout.__all__
 __all__ += linear.__all__

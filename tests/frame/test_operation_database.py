@@ -27,6 +27,7 @@ FUNCTIONS = {
         for kind in ("max", "avg", "adaptive_max", "adaptive_avg")
         for n in (1, 2, 3)
     },
+    "nn.functional.batch_norm": PF.batch_norm,
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{
         prefix + name: getattr(PF, name)

@@ -17,6 +17,7 @@ CALLS = {
     "embedding_bag": lambda f: f.embedding_bag(torch.arange(6).view(3, 2), torch.eye(8), mode="max"),
     "linear": lambda f: f.linear(torch.ones(64, 64), torch.ones(8, 64), torch.ones(8)),
     "layer_norm": lambda f: f.layer_norm(torch.eye(8), (8,), torch.ones(8), bias=torch.ones(8), eps=1e-3),
+    "batch_norm": lambda f: f.batch_norm(torch.eye(8), torch.zeros(8), torch.ones(8), training=True),
     "rms_norm": lambda f: f.rms_norm(torch.eye(8), (8,), torch.ones(8), eps=1e-3),
     "max_pool2d": lambda f: f.max_pool2d(torch.eye(9)[None], 3, stride=2, ceil_mode=True),
     "adaptive_avg_pool2d": lambda f: f.adaptive_avg_pool2d(torch.eye(9)[None], 1),

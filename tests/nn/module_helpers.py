@@ -77,16 +77,18 @@ def assert_same(ours, theirs, args, kwargs=None, *, modes=MODES, backends=BACKEN
     """
     kwargs = kwargs or {}
     modules = ours if isinstance(ours, (list, tuple)) else [ours]
-    for module in modules:
-        module.load_state_dict(theirs.state_dict())
+    state = copy.deepcopy(theirs.state_dict())  # a call may change what is tracked
     double = copy.deepcopy(theirs).double()
     args64, kwargs64 = [doubled(a) for a in args], {k: doubled(v) for k, v in kwargs.items()}
     for mode in modes:
+        for module in (theirs, double):
+            module.load_state_dict(state)
         truth = results(double, args64, kwargs64, mode)
         torchs = results(theirs, args, kwargs, mode)
         scales = [t for t in truth if t is not None and t.isfinite().all()]
         for module in modules:
             for backend in backends:
+                module.load_state_dict(state)
                 found = results(module, args, kwargs, mode, backend)
                 assert_error_within(found, torchs, truth, *scales, floor_ulp=floor_ulp)
 

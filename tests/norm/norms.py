@@ -52,3 +52,12 @@ def laid_out(shape, layout, dtype):
     if layout == "expanded":
         return x[:1].expand(shape)
     return x
+
+
+def in_order(x, layout):
+    """The same numbers of [batch, channels, ...], lying in memory as `layout` says."""
+    if layout == "transposed":
+        return x.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "channels_last":
+        return x.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()])
+    return x.contiguous()

@@ -18,7 +18,28 @@ def rms_norm_bwd():
         yield y, torch.randn(6, 20), x, weight, rstd, *needs
 
 
+def channel_norm_fwd():
+    x, weight, running = torch.randn(3, 4, 5), torch.randn(4), torch.rand(4)
+    last = torch.randn(3, 5, 4).transpose(1, 2)
+    for groups, uses_input in ((0, True), (0, False), (2, True), (4, True)):
+        tracked = (None, None) if groups == 2 else (running, running)
+        yield x, x * 2, weight, None, *tracked, groups, uses_input, 0.1, 1e-5, "relu", 0.0, 0.0
+        yield last, None, None, weight, *tracked, groups, uses_input, 0.1, 1e-5, "silu", 0.0, 0.0
+
+
+def channel_norm_bwd():
+    for x, residual, weight, bias, *_, groups, uses_input, _, _, activation, first, second in channel_norm_fwd():
+        tracked = torch.ones(4), torch.ones(4)
+        of = (groups, uses_input, 0.1, 1e-5, activation, first, second)
+        _, mean, rstd, _, _ = saved("channel_norm_fwd", x, residual, weight, bias, *tracked, *of)
+        ending = activation, first, second, activation == "relu"
+        for needs in ((True, True, True, True), (True, False, False, False), (False, False, True, False)):
+            yield x * 3, x, residual, weight, bias, mean, rstd, groups, uses_input, *ending, *needs
+
+
 OPERATORS = {
+    "channel_norm_fwd": channel_norm_fwd,
+    "channel_norm_bwd": channel_norm_bwd,
     "layer_norm_fwd": lambda: [
         (torch.randn(6, 20), torch.randn(6, 20), torch.randn(20), None, 1e-5),
         (torch.randn(6, 20), None, None, None, 1e-5),

@@ -1,1 +1,3 @@
+#include "channel_backward.h"
+#include "channel_forward.h"
 #include "layer_norm.h"

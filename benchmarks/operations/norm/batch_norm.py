@@ -1,0 +1,59 @@
+"""BatchNorm, with ReLU and a residual behind it in the same pass over memory."""
+
+from __future__ import annotations
+
+from benchmarks.known import TWICE, Gap, Story
+from benchmarks.operation import gpu_case
+from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation
+
+SIZES = {
+    (8, 64, 56, 56): "ResNet-50, first stage",
+    (8, 256, 56, 56): "ResNet-50, end of a first block",
+    (8, 2048, 7, 7): "ResNet-50, last stage",
+}
+BOTH = ("forward", "backward")
+
+ENDINGS = (  # activation, with a residual, statistics of the input, modes
+    (None, False, True, BOTH),
+    ("relu", False, True, BOTH),
+    ("relu", True, True, BOTH),
+    ("relu", False, False, ("forward",)),
+)
+
+CASES = (
+    *(
+        case(
+            Shape(size, layout, activation=activation, residual=residual, uses_input=uses_input),
+            *modes,
+            model=model,
+            quick=size[1] == 64 and activation == "relu" and uses_input,
+        )
+        for size, model in SIZES.items()
+        for layout in LAYOUTS
+        for activation, residual, uses_input, modes in ENDINGS
+    ),
+    case(Shape((4, 16, 8, 8), activation="relu"), "double-backward", model="a critic under a gradient penalty"),
+)
+
+STORY = Story(
+    limit="Memory: x and y once; the backward reads dy and x and writes dx.",
+    elsewhere="torch's kernels read x twice, once for the statistics, and ReLU and the sum are passes of their own.",
+    gaps=(
+        TWICE,
+        Gap(
+            "NHWC", "the statistics need all rows before the first is written: x is read twice, and dy in the backward"
+        ),
+        Gap("2048x7x7", "small enough that Python and the allocation of the output show"),
+        Gap("", "a channel is read for its statistics and again, from the second cache, to be normalised"),
+    ),
+)
+
+OPERATION = operation(
+    "batch_norm",
+    cases=CASES,
+    gpu=tuple(
+        gpu_case(f"{layout} {activation or 'alone'}", Shape((64, 256, 56, 56), layout, activation=activation),
+                 Shape((3, 20, 5, 4), layout, activation=activation), *BOTH)
+        for layout in LAYOUTS for activation in (None, "relu")
+    ),
+)  # fmt: skip

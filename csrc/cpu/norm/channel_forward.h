@@ -1,0 +1,351 @@
+// BatchNorm, GroupNorm and InstanceNorm forward: moments of channels, their units' statistics, and one pass that
+// normalises, adds a residual and applies an activation. Where positions are adjacent and a unit fits into the second
+// cache, a thread takes it through all three.
+#pragma once
+#include "channel_tile.h"
+
+namespace PF_ISA::norm {
+
+namespace {
+
+constexpr int64_t kUnitBytes = 512 << 10;  // of all tensors of a unit that stays in the second cache
+
+// Which planes (a channel of a sample, [positions]) a unit has: `count`, `step` apart.
+struct Planes {
+  int64_t first, step, count;
+};
+PF_INLINE Planes planes_of(const ChannelNormShape& s, int64_t unit) {
+  if (!s.groups) return {unit, s.channels, s.batch};
+  const int64_t share = s.channels / s.groups;
+  return {unit * share, 1, share};
+}
+PF_INLINE int64_t unit_of(const ChannelNormShape& s, int64_t sample, int64_t channel) {
+  return s.groups ? sample * s.groups + channel / (s.channels / s.groups) : channel;
+}
+PF_INLINE bool is_cached(const ChannelNormShape& s, const ChannelNormPlan& plan, int tensors) {
+  const int64_t itemsize = s.dtype == Dtype::f64 ? 8 : s.dtype == Dtype::f32 ? 4 : 2;
+  return !s.is_last && plan.units > 1 && plan.count * itemsize * tensors <= kUnitBytes;
+}
+
+struct Moments {
+  double mean, squares;  // of the deviations from the mean, summed
+};
+
+template <class S>
+Moments plane_moments(const S* x, int64_t count) {
+  typedef Acc<S> T;
+  const int64_t first = min_of(count, kLanes<T>);
+  T shift = reduce_add(load_n(x, first)) / (T)first;  // a guess: see layer_norm_fwd_rows
+  if (!__builtin_isfinite(shift)) shift = 0;  // an infinity's own deviation would be NaN, where the mean is infinite
+  double sum, square;
+  layer_norm_sums<S, false, false>(x, (const S*)nullptr, (S*)nullptr, count, shift, &sum, &square);
+  double correction = sum / (double)count, variance = square / (double)count - correction * correction;
+  if (!(correction * correction <= variance) && __builtin_isfinite(sum)) {
+    shift = (T)(shift + correction);
+    layer_norm_sums<S, false, false>(x, (const S*)nullptr, (S*)nullptr, count, shift, &sum, &square);
+    correction = sum / (double)count, variance = square / (double)count - correction * correction;
+    if (variance < 0) variance = 0;
+  }
+  if (__builtin_isinf(square) && __builtin_isfinite(sum) && sizeof(T) == 4) {
+    const double unit = 0x1p-96;
+    variance = layer_norm_large_variance<S, false, true>(x, (const S*)nullptr, count, &shift, (T)unit) / (unit * unit);
+    correction = 0;
+  }
+  return {(double)shift + correction, variance * (double)count};
+}
+
+// Sums over rows of the deviations from `shift` and of their squares, with kScales in units of 1 / unit.
+template <class S, int kRows, bool kScales>
+PF_INLINE void sum_columns(const S* x, int64_t channels, Acc<S>* partial, int64_t padded, bool is_first) {
+  typedef Vec<Acc<S>> V;
+  Acc<S>*shift = partial, *sum = partial + padded, *square = partial + 2 * padded, *unit = partial + 3 * padded;
+  for_columns<Acc<S>, 1>(0, channels, [&](int64_t j, auto count, int) {
+    const V from = load(shift + j);
+    V sums = {}, squares = {};
+    PF_UNROLL
+    for (int r = 0; r < kRows; r++) {
+      V d = load_part(x + r * channels + j, count) - from;
+      if (kScales) d *= load(unit + j);
+      sums += d;
+      squares = fma(d, d, squares);
+    }
+    store(sum + j, is_first ? sums : load(sum + j) + sums);
+    store(square + j, is_first ? squares : load(square + j) + squares);
+  });
+}
+
+template <class S, bool kScales>
+void sum_rows(const S* x, int64_t rows, int64_t channels, Acc<S>* partial, int64_t padded) {
+  int64_t row = 0;
+  for (; row + kTileRows <= rows; row += kTileRows)
+    sum_columns<S, kTileRows, kScales>(x + row * channels, channels, partial, padded, row == 0);
+  for (; row < rows; row++) sum_columns<S, 1, kScales>(x + row * channels, channels, partial, padded, row == 0);
+}
+
+// Moments of a block of rows [rows, channels]: shift, sum, sum of squares and the unit that these are in, [4, padded].
+template <class S>
+void block_sums(const S* x, int64_t rows, int64_t channels, Acc<S>* partial, int64_t padded) {
+  typedef Acc<S> T;
+  typedef Vec<T> V;
+  T *shift = partial, *sum = partial + padded, *square = partial + 2 * padded, *unit = partial + 3 * padded;
+  const int64_t guess = min_of(rows, kTileRows);  // rows whose mean is the first guess
+  for_columns<T, 1>(0, padded, [&](int64_t j, auto, int) { store(shift + j, V{}), store(unit + j, splat<V>(1)); });
+  for_columns<T, 1>(0, channels, [&](int64_t j, auto count, int) {
+    V first = {};
+    for (int64_t r = 0; r < guess; r++) first += load_part(x + r * channels + j, count);
+    first /= (T)guess;
+    store(shift + j, select(first - first == V{}, first, V{}));  // finite: an infinity's own deviation would be NaN
+  });
+  sum_rows<S, false>(x, rows, channels, partial, padded);
+  // The variance is a difference, which costs digits where the guess was off by deviations: then once more, from the
+  // mean.
+  const V share = splat<V>((T)(1 / (double)rows));
+  V bad = {}, large = {};
+  for_columns<T, 1>(0, channels, [&](int64_t j, auto, int) {
+    V mean = load(sum + j) * share, variance = load(square + j) * share - mean * mean;
+    // Of what is not finite the first sums are right.
+    bad += select((mean * mean <= variance * (T)4) | (mean - mean != V{}), V{}, splat<V>(1));
+    const auto is_large = load(square + j) > (T)(sizeof(T) == 4 ? 3e38 : 1e308);
+    large += select(is_large, splat<V>(1), V{});
+    store(unit + j, select(is_large, splat<V>(sizeof(T) == 4 ? (T)0x1p-96 : (T)0x1p-700), splat<V>(1)));
+  });
+  if (!(reduce_add(bad) > 0)) return;
+  const bool has_large = reduce_add(large) > 0;
+  if (has_large) sum_rows<S, true>(x, rows, channels, partial, padded);
+  for_columns<T, 1>(0, channels, [&](int64_t j, auto, int) {
+    const V mean = load(shift + j) + load(sum + j) * share / load(unit + j);
+    store(shift + j, select(mean - mean == V{}, mean, load(shift + j)));
+  });
+  has_large ? sum_rows<S, true>(x, rows, channels, partial, padded)
+            : sum_rows<S, false>(x, rows, channels, partial, padded);
+}
+
+// Moments of channels [begin, end) of a matrix from those of its blocks (Chan et al. 1979).
+template <class T>
+void combine_blocks(const T* partial, const ChannelNormPlan& plan, int64_t begin, int64_t end, Moments* moments) {
+  const int64_t stride = kChannelPartial * plan.padded;
+  auto rows_of = [&](int64_t block) { return (double)min_of(plan.block_rows, plan.rows - block * plan.block_rows); };
+  for (int64_t c = begin; c < end; c++) moments[c] = {0, 0};
+  for (int64_t block = 0; block < plan.blocks; block++) {
+    const T *shift = partial + block * stride, *sum = shift + plan.padded, *unit = shift + 3 * plan.padded;
+    const double rows = rows_of(block);
+    for (int64_t c = begin; c < end; c++)
+      moments[c].mean += (double)sum[c] / (double)unit[c] + rows * ((double)shift[c] - (double)partial[c]);
+  }
+  for (int64_t c = begin; c < end; c++) moments[c].mean = (double)partial[c] + moments[c].mean / (double)plan.rows;
+  for (int64_t block = 0; block < plan.blocks; block++) {
+    const T *shift = partial + block * stride, *sum = shift + plan.padded, *square = sum + plan.padded;
+    const T* unit = square + plan.padded;
+    const double rows = rows_of(block), share = 1 / rows;
+    for (int64_t c = begin; c < end; c++) {
+      const double per_unit = 1 / (double)unit[c];
+      const double own = (double)sum[c] * per_unit, apart = (double)shift[c] + own * share - moments[c].mean;
+      const double squares = (double)square[c] * per_unit * per_unit - own * own * share;
+      moments[c].squares += (squares > 0 || squares != squares ? squares : 0) + rows * apart * apart;
+    }
+  }
+}
+
+// A unit's moments from those of its planes, which are all of one size; written with mean and rstd.
+template <class T>
+Moments unit_statistics(const ChannelNormFwd& p, const ChannelNormPlan& plan, int64_t unit, const Moments* planes,
+                        Moments* units) {
+  Moments m;
+  double variance;
+  if (p.uses_input) {
+    Planes of = planes_of(p.shape, unit);
+    if (p.shape.is_last && !p.shape.groups) of.count = 1;  // one matrix
+    const Moments* at = planes + of.first;
+    const double reference = __builtin_isfinite(at->mean) ? at->mean : 0, count = (double)(plan.count / of.count);
+    m = {0, 0};
+    for (int64_t i = 0; i < of.count; i++) m.mean += at[i * of.step].mean - reference;
+    m.mean = reference + m.mean / (double)of.count;
+    for (int64_t i = 0; i < of.count; i++) {
+      const double apart = at[i * of.step].mean - m.mean;
+      m.squares += at[i * of.step].squares + count * apart * apart;
+    }
+    variance = m.squares / (double)plan.count;
+  } else {
+    m = {(double)((const T*)p.running_mean)[unit], 0};
+    variance = (double)((const T*)p.running_var)[unit];
+  }
+  units[unit] = m;
+  ((T*)p.mean)[unit] = (T)m.mean;
+  ((T*)p.rstd)[unit] = (T)(1 / __builtin_sqrt(variance + p.eps));
+  return m;
+}
+
+// What channel `channel` of a sample is multiplied with and moved by.
+template <class T>
+PF_INLINE Affine<Same<T>> affine_of(const ChannelNormFwd& p, const Moments* units, int64_t sample, int64_t channel) {
+  const int64_t unit = unit_of(p.shape, sample, channel);
+  const double factor = p.weight ? (double)((const T*)p.weight)[channel] : 1;
+  const double moved = p.bias ? (double)((const T*)p.bias)[channel] : 0;
+  const T mean = ((const T*)p.mean)[unit];
+  const double scale = (double)((const T*)p.rstd)[unit] * factor;
+  return {{mean}, {(T)scale}, {(T)(moved - (units[unit].mean - (double)mean) * scale)}};
+}
+
+template <class S, int kRows, bool kStream, class C>
+PF_INLINE void finish_rows(const ChannelNormFwd& p, Tile<Acc<S>>& tile, const S* x, const S* residual, S* y,
+                           int64_t stride, int64_t cols, const Affine<C>& affine) {
+  if (p.ending == Ending::none)
+    return normalise_rows<S, S, kRows, false, kStream>(x, residual, stride, y, stride, cols, affine);
+  if (p.ending == Ending::relu)
+    return normalise_rows<S, S, kRows, true, kStream>(x, residual, stride, y, stride, cols, affine);
+  for_pieces(cols, [&](int64_t j, int64_t n) {
+    normalise_rows<S, Acc<S>, kRows, false, false>(x + j, residual ? residual + j : nullptr, stride, tile.z, kTileCols,
+                                                   n, affine.from(j));
+    activate_tile(p.activation, tile.z, kRows, n);
+    for (int r = 0; r < kRows; r++) convert_row<Acc<S>, S, kStream>(tile.z + r * kTileCols, y + r * stride + j, n);
+  });
+}
+
+template <class S, bool kStream>
+void finish_plane(const ChannelNormFwd& p, const Moments* units, Tile<Acc<S>>& tile, int64_t plane) {
+  const ChannelNormShape& s = p.shape;
+  const int64_t at = plane * s.positions;
+  const S* residual = p.residual ? (const S*)p.residual + at : nullptr;
+  finish_rows<S, 1, kStream>(p, tile, (const S*)p.x + at, residual, (S*)p.y + at, s.positions, s.positions,
+                             affine_of<Acc<S>>(p, units, plane / s.channels, plane % s.channels));
+}
+
+template <class S, bool kStream>
+void forward_planes(const ChannelNormFwd& p, const ChannelNormPlan& plan, int threads) {
+  typedef Acc<S> T;
+  const ChannelNormShape& s = p.shape;
+  Moments *planes = (Moments*)((char*)p.workspace + plan.pairs),
+          *units = (Moments*)((char*)p.workspace + plan.of_units);
+  const int64_t grain = max_of(1, kElementwiseGrain / max_of(1, s.positions));
+  auto measure = [&](int64_t plane) {
+    planes[plane] = plane_moments((const S*)p.x + plane * s.positions, s.positions);
+  };
+  if (p.uses_input && is_cached(s, plan, p.residual ? 3 : 2)) {
+    parallel_ranges(plan.units, max_of(1, kElementwiseGrain / plan.count), threads, [&](int64_t begin, int64_t end) {
+      Tile<T> tile;
+      for (int64_t unit = begin; unit < end; unit++) {
+        const Planes of = planes_of(s, unit);
+        for (int64_t i = 0; i < of.count; i++) measure(of.first + i * of.step);
+        unit_statistics<T>(p, plan, unit, planes, units);
+        for (int64_t i = of.count - 1; i >= 0; i--) finish_plane<S, kStream>(p, units, tile, of.first + i * of.step);
+      }
+      if (kStream) stream_fence();
+    });
+    return;
+  }
+  if (p.uses_input)
+    parallel_ranges(s.batch * s.channels, grain, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t plane = begin; plane < end; plane++) measure(plane);
+    });
+  for (int64_t unit = 0; unit < plan.units; unit++) unit_statistics<T>(p, plan, unit, planes, units);
+  parallel_ranges(s.batch * s.channels, grain, threads, [&](int64_t begin, int64_t end) {
+    Tile<T> tile;
+    for (int64_t plane = end - 1; plane >= begin; plane--) finish_plane<S, kStream>(p, units, tile, plane);
+    if (kStream) stream_fence();
+  });
+}
+
+// body(sample, first row, rows, number of the block) for the blocks [begin, end) of all matrices, the last one first:
+// what was read last is still in the cache.
+template <class Body>
+PF_INLINE void for_blocks_down(const ChannelNormPlan& plan, int64_t begin, int64_t end, Body body) {
+  for (int64_t block = end - 1; block >= begin; block--) {
+    const int64_t first = block % plan.blocks * plan.block_rows;
+    body(block / plan.blocks, first, min_of(plan.block_rows, plan.rows - first), block);
+  }
+}
+
+template <class S, bool kStream>
+void forward_rows(const ChannelNormFwd& p, const ChannelNormPlan& plan, int threads) {
+  typedef Acc<S> T;
+  const ChannelNormShape& s = p.shape;
+  Moments *planes = (Moments*)((char*)p.workspace + plan.pairs),
+          *units = (Moments*)((char*)p.workspace + plan.of_units);
+  T *tables = (T*)((char*)p.workspace + plan.tables), *partial = (T*)((char*)p.workspace + plan.partial);
+  const int64_t blocks = plan.samples * plan.blocks, channels = s.channels;
+  const int64_t grain = max_of(1, kElementwiseGrain / (plan.block_rows * channels));
+  const int64_t matrix = kChannelPartial * plan.padded * plan.blocks;
+  if (p.uses_input) {
+    parallel_ranges(blocks, grain, threads, [&](int64_t begin, int64_t end) {
+      for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t block) {
+        block_sums((const S*)p.x + (sample * plan.rows + first) * channels, rows, channels,
+                   partial + block * kChannelPartial * plan.padded, plan.padded);
+      });
+    });
+    parallel_ranges(plan.samples * channels, max_of(16, kElementwiseGrain / plan.blocks / 16 * 16), threads,
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t sample = begin / channels; sample * channels < end; sample++)
+                        combine_blocks(partial + sample * matrix, plan, max_of(begin - sample * channels, 0),
+                                       min_of(end - sample * channels, channels), planes + sample * channels);
+                    });
+  }
+  for (int64_t unit = 0; unit < plan.units; unit++) unit_statistics<T>(p, plan, unit, planes, units);
+  for (int64_t sample = 0; sample < plan.samples; sample++)
+    for (int64_t c = 0; c < channels; c++) {
+      const Affine<Same<T>> affine = affine_of<T>(p, units, sample, c);
+      T* table = tables + sample * 3 * plan.padded + c;
+      table[0] = affine.mean.value, table[plan.padded] = affine.scale.value,
+      table[2 * plan.padded] = affine.offset.value;
+    }
+  parallel_ranges(blocks, grain, threads, [&](int64_t begin, int64_t end) {
+    Tile<T> tile;
+    for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t) {
+      const T* table = tables + sample * 3 * plan.padded;
+      const Affine<Each<T>> affine = {{table}, {table + plan.padded}, {table + 2 * plan.padded}};
+      for (int64_t row = first; row < first + rows;) {
+        const int64_t at = (sample * plan.rows + row) * channels;
+        const S *x = (const S*)p.x + at, *residual = p.residual ? (const S*)p.residual + at : nullptr;
+        if (row + kTileRows <= first + rows) {
+          finish_rows<S, kTileRows, kStream>(p, tile, x, residual, (S*)p.y + at, channels, channels, affine);
+          row += kTileRows;
+        } else {
+          finish_rows<S, 1, kStream>(p, tile, x, residual, (S*)p.y + at, channels, channels, affine);
+          row++;
+        }
+      }
+    });
+    if (kStream) stream_fence();
+  });
+}
+
+// Of the units that a channel is in, the average; the variance without bias, as torch's.
+template <class T>
+void track(const ChannelNormFwd& p, const ChannelNormPlan& plan, const Moments* units) {
+  const int64_t samples = p.shape.groups ? p.shape.batch : 1;
+  for (int64_t c = 0; c < p.shape.channels; c++) {
+    double mean = 0, variance = 0;
+    for (int64_t sample = 0; sample < samples; sample++) {
+      const Moments& m = units[unit_of(p.shape, sample, c)];
+      mean += m.mean, variance += m.squares / (double)(plan.count - 1);
+    }
+    const double share = p.momentum / (double)samples, kept = 1 - p.momentum;
+    ((T*)p.new_running_mean)[c] = (T)(kept * (double)((const T*)p.running_mean)[c] + share * mean);
+    ((T*)p.new_running_var)[c] = (T)(kept * (double)((const T*)p.running_var)[c] + share * variance);
+  }
+}
+
+}  // namespace
+
+void channel_norm_fwd(const ChannelNormFwd& p, int num_threads) {
+  const ChannelNormPlan plan = channel_norm_plan(p.shape);
+  const ChannelNormShape& s = p.shape;
+  for_dtype(s.dtype, [&](auto storage) {
+    typedef decltype(storage) S;
+    typedef Acc<S> T;
+    auto run = [&](auto streams) {
+      constexpr bool kStream = decltype(streams)::value;
+      s.is_last ? forward_rows<S, kStream>(p, plan, num_threads) : forward_planes<S, kStream>(p, plan, num_threads);
+    };
+    // Only whole aligned vectors of float are streamed.
+    const int64_t bytes = s.batch * s.channels * s.positions * (int64_t)sizeof(S) * (p.residual ? 3 : 2);
+    const bool is_aligned =
+        (s.is_last ? s.channels : s.positions) % kLanes<T> == 0 && (uintptr_t)p.y % PF_VECTOR_BYTES == 0;
+    const bool streams = sizeof(S) == 4 && bytes >= kStreamBytes && is_aligned;
+    if constexpr (sizeof(S) == 4)
+      if (streams) run(Constant<true>{});
+    if (!streams) run(Constant<false>{});
+    if (p.new_running_mean) track<T>(p, plan, (const Moments*)((char*)p.workspace + plan.of_units));
+  });
+}
+
+}  // namespace PF_ISA::norm

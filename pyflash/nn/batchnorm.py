@@ -1,0 +1,56 @@
+"""BatchNorm1d, 2d and 3d, as torch.nn's; SyncBatchNorm is torch's own."""
+
+import torch
+from torch import Tensor
+
+import pyflash.functional as F
+from pyflash.nn._twins import leaf, twin
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+
+def _forward(self, input: Tensor) -> Tensor:
+    self._check_input_dim(input)
+    tracks = self.training and self.track_running_stats and self.num_batches_tracked is not None
+    momentum = 0.0 if self.momentum is None else self.momentum
+    if tracks and self.momentum is None:  # the average of all batches
+        momentum = 1.0 / (float(self.num_batches_tracked) + 1.0)
+    uses_input = self.training or (self.running_mean is None and self.running_var is None)
+    kept = not self.training or self.track_running_stats
+    y = F.batch_norm(
+        input,
+        self.running_mean if kept else None,
+        self.running_var if kept else None,
+        self.weight,
+        self.bias,
+        uses_input,
+        momentum,
+        self.eps,
+    )
+    if tracks:  # after the call, which may raise
+        self.num_batches_tracked.add_(1)
+    return y
+
+
+@twin("batch_norm")
+@leaf
+class BatchNorm1d(torch.nn.BatchNorm1d):
+    """Normalises each channel over the batch, as torch.nn.BatchNorm1d. Ioffe & Szegedy 2015, arXiv:1502.03167."""
+
+    forward = _forward
+
+
+@twin("batch_norm")
+@leaf
+class BatchNorm2d(torch.nn.BatchNorm2d):
+    """Normalises each channel over the batch, as torch.nn.BatchNorm2d. Ioffe & Szegedy 2015, arXiv:1502.03167."""
+
+    forward = _forward
+
+
+@twin("batch_norm")
+@leaf
+class BatchNorm3d(torch.nn.BatchNorm3d):
+    """Normalises each channel over the batch, as torch.nn.BatchNorm3d. Ioffe & Szegedy 2015, arXiv:1502.03167."""
+
+    forward = _forward
