@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pyflash.auto.minima import minima
-from pyflash.ops.core.autograd import Function, apply, vjp
+from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
@@ -27,12 +27,10 @@ def _slopes(x, weight):
     return weight if weight.numel() == 1 else along(weight, x, 1)
 
 
-def _gradients(dy, x, weight):
-    """dx, and dweight in the accumulation type."""
-    acc, positive = acc_dtype(x.dtype), x > 0
-    dx = torch.where(positive, dy, _slopes(x, weight) * dy)
-    added = torch.where(positive, 0, x.to(acc) * dy)
-    return dx, added.sum().view(1) if weight.numel() == 1 else over_channels(added, 1)
+def _added(dy, x, factor, weight):
+    """The sums by weight of dy times a factor where x is not positive, in the accumulation type."""
+    added = torch.where(x > 0, 0, factor.to(acc_dtype(x.dtype)) * dy)
+    return added.sum().view(1) if weight.numel() == 1 else over_channels(added, 1)
 
 
 # x and dy dense, of one memory order; weight [1], or [channels] for dimension 1; dweight comes in the accumulation type, or
@@ -52,8 +50,8 @@ def _bwd_outputs(dy, x, weight, need_dweight):
 
 
 def _reference_bwd(dy, x, weight, need_dweight):
-    dx, dweight = _gradients(dy, x, weight)
-    return dx, dweight if need_dweight else dweight.new_empty(0)
+    dx = torch.where(x > 0, dy, _slopes(x, weight) * dy)
+    return dx, _added(dy, x, x, weight) if need_dweight else x.new_empty(0, dtype=acc_dtype(x.dtype))
 
 
 _bwd = Op(
@@ -90,14 +88,25 @@ class _PReLUBwd(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        *tensors, ctx.need_dweight, _ = inputs
+        *tensors, ctx.need_dweight, ctx.backend = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, ddx, ddweight):
-        grads = vjp(_gradients, ctx.saved_tensors, (ddx, ddweight if ctx.need_dweight else None))
-        return *grads, None, None
+        """dx is linear in dy, the operator again, and in the weight; dweight is linear in dy and in x."""
+        dy, x, weight = ctx.saved_tensors
+        of_dy = of_x = of_weight = None
+        if ddx is not None:
+            if ctx.needs_input_grad[0]:
+                of_dy, _ = apply(_PReLUBwd, laid_out_as(ddx, x.stride()), x, weight, False, ctx.backend)
+            if ctx.needs_input_grad[2]:
+                of_weight = _added(dy, x, ddx, weight).to(weight.dtype)
+        if ddweight is not None and ctx.need_dweight:
+            slopes = _slopes(x, ddweight.to(x.dtype))
+            of_x = torch.where(x > 0, 0, slopes * dy)
+            of_dy = torch.where(x > 0, 0, slopes * x) if of_dy is None else of_dy + torch.where(x > 0, 0, slopes * x)
+        return of_dy, of_x, of_weight, None, None
 
 
 def _size_of(training, input, weight):
