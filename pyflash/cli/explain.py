@@ -91,6 +91,8 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "activation", (pointwise.MEASURED_AS[name],)
     if cell in ("lstm", "gru", "rnn"):
         return "rnn", (f"{cell} {'layers' if cell == name else 'cell'}",)
+    if name == "interpolate":
+        return name, ("", "channels_last")
     if name == "attention_weights":
         return "attention", ("weights",)
     return name, ("plain", "causal", "mask", "dropout") if name == "attention" else ("",)
