@@ -46,6 +46,7 @@ LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
 ACTIVATION_BWD = (0, *ACTIVATION_FWD)
 DROPOUT = (0, 0, 0, 0, 1, 1.0, 0)
+RESAMPLE = (0, 0, *(0,) * 18, 0, 1, 0.0, 0, 0)
 ATTENTION_SHAPE = ((1, 1, 1, 8), 1, 8, 0, 0)
 
 
@@ -144,6 +145,9 @@ def flat_problems():
     yield "activation_fwd", _cpu.activation_fwd, ACTIVATION_FWD, 6, {"n": 2}
     yield "activation_bwd", _cpu.activation_bwd, ACTIVATION_BWD, 7, {"n": 3}
     yield "dropout", _cpu.dropout, DROPOUT, 6, {"n": 3}
+    yield "resample", _cpu.resample, RESAMPLE, 24, {
+        "in": 5, "out": 6, "taps": 7, "outer": 20, "inner": 21,
+    }  # fmt: skip
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
 
