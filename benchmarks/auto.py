@@ -146,7 +146,9 @@ def declared(point: Point) -> tuple[Operation, Case]:
     if point.operation == "dropout2d":  # of 256 elements each
         return dropout2d.OPERATION, case(dropout2d.Shape(8, sizes[0] >> 11, 16))
     if point.operation == "interpolate":  # to so many elements
-        return interpolate.OPERATION, case(interpolate.Shape((1, sizes[0] >> 10, 16, 16), (32, 32), "bilinear"))
+        return interpolate.OPERATION, case(
+            interpolate.Shape((1, sizes[0] >> 10, 16, 16), (32, 32), "bilinear", kind == "channels_last")
+        )
     if point.operation == "pad":
         return pad.OPERATION, case(pad.Shape((1, sizes[0] >> 10, 30, 30), (1, 1, 1, 1)))
     if point.operation == "rnn":
@@ -251,8 +253,10 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["embedding_bag"], [""], ["float64", "float16"], BOTH, (4096,), (2048,), (64,))
     yield from grid(["embedding"], [""], ["float64", "float16"], BOTH, (4096,), (2048,), (64, 768))
     images = [1 << power for power in (12, 15, 18, 21, 23)]
-    yield from grid(["interpolate", "pad"], [""], ["float32", "bfloat16"], BOTH, images)
-    yield from grid(["interpolate", "pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
+    yield from grid(["interpolate"], KINDS["interpolate"], ["float32", "bfloat16"], BOTH, images)
+    yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, images)
+    yield from grid(["interpolate"], KINDS["interpolate"], ["float64", "float16"], BOTH, images[1:4:2])
+    yield from grid(["pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (2, 16, 128), (1, 8, 64), (32, 128, 512))
     yield from grid(["rnn"], LAYERS, ["float64", *HALVES], BOTH, (4, 64), (1, 32), (64, 256))
     yield from grid(["rnn"], (*LAYERS, *CELLS), ["float32"], ["training"], (1,), (1, 64), (64, 512))
@@ -274,8 +278,9 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid([name for name in FUSED if name != "rrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["embedding_bag"], [""], dtypes, BOTH, (65536, 1 << 20), (65536,), (64, 128))
     yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
-    yield from grid(["interpolate", "pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(POOLS, [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 

@@ -97,6 +97,8 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "dropout", ("",)
     if name in softmax.MEASURED_AS:
         return softmax.MEASURED_AS[name], (softmax.ROWS, softmax.COLUMNS)
+    if name == "interpolate":
+        return name, ("", "channels_last")
     if name == "attention_weights":
         return "attention", ("weights",)
     return name, ("plain", "causal", "mask", "dropout") if name == "attention" else ("",)

@@ -309,6 +309,8 @@ def size_of(point):
         cell = "rnn_tanh" if cell == "rnn" else cell
         steps, batch, hidden = point.sizes
         return rnn.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
+    if point.operation == "interpolate":
+        return *point.sizes, point.kind == "channels_last", training
     return *point.sizes, training
 
 

@@ -64,6 +64,7 @@ EMBEDDING_BAG_DOTS = (*(0,) * 6, 1, 1, 0, 1, 1, -1, 1, 0)
 EMBEDDING_RENORM = (0, 0, 0, 0, 1, 1, 1, 1.0, 2.0, 1, 0)
 DROPOUT_FORM = (0, 0, 0, 0, 0, 1, 1, False, 1, 1.0, 0.0, 0.0, 0)
 ROTARY = (0, 0, 0, 0, (0, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 1), 8, 4, False, False, 0)
+RESAMPLE = (0, 0, *(0,) * 18, 0, 1, 0.0, 0, 0)
 ATTENTION_SHAPE = ((1, 1, 1, 8), 1, 8, 0, 0)
 
 
@@ -219,6 +220,9 @@ def flat_problems():
     }  # fmt: skip
     yield "dropout_form", _cpu.dropout_form, DROPOUT_FORM, 12, {"batch": 4, "channels": 5, "inner": 6}
     yield "rotary", _cpu.rotary, ROTARY, 12, {"dim": 8, "half": 9}
+    yield "resample", _cpu.resample, RESAMPLE, 24, {
+        "in": 5, "out": 6, "taps": 7, "outer": 20, "inner": 21,
+    }  # fmt: skip
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
 

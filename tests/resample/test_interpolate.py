@@ -176,6 +176,16 @@ def test_the_reference_is_the_kernel_in_torch():
             torch.testing.assert_close(_interpolate(*args, "cpu"), _interpolate(*args, "torch"))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_the_operator_reads_no_memory_that_is_not_there(backend):
+    """Called by itself, with a tensor that lies otherwise than is said."""
+    x = torch.randn(1, 1, 4, 5).expand(2, 3, 4, 5)
+    args = [8, 9], [0.0, 0.0], "bilinear", False, False, False
+    for channels_last in (False, True):
+        found = torch.ops.pyflash.interpolate(x, *args, channels_last, backend)
+        torch.testing.assert_close(found, F.interpolate(x, (8, 9), mode="bilinear"))
+
+
 def test_results_do_not_depend_on_the_threads():
     x, before = torch.randn(1, 1, 3, 40000), torch.get_num_threads()
     found = []

@@ -17,6 +17,7 @@ enum Reach : uint8_t {
 struct Chunk {
   int32_t at;    // its first tap
   int32_t taps;  // 1 at least; those of the lane that has most
+  int32_t run;   // kAdjacent: so many chunks from here on are one copy
   Reach reach;
   bool has_empty;  // a lane has no tap at all: it becomes `fill`
 };
@@ -124,8 +125,13 @@ Plan<T> plan_axis(const ResampleAxis& axis, int64_t inner, int64_t limit, Carver
     Mask there;
     for (int i = 0; i < lanes; i++) there[i] = of.number[i] ? -1 : 0;
     memcpy(plan.there + c * lanes, &there, sizeof(there));
-    plan.chunks[c] = Chunk{at - of.taps, of.taps, reach, of.has_empty};
+    plan.chunks[c] = Chunk{at - of.taps, of.taps, 1, reach, of.has_empty};
     plan.taps = c && plan.taps != of.taps ? 0 : of.taps;
+  }
+  for (int64_t c = plan.count - 2; c >= 0; c--) {
+    Chunk &chunk = plan.chunks[c], &next = plan.chunks[c + 1];
+    if (chunk.reach == kAdjacent && next.reach == kAdjacent && plan.base[next.at] == plan.base[chunk.at] + lanes)
+      chunk.run = next.run + 1;
   }
   return plan;
 }

@@ -78,11 +78,15 @@ void take_chunks(const Plan<Acc<S>>& plan, const Acc<S>* source, S* y, int64_t b
     const int32_t* base = plan.base + chunk.at;
     const int32_t* index = plan.index + chunk.at * (int64_t)lanes;
     const T* weight = kUnit ? nullptr : plan.weight + chunk.at * (int64_t)lanes;
+    if (chunk.reach == kAdjacent) {
+      const int64_t run = min_of(chunk.run, end - c);
+      for (int64_t k = 0; k < run; k++) store_whole<kStream>(y + (c + k) * lanes, load(source + base[0] + k * lanes));
+      c += run - 1;
+      continue;
+    }
     V sum;
     if constexpr (sizeof(T) == 4) {
-      if (chunk.reach == kAdjacent)
-        sum = load(source + base[0]);
-      else if (chunk.reach == kOne)
+      if (chunk.reach == kOne)
         sum = weighted<T, kTaps, kUnit>(weight, chunk.taps, [&](int t) {
           return permute(load(source + base[t]), *(const vi_unaligned*)(index + t * lanes));
         });
@@ -96,14 +100,11 @@ void take_chunks(const Plan<Acc<S>>& plan, const Acc<S>* source, S* y, int64_t b
           return gather(source + base[t], *(const vi_unaligned*)(index + t * lanes));
         });
     } else {
-      if (chunk.reach == kAdjacent)
-        sum = load(source + base[0]);
-      else
-        sum = weighted<T, kTaps, kUnit>(weight, chunk.taps, [&](int t) {
-          V picked;
-          for (int i = 0; i < lanes; i++) picked[i] = source[base[t] + index[t * lanes + i]];
-          return picked;
-        });
+      sum = weighted<T, kTaps, kUnit>(weight, chunk.taps, [&](int t) {
+        V picked;
+        for (int i = 0; i < lanes; i++) picked[i] = source[base[t] + index[t * lanes + i]];
+        return picked;
+      });
     }
     if (chunk.has_empty) {
       Mask there;
@@ -279,8 +280,7 @@ void resample(const Resample& p, int num_threads) {
       // Past the caches, where a row of the output begins with a vector and ends with one.
       const int64_t row = p.axis[2].out * p.inner, places = p.outer * p.axis[0].out * p.axis[1].out * row;
       const int64_t aligned = p.inner < kResampleFold ? row : p.inner;
-      if (places * (int64_t)sizeof(S) >= kStreamBytes / 2 && aligned % kF32 == 0 &&
-          (uintptr_t)p.y % PF_VECTOR_BYTES == 0)
+      if (places * (int64_t)sizeof(S) >= kStreamBytes && aligned % kF32 == 0 && (uintptr_t)p.y % PF_VECTOR_BYTES == 0)
         return resample_all<S, true>(p, num_threads);
     }
     resample_all<S, false>(p, num_threads);

@@ -6,6 +6,7 @@ from pyflash import _cpu
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.resample import plans
+from pyflash.ops.resample.layouts import dense
 from pyflash.ops.resample.tables import identity, product
 
 SHORT, SMALL = 64, 4096  # elements of a row, and of a plane
@@ -27,6 +28,8 @@ def _with_small_planes_as_rows(outer, tables, inner):
 def _resample(x, plan, y):
     outer, tables, inner, fill = plan
     tables = _with_small_planes_as_rows(outer, tables, inner)
+    if not y.numel():
+        return
     if not x.numel():
         y.fill_(fill)
         return
@@ -41,9 +44,11 @@ def _resample(x, plan, y):
 
 def interpolate(x, *arguments):
     *arguments, y = arguments
+    x = dense(x, arguments[-1])  # whoever calls the operator: x is read as it would lie then
     _resample(x, plans.interpolation(x, *arguments), y)
 
 
 def pad(x, *arguments):
     *arguments, y = arguments
+    x = dense(x, arguments[-1])  # whoever calls the operator: x is read as it would lie then
     _resample(x, plans.padding(x, *arguments), y)

@@ -2,13 +2,16 @@
 
 from pyflash.kernels.resample.resample import resample
 from pyflash.ops.resample import plans
+from pyflash.ops.resample.layouts import dense
 
 
 def interpolate(x, *arguments):
     *arguments, y = arguments
+    x = dense(x, arguments[-1])  # whoever calls the operator: x is read as it would lie then
     resample(x, *plans.interpolation(x, *arguments), y)
 
 
 def pad(x, *arguments):
     *arguments, y = arguments
+    x = dense(x, arguments[-1])  # whoever calls the operator: x is read as it would lie then
     resample(x, *plans.padding(x, *arguments), y)

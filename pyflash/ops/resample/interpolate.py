@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from pyflash.auto.minima import minima
+from pyflash.auto.resample import interpolate_rules
 from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
@@ -19,13 +19,11 @@ from pyflash.ops.core.registry import Op
 from pyflash.ops.resample.layouts import dense, empty, is_channels_last
 from pyflash.ops.resample.tables import FILTERS, LARGEST
 
-SIZES = "(elements of the larger of input and output, are gradients needed)"
-
 OPERATION = Operation(
     "interpolate",
     dtypes={"cpu": FLOATS, "triton": FLOATS},
-    rules=minima("interpolate", inference=32768, training=32768),
-    sizes=SIZES,
+    rules=interpolate_rules,
+    sizes="(elements of the larger of input and output, are channels last, are gradients needed)",
     notes={"cpu": 'mode="area" is adaptive average pooling', "triton": 'mode="area" is adaptive average pooling'},
 )
 
@@ -120,18 +118,18 @@ def _key_of(input, size, scale_factor):
     given = [tuple(g) if isinstance(g, list) else g for g in (size, scale_factor)]
     if not all(isinstance(g, (int, float, tuple, type(None))) for g in given):
         raise AttributeError  # torch's to refuse, and nothing to remember
-    return input.shape, input.dtype, input.is_cpu, *given
+    return input.shape, input.stride(), input.dtype, input.is_cpu, *given
 
 
 def _size_of(training, input, size, scale_factor):
     if not is_plain(input) or input.dim() not in MODES:
         return None
     found = _sizes(input, size, scale_factor, None)
-    return None if found is None else _work(input, found[0], training)
+    return None if found is None else _work(input, found[0], is_channels_last(input), training)
 
 
-def _work(input, sizes, training):
-    return max(input.numel(), math.prod(input.shape[:2]) * math.prod(sizes)), training
+def _work(input, sizes, channels_last, training):
+    return max(input.numel(), math.prod(input.shape[:2]) * math.prod(sizes)), channels_last, training
 
 
 _refused = Refused(OPERATION, _size_of, _key_of)
@@ -177,11 +175,12 @@ def interpolate(
         refused = "mode area is adaptive average pooling"
     elif not refused and max(*input.shape[2:], *sizes) > LARGEST:
         refused = f"a dimension is longer than {LARGEST}"
-    work = None if refused else _work(input, sizes, torch.is_grad_enabled() and input.requires_grad)
+    channels_last = not refused and is_channels_last(input)
+    training = torch.is_grad_enabled() and input.requires_grad
+    work = None if refused else _work(input, sizes, channels_last, training)
     backend = choose(OPERATION, input, size=work, refused=refused)
     if backend is None:
         return F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    channels_last = is_channels_last(input)
     return apply(
         _Interpolate, dense(input, channels_last), sizes, scales, mode, bool(align_corners), antialias, False,
         channels_last, backend,

@@ -14,16 +14,16 @@ from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, HALVES
 from pyflash.ops.core.registry import Op
-from pyflash.ops.resample.interpolate import SIZES
 from pyflash.ops.resample.layouts import dense, empty, is_channels_last
 from pyflash.ops.resample.plans import AXES, padded_dims
 from pyflash.ops.resample.tables import LARGEST, padded
 
+# Zen 5, torch's time over ours: 0.2 to 1.2 in cache, 0.9 to 1.7 of 16 MB, 1.3 to 4 where the result has large pages.
 OPERATION = Operation(
     "pad",
     dtypes={"cpu": FLOATS, "triton": FLOATS},
-    rules=minima("pad", inference=65536, training=65536),
-    sizes=SIZES,
+    rules=minima("pad", inference=1 << 23, training=1 << 23),
+    sizes="(elements of the larger of input and output, are gradients needed)",
 )
 
 MODES = ("constant", "reflect", "replicate", "circular")
