@@ -117,6 +117,8 @@ def cases():
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
             add(arch, rms_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
+        for label, groups, is_last in (("batch", 0, False), ("batch_last", 0, True), ("group_last", 32, True)):
+            add(arch, channel_norm, f"bfloat16/{label}", dtype="bfloat16", groups=groups, is_last=is_last)
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -228,6 +230,28 @@ def rms_norm(empty, dtype, cols):
     rstd = empty(1024)
     kernels.rms_norm_fwd(x, None, weight, 1e-6, y, None, rstd)
     kernels.rms_norm_bwd(y, None, x, weight, rstd, True, True, dx, dweight)
+
+
+def channel_norm(empty, dtype, groups, is_last):
+    """BatchNorm with ReLU, or GroupNorm with SiLU, after a residual; 8 images of 256 channels."""
+    from pyflash.kernels.norm import channels as kernels
+
+    batch, channels, positions = 8, 256, 3136
+    shape = (batch, positions, channels) if is_last else (batch, channels, positions)
+    x, residual, y, dy, dx, dresidual = (empty(*shape, dtype=dtype) for _ in range(6))
+    if is_last:
+        x, residual, y, dy, dx, dresidual = (t.transpose(1, 2) for t in (x, residual, y, dy, dx, dresidual))
+    weight, bias, running, new = (empty(channels) for _ in range(4))
+    mean, rstd = (empty(batch * groups if groups else channels) for _ in range(2))
+    tracked = (None, None) if groups else (running, running)
+    ending = "silu" if groups else "relu", 0.0, 0.0
+    kernels.channel_norm_fwd(
+        x, residual, weight, bias, *tracked, groups, True, 0.1, 1e-5, *ending, y, mean, rstd, new, new
+    )
+    kernels.channel_norm_bwd(
+        dy, x, residual, weight, bias, mean, rstd, groups, True, *ending, not groups, *[True] * 4, dx, dresidual, weight,
+        bias,
+    )  # fmt: skip
 
 
 def row_wise(empty, dtype):

@@ -5,11 +5,23 @@ Names that are not ours (Module, ModuleList, Embedding, ...) are torch.nn's own.
 
 import torch
 
-from pyflash.nn import activation, batchnorm, container, dropout, linear, normalization, positional, rnn, transformer
+from pyflash.nn import (
+    activation,
+    batchnorm,
+    container,
+    dropout,
+    instancenorm,
+    linear,
+    normalization,
+    positional,
+    rnn,
+    transformer,
+)
 from pyflash.nn.activation import *  # noqa: F403
 from pyflash.nn.batchnorm import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
+from pyflash.nn.instancenorm import *  # noqa: F403
 from pyflash.nn.linear import *  # noqa: F403
 from pyflash.nn.normalization import *  # noqa: F403
 from pyflash.nn.positional import *  # noqa: F403
@@ -21,6 +33,7 @@ __all__ += activation.__all__
 __all__ += batchnorm.__all__
 __all__ += container.__all__
 __all__ += dropout.__all__
+__all__ += instancenorm.__all__
 __all__ += linear.__all__
 __all__ += normalization.__all__
 __all__ += positional.__all__

@@ -13,6 +13,8 @@ FUNCTIONS = {
     "nn.functional.linear": PF.linear,
     "nn.functional.layer_norm": PF.layer_norm,
     "nn.functional.batch_norm": PF.batch_norm,
+    "nn.functional.group_norm": PF.group_norm,
+    "nn.functional.instance_norm": PF.instance_norm,
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }

@@ -84,46 +84,33 @@ struct Slopes {
   Slopes from(int64_t j) const { return {weight.from(j), along_x.from(j), along_one.from(j), rstd.from(j)}; }
 };
 
-template <bool kRelu, bool kStream, int kRows, class S, class D, class C>
-PF_INLINE void dx_rows(const D* dy, int64_t dy_stride, const S* x, const S* residual, int64_t stride, S* dx,
-                       int64_t cols, const Affine<C>& affine, const Slopes<C>& slopes) {
+template <bool kRelu, bool kStream, class S, class D, class C>
+PF_INLINE void dx_row(const D* dy, const S* x, const S* residual, S* dx, int64_t cols, const Affine<C>& affine,
+                      const Slopes<C>& slopes) {
   typedef Acc<S> T;
   typedef Vec<T> V;
   for_columns_down<T>(cols, [&](int64_t j, auto count) {
-    const V mean = C::of(affine.mean, j), scale = C::of(affine.scale, j), offset = C::of(affine.offset, j);
-    const V weight = C::of(slopes.weight, j), along_x = C::of(slopes.along_x, j);
-    const V along_one = C::of(slopes.along_one, j), rstd = C::of(slopes.rstd, j);
-    V found[kRows];
-    PF_UNROLL
-    for (int r = 0; r < kRows; r++) {
-      const int64_t at = r * stride + j;
-      const V centred = load_part(x + at, count) - mean;
-      const V dz = dz_of<kRelu>(load_part(dy + r * dy_stride + j, count), centred, scale, offset,
-                                residual ? residual + at : residual, count);
-      found[r] = (dz * weight - centred * along_x - along_one) * rstd;
-    }
-    PF_UNROLL
-    for (int r = 0; r < kRows; r++) store_row<kStream>(dx + r * stride + j, found[r], count);
+    const V centred = load_part(x + j, count) - C::of(affine.mean, j);
+    const V dz = dz_of<kRelu>(load_part(dy + j, count), centred, C::of(affine.scale, j), C::of(affine.offset, j),
+                              residual ? residual + j : residual, count);
+    const V orthogonal = dz * C::of(slopes.weight, j) - centred * C::of(slopes.along_x, j) - C::of(slopes.along_one, j);
+    store_row<kStream>(dx + j, orthogonal * C::of(slopes.rstd, j), count);
   });
 }
 
-template <class S, int kRows, bool kStream, class C>
-PF_INLINE void finish_dx(const ChannelNormBwd& p, Tile<Acc<S>>& tile, int64_t at, int64_t stride, int64_t cols,
-                         const Affine<C>& affine, const Slopes<C>& slopes) {
+template <class S, bool kStream, class C>
+PF_INLINE void finish_dx(const ChannelNormBwd& p, Tile<Acc<S>>& tile, int64_t at, int64_t cols, const Affine<C>& affine,
+                         const Slopes<C>& slopes) {
   const S *dy = (const S*)p.dy + at, *x = (const S*)p.x + at, *none = nullptr;
   const S* residual = p.residual ? (const S*)p.residual + at : nullptr;
   S* dx = (S*)p.dx + at;
   if (p.dresidual)  // the first pass has left dz there
-    return dx_rows<false, kStream, kRows>((const S*)p.dresidual + at, stride, x, none, stride, dx, cols, affine,
-                                          slopes);
-  if (p.ending == Ending::none)
-    return dx_rows<false, kStream, kRows>(dy, stride, x, none, stride, dx, cols, affine, slopes);
-  if (p.ending == Ending::relu)
-    return dx_rows<true, kStream, kRows>(dy, stride, x, residual, stride, dx, cols, affine, slopes);
-  for_pieces(cols, [&](int64_t j, int64_t n) {
-    fill_dz<S, kRows>(p, tile, dy + j, x + j, residual ? residual + j : nullptr, stride, n, affine.from(j));
-    dx_rows<false, kStream, kRows>((const Acc<S>*)tile.dz, kTileCols, x + j, none, stride, dx + j, n, affine.from(j),
-                                   slopes.from(j));
+    return dx_row<false, kStream>((const S*)p.dresidual + at, x, none, dx, cols, affine, slopes);
+  if (p.ending == Ending::none) return dx_row<false, kStream>(dy, x, none, dx, cols, affine, slopes);
+  if (p.ending == Ending::relu) return dx_row<true, kStream>(dy, x, residual, dx, cols, affine, slopes);
+  for_pieces_down(cols, [&](int64_t j, int64_t n) {
+    fill_dz<S, 1>(p, tile, dy + j, x + j, residual ? residual + j : residual, cols, n, affine.from(j));
+    dx_row<false, kStream>((const Acc<S>*)tile.dz, x + j, none, dx + j, n, affine.from(j), slopes.from(j));
   });
 }
 
@@ -175,7 +162,7 @@ void reduce_plane_at(const ChannelNormBwd& p, Tile<Acc<S>>& tile, int64_t plane,
   *sums = {0, 0};
   if (p.ending == Ending::none) return reduce_plane<false>(dy, x, none, cols, affine, written, sums);
   if (p.ending == Ending::relu) return reduce_plane<true>(dy, x, residual, cols, affine, written, sums);
-  for_pieces(cols, [&](int64_t j, int64_t n) {
+  for_pieces_down(cols, [&](int64_t j, int64_t n) {
     fill_dz<S, 1>(p, tile, dy + j, x + j, residual ? residual + j : nullptr, cols, n, affine);
     reduce_plane<false>((const T*)tile.dz, x + j, none, n, affine, written.from(j), sums);
   });
@@ -185,8 +172,8 @@ template <class S, bool kStream>
 void finish_dx_plane(const ChannelNormBwd& p, const double (*of_units)[2], Tile<Acc<S>>& tile, int64_t plane) {
   const ChannelNormShape& s = p.shape;
   const int64_t channel = plane % s.channels, unit = unit_of(s, plane / s.channels, channel);
-  finish_dx<S, 1, kStream>(p, tile, plane * s.positions, s.positions, s.positions, affine_of<Acc<S>>(p, unit, channel),
-                           slopes_of<Acc<S>>(p, of_units, unit, channel));
+  finish_dx<S, kStream>(p, tile, plane * s.positions, s.positions, affine_of<Acc<S>>(p, unit, channel),
+                        slopes_of<Acc<S>>(p, of_units, unit, channel));
 }
 
 template <class S, bool kStream>
@@ -238,9 +225,9 @@ void reduce_rows(const ChannelNormBwd& p, Tile<Acc<S>>& tile, int64_t at, const 
   if (p.ending == Ending::relu)
     return reduce_columns<true, kRows>(dy, channels, x, residual, channels, channels, affine, written, sum, product,
                                        is_first);
-  for_pieces(channels, [&](int64_t j, int64_t n) {
+  for_pieces_down(channels, [&](int64_t j, int64_t n) {
     fill_dz<S, kRows>(p, tile, dy + j, x + j, residual ? residual + j : nullptr, channels, n, affine.from(j));
-    reduce_columns<false, kRows>((const Acc<S>*)tile.dz, kTileCols, x + j, none, channels, n, affine.from(j),
+    reduce_columns<false, kRows>((const Acc<S>*)tile.dz, kTileStride, x + j, none, channels, n, affine.from(j),
                                  written.from(j), sum + j, product + j, is_first);
   });
 }
@@ -304,11 +291,8 @@ void backward_rows(const ChannelNormBwd& p, const ChannelNormPlan& plan, int thr
       const Slopes<Each<T>> slopes = {
           {table_of(sample, 3)}, {table_of(sample, 4)}, {table_of(sample, 5)}, {table_of(sample, 6)}};
       const int64_t at = (sample * plan.rows + first) * channels;
-      int64_t row = 0;
-      for (; row + kTileRows <= rows; row += kTileRows)
-        finish_dx<S, kTileRows, kStream>(p, tile, at + row * channels, channels, channels, affine, slopes);
-      for (; row < rows; row++)
-        finish_dx<S, 1, kStream>(p, tile, at + row * channels, channels, channels, affine, slopes);
+      for (int64_t row = rows - 1; row >= 0; row--)
+        finish_dx<S, kStream>(p, tile, at + row * channels, channels, affine, slopes);
     });
     if (kStream) stream_fence();
   });
