@@ -192,10 +192,9 @@ PF_INLINE void finish_row(const ChannelNormFwd& p, Tile<Acc<S>>& tile, int64_t a
   typedef Acc<S> T;
   const S *x = (const S*)p.x + at, *residual = p.residual ? (const S*)p.residual + at : nullptr;
   S* y = (S*)p.y + at;
-  if (p.ending == Ending::none) return normalise_row<S, S, false, kStream>(x, residual, y, cols, affine);
-  if (p.ending == Ending::relu) return normalise_row<S, S, true, kStream>(x, residual, y, cols, affine);
+  if (for_ending(p.ending, [&](auto act) { normalise_row<S, S, kStream>(act, x, residual, y, cols, affine); })) return;
   for_pieces_down(cols, [&](int64_t j, int64_t n) {
-    normalise_row<S, T, false, false>(x + j, residual ? residual + j : residual, tile.z, n, affine.from(j));
+    normalise_row<S, T, false>(NoActivation{}, x + j, residual ? residual + j : residual, tile.z, n, affine.from(j));
     pointwise::for_activation(p.activation, [&](auto act) { activate_row<T>(act, tile.z, n); });
     convert_row<T, S, kStream>(tile.z, y + j, n);
   });

@@ -39,17 +39,40 @@ struct Affine {
   Affine from(int64_t j) const { return {mean.from(j), scale.from(j), offset.from(j)}; }
 };
 
-// A row of what is before the activation, with ReLU behind it if kRelu. One row at a time and from its end, as rows are
+struct NoActivation {
+  template <class V>
+  PF_MEMBER V forward(V z) const {
+    return z;
+  }
+  template <class V>
+  PF_MEMBER V backward(V dy, V) const {
+    return dy;
+  }
+};
+
+// f(activation) where it is applied in registers; else false.
+template <class F>
+PF_INLINE bool for_ending(Ending ending, F f) {
+  switch (ending) {
+    case Ending::none: return f(NoActivation{}), true;
+    case Ending::relu: return f(pointwise::Relu{}), true;
+    case Ending::silu: return f(pointwise::Silu{}), true;
+    case Ending::table: break;
+  }
+  return false;
+}
+
+// A row normalised, with an activation behind it. One row at a time and from its end, as rows are
 // taken: side by side, a row's stores would be at the places in a page from which another's loads come soon after.
-template <class S, class D, bool kRelu, bool kStream, class C>
-PF_INLINE void normalise_row(const S* x, const S* residual, D* y, int64_t cols, const Affine<C>& affine) {
+template <class S, class D, bool kStream, class Act, class C>
+PF_INLINE void normalise_row(const Act act, const S* x, const S* residual, D* y, int64_t cols,
+                             const Affine<C>& affine) {
   typedef Acc<S> T;
   typedef Vec<T> V;
   for_columns_down<T>(cols, [&](int64_t j, auto count) {
     V z = fma(load_part(x + j, count) - C::of(affine.mean, j), C::of(affine.scale, j), C::of(affine.offset, j));
     if (residual) z += load_part(residual + j, count);
-    if (kRelu) z = select(z < V{}, V{}, z);
-    store_row<kStream>(y + j, z, count);
+    store_row<kStream>(y + j, act.forward(z), count);
   });
 }
 
@@ -93,8 +116,8 @@ PF_INLINE void fill_dz(const ChannelNormBwd& p, Tile<Acc<S>>& tile, const S* dy,
                        int64_t stride, int64_t cols, const Affine<C>& affine) {
   typedef Acc<S> T;
   for (int r = kRows - 1; r >= 0; r--) {
-    normalise_row<S, T, false, false>(x + r * stride, residual ? residual + r * stride : residual,
-                                      tile.z + r * kTileStride, cols, affine);
+    normalise_row<S, T, false>(NoActivation{}, x + r * stride, residual ? residual + r * stride : residual,
+                               tile.z + r * kTileStride, cols, affine);
     convert_row<S, T, false>(dy + r * stride, tile.dz + r * kTileStride, cols);
   }
   pointwise::for_activation(p.activation, [&](auto act) {
