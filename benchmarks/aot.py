@@ -138,6 +138,8 @@ def cases():
         add(arch, pool, "bfloat16/2d", dtype="bfloat16")
         for label, sizes, dim in SOFTMAXES:
             add(arch, softmax, f"bfloat16/{label}", sizes=sizes, dim=dim)
+        for label, groups, is_last in (("batch", 0, False), ("batch_last", 0, True), ("group_last", 32, True)):
+            add(arch, channel_norm, f"bfloat16/{label}", dtype="bfloat16", groups=groups, is_last=is_last)
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -297,6 +299,28 @@ def softmax(empty, sizes, dim):
     kernels.softmax_fwd(x, dim, "log_softmax", log_y.dtype, log_y)
     kernels.softmax_fwd(x, dim, "softmax", y.dtype, y)
     kernels.softmax_bwd(dy, y, dim, "softmax", dx.dtype, dx)
+
+
+def channel_norm(empty, dtype, groups, is_last):
+    """BatchNorm with ReLU, or GroupNorm with SiLU, after a residual; 8 images of 256 channels."""
+    from pyflash.kernels.norm import channels as kernels
+
+    batch, channels, positions = 8, 256, 3136
+    shape = (batch, positions, channels) if is_last else (batch, channels, positions)
+    x, residual, y, dy, dx, dresidual = (empty(*shape, dtype=dtype) for _ in range(6))
+    if is_last:
+        x, residual, y, dy, dx, dresidual = (t.transpose(1, 2) for t in (x, residual, y, dy, dx, dresidual))
+    weight, bias, running, new = (empty(channels) for _ in range(4))
+    mean, rstd = (empty(batch * groups if groups else channels) for _ in range(2))
+    tracked = (None, None) if groups else (running, running)
+    ending = "silu" if groups else "relu", 0.0, 0.0
+    kernels.channel_norm_fwd(
+        x, residual, weight, bias, *tracked, groups, True, 0.1, 1e-5, *ending, y, mean, rstd, new, new
+    )
+    kernels.channel_norm_bwd(
+        dy, x, residual, weight, bias, mean, rstd, groups, True, *ending, not groups, *[True] * 4, dx, dresidual, weight,
+        bias,
+    )  # fmt: skip
 
 
 def row_wise(empty, dtype):

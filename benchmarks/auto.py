@@ -232,6 +232,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(SOFTMAXES, softmaxes, ["float64", "float16"], BOTH, (1024,), (512,))
     yield from grid(CHANNEL_NORMS, [""], ["float32", "bfloat16"], BOTH, (64, 512, 4096, 32768), (64, 256, 2048))
     yield from grid(CHANNEL_NORMS, [""], ["float64", "float16"], BOTH, (512, 8192), (64, 512))
+    yield from grid(CHANNEL_NORMS, [""], ["float32", "bfloat16"], BOTH, (512, 4096, 32768), (64, 512))
+    yield from grid(CHANNEL_NORMS, [""], ["float64", "float16"], BOTH, (4096,), (256,))
     activations = KINDS["activation"]
     elements = [1 << power for power in (10, 14, 17, 20, 23)]
     yield from grid(["activation"], activations, ["float32"], BOTH, elements)

@@ -8,9 +8,10 @@
 #include "activation.h"
 #include "dtype.h"
 
-// How the activation comes: none; one that costs an instruction, in registers; any other, over a piece in the cache.
-enum class Ending : int32_t { none = 0, relu = 1, table = 2 };
-constexpr int kEndings = 3;
+// How the activation comes: none; those that most norms have behind them, in registers; any other, over a piece in the
+// cache.
+enum class Ending : int32_t { none = 0, relu = 1, silu = 2, table = 3 };
+constexpr int kEndings = 4;
 
 struct ChannelNormShape {
   int64_t batch, channels, positions;

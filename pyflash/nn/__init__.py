@@ -10,6 +10,7 @@ from pyflash.nn import (
     batchnorm,
     container,
     dropout,
+    instancenorm,
     linear,
     normalization,
     padding,
@@ -24,6 +25,7 @@ from pyflash.nn.activation import *  # noqa: F403
 from pyflash.nn.batchnorm import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
+from pyflash.nn.instancenorm import *  # noqa: F403
 from pyflash.nn.linear import *  # noqa: F403
 from pyflash.nn.normalization import *  # noqa: F403
 from pyflash.nn.padding import *  # noqa: F403
@@ -39,6 +41,7 @@ __all__ += activation.__all__
 __all__ += batchnorm.__all__
 __all__ += container.__all__
 __all__ += dropout.__all__
+__all__ += instancenorm.__all__
 __all__ += linear.__all__
 __all__ += normalization.__all__
 __all__ += padding.__all__

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm, as torch.nn's."""
+"""GroupNorm, LayerNorm and RMSNorm, as torch.nn's."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,15 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import twin
 
-__all__ = ["LayerNorm", "RMSNorm"]
+__all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
+
+
+@twin("group_norm")
+class GroupNorm(torch.nn.GroupNorm):
+    """Normalises groups of a sample's channels, as torch.nn.GroupNorm. Wu & He 2018, arXiv:1803.08494."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 @twin("layer_norm")

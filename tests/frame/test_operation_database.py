@@ -28,6 +28,8 @@ FUNCTIONS = {
         for n in (1, 2, 3)
     },
     "nn.functional.batch_norm": PF.batch_norm,
+    "nn.functional.group_norm": PF.group_norm,
+    "nn.functional.instance_norm": PF.instance_norm,
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{
         prefix + name: getattr(PF, name)

@@ -178,7 +178,7 @@ def test_wrong_arguments():
 
 
 def test_report():
-    model = torch.nn.Sequential(transformer(), torch.nn.BatchNorm1d(3), Plain(2, 2), nn.PositionalEncoding(4))
+    model = torch.nn.Sequential(transformer(), torch.nn.SyncBatchNorm(3), Plain(2, 2), nn.PositionalEncoding(4))
     assert pyflash.report(model).replaced == 0
     pyflash.replace(model, exclude=[torch.nn.TransformerEncoderLayer, "0.decoder.norm"])
     report = pyflash.report(model)

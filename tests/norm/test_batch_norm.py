@@ -22,8 +22,8 @@ CASES = [  # shape, layout, parameters, activation, with a residual, why it is h
     ((4, 7, 37), "contiguous", "wb", "relu", False, "odd number of positions"),
     ((3, 5, 7, 6), "contiguous", "wb", "relu", True, "as at the end of a residual block"),
     ((3, 20, 5, 4), "channels_last", "wb", "relu", True, "the same with the channels last"),
-    ((2, 600, 3, 3), "channels_last", "wb", "silu", True, "channels in more than one piece, rows that are no four"),
-    ((2, 3, 40, 45), "contiguous", "w", "silu", False, "positions in more than one piece"),
+    ((2, 600, 3, 3), "channels_last", "wb", "gelu", True, "channels in more than one piece, rows that are no four"),
+    ((2, 3, 40, 45), "contiguous", "w", "mish", False, "positions in more than one piece"),
     ((2, 19, 40, 9), "channels_last", "b", ("leaky_relu", {"negative_slope": 0.2}), False, "several blocks of rows"),
     (
         (2, 4, 2, 3, 5),

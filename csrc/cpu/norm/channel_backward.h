@@ -19,18 +19,23 @@ struct Written {
   Written from(int64_t j) const { return {dresidual ? dresidual + j : nullptr, dx ? dx + j : nullptr}; }
 };
 
-// dz of a vector: where dy is of the storage type it lies behind an optional ReLU, else it is dz already.
-template <bool kRelu, class S, class V, class Count>
-PF_INLINE V dz_of(V dy, V centred, V scale, V offset, const S* residual, Count count) {
-  if (!kRelu) return dy;
-  V z = fma(centred, scale, offset);
-  if (residual) z += load_part(residual, count);
-  return select(z <= V{}, V{}, dy);
-}
+// How dz comes of dy, which is dz already where there is no activation.
+template <class Act>
+struct Derivative {
+  Act act;
+  bool saves_output;
 
-template <bool kRelu, class S, class D>
-void reduce_plane(const D* dy, const S* x, const S* residual, int64_t cols, const Affine<Same<Acc<S>>>& affine,
-                  const Written<S>& written, Sums* sums) {
+  template <class S, class V, class Count>
+  PF_MEMBER V of(V dy, V centred, V scale, V offset, const S* residual, Count count) const {
+    V z = fma(centred, scale, offset);
+    if (residual) z += load_part(residual, count);
+    return act.backward(dy, saves_output ? act.forward(z) : z);
+  }
+};
+
+template <class Act, class S, class D>
+void reduce_plane(const Derivative<Act> derivative, const D* dy, const S* x, const S* residual, int64_t cols,
+                  const Affine<Same<Acc<S>>>& affine, const Written<S>& written, Sums* sums) {
   typedef Acc<S> T;
   typedef Vec<T> V;
   const T mean = affine.mean.value;
@@ -40,7 +45,7 @@ void reduce_plane(const D* dy, const S* x, const S* residual, int64_t cols, cons
     for_columns<T, kNormChains>(j0, min_of(cols, j0 + kNormChunk), [&](int64_t j, auto count, int chain) {
       const V centred = load_part(x + j, count, mean) - mean;
       const V dz =
-          dz_of<kRelu>(load_part(dy + j, count), centred, scale, offset, residual ? residual + j : residual, count);
+          derivative.of(load_part(dy + j, count), centred, scale, offset, residual ? residual + j : residual, count);
       dzs[chain] += dz;
       products[chain] = fma(dz, centred, products[chain]);
       if (written.dresidual) store_part(written.dresidual + j, dz, count);
@@ -51,10 +56,10 @@ void reduce_plane(const D* dy, const S* x, const S* residual, int64_t cols, cons
 }
 
 // The same of kRows rows of channels, added to each channel's sums.
-template <bool kRelu, int kRows, class S, class D>
-PF_INLINE void reduce_columns(const D* dy, int64_t dy_stride, const S* x, const S* residual, int64_t stride,
-                              int64_t cols, const Affine<Each<Acc<S>>>& affine, const Written<S>& written, Acc<S>* sum,
-                              Acc<S>* product, bool is_first) {
+template <int kRows, class Act, class S, class D>
+PF_INLINE void reduce_columns(const Derivative<Act> derivative, const D* dy, int64_t dy_stride, const S* x,
+                              const S* residual, int64_t stride, int64_t cols, const Affine<Each<Acc<S>>>& affine,
+                              const Written<S>& written, Acc<S>* sum, Acc<S>* product, bool is_first) {
   typedef Vec<Acc<S>> V;
   for_columns<Acc<S>, 1>(0, cols, [&](int64_t j, auto count, int) {
     const V mean = load(affine.mean.values + j), scale = load(affine.scale.values + j);
@@ -64,8 +69,8 @@ PF_INLINE void reduce_columns(const D* dy, int64_t dy_stride, const S* x, const 
     for (int r = 0; r < kRows; r++) {
       const int64_t at = r * stride + j;
       const V centred = load_part(x + at, count) - mean;
-      const V dz = dz_of<kRelu>(load_part(dy + r * dy_stride + j, count), centred, scale, offset,
-                                residual ? residual + at : residual, count);
+      const V dz = derivative.of(load_part(dy + r * dy_stride + j, count), centred, scale, offset,
+                                 residual ? residual + at : residual, count);
       dzs += dz;
       products = fma(dz, centred, products);
       if (written.dresidual) store_part(written.dresidual + at, dz, count);
@@ -84,46 +89,37 @@ struct Slopes {
   Slopes from(int64_t j) const { return {weight.from(j), along_x.from(j), along_one.from(j), rstd.from(j)}; }
 };
 
-template <bool kRelu, bool kStream, int kRows, class S, class D, class C>
-PF_INLINE void dx_rows(const D* dy, int64_t dy_stride, const S* x, const S* residual, int64_t stride, S* dx,
-                       int64_t cols, const Affine<C>& affine, const Slopes<C>& slopes) {
+template <bool kStream, class Act, class S, class D, class C>
+PF_INLINE void dx_row(const Derivative<Act> derivative, const D* dy, const S* x, const S* residual, S* dx, int64_t cols,
+                      const Affine<C>& affine, const Slopes<C>& slopes) {
   typedef Acc<S> T;
   typedef Vec<T> V;
   for_columns_down<T>(cols, [&](int64_t j, auto count) {
-    const V mean = C::of(affine.mean, j), scale = C::of(affine.scale, j), offset = C::of(affine.offset, j);
-    const V weight = C::of(slopes.weight, j), along_x = C::of(slopes.along_x, j);
-    const V along_one = C::of(slopes.along_one, j), rstd = C::of(slopes.rstd, j);
-    V found[kRows];
-    PF_UNROLL
-    for (int r = 0; r < kRows; r++) {
-      const int64_t at = r * stride + j;
-      const V centred = load_part(x + at, count) - mean;
-      const V dz = dz_of<kRelu>(load_part(dy + r * dy_stride + j, count), centred, scale, offset,
-                                residual ? residual + at : residual, count);
-      found[r] = (dz * weight - centred * along_x - along_one) * rstd;
-    }
-    PF_UNROLL
-    for (int r = 0; r < kRows; r++) store_row<kStream>(dx + r * stride + j, found[r], count);
+    const V centred = load_part(x + j, count) - C::of(affine.mean, j);
+    const V dz = derivative.of(load_part(dy + j, count), centred, C::of(affine.scale, j), C::of(affine.offset, j),
+                               residual ? residual + j : residual, count);
+    const V orthogonal = dz * C::of(slopes.weight, j) - centred * C::of(slopes.along_x, j) - C::of(slopes.along_one, j);
+    store_row<kStream>(dx + j, orthogonal * C::of(slopes.rstd, j), count);
   });
 }
 
-template <class S, int kRows, bool kStream, class C>
-PF_INLINE void finish_dx(const ChannelNormBwd& p, Tile<Acc<S>>& tile, int64_t at, int64_t stride, int64_t cols,
-                         const Affine<C>& affine, const Slopes<C>& slopes) {
+template <class S, bool kStream, class C>
+PF_INLINE void finish_dx(const ChannelNormBwd& p, Tile<Acc<S>>& tile, int64_t at, int64_t cols, const Affine<C>& affine,
+                         const Slopes<C>& slopes) {
   const S *dy = (const S*)p.dy + at, *x = (const S*)p.x + at, *none = nullptr;
   const S* residual = p.residual ? (const S*)p.residual + at : nullptr;
   S* dx = (S*)p.dx + at;
+  const Derivative<NoActivation> is_dz = {};
   if (p.dresidual)  // the first pass has left dz there
-    return dx_rows<false, kStream, kRows>((const S*)p.dresidual + at, stride, x, none, stride, dx, cols, affine,
-                                          slopes);
-  if (p.ending == Ending::none)
-    return dx_rows<false, kStream, kRows>(dy, stride, x, none, stride, dx, cols, affine, slopes);
-  if (p.ending == Ending::relu)
-    return dx_rows<true, kStream, kRows>(dy, stride, x, residual, stride, dx, cols, affine, slopes);
-  for_pieces(cols, [&](int64_t j, int64_t n) {
-    fill_dz<S, kRows>(p, tile, dy + j, x + j, residual ? residual + j : nullptr, stride, n, affine.from(j));
-    dx_rows<false, kStream, kRows>((const Acc<S>*)tile.dz, kTileCols, x + j, none, stride, dx + j, n, affine.from(j),
-                                   slopes.from(j));
+    return dx_row<kStream>(is_dz, (const S*)p.dresidual + at, x, none, dx, cols, affine, slopes);
+  if (for_ending(p.ending, [&](auto act) {
+        const Derivative<decltype(act)> derivative = {act, p.saves_output};
+        dx_row<kStream>(derivative, dy, x, residual, dx, cols, affine, slopes);
+      }))
+    return;
+  for_pieces_down(cols, [&](int64_t j, int64_t n) {
+    fill_dz<S, 1>(p, tile, dy + j, x + j, residual ? residual + j : residual, cols, n, affine.from(j));
+    dx_row<kStream>(is_dz, (const Acc<S>*)tile.dz, x + j, none, dx + j, n, affine.from(j), slopes.from(j));
   });
 }
 
@@ -173,11 +169,14 @@ void reduce_plane_at(const ChannelNormBwd& p, Tile<Acc<S>>& tile, int64_t plane,
   const Affine<Same<T>> affine = affine_of<T>(p, unit_of(s, plane / s.channels, channel), channel);
   const Written<S> written = written_of<S>(p, at);
   *sums = {0, 0};
-  if (p.ending == Ending::none) return reduce_plane<false>(dy, x, none, cols, affine, written, sums);
-  if (p.ending == Ending::relu) return reduce_plane<true>(dy, x, residual, cols, affine, written, sums);
-  for_pieces(cols, [&](int64_t j, int64_t n) {
-    fill_dz<S, 1>(p, tile, dy + j, x + j, residual ? residual + j : nullptr, cols, n, affine);
-    reduce_plane<false>((const T*)tile.dz, x + j, none, n, affine, written.from(j), sums);
+  if (for_ending(p.ending, [&](auto act) {
+        const Derivative<decltype(act)> derivative = {act, p.saves_output};
+        reduce_plane(derivative, dy, x, residual, cols, affine, written, sums);
+      }))
+    return;
+  for_pieces_down(cols, [&](int64_t j, int64_t n) {
+    fill_dz<S, 1>(p, tile, dy + j, x + j, residual ? residual + j : residual, cols, n, affine);
+    reduce_plane(Derivative<NoActivation>{}, (const T*)tile.dz, x + j, none, n, affine, written.from(j), sums);
   });
 }
 
@@ -185,8 +184,8 @@ template <class S, bool kStream>
 void finish_dx_plane(const ChannelNormBwd& p, const double (*of_units)[2], Tile<Acc<S>>& tile, int64_t plane) {
   const ChannelNormShape& s = p.shape;
   const int64_t channel = plane % s.channels, unit = unit_of(s, plane / s.channels, channel);
-  finish_dx<S, 1, kStream>(p, tile, plane * s.positions, s.positions, s.positions, affine_of<Acc<S>>(p, unit, channel),
-                           slopes_of<Acc<S>>(p, of_units, unit, channel));
+  finish_dx<S, kStream>(p, tile, plane * s.positions, s.positions, affine_of<Acc<S>>(p, unit, channel),
+                        slopes_of<Acc<S>>(p, of_units, unit, channel));
 }
 
 template <class S, bool kStream>
@@ -198,15 +197,19 @@ void backward_planes(const ChannelNormBwd& p, const ChannelNormPlan& plan, int t
   const int64_t grain = max_of(1, kElementwiseGrain / max_of(1, s.positions));
   const bool finishes = p.dx && p.uses_input;
   if (finishes && is_cached(s, plan, p.residual ? 5 : 3)) {
+    // dz waits in dx, in the cache, where it would take longer to compute it again; half types would round it.
+    ChannelNormBwd of_unit = p;
+    const bool is_dear = p.ending == Ending::silu || p.ending == Ending::table;
+    if (is_dear && sizeof(S) != 2 && !p.dresidual) of_unit.dresidual = p.dx;
     parallel_ranges(plan.units, max_of(1, kElementwiseGrain / plan.count), threads, [&](int64_t begin, int64_t end) {
       Tile<T> tile;
       for (int64_t unit = begin; unit < end; unit++) {
         const Planes of = planes_of(s, unit);
         for (int64_t i = 0; i < of.count; i++)
-          reduce_plane_at<S>(p, tile, of.first + i * of.step, planes + of.first + i * of.step);
+          reduce_plane_at<S>(of_unit, tile, of.first + i * of.step, planes + of.first + i * of.step);
         unit_slopes<T>(p, plan, unit, planes, of_units);
         for (int64_t i = of.count - 1; i >= 0; i--)
-          finish_dx_plane<S, kStream>(p, of_units, tile, of.first + i * of.step);
+          finish_dx_plane<S, kStream>(of_unit, of_units, tile, of.first + i * of.step);
       }
       if (kStream) stream_fence();
     });
@@ -232,16 +235,16 @@ void reduce_rows(const ChannelNormBwd& p, Tile<Acc<S>>& tile, int64_t at, const 
   const S *dy = (const S*)p.dy + at, *x = (const S*)p.x + at, *none = nullptr;
   const S* residual = p.residual ? (const S*)p.residual + at : nullptr;
   const Written<S> written = written_of<S>(p, at);
-  if (p.ending == Ending::none)
-    return reduce_columns<false, kRows>(dy, channels, x, none, channels, channels, affine, written, sum, product,
-                                        is_first);
-  if (p.ending == Ending::relu)
-    return reduce_columns<true, kRows>(dy, channels, x, residual, channels, channels, affine, written, sum, product,
-                                       is_first);
-  for_pieces(channels, [&](int64_t j, int64_t n) {
-    fill_dz<S, kRows>(p, tile, dy + j, x + j, residual ? residual + j : nullptr, channels, n, affine.from(j));
-    reduce_columns<false, kRows>((const Acc<S>*)tile.dz, kTileCols, x + j, none, channels, n, affine.from(j),
-                                 written.from(j), sum + j, product + j, is_first);
+  if (for_ending(p.ending, [&](auto act) {
+        const Derivative<decltype(act)> derivative = {act, p.saves_output};
+        reduce_columns<kRows>(derivative, dy, channels, x, residual, channels, channels, affine, written, sum, product,
+                              is_first);
+      }))
+    return;
+  for_pieces_down(channels, [&](int64_t j, int64_t n) {
+    fill_dz<S, kRows>(p, tile, dy + j, x + j, residual ? residual + j : residual, channels, n, affine.from(j));
+    reduce_columns<kRows>(Derivative<NoActivation>{}, (const Acc<S>*)tile.dz, kTileStride, x + j, none, channels, n,
+                          affine.from(j), written.from(j), sum + j, product + j, is_first);
   });
 }
 
@@ -304,11 +307,8 @@ void backward_rows(const ChannelNormBwd& p, const ChannelNormPlan& plan, int thr
       const Slopes<Each<T>> slopes = {
           {table_of(sample, 3)}, {table_of(sample, 4)}, {table_of(sample, 5)}, {table_of(sample, 6)}};
       const int64_t at = (sample * plan.rows + first) * channels;
-      int64_t row = 0;
-      for (; row + kTileRows <= rows; row += kTileRows)
-        finish_dx<S, kTileRows, kStream>(p, tile, at + row * channels, channels, channels, affine, slopes);
-      for (; row < rows; row++)
-        finish_dx<S, 1, kStream>(p, tile, at + row * channels, channels, channels, affine, slopes);
+      for (int64_t row = rows - 1; row >= 0; row--)
+        finish_dx<S, kStream>(p, tile, at + row * channels, channels, affine, slopes);
     });
     if (kStream) stream_fence();
   });

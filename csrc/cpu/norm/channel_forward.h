@@ -186,28 +186,25 @@ PF_INLINE Affine<Same<T>> affine_of(const ChannelNormFwd& p, const Moments* unit
   return {{mean}, {(T)scale}, {(T)(moved - (units[unit].mean - (double)mean) * scale)}};
 }
 
-template <class S, int kRows, bool kStream, class C>
-PF_INLINE void finish_rows(const ChannelNormFwd& p, Tile<Acc<S>>& tile, const S* x, const S* residual, S* y,
-                           int64_t stride, int64_t cols, const Affine<C>& affine) {
-  if (p.ending == Ending::none)
-    return normalise_rows<S, S, kRows, false, kStream>(x, residual, stride, y, stride, cols, affine);
-  if (p.ending == Ending::relu)
-    return normalise_rows<S, S, kRows, true, kStream>(x, residual, stride, y, stride, cols, affine);
-  for_pieces(cols, [&](int64_t j, int64_t n) {
-    normalise_rows<S, Acc<S>, kRows, false, false>(x + j, residual ? residual + j : nullptr, stride, tile.z, kTileCols,
-                                                   n, affine.from(j));
-    activate_tile(p.activation, tile.z, kRows, n);
-    for (int r = 0; r < kRows; r++) convert_row<Acc<S>, S, kStream>(tile.z + r * kTileCols, y + r * stride + j, n);
+template <class S, bool kStream, class C>
+PF_INLINE void finish_row(const ChannelNormFwd& p, Tile<Acc<S>>& tile, int64_t at, int64_t cols,
+                          const Affine<C>& affine) {
+  typedef Acc<S> T;
+  const S *x = (const S*)p.x + at, *residual = p.residual ? (const S*)p.residual + at : nullptr;
+  S* y = (S*)p.y + at;
+  if (for_ending(p.ending, [&](auto act) { normalise_row<S, S, kStream>(act, x, residual, y, cols, affine); })) return;
+  for_pieces_down(cols, [&](int64_t j, int64_t n) {
+    normalise_row<S, T, false>(NoActivation{}, x + j, residual ? residual + j : residual, tile.z, n, affine.from(j));
+    pointwise::for_activation(p.activation, [&](auto act) { activate_row<T>(act, tile.z, n); });
+    convert_row<T, S, kStream>(tile.z, y + j, n);
   });
 }
 
 template <class S, bool kStream>
 void finish_plane(const ChannelNormFwd& p, const Moments* units, Tile<Acc<S>>& tile, int64_t plane) {
   const ChannelNormShape& s = p.shape;
-  const int64_t at = plane * s.positions;
-  const S* residual = p.residual ? (const S*)p.residual + at : nullptr;
-  finish_rows<S, 1, kStream>(p, tile, (const S*)p.x + at, residual, (S*)p.y + at, s.positions, s.positions,
-                             affine_of<Acc<S>>(p, units, plane / s.channels, plane % s.channels));
+  finish_row<S, kStream>(p, tile, plane * s.positions, s.positions,
+                         affine_of<Acc<S>>(p, units, plane / s.channels, plane % s.channels));
 }
 
 template <class S, bool kStream>
@@ -292,17 +289,8 @@ void forward_rows(const ChannelNormFwd& p, const ChannelNormPlan& plan, int thre
     for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t) {
       const T* table = tables + sample * 3 * plan.padded;
       const Affine<Each<T>> affine = {{table}, {table + plan.padded}, {table + 2 * plan.padded}};
-      for (int64_t row = first; row < first + rows;) {
-        const int64_t at = (sample * plan.rows + row) * channels;
-        const S *x = (const S*)p.x + at, *residual = p.residual ? (const S*)p.residual + at : nullptr;
-        if (row + kTileRows <= first + rows) {
-          finish_rows<S, kTileRows, kStream>(p, tile, x, residual, (S*)p.y + at, channels, channels, affine);
-          row += kTileRows;
-        } else {
-          finish_rows<S, 1, kStream>(p, tile, x, residual, (S*)p.y + at, channels, channels, affine);
-          row++;
-        }
-      }
+      for (int64_t row = first + rows - 1; row >= first; row--)
+        finish_row<S, kStream>(p, tile, (sample * plan.rows + row) * channels, channels, affine);
     });
     if (kStream) stream_fence();
   });

@@ -14,8 +14,9 @@ struct Constant {
   static constexpr bool value = kValue;
 };
 
-constexpr int kTileRows = 4;        // of positions, whose channels' tables are read once
+constexpr int kTileRows = 4;        // of channels, whose sums are added to those before together
 constexpr int64_t kTileCols = 512;  // of a piece that waits for an activation
+constexpr int64_t kTileStride = kTileCols + 16;
 
 // The number that belongs to element j of a row.
 template <class T>
@@ -38,54 +39,62 @@ struct Affine {
   Affine from(int64_t j) const { return {mean.from(j), scale.from(j), offset.from(j)}; }
 };
 
-// kRows rows of what is before the activation, with ReLU behind it if kRelu; rows of x and residual are `stride` apart.
-template <class S, class D, int kRows, bool kRelu, bool kStream, class C>
-PF_INLINE void normalise_rows(const S* x, const S* residual, int64_t stride, D* y, int64_t y_stride, int64_t cols,
-                              const Affine<C>& affine) {
+struct NoActivation {
+  template <class V>
+  PF_MEMBER V forward(V z) const {
+    return z;
+  }
+  template <class V>
+  PF_MEMBER V backward(V dy, V) const {
+    return dy;
+  }
+};
+
+// f(activation) where it is applied in registers; else false.
+template <class F>
+PF_INLINE bool for_ending(Ending ending, F f) {
+  switch (ending) {
+    case Ending::none: return f(NoActivation{}), true;
+    case Ending::relu: return f(pointwise::Relu{}), true;
+    case Ending::silu: return f(pointwise::Silu{}), true;
+    case Ending::table: break;
+  }
+  return false;
+}
+
+// A row normalised, with an activation behind it. One row at a time and from its end, as rows are
+// taken: side by side, a row's stores would be at the places in a page from which another's loads come soon after.
+template <class S, class D, bool kStream, class Act, class C>
+PF_INLINE void normalise_row(const Act act, const S* x, const S* residual, D* y, int64_t cols,
+                             const Affine<C>& affine) {
   typedef Acc<S> T;
   typedef Vec<T> V;
   for_columns_down<T>(cols, [&](int64_t j, auto count) {
-    const V mean = C::of(affine.mean, j), scale = C::of(affine.scale, j), offset = C::of(affine.offset, j);
-    V z[kRows];  // all loads before the first store: see for_columns_down
-    PF_UNROLL
-    for (int r = 0; r < kRows; r++) {
-      z[r] = fma(load_part(x + r * stride + j, count) - mean, scale, offset);
-      if (residual) z[r] += load_part(residual + r * stride + j, count);
-      if (kRelu) z[r] = select(z[r] < V{}, V{}, z[r]);
-    }
-    PF_UNROLL
-    for (int r = 0; r < kRows; r++) store_row<kStream>(y + r * y_stride + j, z[r], count);
+    V z = fma(load_part(x + j, count) - C::of(affine.mean, j), C::of(affine.scale, j), C::of(affine.offset, j));
+    if (residual) z += load_part(residual + j, count);
+    store_row<kStream>(y + j, act.forward(z), count);
   });
 }
 
-// Pieces of kRows rows in the first cache. Of a row all vectors are computed on, the last one's rest as well.
+// Pieces of rows in the first cache. Of a row all vectors are computed on, the last one's rest as well.
 template <class T>
 struct Tile {
-  T z[kTileRows * kTileCols] __attribute__((aligned(64)));
-  T dz[kTileRows * kTileCols] __attribute__((aligned(64)));
+  T z[kTileRows * kTileStride] __attribute__((aligned(64)));
+  T dz[kTileRows * kTileStride] __attribute__((aligned(64)));
 };
 
-template <class T>
-void activate_tile(const Activation& activation, T* z, int rows, int64_t cols) {
-  pointwise::for_activation(activation, [&](auto act) {
-    for (int r = 0; r < rows; r++)
-      for (int64_t j = 0; j < cols; j += kLanes<T>)
-        store(z + r * kTileCols + j, act.forward(load(z + r * kTileCols + j)));
-  });
+// Functions of their own for each activation: in one that holds them all the compiler leaves constants in the loops.
+template <class T, class Act>
+__attribute__((noinline)) void activate_row(const Act act, T* z, int64_t cols) {
+  for (int64_t j = 0; j < cols; j += kLanes<T>) store(z + j, act.forward(load(z + j)));
 }
 
-// dz: dy on the way in, dy times the derivative on the way out.
-template <class T>
-void differentiate_tile(const Activation& activation, bool saves_output, const T* z, T* dz, int rows, int64_t cols) {
-  pointwise::for_activation(activation, [&](auto act) {
-    for (int r = 0; r < rows; r++)
-      for (int64_t j = 0; j < cols; j += kLanes<T>) {
-        T* at = dz + r * kTileCols + j;
-        Vec<T> saved = load(z + r * kTileCols + j);
-        if (saves_output) saved = act.forward(saved);
-        store(at, act.backward(load(at), saved));
-      }
-  });
+template <class T, class Act>
+__attribute__((noinline)) void differentiate_row(const Act act, bool saves_output, const T* z, T* dz, int64_t cols) {
+  for (int64_t j = 0; j < cols; j += kLanes<T>) {
+    const Vec<T> at = load(z + j);
+    store(dz + j, act.backward(load(dz + j), saves_output ? act.forward(at) : at));
+  }
 }
 
 template <class S, class D, bool kStream>
@@ -94,19 +103,27 @@ PF_INLINE void convert_row(const S* from, D* to, int64_t cols) {
       cols, [&](int64_t j, auto count) { store_row<kStream>(to + j, load_part(from + j, count), count); });
 }
 
-// body(j, cols) over pieces of a row that a tile holds.
+// body(j, cols) over pieces of a row that a tile holds; the last one first, as each is read from its end: the
+// processor's prefetch follows one direction, and with the other for pieces of 2 KB memory was five times as slow.
 template <class Body>
-PF_INLINE void for_pieces(int64_t cols, Body body) {
-  for (int64_t j = 0; j < cols; j += kTileCols) body(j, min_of(kTileCols, cols - j));
+PF_INLINE void for_pieces_down(int64_t cols, Body body) {
+  for (int64_t j = (cols - 1) / kTileCols * kTileCols; j >= 0; j -= kTileCols) body(j, min_of(kTileCols, cols - j));
 }
 
-// The gradient before the activation, of a piece: into tile.dz.
+// The gradient before the activation, of a piece of kRows rows: into tile.dz.
 template <class S, int kRows, class C>
 PF_INLINE void fill_dz(const ChannelNormBwd& p, Tile<Acc<S>>& tile, const S* dy, const S* x, const S* residual,
                        int64_t stride, int64_t cols, const Affine<C>& affine) {
-  normalise_rows<S, Acc<S>, kRows, false, false>(x, residual, stride, tile.z, kTileCols, cols, affine);
-  for (int r = 0; r < kRows; r++) convert_row<S, Acc<S>, false>(dy + r * stride, tile.dz + r * kTileCols, cols);
-  differentiate_tile(p.activation, p.saves_output, tile.z, tile.dz, kRows, cols);
+  typedef Acc<S> T;
+  for (int r = kRows - 1; r >= 0; r--) {
+    normalise_row<S, T, false>(NoActivation{}, x + r * stride, residual ? residual + r * stride : residual,
+                               tile.z + r * kTileStride, cols, affine);
+    convert_row<S, T, false>(dy + r * stride, tile.dz + r * kTileStride, cols);
+  }
+  pointwise::for_activation(p.activation, [&](auto act) {
+    for (int r = 0; r < kRows; r++)
+      differentiate_row<T>(act, p.saves_output, tile.z + r * kTileStride, tile.dz + r * kTileStride, cols);
+  });
 }
 
 }  // namespace

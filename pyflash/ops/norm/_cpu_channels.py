@@ -14,14 +14,13 @@ def _shape(x, groups):
     return (*x.shape, groups, is_last(x), DTYPES[x.dtype])
 
 
+_IN_REGISTERS = ("", "relu", "silu")  # Ending in csrc/common/channel_norm.h
+
+
 def _ending(activation, first, second):
-    """How it comes, and which: see Ending in csrc/common/channel_norm.h."""
-    return (
-        ("", "relu").index(activation) if activation in ("", "relu") else 2,
-        ACTIVATION_IDS[activation],
-        first,
-        second,
-    )
+    """How it comes, and which."""
+    how = _IN_REGISTERS.index(activation) if activation in _IN_REGISTERS else len(_IN_REGISTERS)
+    return how, ACTIVATION_IDS[activation], first, second
 
 
 def channel_norm_fwd(

@@ -12,7 +12,7 @@ from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
-from pyflash.ops.norm.channels import SIZES, channel_norm, mixed_types, move_to, size, size_of
+from pyflash.ops.norm.channels import SIZES, channel_norm, mixed_types, move_to, residual_refusal, size, size_of
 from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, activated, resolve
 
 OPERATION, OPERATION_ACT = (
@@ -83,8 +83,7 @@ def _batch_norm(operation, refused, input, residual, activation, running_mean, r
             reason = "of running_mean and running_var one is None"
         elif any([t is not None and t.dim() != 1 for t in parameters.values()]):
             reason = "a parameter has more than one dimension"
-        elif residual is not None and (residual.dtype != input.dtype or residual.device != input.device):
-            reason = f"residual is {residual.dtype} on {residual.device}, input {input.dtype} on {input.device}"
+        reason = reason or residual_refusal(input, residual)
     backend = choose(operation, input, (residual, *parameters.values()), size(input, residual, weight, bias), reason)
     if backend is None:
         return _torchs(input, residual, activation, *args)

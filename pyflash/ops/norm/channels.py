@@ -281,6 +281,13 @@ def move_to(running, new) -> None:
     (running if torch.compiler.is_compiling() else running.data).copy_(new)
 
 
+def residual_refusal(input, residual) -> str:
+    """Why no kernel adds it."""
+    if residual is None or (residual.dtype == input.dtype and residual.device == input.device):
+        return ""
+    return f"residual is {residual.dtype} on {residual.device}, input {input.dtype} on {input.device}"
+
+
 def mixed_types(input, **parameters) -> str:
     """Why no kernel takes these types: a half input goes with parameters of its own or of float32, all alike."""
     given = {name: t.dtype for name, t in parameters.items() if t is not None}

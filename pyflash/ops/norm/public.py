@@ -5,9 +5,22 @@ import torch.nn.functional as F
 
 from pyflash.ops.core.public import stands_for
 from pyflash.ops.norm.batch_norm import batch_norm, batch_norm_act
+from pyflash.ops.norm.group_norm import group_norm, group_norm_act
+from pyflash.ops.norm.instance_norm import instance_norm
 from pyflash.ops.norm.layer_norm import add_layer_norm, layer_norm
 from pyflash.ops.norm.rms_norm import add_rms_norm, rms_norm
 
-__all__ = ["add_layer_norm", "add_rms_norm", "batch_norm", "batch_norm_act", "layer_norm", "rms_norm"]
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "batch_norm",
+    "batch_norm_act",
+    "group_norm",
+    "group_norm_act",
+    "instance_norm",
+    "layer_norm",
+    "rms_norm",
+]
 
-stands_for({F.batch_norm: batch_norm, F.layer_norm: layer_norm, F.rms_norm: rms_norm, torch.rms_norm: rms_norm})
+stands_for({F.batch_norm: batch_norm, F.group_norm: group_norm, F.instance_norm: instance_norm})
+stands_for({F.layer_norm: layer_norm, F.rms_norm: rms_norm, torch.rms_norm: rms_norm})
