@@ -9,6 +9,7 @@ import torch
 import pyflash.functional as PF
 from pyflash.auto import attention, linear, pointwise, processor, tables
 from pyflash.auto import norm as layer_norm
+from pyflash.auto import pool as pooling
 from pyflash.auto import recurrent as rnn
 from pyflash.auto.minima import minima
 from pyflash.auto.processor import Place
@@ -28,6 +29,7 @@ SIZES = {
     pointwise.dropout_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
+    pooling.rules("avg_pool2d"): [(0, False, False), (1 << 40, True, True), (1 << 18, False, True)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)
         for kind in ATTENTION_KINDS for heads, n in ((0, 0), (1, 1), (64, 1 << 14)) for training in (False, True)

@@ -15,6 +15,7 @@ fused: Tensor = PF.linear_act(x, weight, None, "gelu")
 normal: Tensor = PF.layer_norm(x, [8], weight[0])
 root: Tensor = PF.rms_norm(x, [8], weight[0], 1e-6)
 both: tuple[Tensor, Tensor] = PF.add_layer_norm(x, x, [8])
+pooled: Tensor = PF.relu(PF.max_pool2d(PF.avg_pool2d(x, 2, divisor_override=3), (2, 1)))
 dropped: Tensor = PF.dropout(x, 0.1)
 active: Tensor = PF.mish(PF.gelu(PF.relu(x, inplace=True), approximate="tanh"))
 attended: Tensor = PF.scaled_dot_product_attention(x, x, x, is_causal=True, scale=0.5)
@@ -29,6 +30,13 @@ calls: int = pyflash.counts(reset=True)["linear", "cpu", ""]
 with pyflash.use_backend("cpu"), pyflash.overrides():
     model(x)
 layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-modules: list[torch.nn.Module] = [nn.Linear(8, 8), nn.RMSNorm(8), nn.GELU("tanh"), nn.LSTM(8, 8), nn.Mish(), layer]
+modules: list[torch.nn.Module] = [
+    nn.Linear(8, 8),
+    nn.RMSNorm(8),
+    nn.GELU("tanh"),
+    nn.LSTM(8, 8),
+    nn.MaxPool2d(2),
+    layer,
+]
 PF.linear(x, "weight")  # type: ignore[arg-type]
 PF.attention(x, x, x, softcap="0")  # type: ignore[arg-type]
