@@ -20,6 +20,7 @@ turned: tuple[Tensor, Tensor] = PF.rotary_embedding(x[None], x[None], weight, we
 slopes: Tensor = PF.alibi_slopes(8)
 both: tuple[Tensor, Tensor] = PF.add_layer_norm(x, x, [8])
 shares: Tensor = PF.softmax(PF.log_softmax(x, 1), dim=-1, dtype=torch.float32)
+pooled: Tensor = PF.relu(PF.max_pool2d(PF.avg_pool2d(x, 2, divisor_override=3), (2, 1)))
 dropped: Tensor = PF.dropout(x, 0.1)
 channels: Tensor = PF.feature_alpha_dropout(PF.dropout1d(x, 0.1), 0.1, training=True)
 active: Tensor = PF.mish(PF.gelu(PF.relu(x, inplace=True), approximate="tanh"))
@@ -37,6 +38,13 @@ calls: int = pyflash.counts(reset=True)["linear", "cpu", ""]
 with pyflash.use_backend("cpu"), pyflash.overrides():
     model(x)
 layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-modules: list[torch.nn.Module] = [nn.Linear(8, 8), nn.RMSNorm(8), nn.GELU("tanh"), nn.LSTM(8, 8), nn.Mish(), layer]
+modules: list[torch.nn.Module] = [
+    nn.Linear(8, 8),
+    nn.RMSNorm(8),
+    nn.GELU("tanh"),
+    nn.LSTM(8, 8),
+    nn.MaxPool2d(2),
+    layer,
+]
 PF.linear(x, "weight")  # type: ignore[arg-type]
 PF.attention(x, x, x, softcap="0")  # type: ignore[arg-type]

@@ -67,6 +67,7 @@ struct MeanGradient {
     return load_lanes(dy + at, lanes);
   }
   PF_MEMBER V all(int64_t at, P, int64_t counted) const { return splat<V>(whole(get(dy + at), counted)); }
+  PF_MEMBER void ask_ahead(int64_t at) const { __builtin_prefetch((const char*)(dy + at) + kAhead); }
   PF_MEMBER void spread(int64_t at, const PoolAxis& axis, int64_t o, int64_t counted, int64_t, Range part,
                         T* sums) const {
     const Taps w = taps_of(axis, o, counts_padding);

@@ -3,6 +3,7 @@
 //   of(at, place, lanes)   what the outputs from `at` on give to the elements at these places
 //   all(at, place, counted)  what one output gives to elements at many places
 //   spread(at, axis, o, counted, row, part, sums)  adds what the window o along the width gives to a part of a row
+//   ask_ahead(at)          for the memory of outputs that lie kAhead further
 //   fill_plane(outer, size)  all of a plane of which one window was made
 //   whole(sum, counted)    a sum of shares of windows with so many elements
 //   kNeedsWhole            that this number differs where windows stick out over the edges
@@ -94,6 +95,8 @@ void gather_row(const G& g, const Above& above, int64_t row, Range u_range) {
   const PoolAxis& axis = above.shape.width;
   for_lanes<T>(u_range.begin, u_range.end, [&](int64_t u, auto lanes) {
     typename G::Storage* to = g.dx + row + u * axis.stride - axis.padding;
+    for (int64_t line = 0; line < kStride; line++) __builtin_prefetch((const char*)to + kAhead + line * 64, 1);
+    above.each([&](int64_t at, int64_t) { g.ask_ahead(at + u); });
     if constexpr (kStride == 1) {
       store_lanes(to, gather_phase(g, above, row, u, 0, lanes), lanes);
     } else if constexpr (kStride == 2) {

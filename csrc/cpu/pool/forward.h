@@ -16,7 +16,6 @@ namespace PF_ISA::pool {
 namespace {
 
 constexpr int64_t kLongRun = 1024;
-constexpr int64_t kAhead = 4096;  // bytes
 
 // The part of the windows of a row of outputs that all of them share.
 struct Rows {

@@ -8,6 +8,7 @@ namespace PF_ISA::pool {
 
 namespace {
 
+constexpr int64_t kAhead = 4096;    // bytes from what is read to what is asked for
 constexpr int kChannelVectors = 4;  // of one pixel, kept in registers
 
 // How many lanes are there: all, known as the code is compiled, or the first so many. How many vectors.

@@ -93,6 +93,10 @@ struct LargestGradient {
   PF_MEMBER V all(int64_t at, P place, int64_t) const {
     return select(splat_place<T>(indices[at]) == place, splat<V>(get(dy + at)), V{});
   }
+  PF_MEMBER void ask_ahead(int64_t at) const {
+    __builtin_prefetch((const char*)(dy + at) + kAhead);
+    __builtin_prefetch((const char*)(indices + at) + kAhead);
+  }
   PF_MEMBER void spread(int64_t at, const PoolAxis&, int64_t, int64_t, int64_t row, Range part, T* sums) const {
     const int64_t place = indices[at] - row - part.begin;
     if (place >= 0 && place < part.end - part.begin) sums[place] += get(dy + at);

@@ -24,9 +24,8 @@ from pyflash.ops.pool.windows import (
     new_empty,
 )
 
-# Where no table speaks. Below, Python's share of a call outweighs the kernel's.
-_FIXED = {n: Pooling(f"avg_pool{n}d", n, inference=16384, training=16384) for n in (1, 2, 3)}
-_ADAPTIVE = {n: Pooling(f"adaptive_avg_pool{n}d", n, inference=32768, training=32768) for n in (1, 2, 3)}
+_FIXED = {n: Pooling(f"avg_pool{n}d", n) for n in (1, 2, 3)}
+_ADAPTIVE = {n: Pooling(f"adaptive_avg_pool{n}d", n) for n in (1, 2, 3)}
 
 
 def _of_torch(x, size, kernel, stride, padding, count_include_pad, divisor):

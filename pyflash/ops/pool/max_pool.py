@@ -7,6 +7,7 @@ records a gradient and is not asked for indices keeps them in 32 bits, half of w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,9 @@ from pyflash.ops.pool.windows import (
     new_empty,
 )
 
-# Zen 5, one and two threads: from here on ours takes less time than torch's.
-MINIMA = {"inference": 16384, "training": 16384}
-_FIXED = {n: Pooling(f"max_pool{n}d", n, **MINIMA) for n in (1, 2, 3)}
+_FIXED = {n: Pooling(f"max_pool{n}d", n) for n in (1, 2, 3)}
 
-_ADAPTIVE = {n: Pooling(f"adaptive_max_pool{n}d", n, **MINIMA) for n in (1, 2, 3)}
+_ADAPTIVE = {n: Pooling(f"adaptive_max_pool{n}d", n) for n in (1, 2, 3)}
 
 _INDEX_DTYPES = {0: torch.int32, 32: torch.int32, 64: torch.int64}
 
@@ -87,7 +86,7 @@ _bwd = Op(
 )
 
 
-Pooled = Tensor | tuple[Tensor, Tensor]
+Pooled = Any  # a tensor, or a pair of it and the indices where return_indices says so
 
 
 class _MaxPool(Function):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyflash.auto.minima import minima
+from pyflash.auto import pool as auto
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
@@ -20,7 +20,7 @@ from pyflash.ops.core.dtypes import FLOATS, cast_by_autocast
 
 Size = int | Sequence[int]
 
-SIZES = "(elements of the input, are gradients needed)"
+SIZES = "(elements of the input, are gradients needed, is it channels_last)"
 _INTS = (int, torch.SymInt)
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -132,21 +132,27 @@ def new_empty(like: Tensor, shape, channels_last: bool, dtype=None) -> Tensor:
 
 
 def size_of(training, input, *_):
-    return (input.numel(), training) if is_plain(input) else None
+    if not is_plain(input):
+        return None
+    return input.numel(), training, input.dim() > 3 and not input.is_contiguous()
+
+
+def _key_of(input, *_):
+    return input.shape, input.dtype, input.is_cpu, input.is_contiguous()
 
 
 class Pooling:
     """A pooling of n dimensions, by its name in torch.nn.functional."""
 
-    def __init__(self, name: str, n: int, *, inference: int, training: int):
+    def __init__(self, name: str, n: int):
         self.name, self.n = name, n
         self.operation = Operation(
             name,
             dtypes={"cpu": FLOATS, "triton": FLOATS},
-            rules=minima(name, inference=inference, training=training),
+            rules=auto.rules(name),
             sizes=SIZES,
         )
-        self.refused = Refused(self.operation, size_of)
+        self.refused = Refused(self.operation, size_of, _key_of)
 
     def is_torchs(self, x) -> bool:
         """Before anything else: does `auto` leave this call to torch, or is x nothing that a kernel could take?"""
@@ -165,5 +171,5 @@ class Pooling:
             (x,) = cast_by_autocast((x,), torch.float32)
         training = torch.is_grad_enabled() and x.requires_grad
         refused = "" if windows is not None and is_plain(x) else NOT_PLAIN
-        backend = choose(self.operation, x, size=(x.numel(), training), refused=refused)
+        backend = choose(self.operation, x, size=size_of(training, x), refused=refused)
         return (None, torchs(x)) if backend is None else (backend, x)

@@ -1,0 +1,44 @@
+"""Pooling: how many elements of the input are worth a call, in each of the two memory layouts."""
+
+from typing import NamedTuple
+
+from pyflash.auto import MEASURED, SMALL, tables
+
+
+class Least(NamedTuple):
+    """Elements from which a pooling is ours where no table speaks. torch's channels_last kernels are vectors too."""
+
+    inference: int
+    training: int
+    channels_last_inference: int
+    channels_last_training: int
+
+
+# Zen 5, one thread, torch's time over ours at 2^16 and 2^18 elements of NCHW and of channels_last, inference; training:
+# max 10, 20 and 1.3, 2.7; 2.7, 5.8 and 0.7, 1.1. avg 4.3, 8.4 and 0.9, 1.6; 2.3, 4.9 and 0.6, 0.7.
+# adaptive max 1.0, 1.1 and 1.2, 2.3; 0.4, 0.6 and 0.5, 0.7. A global mean 0.4, 0.6 and 0.5, 1.0; 0.9, 1.7 and 0.7, 0.8: of
+# 3.2 million elements 0.7 in inference, where torch's is a reduction, and 2 in training.
+LEAST = {
+    "max_pool": Least(1 << 15, 1 << 16, 1 << 16, 1 << 18),
+    "avg_pool": Least(1 << 14, 1 << 15, 1 << 18, 1 << 20),
+    "adaptive_max_pool": Least(1 << 18, 1 << 20, 1 << 17, 1 << 20),
+    "adaptive_avg_pool": Least(1 << 23, 1 << 18, 1 << 20, 1 << 20),
+}
+
+
+def rules(name: str):
+    """Rules of a pooling by its name, with its dimensions, for sizes (elements, are gradients needed, is it channels_last: if not said, no)."""
+    least = LEAST[name[:-2]]
+
+    @tables.remembered
+    def decide(where, size, dtype) -> str:
+        elements, training, channels_last = (*size, False)[:3]
+        if not channels_last:  # what the tables are of
+            ours = tables.ours(where, name, "", dtype, "training" if training else "inference", (elements,))
+            if ours is not None:
+                return "" if ours else MEASURED
+        if where.is_gpu:
+            return "not measured on a GPU"
+        return SMALL if elements < least[2 * channels_last + training] else ""
+
+    return decide
