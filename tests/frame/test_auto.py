@@ -29,7 +29,7 @@ SIZES = {
     pointwise.channel_dropout_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     embedding.rules: [(0, 0, 0, False), (1, 1, 5, True), (1 << 20, 1 << 20, 1 << 10, True), embedding.RENORMALISED],
-    embedding.bag_rules: [(0, 0, 0, False), (1, 1, 5, True), embedding.RENORMALISED],
+    embedding.bag_rules: [(0, 0, 0, False, "sum"), (1, 1, 5, True, "max"), embedding.RENORMALISED],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)
@@ -296,6 +296,8 @@ def size_of(point):
     if point.operation in ("linear", "linear_act"):
         rows, inner, columns = point.sizes
         return rows, columns, inner, training
+    if point.operation == "embedding_bag":
+        return *point.sizes, training, point.kind
     if point.operation in ("dropout", "dropout2d"):
         return point.sizes[0]
     if point.operation == "attention":
