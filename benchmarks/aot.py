@@ -81,6 +81,7 @@ SHORT = (
     "sm90/layer_norm/bfloat16/32768",
     "sm90/rms_norm/bfloat16/4096",
     "sm90/embedding/bfloat16",
+    "sm90/embedding_bag/float32",
     "sm90/rotary/bfloat16",
     "sm90/pool/bfloat16/2d",
     "sm90/softmax/bfloat16/4096",
@@ -134,6 +135,7 @@ def cases():
         for cols in (4096, 32768):
             add(arch, rms_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         add(arch, embedding, "bfloat16", dtype="bfloat16")
+        add(arch, embedding_bag, "float32", dtype="float32")
         add(arch, rotary, "bfloat16", dtype="bfloat16")
         add(arch, pool, "bfloat16/2d", dtype="bfloat16")
         for label, sizes, dim in SOFTMAXES:
@@ -262,6 +264,19 @@ def embedding(empty, dtype):
     kernels.embedding_fwd(weight, indices, y)
     kernels.embedding_bwd(y, indices, 30522, 0, False, dweight)
     kernels.embedding_renorm(weight, indices, 1.0, 2.0, y)
+
+
+def embedding_bag(empty, dtype):
+    """DLRM's, 2048 bags of 32: the sum with factors, the gradients of table and factors, and the maximum's."""
+    from pyflash.kernels.embedding import bag as kernels
+
+    weight, dweight, y = empty(100000, 64, dtype=dtype), empty(100000, 64, dtype=dtype), empty(2048, 64, dtype=dtype)
+    indices, factors, dfactors = empty(65536, dtype="int64"), empty(65536, dtype=dtype), empty(65536, dtype=dtype)
+    bounds, counts, winners = (empty(*shape, dtype="int64") for shape in ((2049,), (2048,), (2048, 64)))
+    for mode, per_sample in (("max", None), ("sum", factors)):  # one row of the table a kernel: the last
+        kernels.embedding_bag_fwd(weight, indices, bounds, per_sample, mode, -1, y, counts, winners)
+        kernels.embedding_bag_bwd(y, indices, bounds, per_sample, counts, winners, 100000, mode, -1, False, dweight)
+    kernels.embedding_bag_dots(y, weight, indices, bounds, -1, dfactors)
 
 
 def rotary(empty, dtype):

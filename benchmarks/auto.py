@@ -141,6 +141,7 @@ def declared(point: Point) -> tuple[Operation, Case]:
         groups = {"batch_norm": 0, "group_norm": 32, "instance_norm": sizes[1]}[name]
         settings = dict(groups=groups, activation="relu" if name != point.operation else None)
         return load(name), case(_channels.Shape.of_sizes(*sizes, **settings))
+        return embedding_bag.OPERATION, case(embedding_bag.Shape(sizes[0] // 32, 32, *sizes[1:], kind))
     if point.operation == "dropout":
         return dropout.OPERATION, case(dropout.Shape(*sizes))
     if point.operation == "dropout2d":  # of 256 elements each
@@ -250,15 +251,16 @@ def cpu_grid() -> Iterator[Point]:
     )
     channels = (1 << 12, 1 << 16, 1 << 20, 1 << 23)
     yield from grid(["dropout2d"], [""], ["float32", "float64", *HALVES], ["any"], channels)
-    yield from grid(["embedding"], [""], ["float32", "bfloat16"], BOTH, (16, 256, 4096), (128, 2048, 32768), (64, 768))
-    yield from grid(["embedding_bag"], [""], ["float32", "bfloat16"], BOTH, (256, 4096, 65536), (128, 32768), (16, 128))
-    yield from grid(["embedding_bag"], [""], ["float64", "float16"], BOTH, (4096,), (2048,), (64,))
+    yield from grid(["embedding"], [""], ["float32", "bfloat16"], BOTH, (256, 4096), (2048, 32768), (64, 768))
     yield from grid(["embedding"], [""], ["float64", "float16"], BOTH, (4096,), (2048,), (64, 768))
     images = [1 << power for power in (12, 15, 18, 21, 23)]
     yield from grid(["interpolate"], KINDS["interpolate"], ["float32", "bfloat16"], BOTH, images)
     yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, images)
     yield from grid(["interpolate"], KINDS["interpolate"], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
+    bags = KINDS["embedding_bag"]
+    yield from grid(["embedding_bag"], bags, ["float32"], BOTH, (4096, 65536), (2048, 32768), (64,))
+    yield from grid(["embedding_bag"], bags, ["float64", *HALVES], BOTH, (4096,), (2048,), (64,))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (2, 16, 128), (1, 8, 64), (32, 128, 512))
     yield from grid(["rnn"], LAYERS, ["float64", *HALVES], BOTH, (4, 64), (1, 32), (64, 256))
     yield from grid(["rnn"], (*LAYERS, *CELLS), ["float32"], ["training"], (1,), (1, 64), (64, 512))
@@ -279,6 +281,8 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(["dropout", "dropout2d", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
     yield from grid([name for name in FUSED if name != "rrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["embedding_bag"], [""], dtypes, BOTH, (65536, 1 << 20), (65536,), (64, 128))
+    yield from grid(["dropout2d"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
+    yield from grid(["embedding_bag"], KINDS["embedding_bag"], dtypes, BOTH, (65536, 1 << 20), (65536,), (64, 128))
     yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
     yield from grid(POOLS, [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))

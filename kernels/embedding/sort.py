@@ -52,7 +52,7 @@ def _move(keys_ptr, places_ptr, counts_ptr, new_keys_ptr, new_places_ptr, n, shi
     offs = block * BLOCK + tl.arange(0, BLOCK)
     mask = offs < n
     digit = _digits(keys_ptr, offs, n, shift)
-    is_digit = (digit[:, None] == tl.arange(0, DIGITS)[None, :]).to(tl.int64)  # [BLOCK, DIGITS]
+    is_digit = (digit[:, None] == tl.arange(0, DIGITS)[None, :]).to(tl.int32)  # [BLOCK, DIGITS]
     before = tl.sum((tl.cumsum(is_digit, 0) - is_digit) * is_digit, 1)
     to = before + tl.load(counts_ptr + digit.to(tl.int64) * tl.num_programs(0) + block, mask=mask, other=0)
     tl.store(new_keys_ptr + to, tl.load(keys_ptr + offs, mask=mask, other=0), mask=mask)

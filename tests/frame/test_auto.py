@@ -31,7 +31,7 @@ SIZES = {
     pointwise.channel_dropout_rules: [0, 1, 1 << 40],
     layer_norm.rules: [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     embedding.rules: [(0, 0, 0, False), (1, 1, 5, True), (1 << 20, 1 << 20, 1 << 10, True), embedding.RENORMALISED],
-    embedding.bag_rules: [(0, 0, 0, False), (1, 1, 5, True), embedding.RENORMALISED],
+    embedding.bag_rules: [(0, 0, 0, False, "sum"), (1, 1, 5, True, "max"), embedding.RENORMALISED],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     softmax.softmax_rules("softmin"): [(0, 0, 1, False), (1, 5, 7, True), (1 << 30, 1 << 10, 1, False)],
     pooling.rules("avg_pool2d"): [(0, False, False), (1 << 40, True, True), (1 << 18, False, True)],
@@ -301,6 +301,9 @@ def size_of(point):
         rows, inner, columns = point.sizes
         return rows, columns, inner, training
     if point.operation in ("dropout", "dropout2d", "rrelu"):
+    if point.operation == "embedding_bag":
+        return *point.sizes, training, point.kind
+    if point.operation in ("dropout", "dropout2d"):
         return point.sizes[0]
     if point.operation in softmax.MEASURED_AS:
         return *point.sizes, 1 if point.kind == softmax.ROWS else 9, training

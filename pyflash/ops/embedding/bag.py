@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -13,7 +15,7 @@ from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.registry import Op
 from pyflash.ops.embedding.bag_checks import expect_bags
-from pyflash.ops.embedding.embedding import INDICES, renormalise, unit_stride
+from pyflash.ops.embedding.embedding import INDICES, key_of, renormalise, unit_stride
 
 OPERATION = Operation(
     "embedding_bag",
@@ -195,15 +197,11 @@ class _BagBwdPerSample(Function):
         return *vjp(function, (dy, weight), (ddots,)), *(None,) * 4
 
 
-def _size_of(training, input, weight):
-    return (input.numel(), *weight.shape, training) if is_plain(weight) and weight.dim() == 2 else None
+def _size_of(mode, training, input, weight):
+    return (input.numel(), *weight.shape, training, mode) if is_plain(weight) and weight.dim() == 2 else None
 
 
-def _key_of(input, weight):
-    return input.shape, weight.shape, weight.dtype, weight.is_cpu
-
-
-_refused = Refused(OPERATION, _size_of, _key_of, decides=1)
+_refused = {mode: Refused(OPERATION, partial(_size_of, mode), key_of, decides=1) for mode in auto.BAG_MODES}
 
 
 def _is_as_torch_wants(input, weight, offsets, mode, per_sample_weights, padding_idx, is_special) -> bool:
@@ -211,7 +209,7 @@ def _is_as_torch_wants(input, weight, offsets, mode, per_sample_weights, padding
     tensors = [t for t in (input, weight, offsets, per_sample_weights) if t is not None]
     if not all(isinstance(t, torch.Tensor) for t in tensors) or weight.dim() != 2 or input.dtype not in INDICES:
         return False
-    if len({t.device for t in tensors}) > 1 or mode not in ("sum", "mean", "max") or (mode == "max" and is_special):
+    if len({t.device for t in tensors}) > 1 or mode not in auto.BAG_MODES or (mode == "max" and is_special):
         return False
     if per_sample_weights is not None:
         if mode != "sum" or per_sample_weights.shape != input.shape or per_sample_weights.dtype != weight.dtype:
@@ -264,7 +262,7 @@ def embedding_bag(
         input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse, per_sample_weights,
         include_last_offset, padding_idx,
     )  # fmt: skip
-    if max_norm is None and not sparse and _refused.holds(input, weight):
+    if max_norm is None and not sparse and mode in _refused and _refused[mode].holds(input, weight):
         return F.embedding_bag(*args)
     is_special = scale_grad_by_freq or sparse  # of which there is no maximum
     if not _is_as_torch_wants(input, weight, offsets, mode, per_sample_weights, padding_idx, is_special):
@@ -274,14 +272,14 @@ def embedding_bag(
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, per_sample_weights))
     if not refused and sparse and training:
         refused = "a sparse gradient is torch's"
-    size = auto.RENORMALISED if max_norm is not None else _size_of(training, input, weight)
+    size = auto.RENORMALISED if max_norm is not None else _size_of(mode, training, input, weight)
     backend = choose(OPERATION, weight, (input, *given), size, refused)
     if backend is None:
         return F.embedding_bag(*args)
     n, rows = input.numel(), weight.shape[0]
     indices = input.reshape(-1).contiguous()
     if input.dim() == 2:
-        bounds = torch.arange(input.shape[0] + 1, device=input.device) * input.shape[1]
+        bounds = torch.arange(0, n + 1, input.shape[1], device=input.device)
     elif include_last_offset:
         bounds = offsets.long().contiguous()
     else:

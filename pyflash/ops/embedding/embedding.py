@@ -168,11 +168,11 @@ def _size_of(training, input, weight):
     return (input.numel(), *weight.shape, training) if is_plain(weight) and weight.dim() == 2 else None
 
 
-def _key_of(input, weight):
+def key_of(input, weight):
     return input.shape, weight.shape, weight.dtype, weight.is_cpu
 
 
-_refused = Refused(OPERATION, _size_of, _key_of, decides=1)
+_refused = Refused(OPERATION, _size_of, key_of, decides=1)
 
 
 def embedding(

@@ -71,7 +71,7 @@ def unit_stride(x):
     return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
 
 
-def _table(name: str, table: Tensor, x: Tensor) -> Tensor:
+def _table(table: Tensor, x: Tensor) -> Tensor:
     """cos or sin as [batch or 1, length, half], in the type of sums."""
     width, dim = table.shape[-1], x.shape[-1]
     if 2 * width > dim:  # of both halves, which are equal
@@ -141,17 +141,19 @@ def rotary_embedding(
         lambda: f"q is on {q.device}, k on {k.device}, cos on {cos.device}, sin on {sin.device}; move them to one",
         RuntimeError,
     )
-    found = []
+    found, tables = [], {}
+    is_learned = torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)
     for x, other in ((q, k), (k, q)):
         refused = "" if is_plain(x) and is_plain(cos) and is_plain(sin) else NOT_PLAIN
         backend = choose(OPERATION, x, (other, cos, sin), refused=refused)
-        table = _table("cos", cos, x), _table("sin", sin, x)
+        key = x.dtype, x.shape[-1]
+        if key not in tables:  # of keys they are nearly always those of queries
+            tables[key] = _table(cos, x), _table(sin, x)
         whole = x if x.dim() == 4 else x.reshape(-1, *x.shape[-3:])
         if backend is None:
-            y = rotated(whole, *table, interleaved)
+            y = rotated(whole, *tables[key], interleaved)
         else:
-            is_learned = torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)
-            y = apply(_Rotary, unit_stride(whole), *table, bool(interleaved), False, is_learned, backend)
+            y = apply(_Rotary, unit_stride(whole), *tables[key], bool(interleaved), False, is_learned, backend)
         found.append(y if x.dim() == 4 else y.reshape(x.shape))
     return found[0], found[1]
 
