@@ -300,10 +300,9 @@ def size_of(point):
     if point.operation in ("linear", "linear_act"):
         rows, inner, columns = point.sizes
         return rows, columns, inner, training
-    if point.operation in ("dropout", "dropout2d", "rrelu"):
     if point.operation == "embedding_bag":
         return *point.sizes, training, point.kind
-    if point.operation in ("dropout", "dropout2d"):
+    if point.operation in ("dropout", "dropout2d", "rrelu"):
         return point.sizes[0]
     if point.operation in softmax.MEASURED_AS:
         return *point.sizes, 1 if point.kind == softmax.ROWS else 9, training
