@@ -54,7 +54,7 @@ FAMILIES = {  # in ops and kernels: the other families that one may import from,
     "attention": {"linear", "pointwise"},
     "pool": set(),
     "recurrent": {"linear", "pointwise"},
-    "resample": set(),
+    "resample": {"pool"},  # interpolation by area is adaptive average pooling
     "softmax": set(),
 }
 

@@ -40,10 +40,7 @@ FUNCTIONS = {
 }
 VARIANTS = ("nn.functional.interpolate", "nn.functional.pad")  # of modes, each with arguments of its own
 INFOS = [
-    info
-    for info in opinfo.op_db
-    if info.name in FUNCTIONS and (not info.variant_test_name or info.name in VARIANTS)
-    if info.variant_test_name != "area"  # torch's
+    info for info in opinfo.op_db if info.name in FUNCTIONS and (not info.variant_test_name or info.name in VARIANTS)
 ]
 
 

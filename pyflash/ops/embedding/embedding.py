@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from pyflash.auto import embedding as auto
 from pyflash.ops.core.autograd import Function, apply, shaped
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_indices, is_plain, is_strided, readable, scalar_type
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
@@ -21,6 +21,7 @@ OPERATION = Operation(
     rules=auto.rules,
     sizes=auto.SIZES,
     notes=dict.fromkeys(("cpu", "triton"), "a sparse gradient is torch's"),
+    second_derivative=IN_KERNELS,
 )
 
 # A matrix with adjacent columns and a vector of indices, int32 or int64. Values that are no rows: IndexError on the CPU,

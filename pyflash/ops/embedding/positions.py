@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from pyflash.ops.core.autograd import Function, apply, vjp
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.registry import Op
 
 # torch has no such function: its way are ten operations on each of q and k.
-OPERATION = Operation("rotary_embedding", dtypes={"cpu": FLOATS, "triton": FLOATS})
+OPERATION = Operation("rotary_embedding", dtypes={"cpu": FLOATS, "triton": FLOATS}, second_derivative=IN_KERNELS)
 
 
 def rotated(x, cos, sin, interleaved, inverse=False):

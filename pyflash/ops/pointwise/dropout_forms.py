@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pyflash.auto import pointwise as auto
 from pyflash.kernels.dropout import affine, by_channel, threshold
 from pyflash.ops.core.autograd import Function, apply
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
@@ -21,7 +21,8 @@ from pyflash.ops.pointwise.dropout import words_of
 
 _RULES = {"alpha_dropout": auto.dropout_rules, **dict.fromkeys(auto.CHANNEL_DROPOUTS, auto.channel_dropout_rules)}
 OPERATION = {
-    name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=rules) for name, rules in _RULES.items()
+    name: Operation(name, dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=rules, second_derivative=IN_KERNELS)
+    for name, rules in _RULES.items()
 }
 
 

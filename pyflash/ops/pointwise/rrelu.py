@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from pyflash.auto import pointwise as auto
 from pyflash.ops.core.autograd import Function, apply
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
@@ -20,7 +20,9 @@ from pyflash.ops.pointwise.activation import activate
 from pyflash.ops.pointwise.channels import laid_out_as
 from pyflash.ops.pointwise.dropout import words_of
 
-OPERATION = Operation("rrelu", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rrelu_rules)
+OPERATION = Operation(
+    "rrelu", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rrelu_rules, second_derivative=IN_KERNELS
+)
 
 
 def _reference(d, x, seed, lower, upper):

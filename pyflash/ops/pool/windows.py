@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyflash.auto import pool as auto
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, cast_by_autocast
@@ -151,6 +151,7 @@ class Pooling:
             dtypes={"cpu": FLOATS, "triton": FLOATS},
             rules=auto.rules(name),
             sizes=SIZES,
+            second_derivative=IN_KERNELS,
         )
         self.refused = Refused(self.operation, size_of, _key_of)
 

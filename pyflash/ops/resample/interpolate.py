@@ -11,11 +11,12 @@ import torch.nn.functional as F
 
 from pyflash.auto.resample import interpolate_rules
 from pyflash.ops.core.autograd import Function, apply
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op
+from pyflash.ops.pool.avg_pool import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from pyflash.ops.resample.layouts import dense, empty, is_channels_last
 from pyflash.ops.resample.tables import FILTERS, LARGEST
 
@@ -24,10 +25,12 @@ OPERATION = Operation(
     dtypes={"cpu": FLOATS, "triton": FLOATS},
     rules=interpolate_rules,
     sizes="(elements of the larger of input and output, are channels last, are gradients needed)",
-    notes={"cpu": 'mode="area" is adaptive average pooling', "triton": 'mode="area" is adaptive average pooling'},
+    notes=dict.fromkeys(("cpu", "triton"), 'mode="area" is adaptive average pooling, and counted as that'),
+    second_derivative=IN_KERNELS,
 )
 
 NEAREST = ("nearest", "nearest-exact")
+AREA = {3: adaptive_avg_pool1d, 4: adaptive_avg_pool2d, 5: adaptive_avg_pool3d}
 MODES = {3: ("linear",), 4: ("bilinear", "bicubic", "lanczos"), 5: ("trilinear",)}  # of an input of so many dimensions
 
 
@@ -165,15 +168,14 @@ def interpolate(
     sizes = None
     if isinstance(input, torch.Tensor) and input.dim() in MODES:
         sizes = _sizes(input, size, scale_factor, recompute_scale_factor)
-    is_area = mode == "area"
-    if sizes is None or not (is_area or _is_fit(input, sizes[0], mode, align_corners, antialias)):
+    if mode == "area" and sizes is not None and align_corners is None and not antialias:
+        return AREA[input.dim()](input, sizes[0])  # its own words, and its own rules
+    if sizes is None or not _is_fit(input, sizes[0], mode, align_corners, antialias):
         # torch's error, or torch.fx's record of the call
         return F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
     sizes, scales = sizes
     refused = "" if is_plain(input) else NOT_PLAIN
-    if is_area:
-        refused = "mode area is adaptive average pooling"
-    elif not refused and max(*input.shape[2:], *sizes) > LARGEST:
+    if not refused and max(*input.shape[2:], *sizes) > LARGEST:
         refused = f"a dimension is longer than {LARGEST}"
     channels_last = not refused and is_channels_last(input)
     training = torch.is_grad_enabled() and input.requires_grad

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pyflash.auto.minima import minima
 from pyflash.ops.core.autograd import Function, apply
-from pyflash.ops.core.backends import Operation, record
+from pyflash.ops.core.backends import IN_KERNELS, Operation, record
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, HALVES
@@ -24,6 +24,7 @@ OPERATION = Operation(
     dtypes={"cpu": FLOATS, "triton": FLOATS},
     rules=minima("pad", inference=1 << 23, training=1 << 23),
     sizes="(elements of the larger of input and output, are gradients needed)",
+    second_derivative=IN_KERNELS,
 )
 
 MODES = ("constant", "reflect", "replicate", "circular")
