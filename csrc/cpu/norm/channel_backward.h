@@ -257,6 +257,7 @@ void backward_rows(const ChannelNormBwd& p, const ChannelNormPlan& plan, int thr
   T *tables = (T*)((char*)p.workspace + plan.tables), *partial = (T*)((char*)p.workspace + plan.partial);
   const int64_t blocks = plan.samples * plan.blocks, channels = s.channels, padded = plan.padded;
   const int64_t grain = max_of(1, kElementwiseGrain / (plan.block_rows * channels));
+  const bool writes = p.dresidual || (p.dx && !p.uses_input);
   auto table_of = [&](int64_t sample, int which) { return tables + (sample * kChannelTables + which) * padded; };
   auto affine_at = [&](int64_t sample) {
     return Affine<Each<T>>{{table_of(sample, 0)}, {table_of(sample, 1)}, {table_of(sample, 2)}};
@@ -274,7 +275,8 @@ void backward_rows(const ChannelNormBwd& p, const ChannelNormPlan& plan, int thr
       T *sum = partial + block * 2 * padded, *product = sum + padded;
       int64_t row = 0;
       const int64_t at = (sample * plan.rows + first) * channels;
-      for (; row + kTileRows <= rows; row += kTileRows)
+      // Rows that are written as well go one by one: see normalise_row.
+      for (; !writes && row + kTileRows <= rows; row += kTileRows)
         reduce_rows<S, kTileRows>(p, tile, at + row * channels, affine, sum, product, row == 0);
       for (; row < rows; row++) reduce_rows<S, 1>(p, tile, at + row * channels, affine, sum, product, row == 0);
     });
