@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import TINY, TWICE, Story
+from benchmarks.known import TINY, Story
 from benchmarks.operation import Case, gpu_case
 from benchmarks.operations.pool._pools import Shape, operation
 
@@ -21,7 +21,7 @@ CASES = (
     Case("8x64x224x224 k2 s2", pool(8, 64, 224, 224, kernel=2, stride=2), BOTH, model="VGG-16, its first"),
     Case("8x64x224x224 k2 s2 channels_last", pool(8, 64, 224, 224, kernel=2, stride=2, channels_last=True), BOTH,
          model="VGG-16, its first"),
-    Case("8x512x14x14 k2 s2", pool(8, 512, 14, 14, kernel=2, stride=2), (*BOTH, "double-backward"), quick=True,
+    Case("8x512x14x14 k2 s2", pool(8, 512, 14, 14, kernel=2, stride=2), BOTH, quick=True,
          model="VGG-16, its last"),
     Case("8x192x28x28 k3 s1", pool(8, 192, 28, 28, kernel=3, stride=1, padding=1), BOTH, model="GoogLeNet, Inception 3a"),
     Case("8x256x4096 k2 s2", pool(8, 256, 4096, kernel=2, stride=2), BOTH, model="a convolutional encoder of sound"),
@@ -33,7 +33,7 @@ STORY = Story(
     limit="Memory: the input once, the output once; the gradients likewise, and the indices, 4 bytes of each output.",
     elsewhere="torch's NCHW kernel takes a window at a time, its channels_last kernel a vector of channels; both keep"
     " indices of 8 bytes whenever a gradient may be asked for, in two and three dimensions always.",
-    gaps=(TWICE, TINY),
+    gaps=(TINY,),
 )
 
 OPERATION = operation(
