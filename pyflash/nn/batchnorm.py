@@ -6,7 +6,7 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import leaf, twin
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d"]
 
 
 def _forward(self, input: Tensor) -> Tensor:
@@ -54,3 +54,24 @@ class BatchNorm3d(torch.nn.BatchNorm3d):
     """Normalises each channel over the batch, as torch.nn.BatchNorm3d. Ioffe & Szegedy 2015, arXiv:1502.03167."""
 
     forward = _forward
+
+
+@twin("batch_norm")
+class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d, BatchNorm1d):
+    """A BatchNorm1d whose num_features its first input tells, as torch.nn.LazyBatchNorm1d; from then on it is one of ours."""
+
+    cls_to_become = BatchNorm1d
+
+
+@twin("batch_norm")
+class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d, BatchNorm2d):
+    """A BatchNorm2d whose num_features its first input tells, as torch.nn.LazyBatchNorm2d; from then on it is one of ours."""
+
+    cls_to_become = BatchNorm2d
+
+
+@twin("batch_norm")
+class LazyBatchNorm3d(torch.nn.LazyBatchNorm3d, BatchNorm3d):
+    """A BatchNorm3d whose num_features its first input tells, as torch.nn.LazyBatchNorm3d; from then on it is one of ours."""
+
+    cls_to_become = BatchNorm3d

@@ -6,7 +6,14 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import leaf, twin
 
-__all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
+__all__ = [
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+]
 
 
 def _apply_instance_norm(self, input: Tensor) -> Tensor:
@@ -44,3 +51,24 @@ class InstanceNorm3d(torch.nn.InstanceNorm3d):
     """Normalises each channel of a sample, as torch.nn.InstanceNorm3d. Ulyanov et al. 2016, arXiv:1607.08022."""
 
     _apply_instance_norm = _apply_instance_norm
+
+
+@twin("instance_norm")
+class LazyInstanceNorm1d(torch.nn.LazyInstanceNorm1d, InstanceNorm1d):
+    """A InstanceNorm1d whose num_features its first input tells, as torch.nn.LazyInstanceNorm1d; from then on it is one of ours."""
+
+    cls_to_become = InstanceNorm1d
+
+
+@twin("instance_norm")
+class LazyInstanceNorm2d(torch.nn.LazyInstanceNorm2d, InstanceNorm2d):
+    """A InstanceNorm2d whose num_features its first input tells, as torch.nn.LazyInstanceNorm2d; from then on it is one of ours."""
+
+    cls_to_become = InstanceNorm2d
+
+
+@twin("instance_norm")
+class LazyInstanceNorm3d(torch.nn.LazyInstanceNorm3d, InstanceNorm3d):
+    """A InstanceNorm3d whose num_features its first input tells, as torch.nn.LazyInstanceNorm3d; from then on it is one of ours."""
+
+    cls_to_become = InstanceNorm3d

@@ -114,9 +114,9 @@ def test_every_linear_is_an_instance_of_ours():
 
 
 def test_only_exact_classes():
-    model = torch.nn.Sequential(Plain(4, 4), torch.nn.LazyLinear(3), torch.nn.Linear(3, 3), torch.nn.RReLU())
+    model = torch.nn.Sequential(Plain(4, 4), torch.nn.LazyLinear(3), torch.nn.Linear(3, 3), torch.nn.Conv1d(2, 2, 1))
     pyflash.replace(model)
-    assert classes(model)[1:] == [Plain, nn.LazyLinear, nn.Linear, torch.nn.RReLU]
+    assert classes(model)[1:] == [Plain, nn.LazyLinear, nn.Linear, torch.nn.Conv1d]
     reasons = {row.name: row.reason for row in pyflash.report(model).rows}
     assert reasons["0"] == "a subclass of torch.nn.Linear; only exact classes are replaced"
     assert reasons["3"] == "no class of ours yet"
