@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.norm.layer_norm import _acc_dtype, _sum_programs
+from pyflash.kernels.norm.layer_norm import _sum_programs
 from pyflash.kernels.pointwise import activations
 from pyflash.kernels.primitives import cast
 
@@ -63,10 +63,11 @@ def _xhat(x_ptr, mean_ptr, rstd_ptr, offsets, mask, units, mask_c, ACC: tl.const
 @triton.jit
 def _channel_moments(
     x_ptr, reference_ptr, mean_ptr, squares_ptr, stride_n, stride_c, stride_s, batch, channels, positions, splits, chunk,
-    ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Mean, as a reference and what it lacks, and squared deviations of each channel of a sample over a chunk of its
     positions: [splits, batch, channels]."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
     sample, split, offs_c = _place(splits, BLOCK_C)
     mask_c = offs_c < channels
     x_ptr += sample * stride_n
@@ -122,9 +123,10 @@ def _members(unit, i, batch, channels, splits, positions, chunk, GROUPS: tl.cons
 @triton.jit
 def _channel_statistics(
     reference_ptr, mean_in_ptr, squares_in_ptr, mean_ptr, rstd_ptr, variance_ptr, batch, channels, positions, splits, chunk, rows, total,
-    EPS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    EPS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """mean, rstd and variance [units] from the moments of a unit's members; `rows` of them, `total` elements."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
     unit = tl.program_id(0).to(tl.int64)
     first, _, _, _ = _members(unit, 0, batch, channels, splits, positions, chunk, GROUPS, 1, 1)
     reference = tl.load(reference_ptr + tl.sum(tl.sum(first, 1), 0))  # all means as deviations from it
@@ -156,10 +158,11 @@ def _channel_statistics(
 @triton.jit
 def _channel_track(
     mean_ptr, variance_ptr, running_mean_ptr, running_var_ptr, new_mean_ptr, new_var_ptr, samples, channels, unbiased,
-    momentum: "fp64", ACC: tl.constexpr, BLOCK: tl.constexpr,  # noqa: F821
+    momentum: "fp64", BLOCK: tl.constexpr,  # noqa: F821
 ):  # fmt: skip
     """The running statistics moved towards those of the batch: the average of `samples` units, [samples, channels].
     `unbiased`: n, of variances of n elements, of which torch tracks n / (n - 1)."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < channels
     mean = tl.zeros([BLOCK], tl.float64)
@@ -181,10 +184,11 @@ def _channel_track(
 @launch.cached
 @triton.jit
 def _channel_given(
-    running_mean_ptr, running_var_ptr, mean_ptr, rstd_ptr, channels, EPS: tl.constexpr, ACC: tl.constexpr,
+    running_mean_ptr, running_var_ptr, mean_ptr, rstd_ptr, channels, EPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """mean and rstd [channels] of what was tracked."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < channels
     tl.store(mean_ptr + offs, cast(tl.load(running_mean_ptr + offs, mask=mask, other=0.0), ACC), mask=mask)
@@ -197,9 +201,10 @@ def _channel_given(
 def _channel_apply(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, y_ptr, stride_n, stride_c, stride_s, channels,
     positions, blocks, first: "fp64", second: "fp64", GROUPS: tl.constexpr, ACTIVATION: tl.constexpr,  # noqa: F821
-    ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """y of a tile; x, residual and y lie alike."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
     sample, block, offs_c = _place(blocks, BLOCK_C)
     offs_s = block * BLOCK_S + tl.arange(0, BLOCK_S)
     mask_c = offs_c < channels
@@ -235,11 +240,12 @@ def _dz(dy, xhat, residual_ptr, weight, bias, offsets, mask, first, second, ACTI
 def _channel_reduce(
     dy_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, dresidual_ptr, product_ptr, dz_ptr, stride_n,
     stride_c, stride_s, batch, channels, positions, splits, chunk, first_value: "fp64", second_value: "fp64",  # noqa: F821
-    GROUPS: tl.constexpr, ACTIVATION: tl.constexpr, SAVES_OUTPUT: tl.constexpr, ACC: tl.constexpr,
+    GROUPS: tl.constexpr, ACTIVATION: tl.constexpr, SAVES_OUTPUT: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Sums of dz xhat and of dz of each channel of a sample over a chunk of its positions, [splits, batch, channels]; dz
     itself goes to dresidual."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
     sample, split, offs_c = _place(splits, BLOCK_C)
     mask_c = offs_c < channels
     units = _units_of(sample, offs_c, channels, GROUPS)
@@ -270,9 +276,10 @@ def _channel_reduce(
 @triton.jit
 def _channel_slopes(
     product_ptr, dz_ptr, weight_ptr, along_xhat_ptr, along_one_ptr, batch, channels, positions, splits, chunk, rows, total,
-    GROUPS: tl.constexpr, ACC: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """The means of dz weight xhat and of dz weight over a unit: what its dx has nothing of."""
+    ACC: tl.constexpr = product_ptr.dtype.element_ty
     unit = tl.program_id(0).to(tl.int64)
     along_xhat = tl.zeros([BLOCK_I, BLOCK_J], ACC)
     along_one = tl.zeros([BLOCK_I, BLOCK_J], ACC)
@@ -294,10 +301,11 @@ def _channel_slopes(
 def _channel_dx(
     dy_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, along_xhat_ptr, along_one_ptr, dx_ptr, stride_n,
     stride_c, stride_s, channels, positions, blocks, first: "fp64", second: "fp64", GROUPS: tl.constexpr,  # noqa: F821
-    ACTIVATION: tl.constexpr, SAVES_OUTPUT: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACTIVATION: tl.constexpr, SAVES_OUTPUT: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """dx of a tile; without slopes the statistics were not of x."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
     sample, block, offs_c = _place(blocks, BLOCK_C)
     offs_s = block * BLOCK_S + tl.arange(0, BLOCK_S)
     mask_c = offs_c < channels
@@ -377,31 +385,31 @@ def channel_norm_fwd(
     """
     if x.numel() == 0:
         return
-    work, acc, channels = _work(x, groups), _acc_dtype(x), x.shape[1]
+    work, channels = _work(x, groups), x.shape[1]
     if uses_input:
         partial = mean.new_empty(3, work.splits, work.batch, channels)
         _channel_moments[(work.batch * work.splits, work.c_blocks)](
-            x, *partial, *work.strides, *work.sizes, ACC=acc, **work.block
+            x, *partial, *work.strides, *work.sizes, **work.block
         )
         tracks = running_mean is not None
         variance = torch.empty_like(mean) if tracks else None
         rows, elements, merged = work.members
         _channel_statistics[(mean.numel(),)](
-            *partial, mean, rstd, variance, *work.sizes, rows, elements, EPS=eps, GROUPS=groups, ACC=acc,
+            *partial, mean, rstd, variance, *work.sizes, rows, elements, EPS=eps, GROUPS=groups,
             **merged,
         )  # fmt: skip
         if tracks:
             _channel_track[(launch.cdiv(channels, 128),)](
                 mean, variance, running_mean, running_var, new_running_mean, new_running_var,
-                x.shape[0] if groups else 1, channels, elements, momentum, ACC=acc, BLOCK=128,
+                x.shape[0] if groups else 1, channels, elements, momentum, BLOCK=128,
             )  # fmt: skip
     else:
         _channel_given[(launch.cdiv(channels, 128),)](
-            running_mean, running_var, mean, rstd, channels, EPS=eps, ACC=acc, BLOCK=128
+            running_mean, running_var, mean, rstd, channels, EPS=eps, BLOCK=128
         )
     _channel_apply[(work.batch * work.s_blocks, work.c_blocks)](
         x, residual, weight, bias, mean, rstd, y, *work.strides, channels, work.positions, work.s_blocks, first, second,
-        GROUPS=groups, ACTIVATION=activation, ACC=acc, **work.block,
+        GROUPS=groups, ACTIVATION=activation, **work.block,
     )  # fmt: skip
 
 
@@ -419,7 +427,7 @@ def channel_norm_bwd(
     work, channels = _work(x, groups), x.shape[1]
     of_activation = dict(ACTIVATION=activation, SAVES_OUTPUT=saves_output)
     # A product that is added at once is not rounded: see layer_norm_bwd.
-    options = dict(GROUPS=groups, ACC=_acc_dtype(x), enable_fp_fusion=False)
+    options = dict(GROUPS=groups, enable_fp_fusion=False)
     slopes = None, None
     if (need_dx and uses_input) or need_dresidual or need_dweight or need_dbias:
         partial = mean.new_empty(2, work.splits * work.batch, channels)

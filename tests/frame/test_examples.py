@@ -35,7 +35,7 @@ def tiny(monkeypatch):
 def test_characters(tiny, tmp_path, capsys):
     assert tiny.main(["--quick", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "all comparisons passed" in printed and "replaced  2 of 4 modules: 1 GRU, 1 Linear" in printed
+    assert "all comparisons passed" in printed and "replaced  3 of 4 modules: 1 Embedding, 1 GRU, 1 Linear" in printed
     assert "a sample from the replaced GRU" in printed
 
 
