@@ -128,7 +128,7 @@ def _channel_statistics(
     """mean, rstd and variance [units] from the moments of a unit's members; `rows` of them, `total` elements."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     unit = tl.program_id(0).to(tl.int64)
-    first, _, _, _ = _members(unit, 0, batch, channels, splits, positions, chunk, GROUPS, 1, 1)
+    first = _members(unit, 0, batch, channels, splits, positions, chunk, GROUPS, 1, 1)[0]
     reference = tl.load(reference_ptr + tl.sum(tl.sum(first, 1), 0))  # all means as deviations from it
     apart_sum = tl.zeros([BLOCK_I, BLOCK_J], ACC)
     for i in range(0, rows, BLOCK_I):
