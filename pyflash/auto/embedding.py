@@ -5,7 +5,7 @@ from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, processor, tables
 SIZES = "(indices, rows and columns of the weight, are gradients needed)"
 BAG_SIZES = "(indices, rows and columns of the weight, are gradients needed, mode)"
 BAG_MODES = ("sum", "mean", "max")
-MIN_ELEMENTS = 16384  # of the table and of what is looked up, where no table speaks
+MIN_ELEMENTS = 16384  # of the table and of what is looked up: below it Python outweighs the kernel
 RENORMALISED = ("max_norm",)  # in place of a size: torch takes several operations for every row
 COPIES = "torch's own reads rows as fast"
 # On two busy Zen 5 cores, 2048 bags of 32 rows of 64, without gradients, times torch's speed: mean and max 3.6 to 5, the
@@ -18,16 +18,18 @@ def decide(name: str, where: processor.Place, size, dtype) -> str:
     if size == RENORMALISED:
         return "not measured on a GPU" if where.is_gpu else ""
     indices, rows, columns, training, *kind = size
+    elements = (indices + rows * training) * columns
+    if not where.is_gpu and elements < MIN_ELEMENTS:
+        return SMALL
     mode = "training" if training else "inference"
     ours = tables.ours(where, name, "".join(kind), dtype, mode, (indices, rows, columns))
     if ours is not None:
         return "" if ours else MEASURED
-    elements = (indices + rows * training) * columns
     if where.is_gpu:
         return "not measured on a GPU" if elements < GPU_ELEMENTS or not training else ""
     if not training and not set(kind) & set(FAST_WITHOUT_GRADIENTS):
         return COPIES
-    return SMALL if elements < MIN_ELEMENTS else ""
+    return ""
 
 
 @tables.remembered
