@@ -44,7 +44,7 @@ from benchmarks.operations.recurrent import rnn
 from benchmarks.operations.resample import interpolate, pad
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
-from pyflash.auto import processor, tables
+from pyflash.auto import pool, processor, tables
 from pyflash.auto import softmax as auto_softmax
 from pyflash.cli import explain
 from pyflash.cli._progress import Progress
@@ -179,10 +179,10 @@ HALVES = ("bfloat16", "float16")
 
 
 def kinds() -> dict[str, tuple[str, ...]]:
-    """Of every operation that `auto` has a rule for, by the name under which it is looked up in a table."""
+    """Of every operation that `auto` looks up in a table, by the name that it has there."""
     found: dict[str, dict] = {}
     for name, operation in backends.OPERATIONS.items():
-        if operation.rules:
+        if operation.rules and not name.startswith(pool.BY_WINDOWS):
             looked_up, of_name = explain.asked_as(name)
             found.setdefault(looked_up, {}).update(dict.fromkeys(of_name))
     return {name: tuple(of_name) for name, of_name in found.items()}
