@@ -89,7 +89,7 @@ test: build
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 quick: build
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m "not slow and not triton" $(ARGS)
+	OMP_NUM_THREADS=1 PYFLASH_TEST_ISA=best $(PY) -m pytest -n $(WORKERS) -m "not slow and not triton" $(ARGS)
 
 # What a type checker passes whole; of the rest, the public functions as typed_use.py calls them.
 TYPED := tests/frame/typed_use.py pyflash/activations.py pyflash/functional.py pyflash/ops/core/contract.py \
