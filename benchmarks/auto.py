@@ -228,9 +228,9 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(NORMS, [""], ["float32", "bfloat16"], BOTH, (1, 16, 128, 1024, 4096), (128, 1024, 4096))
     yield from grid(NORMS, [""], ["float64", "float16"], BOTH, (16, 1024), (256, 1024))
     softmaxes = KINDS["softmax"]
-    yield from grid(SOFTMAXES, softmaxes, ["float32", "bfloat16"], BOTH, (8, 1024), (16, 512, 1 << 13))
+    yield from grid(SOFTMAXES, softmaxes, ["float32", "bfloat16"], BOTH, (8, 256, 4096), (16, 256, 2048, 1 << 14))
     yield from grid(SOFTMAXES, softmaxes, ["float64", "float16"], BOTH, (1024,), (512,))
-    yield from grid(CHANNEL_NORMS, [""], ["float32", "bfloat16"], BOTH, (512, 4096, 32768), (64, 512))
+    yield from grid(CHANNEL_NORMS, [""], ["float32", "bfloat16"], BOTH, (512, 4096, 16384), (64, 256, 1024))
     yield from grid(CHANNEL_NORMS, [""], ["float64", "float16"], BOTH, (4096,), (256,))
     activations = KINDS["activation"]
     elements = [1 << power for power in (10, 14, 17, 20, 23)]
@@ -252,7 +252,7 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["embedding"], [""], ["float64", "float16"], BOTH, (4096,), (2048,), (64, 768))
     images = [1 << power for power in (12, 15, 18, 21, 23)]
     yield from grid(["interpolate"], KINDS["interpolate"], ["float32", "bfloat16"], BOTH, images)
-    yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, images)
+    yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, [*images, 1 << 24])  # whose results have large pages
     yield from grid(["interpolate"], KINDS["interpolate"], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
     bags = KINDS["embedding_bag"]
