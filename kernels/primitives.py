@@ -5,6 +5,7 @@ Stated errors are of the interpreter, where `exp2`, `log` and `erf` are the C li
 COARSE forms of float32 are for results that are rounded to 16 bits: within 2^-15, a third of the instructions.
 """
 
+import torch
 import triton
 import triton.language as tl
 from triton import knobs
@@ -50,6 +51,11 @@ def cast(x, dtype: tl.constexpr):
 def acc_dtype(dtype):
     """The type in which sums over values of `dtype` are kept: float64 for float64, float32 for all others."""
     return tl.float64 if dtype == tl.float64 else tl.float32
+
+
+def acc_of(tensor):
+    """The same for launches that hand it over, of torch's tensor."""
+    return tl.float64 if tensor.dtype == torch.float64 else tl.float32
 
 
 @triton.jit

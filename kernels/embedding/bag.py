@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.embedding.embedding import acc_dtype, sum_rows
-from pyflash.kernels.primitives import cast
+from pyflash.kernels.embedding.embedding import sum_rows
+from pyflash.kernels.primitives import acc_of, cast
 
 
 @triton.jit
@@ -95,7 +95,7 @@ def embedding_bag_fwd(weight, indices, bounds, per_sample, mode, padding_idx, y,
     block_n = tuning.embedding_block(cols)["BLOCK_N"]
     _bag_fwd[(bags, launch.cdiv(cols, block_n))](
         weight, indices, bounds, per_sample, y, counts, winners, weight.stride(0), indices.shape[0], weight.shape[0], cols,
-        padding_idx, MODE=mode, ACC=acc_dtype(weight), BLOCK_N=block_n,
+        padding_idx, MODE=mode, ACC=acc_of(weight), BLOCK_N=block_n,
     )  # fmt: skip
 
 
@@ -114,5 +114,5 @@ def embedding_bag_dots(dy, weight, indices, bounds, padding_idx, dper_sample):
         return
     _bag_dots[(dy.shape[0],)](
         dy, weight, indices, bounds, dper_sample, dy.stride(0), weight.stride(0), indices.shape[0], *weight.shape,
-        padding_idx, ACC=acc_dtype(dy), BLOCK_N=tuning.embedding_block(weight.shape[1])["BLOCK_N"],
+        padding_idx, ACC=acc_of(dy), BLOCK_N=tuning.embedding_block(weight.shape[1])["BLOCK_N"],
     )  # fmt: skip

@@ -4,13 +4,12 @@ The gradient is summed row by row over the places that looked it up, sorted by r
 sum. Indices that are no rows are taken for the nearest one.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
 from pyflash.kernels.embedding.sort import first_of, sort_by_row
-from pyflash.kernels.primitives import cast, scalar
+from pyflash.kernels.primitives import acc_of, cast, scalar
 
 
 @launch.cached
@@ -156,7 +155,7 @@ def sum_rows(dy, indices, rows, padding_idx, scale_grad_by_freq, bounds, per_sam
     block_n = tuning.embedding_block(cols)["BLOCK_N"]
     _sum_rows[(rows, launch.cdiv(cols, block_n))](
         dy, keys, places, dweight, bounds, per_sample, counts, winners, dy.stride(0), n, cols, bags,
-        SCALE=scale_grad_by_freq, ACC=acc_dtype(dy), STEPS=n.bit_length(), BAG_STEPS=(bags + 1).bit_length(),
+        SCALE=scale_grad_by_freq, ACC=acc_of(dy), STEPS=n.bit_length(), BAG_STEPS=(bags + 1).bit_length(),
         BLOCK_K=max(1, min(16, 4096 // block_n)), BLOCK_N=block_n,
     )  # fmt: skip
 
@@ -172,9 +171,5 @@ def embedding_renorm(weight, indices, max_norm, norm_type, y):
     kind = _KINDS.get(norm_type, "power")
     _renormalise[(n,)](
         weight, indices, y, weight.stride(0), weight.shape[0], cols, max_norm, norm_type, KIND=kind,
-        ACC=acc_dtype(weight), BLOCK_N=tuning.embedding_block(cols)["BLOCK_N"],
+        ACC=acc_of(weight), BLOCK_N=tuning.embedding_block(cols)["BLOCK_N"],
     )  # fmt: skip
-
-
-def acc_dtype(tensor):
-    return tl.float64 if tensor.dtype == torch.float64 else tl.float32

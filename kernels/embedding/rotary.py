@@ -1,12 +1,11 @@
 """Rotary position embedding: pairs of elements turned by an angle that depends on the position. Su et al. 2021,
 arXiv:2104.09864, eq. 34. The backward is the same kernel with the opposite angle."""
 
-import torch
 import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.primitives import cast
+from pyflash.kernels.primitives import acc_of, cast
 from pyflash.kernels.strided import strided
 
 
@@ -65,5 +64,5 @@ def rotary(x, cos, sin, interleaved, inverse, y):
     block = tuning.embedding_block(max(half, 1))
     _rotary[(launch.cdiv(batch * heads * length, block["BLOCK_M"]),)](
         strided(x), strided(cos), strided(sin), strided(y), batch * heads * length, heads, length, half, dim,
-        INTERLEAVED=interleaved, INVERSE=inverse, ACC=tl.float64 if x.dtype == torch.float64 else tl.float32, **block,
+        INTERLEAVED=interleaved, INVERSE=inverse, ACC=acc_of(x), **block,
     )  # fmt: skip

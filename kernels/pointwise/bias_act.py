@@ -13,7 +13,7 @@ from pyflash.kernels.pointwise.channels import sum_by_channel
 @triton.jit
 def _load(ptr, offs, mask):
     x = tl.load(ptr + offs, mask=mask, other=0.0)
-    return primitives.cast(x, tl.float64 if x.dtype == tl.float64 else tl.float32)
+    return primitives.cast(x, primitives.acc_dtype(x.dtype))
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.primitives import cast
+from pyflash.kernels.primitives import acc_of, cast
 
 
 @triton.jit
@@ -64,6 +64,5 @@ def sum_by_channel(x, channels, inner, sums):
         sums.zero_()
         return
     grid, tile, partial, count = shares(x, channels, inner, sums)
-    acc = tl.float64 if sums.dtype.itemsize == 8 else tl.float32
-    _sum_elements[grid](x, partial, channels, inner, count, ACC=acc, **tile)
+    _sum_elements[grid](x, partial, channels, inner, count, ACC=acc_of(sums), **tile)
     sum_parts(partial, sums)

@@ -50,7 +50,7 @@ def _dropout_form(
     """y = x (kept ? scale : 0) + (kept ? of_kept : of_dropped); of ones without x."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     words = philox.elementwise_words(tl.load(seed_ptr), block)
-    acc: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
+    acc: tl.constexpr = primitives.acc_dtype(y_ptr.dtype.element_ty)
     for w in tl.static_range(4):
         offs = block[:, None] * 64 + w * 16 + tl.arange(0, 16)[None, :]
         mask = offs < size

@@ -1,12 +1,11 @@
 """PReLU: y = x where it is positive, else weight x, with a weight for all or one a channel; its backward in one pass."""
 
-import torch
 import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
 from pyflash.kernels.pointwise.channels import offsets, shares, sum_parts
-from pyflash.kernels.primitives import cast
+from pyflash.kernels.primitives import acc_of, cast
 
 
 @launch.cached
@@ -50,15 +49,11 @@ def _channels_of(x, weight):
     return x.shape[1], x.stride(1)
 
 
-def _acc(x):
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
-
-
 def prelu_fwd(x, weight, y):
     """Fill y; x and y dense, of one memory order; weight [1], or [channels] for dimension 1."""
     if x.numel():
         grid = (launch.cdiv(x.numel(), tuning.POINTWISE_BLOCK),)
-        _prelu_fwd[grid](x, weight, y, x.numel(), *_channels_of(x, weight), ACC=_acc(x), BLOCK=tuning.POINTWISE_BLOCK)
+        _prelu_fwd[grid](x, weight, y, x.numel(), *_channels_of(x, weight), ACC=acc_of(x), BLOCK=tuning.POINTWISE_BLOCK)
 
 
 def prelu_bwd(dy, x, weight, need_dweight, dx, dweight):
@@ -69,6 +64,6 @@ def prelu_bwd(dy, x, weight, need_dweight, dx, dweight):
     channels, inner = _channels_of(x, weight)
     sums = dweight if need_dweight else dweight.new_empty(channels)
     grid, tile, partial, count = shares(x, channels, inner, sums)
-    _prelu_bwd[grid](dy, x, weight, dx, partial, channels, inner, count, ACC=_acc(x), **tile)
+    _prelu_bwd[grid](dy, x, weight, dx, partial, channels, inner, count, ACC=acc_of(x), **tile)
     if need_dweight:
         sum_parts(partial, dweight)

@@ -11,7 +11,7 @@ from pyflash.kernels import launch, philox, primitives, tuning
 def _rrelu(d_ptr, x_ptr, seed_ptr, y_ptr, size, lower: "fp64", width: "fp64", BLOCKS: tl.constexpr):  # noqa: F821
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     words = philox.elementwise_words(tl.load(seed_ptr), block)
-    acc: tl.constexpr = tl.float64 if d_ptr.dtype.element_ty == tl.float64 else tl.float32
+    acc: tl.constexpr = primitives.acc_dtype(d_ptr.dtype.element_ty)
     for w in tl.static_range(4):
         offs = block[:, None] * 64 + w * 16 + tl.arange(0, 16)[None, :]
         mask = offs < size

@@ -25,7 +25,7 @@ def _avg_pool_fwd(
     first_h, taps_h, _ = windows.window(oh, height)
     first_w, taps_w, _ = windows.window(ow, width)
     plane_ptr = x_ptr + outer * depth[0] * height[0] * width[0] * inner + channel
-    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    acc: tl.constexpr = primitives.acc_dtype(x_ptr.dtype.element_ty)
     total = tl.zeros([BLOCK], acc)
     for kd in range(D):
         d = first_d + kd
@@ -57,7 +57,7 @@ def _avg_pool_bwd(
     first_d, behind_d = windows.windows_of(d, depth)
     first_h, behind_h = windows.windows_of(h, height)
     first_w, behind_w = windows.windows_of(w, width)
-    acc: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    acc: tl.constexpr = primitives.acc_dtype(dy_ptr.dtype.element_ty)
     sum = tl.zeros([BLOCK], acc)
     for kd in range(D):
         for kh in range(H):

@@ -23,7 +23,7 @@ def _max_pool_fwd(
     first_h, taps_h, step_h = windows.window(oh, height)
     first_w, taps_w, step_w = windows.window(ow, width)
     plane_ptr = x_ptr + outer * depth[0] * height[0] * width[0] * inner + channel
-    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    acc: tl.constexpr = primitives.acc_dtype(x_ptr.dtype.element_ty)
     best = tl.full([BLOCK], float("-inf"), acc)
     place = (windows.first_inside(first_d, step_d) * height[0] + windows.first_inside(first_h, step_h)) * width[0]
     place += windows.first_inside(first_w, step_w)
@@ -59,7 +59,7 @@ def _max_pool_bwd(
     first_h, behind_h = windows.windows_of(h, height)
     first_w, behind_w = windows.windows_of(w, width)
     place = (d * height[0] + h) * width[0] + w
-    acc: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    acc: tl.constexpr = primitives.acc_dtype(dy_ptr.dtype.element_ty)
     sum = tl.zeros([BLOCK], acc)
     for kd in range(D):
         for kh in range(H):

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.primitives import cast
+from pyflash.kernels.primitives import acc_of, cast
 
 _FUSED_TAPS = 16  # of an element, over all axes; more are summed axis by axis
 
@@ -162,7 +162,7 @@ def resample(x, outer, tables, inner, fill, y):
     if not x.numel():
         y.fill_(fill)
         return
-    acc, acc_type = (tl.float64, torch.float64) if x.dtype == torch.float64 else (tl.float32, torch.float32)
+    acc = acc_of(x)
     if tables[0].taps * tables[1].taps * tables[2].taps <= _FUSED_TAPS:
         return _launch(x, y, tables, outer, inner, fill, acc)
     axes = [axis for axis in (2, 1, 0) if tables[axis].taps > 1 or tables[axis].size_in != tables[axis].size_out]
@@ -170,6 +170,14 @@ def resample(x, outer, tables, inner, fill, y):
     for axis in axes:  # one after another: fewer taps in all
         before, after = prod(sizes[:axis]), prod(sizes[axis + 1 :])
         sizes[axis] = tables[axis].size_out
-        out = y if axis == axes[-1] else torch.empty(outer * prod(sizes) * inner, dtype=acc_type, device=x.device)
+        out = (
+            y
+            if axis == axes[-1]
+            else torch.empty(
+                outer * prod(sizes) * inner,
+                dtype=torch.float64 if acc is tl.float64 else torch.float32,
+                device=x.device,
+            )
+        )
         _launch(x, out, (_one(), _one(), tables[axis]), outer * before, after * inner, fill, acc)
         x = out

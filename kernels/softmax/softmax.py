@@ -6,12 +6,11 @@ the sum of what is counted from it, corrected as the maximum grows (Milakov & Gi
 result, and finds the elements of the second walk in L2.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.primitives import cast, exp
+from pyflash.kernels.primitives import acc_of, cast, exp
 from pyflash.kernels.softmax.layout import LOGARITHM, NEGATES, grouped
 
 # Below every number, and finite: where the maximum begins, so that a block of -inf before the first number adds 0.
@@ -157,7 +156,7 @@ def _launch(whole, in_blocks, tensors, dim, kind):
     kernel[(groups * blocks,)](
         *tensors, *(stride for each in strides for stride in each), blocks, M, N,
         SIGN=-1.0 if kind == NEGATES else 1.0, IS_LOG=kind == LOGARITHM,
-        ACC=tl.float64 if tensors[0].dtype == torch.float64 else tl.float32, **config,
+        ACC=acc_of(tensors[0]), **config,
     )  # fmt: skip
 
 
