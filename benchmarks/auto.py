@@ -146,8 +146,9 @@ def declared(point: Point) -> tuple[Operation, Case]:
     if point.operation == "dropout2d":  # of 256 elements each
         return dropout2d.OPERATION, case(dropout2d.Shape(8, sizes[0] >> 11, 16))
     if point.operation == "interpolate":  # to so many elements
+        mode = "nearest" if kind.startswith("nearest") else "bilinear"
         return interpolate.OPERATION, case(
-            interpolate.Shape((1, sizes[0] >> 10, 16, 16), (32, 32), "bilinear", kind == "channels_last")
+            interpolate.Shape((1, sizes[0] >> 10, 16, 16), (32, 32), mode, kind.endswith("channels_last"))
         )
     if point.operation == "pad":
         return pad.OPERATION, case(pad.Shape((1, sizes[0] >> 10, 30, 30), (1, 1, 1, 1)))

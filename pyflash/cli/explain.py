@@ -10,7 +10,7 @@ import torch
 
 import pyflash
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import embedding, pointwise, processor, softmax, tables
+from pyflash.auto import embedding, pointwise, processor, resample, softmax, tables
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
@@ -100,7 +100,7 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
     if name in softmax.MEASURED_AS:
         return softmax.MEASURED_AS[name], (softmax.ROWS, softmax.COLUMNS)
     if name == "interpolate":
-        return name, ("", "channels_last")
+        return name, tuple(resample.LEAST)
     if name == "attention_weights":
         return "attention", ("weights",)
     return name, ("plain", "causal", "mask", "dropout") if name == "attention" else ("",)

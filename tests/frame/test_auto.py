@@ -314,7 +314,7 @@ def size_of(point):
         steps, batch, hidden = point.sizes
         return rnn.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
     if point.operation == "interpolate":
-        return *point.sizes, point.kind == "channels_last", training
+        return *point.sizes, point.kind, training
     return *point.sizes, training
 
 

@@ -24,7 +24,7 @@ OPERATION = Operation(
     "interpolate",
     dtypes={"cpu": FLOATS, "triton": FLOATS},
     rules=interpolate_rules,
-    sizes="(elements of the larger of input and output, are channels last, are gradients needed)",
+    sizes="(elements of the larger of input and output, kind of image, are gradients needed)",
     notes=dict.fromkeys(("cpu", "triton"), 'mode="area" is adaptive average pooling, and counted as that'),
     second_derivative=IN_KERNELS,
 )
@@ -117,22 +117,23 @@ def _is_fit(input, sizes, mode, align_corners, antialias) -> bool:
     return all(n > 0 for n in (*input.shape[1:], *sizes))
 
 
-def _key_of(input, size, scale_factor):
+def _key_of(input, size, scale_factor, mode):
     given = [tuple(g) if isinstance(g, list) else g for g in (size, scale_factor)]
     if not all(isinstance(g, (int, float, tuple, type(None))) for g in given):
         raise AttributeError  # torch's to refuse, and nothing to remember
-    return input.shape, input.stride(), input.dtype, input.is_cpu, *given
+    return input.shape, input.stride(), input.dtype, input.is_cpu, mode in NEAREST, *given
 
 
-def _size_of(training, input, size, scale_factor):
+def _size_of(training, input, size, scale_factor, mode):
     if not is_plain(input) or input.dim() not in MODES:
         return None
     found = _sizes(input, size, scale_factor, None)
-    return None if found is None else _work(input, found[0], is_channels_last(input), training)
+    return None if found is None else _work(input, found[0], mode, is_channels_last(input), training)
 
 
-def _work(input, sizes, channels_last, training):
-    return max(input.numel(), math.prod(input.shape[:2]) * math.prod(sizes)), channels_last, training
+def _work(input, sizes, mode, channels_last, training):
+    kind = "" if not channels_last else "nearest channels_last" if mode in NEAREST else "channels_last"
+    return max(input.numel(), math.prod(input.shape[:2]) * math.prod(sizes)), kind, training
 
 
 _refused = Refused(OPERATION, _size_of, _key_of)
@@ -163,7 +164,7 @@ def interpolate(
     Numerics: coordinates and weights in float32 (float64 for float64) as torch computes them, sums in the same; rounded
         once. The gradient, too, is a sum of its own for each place: deterministic.
     """
-    if _refused.holds(input, size, scale_factor):
+    if _refused.holds(input, size, scale_factor, mode):
         return F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
     sizes = None
     if isinstance(input, torch.Tensor) and input.dim() in MODES:
@@ -179,7 +180,7 @@ def interpolate(
         refused = f"a dimension is longer than {LARGEST}"
     channels_last = not refused and is_channels_last(input)
     training = torch.is_grad_enabled() and input.requires_grad
-    work = None if refused else _work(input, sizes, channels_last, training)
+    work = None if refused else _work(input, sizes, mode, channels_last, training)
     backend = choose(OPERATION, input, size=work, refused=refused)
     if backend is None:
         return F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
