@@ -1,5 +1,8 @@
 """Every row of the activation table on every backend, against torch's own function."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -335,3 +338,24 @@ REFUSED = [
 def test_what_torch_refuses(error, message, call):
     with use("cpu"), pytest.raises(error, match=message):
         call(torch.randn(3))
+
+
+FIRST_OF_ALL = """
+import torch, pyflash.functional as F
+x = torch.randn(8, 8, requires_grad=True)
+(dx,) = torch.autograd.grad(F.activation_of(x).sum(), x, create_graph=True)
+torch.autograd.grad(dx.sum(), x)
+"""
+
+
+@pytest.mark.parametrize("name", ["mish", "gelu"])
+def test_a_second_derivative_may_be_the_first_thing_a_process_does(name):
+    """torch imports modules of its own in operations like these, at their first call."""
+    code = (
+        "import pyflash; pyflash.use_backend('torch')"
+        if backends.MISSING["cpu"]
+        else "import pyflash; pyflash.use_backend('cpu')"
+    )
+    code += FIRST_OF_ALL.replace("activation_of", name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -48,7 +48,7 @@ _BACKWARD = {name: compile(row.backward, f"<{name}.backward>", "eval") for name,
 
 def _reference_bwd(dy, saved, activation, *values):
     row = ACTIVATIONS[activation]
-    names = {"dy": dy, row.saves: saved, "__builtins__": {}}
+    names = {"dy": dy, row.saves: saved}  # beside Python's own, with which torch imports what it first needs here
     names |= {name: value for (name, _), value in zip(row.parameters, values)}
     return (eval(_BACKWARD[activation], {**_TORCH, **names}),)
 
