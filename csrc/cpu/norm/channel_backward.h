@@ -94,7 +94,7 @@ PF_INLINE void dx_row(const Derivative<Act> derivative, const D* dy, const S* x,
                       const Affine<C>& affine, const Slopes<C>& slopes) {
   typedef Acc<S> T;
   typedef Vec<T> V;
-  for_columns_down<T>(cols, [&](int64_t j, auto count) {
+  for_columns_down<T>(0, cols, [&](int64_t j, auto count) {
     const V centred = load_part(x + j, count) - C::of(affine.mean, j);
     const V dz = derivative.of(load_part(dy + j, count), centred, C::of(affine.scale, j), C::of(affine.offset, j),
                                residual ? residual + j : residual, count);

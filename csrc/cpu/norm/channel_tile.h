@@ -69,7 +69,7 @@ PF_INLINE void normalise_row(const Act act, const S* x, const S* residual, D* y,
                              const Affine<C>& affine) {
   typedef Acc<S> T;
   typedef Vec<T> V;
-  for_columns_down<T>(cols, [&](int64_t j, auto count) {
+  for_columns_down<T>(0, cols, [&](int64_t j, auto count) {
     V z = fma(load_part(x + j, count) - C::of(affine.mean, j), C::of(affine.scale, j), C::of(affine.offset, j));
     if (residual) z += load_part(residual + j, count);
     store_row<kStream>(y + j, act.forward(z), count);
@@ -100,7 +100,7 @@ __attribute__((noinline)) void differentiate_row(const Act act, bool saves_outpu
 template <class S, class D, bool kStream>
 PF_INLINE void convert_row(const S* from, D* to, int64_t cols) {
   for_columns_down<Acc<S>>(
-      cols, [&](int64_t j, auto count) { store_row<kStream>(to + j, load_part(from + j, count), count); });
+      0, cols, [&](int64_t j, auto count) { store_row<kStream>(to + j, load_part(from + j, count), count); });
 }
 
 // body(j, cols) over pieces of a row that a tile holds; the last one first, as each is read from its end: the

@@ -58,7 +58,7 @@ void layer_norm_fwd_rows(const LayerNormFwd& p, int64_t begin, int64_t end) {
     const T rstd = (T)(unit / __builtin_sqrt(variance + p.eps * unit * unit));
     const S* from = kKeeps ? summed : x;
     const V scale = splat<V>(rstd), offset = splat<V>((T)(-correction * rstd));
-    for_columns_down<T>(cols, [&](int64_t j, auto count) {
+    for_columns_down<T>(0, cols, [&](int64_t j, auto count) {
       __builtin_prefetch(next_x + j);
       if (kResidual) __builtin_prefetch(next_residual + j);
       V value = norm_input<S, kAddsAgain>(from, residual, j, count, 0);
@@ -118,7 +118,7 @@ PF_INLINE void layer_norm_bwd_rows(const LayerNormBwd& p, int64_t row, Acc<S>* d
     mean_product[r] = (T)(total_product * (double)rstd[r] * share);
   }
   const int64_t next_dy = has_next ? kRows * p.dy_row_stride : 0, next_x = has_next ? kRows * p.x_row_stride : 0;
-  for_columns_down<T>(cols, [&](int64_t j, auto count) {
+  for_columns_down<T>(0, cols, [&](int64_t j, auto count) {
     V dw = {}, db = {}, w = param<T>(weight, j, count, 1);
     if (kParams && !is_first) {
       dw = load_part(dweight + j, count);

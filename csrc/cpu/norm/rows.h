@@ -1,5 +1,6 @@
 // Rows of a norm: a vector at a time, whole or the rest of a row; sums over a row.
 #pragma once
+#include "../core/columns.h"
 #include "../core/memory.h"
 #include "../core/parallel.h"
 
@@ -12,51 +13,10 @@ constexpr int64_t kNormChunk = 1024;
 constexpr int kNormChains = 4;  // independent sums, to hide the latency of an addition
 static_assert(kNormChains == 4, "sum_chains adds so many");
 
-struct WholeVector {};
-template <class S>
-PF_INLINE Vec<Acc<S>> load_part(const S* p, WholeVector, Acc<S> = 0) {
-  return load(p);
-}
-template <class S>  // a call: once a row at most, and the conversions of half types element by element are long
-__attribute__((noinline)) Vec<Acc<S>> load_part(const S* p, int64_t count, Acc<S> fill = 0) {
-  return load_n(p, count, fill);
-}
-template <class S>
-PF_INLINE void store_part(S* p, Vec<Acc<S>> x, WholeVector) {
-  store(p, x);
-}
-template <class S>
-__attribute__((noinline)) void store_part(S* p, Vec<Acc<S>> x, int64_t count) {
-  store_n(p, x, count);
-}
-
 template <bool kStream, class S, class Count>
 PF_INLINE void store_row(S* p, Vec<Acc<S>> x, Count count) {
   if constexpr (kStream && sizeof(S) == 4) return store_stream(p, x);
   store_part(p, x, count);
-}
-
-// body(column, count, chain) over [begin, end), a vector at a time; count is WholeVector but for the last.
-template <class T, int kChains, class Body>
-PF_INLINE void for_columns(int64_t begin, int64_t end, Body body) {
-  constexpr int lanes = kLanes<T>;
-  int64_t j = begin;
-  if constexpr (kChains > 1)
-    for (; j + kChains * lanes <= end; j += kChains * lanes) {
-      PF_UNROLL
-      for (int chain = 0; chain < kChains; chain++) body(j + chain * lanes, WholeVector{}, chain);
-    }
-  for (; j + lanes <= end; j += lanes) body(j, WholeVector{}, 0);
-  if (j < end) body(j, end - j, 0);
-}
-
-// The same from the last column to the first, for loops that store: see pointwise/activation.h.
-template <class T, class Body>
-PF_INLINE void for_columns_down(int64_t cols, Body body) {
-  constexpr int lanes = kLanes<T>;
-  int64_t j = cols / lanes * lanes;
-  if (j < cols) body(j, cols - j);
-  while ((j -= lanes) >= 0) body(j, WholeVector{});
 }
 
 template <class V>

@@ -75,7 +75,7 @@ PF_INLINE void softmax_fwd_block(const From* x, int64_t step, To* y, int64_t n, 
       V value = C::again(of_x, i, v);
       if (kLog || !kKeeps) value = fma(value, signs, -top[v]);
       if (!kLog && !kKeeps) value = exp(value);
-      store_part(y + i * inner + v * kLanes<T>, kLog ? value - last[v] : value * last[v], width.count, is_streamed);
+      store_output(y + i * inner + v * kLanes<T>, kLog ? value - last[v] : value * last[v], width.count, is_streamed);
     }
   }
 }
@@ -107,7 +107,7 @@ PF_INLINE void softmax_bwd_block(const From* dy, int64_t dy_step, const From* y,
     for (int v = 0; v < kVectors; v++) {
       V d = C::again(of_dy, i, v), value = C::again(of_y, i, v);
       V result = kLog ? d - exp(value) * sum[v] : value * signs * (d - sum[v]);
-      store_part(dx + i * inner + v * kLanes<T>, result, width.count, is_streamed);
+      store_output(dx + i * inner + v * kLanes<T>, result, width.count, is_streamed);
     }
   }
 }

@@ -29,7 +29,7 @@ PF_INLINE void softmax_row(const From* x, To* y, int64_t n, Acc<From> sign, Acc<
     const int64_t j1 = min_of(n, j0 + kChunk);
     // NaN is no maximum here: its exponential makes the sum NaN, and with it the row.
     V most[kChains] = {splat<V>(top), splat<V>(top), splat<V>(top), splat<V>(top)}, sums[kChains] = {};
-    for_vectors<T>(j0, j1, [&](int64_t j, auto count, int chain) {
+    for_columns<T, kChains>(j0, j1, [&](int64_t j, auto count, int chain) {
       most[chain] = max_fast(load_part(x + j, count, nothing) * signs, most[chain]);
     });
     const T own = reduce_max(max_fast(max_fast(most[0], most[1]), max_fast(most[2], most[3])));
@@ -39,7 +39,7 @@ PF_INLINE void softmax_row(const From* x, To* y, int64_t n, Acc<From> sign, Acc<
     }
     if (kKeeps) tops[j0 / kChunk] = top;
     const V minus = splat<V>(-top);
-    for_vectors<T>(j0, j1, [&](int64_t j, auto count, int chain) {
+    for_columns<T, kChains>(j0, j1, [&](int64_t j, auto count, int chain) {
       V e = exp(fma(load_part(x + j, count, nothing), signs, minus));
       sums[chain] += e;
       if (kKeeps) store(kept + j, e);  // also what is past the end, up to a whole vector
@@ -54,7 +54,7 @@ PF_INLINE void softmax_row(const From* x, To* y, int64_t n, Acc<From> sign, Acc<
       const T own = tops[j0 / kChunk];
       if (own != top) factor = splat<V>((T)(::exp((double)own - (double)top) / sum));
     }
-    for_vectors_down<T>(j0, min_of(n, j0 + kChunk), [&](int64_t j, auto count) {
+    for_columns_down<T>(j0, min_of(n, j0 + kChunk), [&](int64_t j, auto count) {
       __builtin_prefetch(x + ahead + j, 0, 2);
       V value;
       if (kKeeps) {
@@ -63,7 +63,7 @@ PF_INLINE void softmax_row(const From* x, To* y, int64_t n, Acc<From> sign, Acc<
         value = fma(load_part(x + j, count, nothing), signs, minus);
         value = kLog ? value - log_sum : exp(value) * factor;
       }
-      store_part(y + j, value, count, is_streamed);
+      store_output(y + j, value, count, is_streamed);
     });
   }
 }
@@ -98,17 +98,17 @@ PF_INLINE void softmax_bwd_row(const From* dy, const From* y, To* dx, int64_t n,
   double total = 0;  // of dy, or of dy y
   for (int64_t j0 = 0; j0 < n; j0 += kChunk) {
     V sums[kChains] = {};
-    for_vectors<T>(j0, min_of(n, j0 + kChunk), [&](int64_t j, auto count, int chain) {
+    for_columns<T, kChains>(j0, min_of(n, j0 + kChunk), [&](int64_t j, auto count, int chain) {
       V d = load_part(dy + j, count);
       sums[chain] = kLog ? sums[chain] + d : fma(d, load_part(y + j, count), sums[chain]);
     });
     total += (double)reduce_add(sum_chains(sums));
   }
   const V sum = splat<V>((T)total), signs = splat<V>(sign);
-  for_vectors_down<T>(0, n, [&](int64_t j, auto count) {
+  for_columns_down<T>(0, n, [&](int64_t j, auto count) {
     __builtin_prefetch(dy + dy_ahead + j, 0, 2), __builtin_prefetch(y + y_ahead + j, 0, 2);
     V d = load_part(dy + j, count), of_y = load_part(y + j, count);
-    store_part(dx + j, kLog ? d - exp(of_y) * sum : of_y * signs * (d - sum), count, is_streamed);
+    store_output(dx + j, kLog ? d - exp(of_y) * sum : of_y * signs * (d - sum), count, is_streamed);
   });
 }
 

@@ -1,6 +1,7 @@
 // What rows and columns share: parts of vectors, stores past the caches, the types of a call.
 #pragma once
 #include "../../common/softmax.h"
+#include "../core/columns.h"
 #include "../core/memory.h"
 #include "../core/parallel.h"
 #include "../simd/math.h"
@@ -17,50 +18,16 @@ constexpr int kChains = 4;  // independent sums and maxima, to hide the latency 
 template <class T>
 constexpr T kLowest = sizeof(T) == 4 ? (T)-3.4028234663852886e38 : (T)-1.7976931348623157e308;
 
-struct WholeVector {};
+// A part of a row of outputs, past the caches where it is asked and can be.
 template <class S>
-PF_INLINE Vec<Acc<S>> load_part(const S* p, WholeVector, Acc<S> = 0) {
-  return load(p);
-}
-template <class S>  // a call: once a row at most, and the conversions of half types element by element are long
-__attribute__((noinline)) Vec<Acc<S>> load_part(const S* p, int64_t count, Acc<S> fill = 0) {
-  return load_n(p, count, fill);
-}
-PF_INLINE vf load_part(const float* p, int64_t count, float fill = 0) { return load_n(p, count, fill); }
-
-template <class S>
-PF_INLINE void store_part(S* p, Vec<Acc<S>> x, WholeVector, bool) {
-  store(p, x);
-}
-PF_INLINE void store_part(float* p, vf x, WholeVector, bool is_streamed) {
-  is_streamed ? store_stream(p, x) : store(p, x);
+PF_INLINE void store_output(S* p, Vec<Acc<S>> x, WholeVector whole, bool is_streamed) {
+  if constexpr (sizeof(S) == 4)
+    if (is_streamed) return store_stream(p, x);
+  store_part(p, x, whole);
 }
 template <class S>
-__attribute__((noinline)) void store_part(S* p, Vec<Acc<S>> x, int64_t count, bool) {
-  store_n(p, x, count);
-}
-PF_INLINE void store_part(float* p, vf x, int64_t count, bool) { store_n(p, x, count); }
-
-// body(first, count, chain) over [begin, end), a vector at a time; count is WholeVector but for the last.
-template <class T, class Body>
-PF_INLINE void for_vectors(int64_t begin, int64_t end, Body body) {
-  constexpr int lanes = kLanes<T>;
-  int64_t j = begin;
-  for (; j + kChains * lanes <= end; j += kChains * lanes) {
-    PF_UNROLL
-    for (int chain = 0; chain < kChains; chain++) body(j + chain * lanes, WholeVector{}, chain);
-  }
-  for (; j + lanes <= end; j += lanes) body(j, WholeVector{}, 0);
-  if (j < end) body(j, end - j, 0);
-}
-
-// The same from the last to the first, for loops that store: see pointwise/activation.h.
-template <class T, class Body>
-PF_INLINE void for_vectors_down(int64_t begin, int64_t end, Body body) {
-  constexpr int lanes = kLanes<T>;
-  int64_t j = begin + (end - begin) / lanes * lanes;
-  if (j < end) body(j, end - j);
-  while ((j -= lanes) >= begin) body(j, WholeVector{});
+PF_INLINE void store_output(S* p, Vec<Acc<S>> x, int64_t count, bool) {
+  store_part(p, x, count);
 }
 
 template <class V>
