@@ -1,7 +1,7 @@
 # Each target does its own set-up; a second run starts in seconds.
 #   make demo          a Transformer trained in torch.nn, then after pyflash.replace: same curve, faster   (QUICK=1: a minute)
 #                      installs only what it needs and builds this processor's instruction set alone
-#   make test          everything CI holds                          make quick   the fast part, three minutes
+#   make test          everything CI holds                          make quick   a few cases of each test, under a minute
 #   make lint          ruff, clang-format, types, generated files    make generate   render the activation table, and that of operations
 #   make bench OPS=... all of the benchmark suite, or some      make inspect   Triton's registers and spills, no GPU needed
 #   make gpu           tests, benchmarks and tuning on this machine's GPU, with the Python that is there: docs/gpu.md
@@ -89,7 +89,7 @@ test: build
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 quick: build
-	OMP_NUM_THREADS=1 PYFLASH_TEST_ISA=best $(PY) -m pytest -n $(WORKERS) -m "not slow and not triton" $(ARGS)
+	OMP_NUM_THREADS=1 PYFLASH_TEST_ISA=best $(PY) -m pytest -n $(WORKERS) --quick $(ARGS)
 
 # What a type checker passes whole; of the rest, the public functions as typed_use.py calls them.
 TYPED := tests/frame/typed_use.py pyflash/activations.py pyflash/functional.py pyflash/ops/core/contract.py \

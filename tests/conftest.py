@@ -1,6 +1,7 @@
 """Set before anything is imported: where there is no GPU, Triton kernels run in the interpreter on CPU tensors."""
 
 import os
+import random
 
 import torch
 
@@ -12,16 +13,40 @@ import pytest
 
 from pyflash.ops.core.registry import Op
 
+QUICK_CASES = (
+    4  # of one test function: enough that most mistakes are seen, and a suite of any size takes under a minute
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick", action="store_true", help=f"no slow tests, no interpreter, {QUICK_CASES} cases of each test"
+    )
+
 
 def pytest_configure(config):
     # Not in pyproject.toml: pytest would import pyflash for it before this file chooses the interpreter.
     config.addinivalue_line("filterwarnings", "error::pyflash.FallbackWarning")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     for item in items:
         if "triton" in str(getattr(getattr(item, "callspec", None), "params", {}).get("backend")):
             item.add_marker("triton")
+    if config.getoption("--quick"):
+        kept = set(drawn(items))
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
+def drawn(items):
+    """The cases that `--quick` runs: by lot, but the same in every run, since neighbours differ in one parameter only."""
+    cases = {}
+    for item in items:
+        if not (item.get_closest_marker("slow") or item.get_closest_marker("triton")):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for name, of_one in cases.items():
+        yield from random.Random(name).sample(of_one, min(QUICK_CASES, len(of_one)))
 
 
 @pytest.fixture(autouse=True)

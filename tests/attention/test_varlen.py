@@ -181,6 +181,7 @@ def test_dropout_draws_its_seed():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.slow
 def test_derivatives(backend):
     lengths_q, lengths_k = (2, 0, 3), (3, 1, 2)
     packing = offsets(lengths_q), offsets(lengths_k), 3, 3

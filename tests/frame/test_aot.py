@@ -150,6 +150,7 @@ def test_narrow_accesses_are_counted_in_loops():
     assert aot._narrow(code + edge) == 1 and aot._narrow(edge + edge.replace("x_8", "x_9").replace(".U16", ".128")) == 0
 
 
+@pytest.mark.slow
 def test_every_triton_has_its_table():
     assert aot.table_of("3.7.1") == aot.TABLE and aot.table_of("3.6.0").name == "aot-3.6.json"
     assert json.loads(aot.TABLE.read_text())["triton"].startswith(aot.INSTALLED)
@@ -172,6 +173,7 @@ def compile_again(*names):
     return subprocess.run(command, cwd=aot.ROOT, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_table_is_current():
     if TABLE["triton"] != triton.__version__:
         pytest.skip(f"the table is of triton {TABLE['triton']}")

@@ -325,6 +325,7 @@ def test_occupancy():
     assert aot.occupancy(86, registers=32, shared=50 * 1024, warps=4) == 1
 
 
+@pytest.mark.slow
 def test_a_planted_spill_is_seen():
     """Accumulators of 128 x 128 on one warp do not fit into its registers."""
     pytest.importorskip("triton")

@@ -114,6 +114,7 @@ def test_auto_takes_torch_for_small_and_ours_for_large():
 
 @needs_cpu
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages")
+@pytest.mark.slow
 def test_large_outputs_ask_for_large_pages():
     """In a process of its own: a mapping keeps its flags when what asked for them is freed."""
     code = """
@@ -135,6 +136,7 @@ print("hg" in wish_at(large.data_ptr() + large.nbytes // 2), "hg" in wish_at(sma
     assert python(code) == "True False"
 
 
+@pytest.mark.slow
 def test_environment_chooses_for_the_process():
     code = "import pyflash; from pyflash.ops.core import backends; print(backends._state.wish)"
     assert python(code, PYFLASH_BACKEND="torch") == "torch"
@@ -143,6 +145,7 @@ def test_environment_chooses_for_the_process():
 
 
 @needs_cpu
+@pytest.mark.slow
 def test_environment_chooses_the_instruction_set():
     for isa in cpu_isas():
         assert python("import torch, pyflash._cpu as c; print(c.isa())", PYFLASH_CPU_ISA=isa) == isa
@@ -172,6 +175,7 @@ def test_torch_func_transforms_go_to_torch():
 
 @needs_cpu
 @pytest.mark.parametrize("where", ["around", "inside"])
+@pytest.mark.slow
 def test_compiled_graphs_carry_the_wish(where):
     def inside(x):
         with pyflash.use_backend("cpu"):
@@ -313,11 +317,13 @@ with pyflash.use_backend("cpu"):
 
 
 @needs_cpu
+@pytest.mark.slow
 def test_a_forked_child_does_not_hang():
     assert python(FORK, OMP_NUM_THREADS="2") == "0"
 
 
 @needs_cpu
+@pytest.mark.slow
 def test_importing_leaves_subnormal_numbers_alone():
     assert python("import torch, pyflash; print((torch.tensor([1e-40]) * 1).item() > 0)") == "True"
 
@@ -359,6 +365,7 @@ def test_explain_says_what_was_measured_on_this_kind_of_processor(family, says, 
     assert ("measured on this kind of processor (" in out) == (family == "zen5")
 
 
+@pytest.mark.slow
 def test_generated_files_are_what_the_table_gives():
     done = subprocess.run([sys.executable, "tools/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -87,6 +87,7 @@ def said_in(checkout):
 
 
 @pytest.mark.skipif(bool(backends.MISSING["cpu"]), reason=backends.MISSING["cpu"])
+@pytest.mark.slow
 def test_a_module_of_other_sources_is_not_used(checkout):
     """It would take what it is handed for other fields and other addresses."""
     assert re.search(r"cpu +ready", said_in(checkout))

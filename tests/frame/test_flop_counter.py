@@ -114,6 +114,7 @@ def test_families_of_products_have_formulas():
 @pytest.mark.parametrize(
     "imports", ["pyflash, torch.utils.flop_counter as c", "torch.utils.flop_counter as c, pyflash"]
 )
+@pytest.mark.slow
 def test_the_order_of_imports_does_not_matter(imports):
     code = (
         f"import {imports}, torch; print(torch.ops.pyflash.matmul in c.flop_registry, c.__loader__.path == c.__file__)"

@@ -94,6 +94,7 @@ def test_a_step_keeps_to_its_time(tmp_path):
     assert step.status == "out of time" and step.seconds < 30
 
 
+@pytest.mark.slow
 def test_unknown_device_is_one_line():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -101,6 +102,7 @@ def test_unknown_device_is_one_line():
     assert done.returncode == 2 and done.stderr.startswith("make gpu: torch sees no CUDA device")
 
 
+@pytest.mark.slow
 def test_kernels_are_found_without_an_installation(tmp_path):
     """-S: no site-packages, so no editable installation; torch's folders are named instead."""
     site = environment.write_site()
@@ -179,6 +181,7 @@ def test_a_wrong_kernel_is_seen(mode):
     assert not smoke.is_right(none)  # NaN is above no limit
 
 
+@pytest.mark.slow
 def test_a_case_that_ends_the_process_costs_itself_only(tmp_path, monkeypatch):
     worker = """
 import os, sys, time
@@ -204,6 +207,7 @@ for name in ("a", "b", "c", "d"):
     assert "4 cases, 2 not right" in lines and "- b: the process ended with 75" in lines
 
 
+@pytest.mark.slow
 def test_a_worker_whose_device_is_lost_is_replaced(tmp_path):
     """The first failure loses the device of its process; the tests that follow there run in another one."""
     pytest.importorskip("xdist")
@@ -348,6 +352,7 @@ def test_what_ended_the_process_is_not_tried_again(tuner):
     assert 64 not in tried and 32 in tried
 
 
+@pytest.mark.slow
 def test_every_key_runs_in_the_interpreter():
     if not tune.INTERPRETED:
         pytest.skip("for the interpreter")

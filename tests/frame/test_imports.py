@@ -83,6 +83,7 @@ def run_python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_importing_pyflash_brings_nothing_heavy_and_starts_no_device():
     """What it takes is a row of the benchmarks, not of a test: a busy machine takes longer."""
     code = """

@@ -148,6 +148,7 @@ def scenario_what_is_remembered_has_an_end(stub):
 
 
 @pytest.mark.parametrize("name", [name for name in dict(globals()) if name.startswith("scenario_")])
+@pytest.mark.slow
 def test_launch(name):
     environ = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     code = f"from tests.frame import test_launch; test_launch.in_a_process('{name}')"

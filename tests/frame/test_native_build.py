@@ -165,6 +165,7 @@ def torchs(dtype, inputs, dout):
 
 
 @pytest.mark.parametrize("changes, why", CONSTANTS, ids=[row[1] for row in CONSTANTS])
+@pytest.mark.slow
 def test_attention_is_right_at_other_tile_sizes(changes, why, tmp_path):
     """What is tuned on the next processor must not be wrong silently; what it may be at all is a static_assert."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))

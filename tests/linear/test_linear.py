@@ -227,6 +227,7 @@ def test_backward_after_the_context_has_ended():
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.slow
 def test_compiles_without_a_break(dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(PF.linear_act, fullgraph=True, backend="aot_eager", dynamic=dynamic)

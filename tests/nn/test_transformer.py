@@ -295,6 +295,7 @@ def test_zeros_follow_the_switch_of_torch():
 @pytest.mark.parametrize("how", ["compiled", "exported"])
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("padding", paddings())
+@pytest.mark.slow
 def test_padded_rows_of_a_graph_are_those_of_the_eager_model(padding, gradients, how):
     """One rule in every mode, torch's eager one, and what a decoder makes of them: torch's own graph leaves them."""
     mask = paddings()[padding]
@@ -384,6 +385,7 @@ def test_decoder_stack():
         assert_same(ours, theirs, [torch.randn(4, 3, 12), torch.randn(6, 3, 12)], kwargs)
 
 
+@pytest.mark.slow
 def test_the_transformer_of_the_documentation():
     """torch.nn.Transformer(512, 8, 6, 6) on src (10, 32, 512), tgt (20, 32, 512)."""
     torch.manual_seed(0)
@@ -425,6 +427,7 @@ def model_cases():
 
 
 @pytest.mark.parametrize("case", model_cases())
+@pytest.mark.slow
 def test_compiles_without_graph_breaks(case):
     module, args, kwargs = model_cases()[case]
     torch._dynamo.reset()

@@ -349,6 +349,7 @@ torch.autograd.grad(dx.sum(), x)
 
 
 @pytest.mark.parametrize("name", ["mish", "gelu"])
+@pytest.mark.slow
 def test_a_second_derivative_may_be_the_first_thing_a_process_does(name):
     """torch imports modules of its own in operations like these, at their first call."""
     code = (

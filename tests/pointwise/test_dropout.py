@@ -309,6 +309,7 @@ MODELS = {
 
 @pytest.mark.parametrize("recomputed", [0.5, 0.1, "checkpoint"])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_what_a_compiled_backward_computes_again_has_the_mask_of_the_forward(name, recomputed):
     """A partition of the graph under `activation_memory_budget` may compute anything again, drawing a seed included."""
     torch._dynamo.reset()

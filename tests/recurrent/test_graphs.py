@@ -43,6 +43,7 @@ def losses(function, *args, **kwargs):
 
 
 @pytest.mark.parametrize(("cell", "backend"), [("LSTM", "cpu"), ("GRU", "auto"), ("RNN", "cpu")])
+@pytest.mark.slow
 def test_compile_in_one_graph_with_dynamic_length_and_batch(cell, backend):
     torch._dynamo.reset()
     module = Head(cell, **OPTIONS)

@@ -148,6 +148,7 @@ print(packed_weights.limit, len(packed_weights), *sorted(backend for _, backend,
 @pytest.mark.parametrize(
     "limit, expected", [("1GiB", "1073741824 4 cpu"), ("50KB", "50000 2 cpu torch"), ("0", "0 0 torch")]
 )
+@pytest.mark.slow
 def test_the_limit_of_the_environment(limit, expected):
     pytest.importorskip("pyflash._cpu")
     environment = {**os.environ, "PYFLASH_CACHE_BYTES": limit, "PYFLASH_BACKEND": "auto"}
@@ -156,6 +157,7 @@ def test_the_limit_of_the_environment(limit, expected):
     assert done.stdout.split() == expected.split()
 
 
+@pytest.mark.slow
 def test_a_bad_limit_of_the_environment_says_so():
     environment = {**os.environ, "PYFLASH_CACHE_BYTES": "1XB"}
     done = subprocess.run([sys.executable, "-c", "import pyflash"], env=environment, capture_output=True, text=True)

@@ -164,6 +164,7 @@ def test_autocast_is_torchs():
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.slow
 def test_compile(dynamic):
     @torch.compile(fullgraph=True, dynamic=dynamic, backend="aot_eager")
     def padded(x):
