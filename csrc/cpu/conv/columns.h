@@ -191,7 +191,7 @@ void columns_product(const Correlation<S>& p, void* workspace, const F& finish, 
         const T* a_tile = a + i * row_stride + k;
         prefetch_rows(a_tile + count * row_stride, row_stride, min_of(count, row_count - i - count), chunk);
         T* tile = strip + i * panel;
-        gemm::tile_of<T, false>((int)count, vectors)(chunk, a_tile, row_stride, b, tile, k == 0);
+        gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, row_stride, b, tile, k == 0);
         if (k + chunk < depth) continue;
         for (int64_t r = 0; r < count; r++) {
           const int64_t channel = group * p.rows + row + i + r;

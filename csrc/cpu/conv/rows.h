@@ -162,7 +162,7 @@ void rows_product(const Correlation<S>& p, void* workspace, const F& finish, int
           prefetch_rows(a_tile + count * kChunk, kChunk, min_of(count, row_count - i - count), chunk);
           prefetch_far(b_next + i / gemm::kTileRows * share, share);
           T* tile = sums + (panel * plan.block_rows + i) * panel_width;
-          gemm::tile_of<T, false>((int)count, vectors)(chunk, a_tile, kChunk, b, tile, k == 0);
+          gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, kChunk, b, tile, k == 0);
           if (k + chunk < depth) continue;
           for (int64_t r = 0; r < count; r++) {
             for (int64_t c = 0; c < columns; c += kLanes<T>) {
