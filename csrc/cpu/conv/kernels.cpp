@@ -1,5 +1,6 @@
 // Convolution: the three operations, each by columns or by rows as its tensors lie.
 #include "weight_grad.h"
+#include "winograd.h"
 
 namespace PF_ISA::conv {
 
@@ -9,17 +10,21 @@ namespace {
 PF_INLINE bool has_adjacent_channels(const ConvStrides& s, int64_t channels) { return s.channel == 1 && channels > 1; }
 
 template <class S, class F>
-void product(const Correlation<S>& p, void* workspace, const F& finish, int num_threads) {
-  if (has_adjacent_channels(p.to_stride, p.groups * p.rows))
+void product(const Correlation<S>& p, ConvAlgorithm algorithm, void* workspace, const F& finish, int num_threads) {
+  const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+  if (algorithm == ConvAlgorithm::winograd)
+    winograd_product(p, by_rows, workspace, finish, num_threads);
+  else if (by_rows)
     rows_product(p, workspace, finish, num_threads);
   else
     columns_product(p, workspace, finish, num_threads);
 }
 
 template <class S>
-int64_t bytes_of(const Correlation<S>& p, int num_threads) {
-  return has_adjacent_channels(p.to_stride, p.groups * p.rows) ? RowsPlan<S>::plan(p, num_threads).bytes()
-                                                               : ColumnsPlan<S>::plan(p, num_threads).bytes();
+int64_t bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threads) {
+  const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+  if (algorithm == ConvAlgorithm::winograd) return WinogradPlan<S>::plan(p, by_rows, num_threads).bytes();
+  return by_rows ? RowsPlan<S>::plan(p, num_threads).bytes() : ColumnsPlan<S>::plan(p, num_threads).bytes();
 }
 
 // In the gradient of the weight the steps of the forward's sum are columns: are their vectors of channels or of places?
@@ -32,14 +37,15 @@ PF_INLINE bool weight_grad_has_planes(const Conv& p) {
 void fwd(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
-    for_finish<S>(p, [&](const auto& finish) { product(forward_of<S>(p), p.workspace, finish, num_threads); });
+    for_finish<S>(
+        p, [&](const auto& finish) { product(forward_of<S>(p), p.algorithm, p.workspace, finish, num_threads); });
   });
 }
 
 void fwd_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
-    *p.workspace_bytes = bytes_of(forward_of<S>(p.conv), num_threads);
+    *p.workspace_bytes = bytes_of(forward_of<S>(p.conv), p.conv.algorithm, num_threads);
   });
 }
 
@@ -47,7 +53,8 @@ void input_grad(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
     const Finish<S, NoActivation> finish = {(const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
-    for_phases<S>(p, [&](const Correlation<S>& phase) { product(phase, p.workspace, finish, num_threads); });
+    for_phases<S>(p,
+                  [&](const Correlation<S>& phase) { product(phase, p.algorithm, p.workspace, finish, num_threads); });
   });
 }
 
@@ -56,7 +63,7 @@ void input_grad_sizes(const ConvSizes& p, int num_threads) {
     using S = decltype(storage);
     *p.workspace_bytes = 0;
     for_phases<S>(p.conv, [&](const Correlation<S>& phase) {
-      *p.workspace_bytes = max_of(*p.workspace_bytes, bytes_of(phase, num_threads));
+      *p.workspace_bytes = max_of(*p.workspace_bytes, bytes_of(phase, p.conv.algorithm, num_threads));
     });
   });
 }
