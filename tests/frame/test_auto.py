@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyflash.functional as PF
-from pyflash.auto import attention, embedding, linear, pointwise, processor, softmax, tables
+from pyflash.auto import attention, conv, embedding, linear, pointwise, processor, softmax, tables
 from pyflash.auto import norm as layer_norm
 from pyflash.auto import pool as pooling
 from pyflash.auto import recurrent as rnn
@@ -34,6 +34,11 @@ SIZES = {
     embedding.bag_rules: [(0, 0, 0, False, "sum"), (1, 1, 5, True, "max"), embedding.RENORMALISED],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     softmax.softmax_rules("softmin"): [(0, 0, 1, False), (1, 5, 7, True), (1 << 30, 1 << 10, 1, False)],
+    conv.rules("conv2d"): [
+        conv.Size(positions, channels, channels, groups, kernel, kernel > 9, layout, training)
+        for positions, channels, groups, kernel in ((0, 1, 1, 1), (1, 1, 7, 9), (1 << 20, 1 << 10, 1, 9), (9, 9, 9, 49))
+        for layout in (False, True) for training in (False, True)
+    ],
     pooling.rules("avg_pool2d"): [(0, False, False), (1 << 40, True, True), (1 << 18, False, True)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)
