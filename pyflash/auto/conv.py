@@ -42,6 +42,10 @@ class Size(NamedTuple):
         return f"{shape} channels_last" if self.channels_last else shape
 
 
+# One table for all ranks: a row is an image of one row, to a kernel.
+MEASURED_AS = {f"{name}{n}d": name for name in ("conv", "conv_transpose") for n in (1, 2, 3)} | {
+    "conv_bias_act": "conv"
+}
 SIZES = f"({', '.join(Size._fields)})"
 
 
@@ -52,7 +56,7 @@ def rules(name: str):
     def decide(where, size, dtype) -> str:
         channels = size.groups * size.inputs, size.groups * size.outputs
         mode = "training" if size.training else "inference"
-        ours = tables.ours(where, name, size.kind, dtype, mode, (size.positions, *channels, size.kernel))
+        ours = tables.ours(where, MEASURED_AS[name], size.kind, dtype, mode, (size.positions, *channels, size.kernel))
         if ours is not None:
             return "" if ours else MEASURED
         return NOT_MEASURED

@@ -295,7 +295,9 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def rule_of(point):
-    name = {"activation": point.kind, "rnn": "gru"}.get(point.operation, point.operation)
+    name = {"activation": point.kind, "rnn": "gru", "conv": "conv2d", "conv_transpose": "conv_transpose2d"}.get(
+        point.operation, point.operation
+    )
     return backends.OPERATIONS[name].rules
 
 
@@ -318,6 +320,12 @@ def size_of(point):
         cell = "rnn_tanh" if cell == "rnn" else cell
         steps, batch, hidden = point.sizes
         return rnn.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
+    if point.operation in ("conv", "conv_transpose"):
+        positions, inputs, outputs, kernel = point.sizes
+        shape, _, layout = point.kind.partition(" ")
+        groups = {"depthwise": inputs, "grouped": 32}.get(shape, 1)
+        of_group = inputs // groups, outputs // groups, groups
+        return conv.Size(positions, *of_group, kernel, shape == "strided", bool(layout), training)
     if point.operation == "interpolate":
         return *point.sizes, point.kind, training
     return *point.sizes, training
@@ -380,7 +388,7 @@ def test_the_walk_takes_minutes():
     from benchmarks import auto
 
     points = len(auto.points("cpu", auto.OPERATIONS, ["one", "several"]))
-    assert points * auto.POINT_SECONDS < 20 * 60
+    assert points * auto.POINT_SECONDS < 24 * 60
 
 
 def test_every_point_of_the_walk_is_a_case_of_the_suite():
