@@ -165,7 +165,7 @@ def print_explain(facts: dict) -> None:
         cells = [" ".join(SHORT[d] for d in row[name]["served"]) or "-" for name in columns]
         points = facts["measured"]["points"][operation]
         print(f"{operation:28}" + "".join(f"{cell:20}" for cell in cells) + (f"{points} points" if points else "-"))
-    reasons = {}
+    reasons: dict = {}
     for operation, row in facts["operations"].items():
         for name in ORDER:
             if not row[name]["served"]:

@@ -147,6 +147,8 @@ class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
 class LPPool1d(torch.nn.LPPool1d):
     """Power averages of windows of a row, as torch.nn.LPPool1d; asks for the largest element where the power is infinite."""
 
+    kernel_size: int
+
     def forward(self, input: Tensor) -> Tensor:
         return F.lp_pool1d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
 
