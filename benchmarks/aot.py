@@ -292,7 +292,7 @@ def rotary(empty, dtype):
 
 def pool(empty, dtype):
     """Windows of 3 x 3 that overlap, on images."""
-    from pyflash.kernels.pool import avg_pool, max_pool
+    from pyflash.kernels.pool import avg_pool, max_pool, max_unpool
 
     x, dx, (y, dy) = (
         *(empty(8, 64, 112, 112, dtype=dtype) for _ in range(2)),
@@ -304,6 +304,9 @@ def pool(empty, dtype):
     max_pool.max_pool_bwd(dy, indices, x.shape, False, *windows, (1, 1), dx)
     avg_pool.avg_pool_fwd(x, *windows, True, 0, y)
     avg_pool.avg_pool_bwd(dy, x.shape, False, *windows, True, 0, dx)
+    places = empty(8, 64, 56, 56, dtype="int64")
+    max_unpool.max_unpool_fwd(y, places, (112, 112), False, x)
+    max_unpool.max_unpool_bwd(dx, places, 2, False, dy)
 
 
 def softmax(empty, sizes, dim):

@@ -37,6 +37,7 @@ def functions():
         "add_layer_norm": lambda x: F.add_layer_norm(x, x.sin(), (4,), weight[0], bias[:4])[0],
         "avg_pool1d": lambda x: F.avg_pool1d(x, 3, 2, 1),
         "max_pool1d": lambda x: F.max_pool1d(x, 3, 2, 1),
+        "max_unpool1d": lambda x: F.max_unpool1d(x, torch.arange(x.shape[-1]).expand(x.shape), 1),
         "embedding": lambda x: F.embedding(torch.tensor([1, 0, 1]), x[0], padding_idx=0),
         "embedding_bag": lambda x: F.embedding_bag(torch.tensor([[1, 0], [1, 1]]), x[0], mode="mean"),
         "rotary_embedding": lambda x: F.rotary_embedding(x, x, weight[:2, :2], weight[:2, 2:4])[0],

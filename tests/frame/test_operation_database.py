@@ -27,6 +27,7 @@ FUNCTIONS = {
         for kind in ("max", "avg", "adaptive_max", "adaptive_avg")
         for n in (1, 2, 3)
     },
+    **{f"nn.functional.max_unpool{n}d": getattr(PF, f"max_unpool{n}d") for n in (1, 2, 3)},
     "nn.functional.batch_norm": PF.batch_norm,
     "nn.functional.group_norm": PF.group_norm,
     "nn.functional.instance_norm": PF.instance_norm,

@@ -25,6 +25,7 @@ CALLS = {
     "adaptive_avg_pool2d": lambda f: f.adaptive_avg_pool2d(torch.eye(9)[None], 1),
     "avg_pool1d": lambda f: f.avg_pool1d(torch.eye(9), 3),
     "max_pool1d": lambda f: f.max_pool1d(torch.eye(9), 3, return_indices=True)[0],
+    "max_unpool2d": lambda f: f.max_unpool2d(*f.max_pool2d(torch.eye(8)[None], 2, return_indices=True), 2),
     "dropout": lambda f: f.dropout(torch.ones(8, 8), p=1.0),
     "dropout1d": lambda f: f.dropout1d(torch.ones(8, 8), p=1.0),
     "dropout2d": lambda f: f.dropout2d(torch.ones(2, 4, 8, 8), p=1.0),
