@@ -139,6 +139,7 @@ def cases():
         add(arch, embedding_bag, "float32", dtype="float32")
         add(arch, rotary, "bfloat16", dtype="bfloat16")
         add(arch, pool, "bfloat16/2d", dtype="bfloat16")
+        add(arch, local_response, "bfloat16", dtype="bfloat16")
         for label, sizes, dim in SOFTMAXES:
             add(arch, softmax, f"bfloat16/{label}", sizes=sizes, dim=dim)
         for label, groups, is_last in (("batch", 0, False), ("batch_last", 0, True), ("group_last", 32, True)):
@@ -307,6 +308,15 @@ def pool(empty, dtype):
     places = empty(8, 64, 56, 56, dtype="int64")
     max_unpool.max_unpool_fwd(y, places, (112, 112), False, x)
     max_unpool.max_unpool_bwd(dx, places, 2, False, dy)
+
+
+def local_response(empty, dtype):
+    """AlexNet's local response normalisation."""
+    from pyflash.kernels.norm import local_response as kernels
+
+    x, y, dy, dx = (empty(32, 96, 3025, dtype=dtype) for _ in range(4))
+    kernels.local_response_norm_fwd(x, 5, 1e-4, 0.75, 2.0, y)
+    kernels.local_response_norm_bwd(dy, x, 5, 1e-4, 0.75, 2.0, dx)
 
 
 def softmax(empty, sizes, dim):

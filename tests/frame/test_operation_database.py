@@ -31,6 +31,7 @@ FUNCTIONS = {
     "nn.functional.batch_norm": PF.batch_norm,
     "nn.functional.group_norm": PF.group_norm,
     "nn.functional.instance_norm": PF.instance_norm,
+    "nn.functional.local_response_norm": PF.local_response_norm,
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{
         prefix + name: getattr(PF, name)
