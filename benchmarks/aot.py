@@ -139,6 +139,7 @@ def cases():
         add(arch, embedding_bag, "float32", dtype="float32")
         add(arch, rotary, "bfloat16", dtype="bfloat16")
         add(arch, pool, "bfloat16/2d", dtype="bfloat16")
+        add(arch, normalize, "bfloat16", dtype="bfloat16")
         add(arch, local_response, "bfloat16", dtype="bfloat16")
         for label, sizes, dim in SOFTMAXES:
             add(arch, softmax, f"bfloat16/{label}", sizes=sizes, dim=dim)
@@ -308,6 +309,17 @@ def pool(empty, dtype):
     places = empty(8, 64, 56, 56, dtype="int64")
     max_unpool.max_unpool_fwd(y, places, (112, 112), False, x)
     max_unpool.max_unpool_bwd(dx, places, 2, False, dy)
+
+
+def normalize(empty, dtype):
+    """Embeddings by their rows, and pixels by their channels."""
+    from pyflash.kernels.norm import normalize as kernels
+
+    for shape in ((4096, 768, 1), (8, 256, 3136)):
+        x, y, dy, dx = (empty(*shape, dtype=dtype) for _ in range(4))
+        norm = empty(shape[0], shape[2])
+        kernels.normalize_fwd(x, "two", 1e-12, y, norm)
+        kernels.normalize_bwd(dy, x, norm, "two", 1e-12, dx)
 
 
 def local_response(empty, dtype):

@@ -32,6 +32,9 @@ FUNCTIONS = {
     "nn.functional.group_norm": PF.group_norm,
     "nn.functional.instance_norm": PF.instance_norm,
     "nn.functional.local_response_norm": PF.local_response_norm,
+    "nn.functional.normalize": lambda x, p=2.0, **kwargs: (
+        PF if p in (1, 2, float("inf")) else torch.nn.functional
+    ).normalize(x, p, **kwargs),  # other p are torch's
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{
         prefix + name: getattr(PF, name)

@@ -21,6 +21,7 @@ CALLS = {
     "group_norm": lambda f: f.group_norm(torch.eye(8), 2, torch.ones(8)),
     "instance_norm": lambda f: f.instance_norm(torch.eye(8)[None], weight=torch.ones(8)),
     "local_response_norm": lambda f: f.local_response_norm(torch.eye(8)[None], 3, alpha=0.5),
+    "normalize": lambda f: f.normalize(torch.eye(8), p=1, dim=0, eps=2.0),
     "rms_norm": lambda f: f.rms_norm(torch.eye(8), (8,), torch.ones(8), eps=1e-3),
     "max_pool2d": lambda f: f.max_pool2d(torch.eye(9)[None], 3, stride=2, ceil_mode=True),
     "adaptive_avg_pool2d": lambda f: f.adaptive_avg_pool2d(torch.eye(9)[None], 1),

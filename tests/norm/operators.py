@@ -48,6 +48,18 @@ def local_response_norm_bwd():
         yield x.sin(), x, *rest
 
 
+def normalize_fwd():
+    for kind in ("one", "two", "most"):
+        yield torch.randn(3, 7, 5), kind, 1e-12
+        yield torch.randn(6, 20, 1), kind, 4.0
+
+
+def normalize_bwd():
+    for x, kind, eps in normalize_fwd():
+        _, norm = saved("normalize_fwd", x, kind, eps)
+        yield x.sin(), x, norm, kind, eps
+
+
 OPERATORS = {
     "channel_norm_fwd": channel_norm_fwd,
     "channel_norm_bwd": channel_norm_bwd,
@@ -58,6 +70,8 @@ OPERATORS = {
     "layer_norm_bwd": layer_norm_bwd,
     "local_response_norm_fwd": local_response_norm_fwd,
     "local_response_norm_bwd": local_response_norm_bwd,
+    "normalize_fwd": normalize_fwd,
+    "normalize_bwd": normalize_bwd,
     "rms_norm_fwd": lambda: [
         (torch.randn(6, 20), torch.randn(6, 20), torch.randn(20), 1e-5),
         (torch.randn(6, 20), None, None, 1e-5),

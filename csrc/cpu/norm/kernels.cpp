@@ -2,3 +2,4 @@
 #include "channel_forward.h"
 #include "layer_norm.h"
 #include "local_response.h"
+#include "normalize.h"
