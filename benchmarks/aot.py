@@ -139,8 +139,6 @@ def cases():
         add(arch, embedding_bag, "float32", dtype="float32")
         add(arch, rotary, "bfloat16", dtype="bfloat16")
         add(arch, pool, "bfloat16/2d", dtype="bfloat16")
-        add(arch, normalize, "bfloat16", dtype="bfloat16")
-        add(arch, local_response, "bfloat16", dtype="bfloat16")
         for label, sizes, dim in SOFTMAXES:
             add(arch, softmax, f"bfloat16/{label}", sizes=sizes, dim=dim)
         for label, groups, is_last in (("batch", 0, False), ("batch_last", 0, True), ("group_last", 32, True)):
@@ -311,26 +309,6 @@ def pool(empty, dtype):
     max_unpool.max_unpool_bwd(dx, places, 2, False, dy)
 
 
-def normalize(empty, dtype):
-    """Embeddings by their rows, and pixels by their channels."""
-    from pyflash.kernels.norm import normalize as kernels
-
-    for shape in ((4096, 768, 1), (8, 256, 3136)):
-        x, y, dy, dx = (empty(*shape, dtype=dtype) for _ in range(4))
-        norm = empty(shape[0], shape[2])
-        kernels.normalize_fwd(x, "two", 1e-12, y, norm)
-        kernels.normalize_bwd(dy, x, norm, "two", 1e-12, dx)
-
-
-def local_response(empty, dtype):
-    """AlexNet's local response normalisation."""
-    from pyflash.kernels.norm import local_response as kernels
-
-    x, y, dy, dx = (empty(32, 96, 3025, dtype=dtype) for _ in range(4))
-    kernels.local_response_norm_fwd(x, 5, 1e-4, 0.75, 2.0, y)
-    kernels.local_response_norm_bwd(dy, x, 5, 1e-4, 0.75, 2.0, dx)
-
-
 def softmax(empty, sizes, dim):
     """Softmax of a half type into float32, as attention's scores, and its backward; the logarithm in one type."""
     from pyflash.kernels.softmax import softmax as kernels
@@ -343,8 +321,9 @@ def softmax(empty, sizes, dim):
 
 
 def channel_norm(empty, dtype, groups, is_last):
-    """BatchNorm with ReLU, or GroupNorm with SiLU, after a residual; 8 images of 256 channels."""
+    """BatchNorm with ReLU, or GroupNorm with SiLU, after a residual, and the norms of a pixel's channels; 8 images of 256."""
     from pyflash.kernels.norm import channels as kernels
+    from pyflash.kernels.norm import local_response, normalize
 
     batch, channels, positions = 8, 256, 3136
     shape = (batch, positions, channels) if is_last else (batch, channels, positions)
@@ -362,6 +341,13 @@ def channel_norm(empty, dtype, groups, is_last):
         dy, x, residual, weight, bias, mean, rstd, groups, True, *ending, not groups, *[True] * 4, dx, dresidual, weight,
         bias,
     )  # fmt: skip
+    local_response.local_response_norm_fwd(x, 5, 1e-4, 0.75, 2.0, y)
+    local_response.local_response_norm_bwd(dy, x, 5, 1e-4, 0.75, 2.0, dx)
+    shape = (batch * positions, channels, 1) if is_last else (batch, channels, positions)
+    x, y, dy, dx = (empty(*shape, dtype=dtype) for _ in range(4))
+    norm = empty(shape[0], shape[2])
+    normalize.normalize_fwd(x, "two", 1e-12, y, norm)
+    normalize.normalize_bwd(dy, x, norm, "two", 1e-12, dx)
 
 
 def row_wise(empty, dtype):

@@ -62,7 +62,7 @@ def _scale(x_ptr, offs, mask, channel, channels, step, before, after, scale: "fp
 
 @launch.cached
 @triton.jit
-def _forward(
+def _local_response_fwd(
     x_ptr, dy_ptr, y_ptr, shares_ptr, count, channels, step, before, after, scale: "fp64", beta: "fp64", k: "fp64",  # noqa: F821
     QUARTERS: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -79,7 +79,7 @@ def _forward(
 
 @launch.cached
 @triton.jit
-def _backward(
+def _local_response_bwd(
     dy_ptr, x_ptr, shares_ptr, dx_ptr, count, channels, step, before, after, scale: "fp64", beta: "fp64", k: "fp64",  # noqa: F821
     QUARTERS: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -110,12 +110,12 @@ def _launch(kernel, x, size, alpha, beta, k, *tensors):
 def local_response_norm_fwd(x, size, alpha, beta, k, y):
     """Fill y, like x [batch, channels, positions]; the window of channel c is from c - size // 2 to c + (size - 1) // 2."""
     if x.numel():
-        _launch(_forward, x, size, alpha, beta, k, x, None, y, None)
+        _launch(_local_response_fwd, x, size, alpha, beta, k, x, None, y, None)
 
 
 def local_response_norm_bwd(dy, x, size, alpha, beta, k, dx):
     """Fill dx; dy, x and dx lie in memory alike."""
     if x.numel():
         shares = torch.empty_like(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        _launch(_forward, x, size, alpha, beta, k, x, dy, None, shares)
-        _launch(_backward, x, size, alpha, beta, k, dy, x, shares, dx)
+        _launch(_local_response_fwd, x, size, alpha, beta, k, x, dy, None, shares)
+        _launch(_local_response_bwd, x, size, alpha, beta, k, dy, x, shares, dx)
