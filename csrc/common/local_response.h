@@ -10,7 +10,8 @@ struct LocalResponse {
   const void* x;    // [batch, channels, positions], dtype, dense: in this order, or is_last
   const void* dy;   // like x; null: the forward
   void* to;         // like x: y, or dx
-  void* workspace;  // local_response_workspace(...) of the arithmetic type, for each thread
+  void* workspace;  // local_response_workspace(...) of the arithmetic type, for each thread; none of a forward
+                    // that is not is_last
   int64_t batch, channels, positions;
   bool is_last;           // the channels are adjacent
   int64_t before, after;  // less than channels

@@ -15,7 +15,9 @@ def _run(dy, x, size, alpha, beta, k, to):
     before, after = min(size // 2, channels - 1), min((size - 1) // 2, channels - 1)
     last = is_last(x) or positions == 1
     threads = torch.get_num_threads()
-    elements = _cpu.local_response_workspace(channels, last, before, after) * threads
+    elements = 0  # a forward of planes keeps none
+    if last or dy is not None:
+        elements = _cpu.local_response_workspace(channels, last, before, after) * threads
     workspace = take_workspace(elements * (8 if x.dtype == torch.float64 else 4), "local_response")
     problem = (
         x.data_ptr(), 0 if dy is None else dy.data_ptr(), to.data_ptr(), workspace.data_ptr(), batch, channels, positions,

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyflash.ops.core.autograd import Function, apply
+from pyflash.ops.core.backends import IN_TORCH
 from pyflash.ops.core.checks import is_strided, readable
 from pyflash.ops.core.dtypes import acc_dtype, cast_by_autocast
 from pyflash.ops.core.registry import Op
 from pyflash.ops.pool.windows import Pooling, Size, is_channels_last, laid_out, memory_format, new_empty, spread
 
-_POOLINGS = {n: Pooling(f"max_unpool{n}d", n) for n in (1, 2, 3)}
+_POOLINGS = {n: Pooling(f"max_unpool{n}d", n, IN_TORCH) for n in (1, 2, 3)}
 
 
 def _reference_fwd(x, indices, size, channels_last):

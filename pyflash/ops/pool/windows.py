@@ -144,14 +144,14 @@ def _key_of(input, *_):
 class Pooling:
     """A pooling of n dimensions, by its name in torch.nn.functional."""
 
-    def __init__(self, name: str, n: int):
+    def __init__(self, name: str, n: int, second_derivative: str = IN_KERNELS):
         self.name, self.n = name, n
         self.operation = Operation(
             name,
             dtypes={"cpu": FLOATS, "triton": FLOATS},
             rules=auto.rules(name),
             sizes=SIZES,
-            second_derivative=IN_KERNELS,
+            second_derivative=second_derivative,
         )
         self.refused = Refused(self.operation, size_of, _key_of)
 
