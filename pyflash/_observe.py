@@ -10,9 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pyflash.nn import _chains
 from pyflash.ops.core.backends import counts
 
 _CALL = torch.nn.Module._call_impl.__code__
+_RUN, _RUN_FOLDED = _chains.run.__code__, _chains.run_folded.__code__
 
 
 class Observation:
@@ -23,6 +25,7 @@ class Observation:
     Attributes:
         taken: module -> (operation, backend, reason) -> calls that were made in its forward and in no other module's.
         called: the modules that were called.
+        chained: module -> (what became of it, of which module), of one that ran in a chain behind another.
         attention: the modules whose own forward calls torch's scaled_dot_product_attention.
     """
 
@@ -30,9 +33,11 @@ class Observation:
         self.modules = set(model.modules())
         self.taken: defaultdict[torch.nn.Module, Counter] = defaultdict(Counter)
         self.called: set[torch.nn.Module] = set()
+        self.chained: defaultdict[torch.nn.Module, set[tuple[str, torch.nn.Module]]] = defaultdict(set)
         self.attention: set[torch.nn.Module] = set()
         self.stack = [model]
         self.seen: Counter = Counter()
+        self.folds = False  # does the chain that runs, or ran last
 
     def __enter__(self):
         self.outer = sys.getprofile()
@@ -54,15 +59,28 @@ class Observation:
         if event == "c_call":
             if value is F.scaled_dot_product_attention and not _is_ours(frame):
                 self.attention.add(self.stack[-1])
-        elif frame.f_code is _CALL and event in ("call", "return"):
-            module = frame.f_locals.get("self")
-            if module in self.modules:
-                self._settle()
+        elif event in ("call", "return"):
+            if frame.f_code is _CALL:
+                self._enter_or_leave(frame.f_locals.get("self"), event)
+            elif frame.f_code is _RUN:
+                self._enter_or_leave(frame.f_locals["chain"].head, event)
                 if event == "call":
-                    self.called.add(module)
-                    self.stack.append(module)
-                elif len(self.stack) > 1:
-                    self.stack.pop()
+                    self.folds = False
+                else:
+                    chain = frame.f_locals["chain"]
+                    for module, what in chain.inner(self.folds).items():
+                        self.chained[module].add((what, chain.head))
+            elif frame.f_code is _RUN_FOLDED and frame.f_locals["chain"].norm is not None:
+                self.folds = True
+
+    def _enter_or_leave(self, module, event):
+        if module in self.modules:
+            self._settle()
+            if event == "call":
+                self.called.add(module)
+                self.stack.append(module)
+            elif len(self.stack) > 1:
+                self.stack.pop()
 
 
 def _is_ours(frame) -> bool:

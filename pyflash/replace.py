@@ -18,7 +18,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 import pyflash.nn as nn
 from pyflash._observe import observe
-from pyflash.nn._fuse import is_activation, row_of
+from pyflash.nn import _chains
+from pyflash.nn._fuse import row_of
 from pyflash.nn._twins import ASKS_FOR, ORIGINALS, TWINS, class_of, holds_own_forward, is_bare, set_class
 from pyflash.ops.core import backends
 
@@ -35,7 +36,7 @@ _NOTHING_TO_SERVE = (  # no arithmetic
     torch.nn.PixelShuffle, torch.nn.PixelUnshuffle, torch.nn.ChannelShuffle,
 )  # fmt: skip
 _NO_CLASS = "no class of ours yet"
-_NOTHING_TO_FUSE = "no Linear with an activation behind it"
+_NOTHING_TO_FUSE = "no chain of modules that could be one"
 _OUT_PROJ = nn.linear.NonDynamicallyQuantizableLinear
 
 _left: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()  # model -> name -> why, last replace
@@ -101,13 +102,14 @@ def report(model: torch.nn.Module, *, example_inputs=None) -> Report:
     """
     _expect_module("report", model)
     observed = None if example_inputs is None else observe(model, example_inputs)
-    rows, left = [], _left.get(model, {})
+    rows, left, chained = [], _left.get(model, {}), _chained(model, observed)
     parents: dict[torch.nn.Module, torch.nn.Module] = {}
     for name, module in model.named_modules():
         parents.update((child, module) for child in module.children())
         cls = class_of(module)
         if cls in ORIGINALS:
-            before, backend, reason = ORIGINALS[cls], _backend(module, model), _bypass(module, parents.get(module))
+            reason = chained.get(module) or _bypass(module, parents.get(module))
+            before, backend = ORIGINALS[cls], _backend(module, model)
         else:
             before, backend, reason = cls, "", left.get(name) or _why_left(module)
             if reason == _NOTHING_TO_FUSE:
@@ -248,18 +250,34 @@ def _expect_module(function: str, model) -> None:
 
 def _obstacle(module) -> str:
     """Why a module of a class that has a twin must stay."""
-    if class_of(module) is torch.nn.Sequential and not _has_pair(module):
+    if class_of(module) is torch.nn.Sequential and not _has_chain(module):
         return _NOTHING_TO_FUSE
     # Accelerate's hooks put their forward on the instance, and in it call the module's own, kept as _old_forward.
     harmless = any(holds_own_forward(module, name) for name in ("forward", "_old_forward"))
     return "its forward is set on the instance" if "forward" in vars(module) and not harmless else ""
 
 
-def _has_pair(sequential) -> bool:
-    """Is there a Linear with an activation right behind it, that are ours or will be?"""
-    pairs = zip(map(class_of, sequential), map(class_of, list(sequential)[1:]))
-    linear = (torch.nn.Linear, torch.nn.LazyLinear)
-    return any(ORIGINALS.get(a, a) in linear and is_activation(b) for a, b in pairs)
+def _has_chain(sequential) -> bool:
+    """Are there modules, one behind the other, that run as one, as they are or will be?"""
+    children = list(sequential)
+    return any(map(_chains.may_be_chained, children, children[1:]))
+
+
+def _chained(model, observed) -> dict[torch.nn.Module, str]:
+    """Of modules that are not called where a chain of theirs runs: in which module's kernel they are."""
+    found: dict[torch.nn.Module, set] = {} if observed is None else observed.chained
+    if observed is None:
+        sequentials = [module for module in model.modules() if class_of(module) is nn.Sequential]
+        for chain in (chain for module in sequentials for chain in _chains.chains_of(list(module))):
+            if chain.conv is not None and chain.norm is not None and not chain.folds():
+                chain = chain.without_conv()
+            for module, what in chain.inner(chain.folds()).items():
+                found.setdefault(module, set()).add((what, chain.head))
+    names = {module: name for name, module in model.named_modules()}
+    return {
+        module: "; ".join(sorted(f"{what} {names.get(head, '?')}" for what, head in into))
+        for module, into in found.items()
+    }
 
 
 def _why_left(module) -> str:

@@ -10,6 +10,11 @@ __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LazyBatchNorm1d", "Lazy
 
 
 def _forward(self, input: Tensor) -> Tensor:
+    return normalise(self, input, F.batch_norm)
+
+
+def normalise(self, input: Tensor, function, **behind) -> Tensor:
+    """`function` as the module calls it in the mode it is in, with further keywords, and what it tracks brought up to date."""
     self._check_input_dim(input)
     tracks = self.training and self.track_running_stats and self.num_batches_tracked is not None
     momentum = 0.0 if self.momentum is None else self.momentum
@@ -17,7 +22,7 @@ def _forward(self, input: Tensor) -> Tensor:
         momentum = 1.0 / (float(self.num_batches_tracked) + 1.0)
     uses_input = self.training or (self.running_mean is None and self.running_var is None)
     kept = not self.training or self.track_running_stats
-    y = F.batch_norm(
+    y = function(
         input,
         self.running_mean if kept else None,
         self.running_var if kept else None,
@@ -26,6 +31,7 @@ def _forward(self, input: Tensor) -> Tensor:
         uses_input,
         momentum,
         self.eps,
+        **behind,
     )
     if tracks:  # after the call, which may raise
         self.num_batches_tracked.add_(1)

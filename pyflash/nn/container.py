@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import torch
 
-import pyflash.functional as F
-from pyflash.nn._fuse import activation_of
-from pyflash.nn._twins import ORIGINALS, is_bare, twin
-from pyflash.nn.linear import Linear
-from pyflash.ops.pointwise.argument import ActivationArgument
+from pyflash.nn._chains import chain_of, run
+from pyflash.nn._twins import twin
 
 __all__ = ["Sequential"]
 
 
-@twin("linear_act")
+@twin()
 class Sequential(torch.nn.Sequential):
-    """One module after another, as torch.nn.Sequential; a Linear and the activation behind it are one kernel.
+    """One module after another, as torch.nn.Sequential; what can run as one does (nn/_chains.py): a Linear and the activation
+    behind it; a convolution, its batch norm and its activation.
 
-    Both must be ours and nothing but themselves: with a hook on one of them, each is called.
+    All must be ours and nothing but themselves: with a hook on one of them, it is called.
     """
 
     def forward(self, input):
-        modules = [*self, None]
+        modules = list(self)
         at = 0
-        while at < len(modules) - 1:
-            module, behind = modules[at : at + 2]
-            activation = fused_activation(module, behind)
-            if activation is None:
-                input = module(input)
+        while at < len(modules):
+            chain = chain_of(modules[at : at + 3]) if isinstance(input, torch.Tensor) else None
+            if chain is None:
+                input = modules[at](input)
+                at += 1
             else:
-                input = F.linear_act(input, module.weight, module.bias, activation)
-            at += 1 if activation is None else 2
+                input = run(chain, input)
+                at += len(chain.modules)
         return input
-
-
-def fused_activation(module, behind) -> ActivationArgument:
-    """The activation `behind` applies to the output of `module`, when the two may be one; else None."""
-    if is_bare(module, Linear) and type(behind) in ORIGINALS:
-        return activation_of(behind)
-    return None

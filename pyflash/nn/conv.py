@@ -31,11 +31,15 @@ def _forward(self, input: Tensor) -> Tensor:
 
 def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What subclasses of torch's call, with weights of their own."""
-    padding = self.padding
-    if self.padding_mode != "zeros":
-        input, padding = F.pad(input, self._reversed_padding_repeated_twice, self.padding_mode), 0
-    function = _FUNCTIONS[len(self.kernel_size)]
-    return function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+    return convolve(self, _FUNCTIONS[len(self.kernel_size)], input, weight, bias)
+
+
+def convolve(conv, function, input: Tensor, weight: Tensor, bias: Tensor | None, **behind) -> Tensor:
+    """`function`, with the options of the module `conv` and its padding mode; `behind` are further keywords."""
+    padding = conv.padding
+    if conv.padding_mode != "zeros":
+        input, padding = F.pad(input, conv._reversed_padding_repeated_twice, conv.padding_mode), 0
+    return function(input, weight, bias, conv.stride, padding, conv.dilation, conv.groups, **behind)
 
 
 def _transposed_forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:

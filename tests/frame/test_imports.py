@@ -21,7 +21,7 @@ MAY_IMPORT = {  # package or module: what of pyflash it may import
     "nn": {"nn", "functional", "ops", "activations"},
     "overrides": {"functional", "nn", "ops"},
     "models": {"models", "nn", "functional"},
-    "_observe": {"ops"},
+    "_observe": {"nn", "ops"},
     "replace": {"nn", "ops", "_observe"},
 }
 

@@ -18,7 +18,8 @@ from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation, _state
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
-from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, activated, resolve
+from pyflash.ops.pointwise.activation import activated_in_turn
+from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, resolve
 
 Size = int | Sequence[int]
 
@@ -287,6 +288,6 @@ def conv_bias_act(
         y = getattr(F, f"conv{n}d")(input, weight, bias, *options)
         if residual is not None:
             y = y + _expanded(cast_by_autocast((residual,))[0], y.shape)
-        return activated(y, of)
+        return activated_in_turn(y, of)
 
     return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options)

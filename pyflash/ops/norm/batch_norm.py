@@ -13,7 +13,8 @@ from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.norm.channels import SIZES, channel_norm, mixed_types, move_to, residual_refusal, size, size_of
-from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, activated, resolve
+from pyflash.ops.pointwise.activation import activated_in_turn
+from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, resolve
 
 OPERATION, OPERATION_ACT = (
     Operation(
@@ -56,7 +57,7 @@ def _expect_fit(operation, input, training, eps, **parameters) -> None:
 
 def _torchs(input, residual, activation, *args):
     y = F.batch_norm(input, *args)
-    return activated(y if residual is None else y + residual, activation)
+    return activated_in_turn(y if residual is None else y + residual, activation)
 
 
 def _batch_norm(operation, refused, input, residual, activation, running_mean, running_var, weight, bias, training, momentum, eps):  # fmt: skip

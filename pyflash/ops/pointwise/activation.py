@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import pointwise as auto
@@ -14,6 +16,7 @@ from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op
+from pyflash.ops.pointwise.argument import Resolved, activated
 
 OPERATION = {
     name: Operation(
@@ -192,3 +195,17 @@ def activate(name: str, input, torch_function, parameters=(), inplace: bool = Fa
         return activation_fwd(input, name, *values, backend)
     needs_x = _needs_gradient(input) and row.saves == "x"
     return input.copy_(activation_fwd(input.clone() if needs_x else input, name, *values, backend))
+
+
+def activated_in_turn(z, of: Resolved):
+    """The activation of what torch's function has just made and nobody else holds, by the activation's own rules; torch's
+    works in place, where no gradient needs `z`."""
+    name, *given = of
+    if not name or not isinstance(z, torch.Tensor):
+        return activated(z, of)
+    row = ACTIVATIONS[name]
+    values = given[: len(row.parameters)]
+    is_needed = _needs_gradient(z) and (row.saves == "x" or row.allowed_inplace is not None)
+    in_place = row.inplace and not is_needed and not torch.compiler.is_compiling()
+    function = partial(getattr(F, row.function), inplace=True) if in_place else row.reference
+    return activate(name, z, lambda x: function(x, *values), values)

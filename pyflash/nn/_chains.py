@@ -1,0 +1,165 @@
+"""Modules, one behind the other, that run as one: a convolution, a batch norm and an activation, or two of these; a Linear
+and an activation.
+
+In evaluation the batch norm is folded into the weight of the convolution; in training it takes the activation into its own
+pass. Nothing is kept between calls: the folded weight is made of the parameters and buffers as they are now, and gradients
+go through it to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import pyflash.functional as F
+from pyflash.nn._fuse import activation_of, is_activation
+from pyflash.nn._twins import ORIGINALS, class_of, is_bare
+from pyflash.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, normalise
+from pyflash.nn.conv import Conv1d, Conv2d, Conv3d, convolve
+from pyflash.nn.linear import Linear
+from pyflash.ops.core.backends import _state
+from pyflash.ops.core.dtypes import HALVES, acc_dtype
+from pyflash.ops.pointwise.argument import ActivationArgument
+
+# A convolution's class, and that of the batch norm of its rank.
+_NORM_OF: dict[type, type] = {Conv1d: BatchNorm1d, Conv2d: BatchNorm2d, Conv3d: BatchNorm3d}
+_NORMS = tuple(_NORM_OF.values())
+_RANK = {cls: rank for rank, pair in enumerate(_NORM_OF.items(), 1) for cls in pair}
+
+FOLDED, FUSED = "folded into", "fused into"
+
+
+class Chain(NamedTuple):
+    """Bare modules of ours (is_bare), in the order in which they are called; one that is absent is None."""
+
+    linear: Linear | None
+    conv: Any
+    norm: Any
+    last: torch.nn.Module | None  # the module of the activation
+    activation: ActivationArgument
+
+    @property
+    def head(self) -> torch.nn.Module:
+        return self.modules[0]
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        return [module for module in self[:4] if module is not None]
+
+    def without_conv(self) -> Chain:
+        return self._replace(conv=None)
+
+    def inner(self, is_folded: bool) -> dict[torch.nn.Module, str]:
+        """What becomes of the modules that run as part of the head."""
+        if self.norm is self.head:
+            return {} if self.last is None else {self.last: FUSED}
+        if self.norm is not None and not is_folded:
+            return {}  # the head is called; what is behind it is a chain of its own
+        found = dict.fromkeys(self.modules[1:], FUSED)
+        return found if self.norm is None else {**found, self.norm: FOLDED}
+
+    def folds(self) -> bool:
+        """In the mode its modules are in: is the batch norm an affine function of each channel, which a weight can take?"""
+        conv, norm = self.conv, self.norm
+        if conv is None or norm is None or norm.training or norm.running_mean is None or norm.running_var is None:
+            return False
+        dtype = conv.weight.dtype
+        types = (dtype, torch.float32) if dtype in HALVES else (dtype,)
+        given = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        return norm.num_features == conv.out_channels and all([t is None or t.dtype in types for t in given])
+
+
+def chain_of(modules: Sequence[torch.nn.Module]) -> Chain | None:
+    """The longest chain of two or three modules that the first of these begin; None where they are to be called."""
+    head = modules[0]
+    cls = type(head)
+    if (cls not in _RANK and cls is not Linear) or not is_bare(head, cls):
+        return None
+    found: dict[str, Any] = dict(linear=None, conv=None, norm=None, last=None, activation=None)
+    found["linear" if cls is Linear else "conv" if cls in _NORM_OF else "norm"] = head
+    if "_conv_forward" in vars(head):
+        return None
+    at = 1
+    if cls in _NORM_OF and at < len(modules) and is_bare(modules[at], _NORM_OF[cls]):
+        found["norm"] = modules[at]
+        at += 1
+    if at < len(modules) and type(modules[at]) in ORIGINALS:
+        activation = activation_of(modules[at])
+        if activation is not None:
+            found.update(last=modules[at], activation=activation)
+            at += 1
+    return Chain(**found) if at > 1 else None
+
+
+def chains_of(modules: Sequence[torch.nn.Module]) -> Iterator[Chain]:
+    """Those that a Sequential of these runs."""
+    at = 0
+    while at < len(modules):
+        chain = chain_of(modules[at : at + 3])
+        at += 1 if chain is None else len(chain.modules)
+        if chain is not None:
+            yield chain
+
+
+def may_be_chained(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    """May these two run as one when they are of our classes, as they are or will be?"""
+    first, second = (ORIGINALS.get(class_of(module), class_of(module)) for module in (a, b))
+    rank = next((n for n in (1, 2, 3) if first in _classes("Conv", n)), None)
+    if rank is not None and second in _classes("BatchNorm", rank):
+        return True
+    heads = [cls for n in (1, 2, 3) for cls in (*_classes("Conv", n), *_classes("BatchNorm", n))]
+    return first in (torch.nn.Linear, torch.nn.LazyLinear, *heads) and is_activation(second)
+
+
+def _classes(name: str, rank: int) -> tuple[type, type]:
+    return getattr(torch.nn, f"{name}{rank}d"), getattr(torch.nn, f"Lazy{name}{rank}d")
+
+
+def run(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """What calling its modules one after the other gives; `residual` is added before the activation."""
+    linear, conv, norm, _, activation = chain
+    if linear is not None:
+        return F.linear_act(input, linear.weight, linear.bias, activation)
+    if conv is not None and (norm is None or _is_worth_folding(chain, input)):
+        return run_folded(chain, input, residual)
+    if conv is not None:
+        return run(chain.without_conv(), conv(input), residual)
+    if chain.last is None and residual is None:
+        return norm(input)
+    return normalise(norm, input, F.batch_norm_act, activation=activation, residual=residual)
+
+
+def run_folded(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """As `run`, in one call: with the batch norm, if there is one, in the weight of the convolution."""
+    conv, norm = chain.conv, chain.norm
+    weight, bias = (conv.weight, conv.bias) if norm is None else folded(conv, norm)
+    return convolve(conv, F.conv_bias_act, input, weight, bias, activation=chain.activation, residual=residual)
+
+
+def _is_worth_folding(chain: Chain, input: Tensor) -> bool:
+    """Is a pass over the weight, and one to read what it wrote, less than the pass over the result that it saves?"""
+    # The torch backend is the reference, to the bit. Without a batch, BatchNorm1d reads the result's channels as one.
+    if _state.wish == "torch" or input.dim() != _RANK[type(chain.conv)] + 2 or not chain.folds():
+        return False
+    if torch.compiler.is_exporting():  # sizes are not known yet
+        return True
+    positions = input.shape[0] * prod(input.shape[2:]) // prod(chain.conv.stride)
+    return positions * chain.conv.out_channels >= 2 * chain.conv.weight.numel()
+
+
+def folded(conv, norm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that gives what `norm`, in evaluation, makes of the result of `conv`:
+    weight gamma / sqrt(var + eps) and beta + (bias - mean) gamma / sqrt(var + eps). Jacob et al. 2018, arXiv:1712.05877,
+    section 3.2."""
+    wide = acc_dtype(conv.weight.dtype)
+    scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    weight = conv.weight * scale.view(-1, *[1] * (conv.weight.dim() - 1))
+    mean = norm.running_mean.to(wide)
+    bias = (-mean if conv.bias is None else conv.bias - mean) * scale
+    bias = bias if norm.bias is None else bias + norm.bias
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
