@@ -211,8 +211,9 @@ def span_of(tensor: torch.Tensor) -> int:
 
 
 def poisoned(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and type, full of NaN, with guard elements behind it."""
+    """A tensor of the same shape, strides and type, full of NaN, with guard elements behind it; no view, which a result in
+    use is not either."""
     span = span_of(tensor)
     memory = torch.full((span + GUARD,), GUARD_VALUE, dtype=tensor.dtype, device=tensor.device)
     memory[:span] = float("nan") if tensor.dtype.is_floating_point else 85
-    return memory.as_strided(tensor.shape, tensor.stride())
+    return memory.new_empty(0).set_(memory.untyped_storage(), 0, tensor.shape, tensor.stride())
