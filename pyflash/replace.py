@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 import pyflash.nn as nn
 from pyflash._observe import observe
-from pyflash.nn import _chains
+from pyflash.nn import _blocks, _chains
 from pyflash.nn._fuse import row_of
 from pyflash.nn._twins import ASKS_FOR, ORIGINALS, TWINS, class_of, holds_own_forward, is_bare, set_class
 from pyflash.ops.core import backends
@@ -56,7 +56,7 @@ def replace(model: torch.nn.Module, *, only=None, exclude=(), dry_run: bool = Fa
     _expect_module("replace", model)
     wanted = None if only is None else _Patterns("only", only)
     unwanted = _Patterns("exclude", () if exclude is None else exclude)
-    left, planned = {}, []
+    left, planned, blocks = {}, [], []
     for name, module in model.named_modules():
         # Both are asked about every module, so that a name that matches nothing is noticed.
         chosen = wanted is None or wanted.match(name, module)
@@ -67,6 +67,8 @@ def replace(model: torch.nn.Module, *, only=None, exclude=(), dry_run: bool = Fa
                 left[name] = why
             else:
                 planned.append(module)
+        elif chosen and not excluded and _blocks.may_be_fused(module):
+            blocks.append(module)
     for patterns in (wanted, unwanted):
         if patterns is not None:
             patterns.expect_all_matched()
@@ -74,6 +76,8 @@ def replace(model: torch.nn.Module, *, only=None, exclude=(), dry_run: bool = Fa
     if not dry_run:
         for module in planned:
             set_class(module, TWINS[class_of(module)])
+        for module in blocks:
+            _blocks.fuse(module)
     return model
 
 
@@ -86,6 +90,7 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     for module in model.modules():
         if class_of(module) in ORIGINALS:
             set_class(module, ORIGINALS[class_of(module)])
+        _blocks.unfuse(module)
     _left.pop(model, None)
     return model
 
@@ -263,12 +268,17 @@ def _has_chain(sequential) -> bool:
     return any(map(_chains.may_be_chained, children, children[1:]))
 
 
+def _chains_in(module) -> Iterable[_chains.Chain]:
+    if class_of(module) is nn.Sequential:
+        return _chains.chains_of(list(module))
+    return _blocks.chains_in(module) if _blocks.is_fused(module) else ()
+
+
 def _chained(model, observed) -> dict[torch.nn.Module, str]:
     """Of modules that are not called where a chain of theirs runs: in which module's kernel they are."""
     found: dict[torch.nn.Module, set] = {} if observed is None else observed.chained
     if observed is None:
-        sequentials = [module for module in model.modules() if class_of(module) is nn.Sequential]
-        for chain in (chain for module in sequentials for chain in _chains.chains_of(list(module))):
+        for chain in (chain for module in model.modules() for chain in _chains_in(module)):
             if chain.conv is not None and chain.norm is not None and not chain.folds():
                 chain = chain.without_conv()
             for module, what in chain.inner(chain.folds()).items():

@@ -22,6 +22,7 @@ from pyflash.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, normalis
 from pyflash.nn.conv import Conv1d, Conv2d, Conv3d, convolve
 from pyflash.nn.linear import Linear
 from pyflash.ops.core.backends import _state
+from pyflash.ops.core.checks import spread
 from pyflash.ops.core.dtypes import HALVES, acc_dtype
 from pyflash.ops.pointwise.argument import ActivationArgument
 
@@ -73,8 +74,8 @@ class Chain(NamedTuple):
         return norm.num_features == conv.out_channels and all([t is None or t.dtype in types for t in given])
 
 
-def chain_of(modules: Sequence[torch.nn.Module]) -> Chain | None:
-    """The longest chain of two or three modules that the first of these begin; None where they are to be called."""
+def chain_of(modules: Sequence[torch.nn.Module], least: int = 2) -> Chain | None:
+    """The longest chain of `least` to three modules that the first of these begin; None where they are to be called."""
     head = modules[0]
     cls = type(head)
     if (cls not in _RANK and cls is not Linear) or not is_bare(head, cls):
@@ -92,7 +93,7 @@ def chain_of(modules: Sequence[torch.nn.Module]) -> Chain | None:
         if activation is not None:
             found.update(last=modules[at], activation=activation)
             at += 1
-    return Chain(**found) if at > 1 else None
+    return Chain(**found) if at >= least else None
 
 
 def chains_of(modules: Sequence[torch.nn.Module]) -> Iterator[Chain]:
@@ -128,7 +129,7 @@ def run(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return run_folded(chain, input, residual)
     if conv is not None:
         return run(chain.without_conv(), conv(input), residual)
-    if chain.last is None and residual is None:
+    if activation is None and residual is None:
         return norm(input)
     return normalise(norm, input, F.batch_norm_act, activation=activation, residual=residual)
 
@@ -147,7 +148,8 @@ def _is_worth_folding(chain: Chain, input: Tensor) -> bool:
         return False
     if torch.compiler.is_exporting():  # sizes are not known yet
         return True
-    positions = input.shape[0] * prod(input.shape[2:]) // prod(chain.conv.stride)
+    stride = spread(chain.conv.stride, input.dim() - 2) or (1,)  # of whatever a user made it
+    positions = input.shape[0] * prod(input.shape[2:]) // prod(stride)
     return positions * chain.conv.out_channels >= 2 * chain.conv.weight.numel()
 
 

@@ -151,27 +151,17 @@ def test_whole_models(name, backend):
     assert pyflash.restore(ours) is ours and classes(ours) == before
 
 
-# What a ResNet consists of beside its convolutions: the operation of each class, and how often a forward asks for it.
-OF_A_RESNET = {
-    "BatchNorm2d": ("batch_norm", 10),
-    "ReLU": ("relu", 9),
-    "MaxPool2d": ("max_pool2d", 1),
-    "AdaptiveAvgPool2d": ("adaptive_avg_pool2d", 1),
-    "Linear": ("linear", 1),
-}
-
-
 @pytest.mark.parametrize("backend", backend_params("cpu"))
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_a_resnet_is_ours_but_for_its_convolutions(layout, backend):
+def test_a_resnet_is_ours(layout, backend):
     """Outputs, gradients, running statistics and the report, in training and evaluation."""
     theirs, x = ResNet(), torch.randn(3, 3, 45, 37).to(memory_format=layout)
     ours = pyflash.replace(copy.deepcopy(theirs))
     for name, module in theirs.named_modules():
-        kind = type(module).__name__
-        if kind in OF_A_RESNET:
-            assert type(ours.get_submodule(name)) is getattr(nn, kind), name
+        if type(module) in TWINS and name not in ("layer1", "layer2"):
+            assert type(ours.get_submodule(name)) is TWINS[type(module)], name
     assert_same(ours, theirs, [x], backends=(backend,))
+    norms = [name for name, module in theirs.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for training in (True, False):
         ours.train(training).load_state_dict(theirs.train(training).state_dict())
         with use(backend):
@@ -179,16 +169,17 @@ def test_a_resnet_is_ours_but_for_its_convolutions(layout, backend):
         theirs(x)
         torch.testing.assert_close(list(ours.buffers()), list(theirs.buffers()))
         calls = Counter()
-        for name, module in theirs.named_modules():
-            kind = type(module).__name__
-            if kind in OF_A_RESNET and rows[name].reason == "folded into layer2.0.downsample.0":
-                calls[kind] += 1
-            elif kind in OF_A_RESNET:
-                assert rows[name].backend == "cpu" and not rows[name].reason, rows[name]
-                (took,) = rows[name].took
-                assert (took["operation"], took["backend"]) == (OF_A_RESNET[kind][0], "cpu")
-                calls[kind] += took["calls"]
-        assert calls == {kind: calls for kind, (_, calls) in OF_A_RESNET.items()}
+        for row in rows.values():
+            for call in row.took:
+                assert call["backend"] == "cpu", row
+                calls[call["operation"]] += call["calls"]
+        folded = sum(rows[name].reason.startswith("folded into") for name in norms)
+        fused = sum(rows[name].reason.count("fused into") for name in rows if name.endswith("relu"))
+        assert fused == 9 and len(norms) == 10
+        assert calls["conv2d"] + calls["conv_bias_act"] == 10 and calls["relu"] == 0
+        assert calls["batch_norm"] + calls["batch_norm_act"] == 10 - folded
+        assert (folded == 0) == training and calls["conv_bias_act"] == folded
+        assert calls["max_pool2d"] == calls["adaptive_avg_pool2d"] == calls["linear"] == 1
 
 
 def test_every_linear_is_an_instance_of_ours():
