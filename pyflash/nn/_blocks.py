@@ -8,7 +8,10 @@ no record speaks for a call. Recorded is only what reads nothing but tensors, ch
 from __future__ import annotations
 
 import copyreg
+import dis
+import inspect
 import operator
+import threading
 from collections.abc import Iterator
 from functools import lru_cache, wraps
 from types import FunctionType
@@ -23,7 +26,7 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.nn import _chains
 from pyflash.nn._chains import Chain, chain_of
 from pyflash.nn._fuse import activation_of
-from pyflash.nn._twins import ORIGINALS, _scriptable, class_of, set_class
+from pyflash.nn._twins import FUSED_OF, ORIGINALS, _scriptable, class_of, set_class
 from pyflash.ops.conv.geometry import of_conv
 from pyflash.ops.core.checks import device_type
 from pyflash.ops.pointwise.argument import ActivationArgument
@@ -31,7 +34,11 @@ from pyflash.ops.pointwise.argument import ActivationArgument
 CONVS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 _NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 _MODULES = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "functional": torch.nn.functional}
-_FUNCTIONS = {row.function for row in ACTIVATIONS.values()} | {"add", "cat", "flatten", "inplace"}
+# What may be read of torch and of tensors: it neither draws numbers nor keeps anything.
+_TENSORS = {row.function for row in ACTIVATIONS.values()} | set(
+    "adaptive_avg_pool2d add avg_pool2d cat chunk contiguous dropout flatten interpolate max_pool2d mean pad permute reshape"
+    " shape size softmax squeeze sum transpose unsqueeze view".split()
+)
 _PLAIN = (bool, int, float, str, type(None))
 _ADDS = (operator.add, operator.iadd, torch.add)
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module())) - {"training"}
@@ -52,7 +59,8 @@ class Variant(NamedTuple):
 
     def chain(self, block: torch.nn.Module) -> Chain | None:
         """What these are with the children that the block has now; None where they are to be called."""
-        modules = [block._modules[name] for name in self.modules]
+        children: dict[str, Any] = block._modules
+        modules = [children[name] for name in self.modules]
         chain = chain_of(modules, least=1)
         if chain is None or len(chain.modules) != len(modules):
             return None
@@ -65,7 +73,7 @@ class Variant(NamedTuple):
         chain = chain if self.activation is None else chain._replace(activation=self.activation)
         if chain.linear is not None and (self.residual is not None or chain.activation is None):
             return None
-        return chain if all([_keeps_its_input(block._modules[name]) for name in self.between]) else None
+        return chain if all([_keeps_its_input(children[name]) for name in self.between]) else None
 
 
 def _keeps_its_input(module: torch.nn.Module) -> bool:
@@ -219,21 +227,8 @@ def _in_place(function):
     return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-):
+_OPERATORS = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+for _name in _OPERATORS.split():
     setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
@@ -245,49 +240,64 @@ class _Tracer(torch.fx.Tracer):
         return True
 
 
+def _is_torchs(name: str, value) -> bool:
+    """Is this, called `name` where a forward stands, what torch calls so?"""
+    if name in _MODULES:
+        return value is _MODULES[name]
+    return name in _TENSORS and value in [getattr(module, name, None) for module in (torch, torch.nn.functional)]
+
+
 @lru_cache(maxsize=256)
-def _names_read(cls: type) -> tuple[str, ...] | None:
-    """The attributes that the forward of this class reads, or None where it may depend on anything else than those and its
-    arguments."""
-    names: set[str] = set()
-    methods = ["forward"]
-    for method in methods:
+def _names_read(cls: Any, forward) -> tuple[str, ...] | None:
+    """The attributes that the forward of this class reads, of whatever, and its methods; None where it may depend on
+    anything else than those and its arguments, or does more than to compute a result."""
+    names = dict.fromkeys(["forward"])
+    for method in (methods := ["forward"]):
         function = getattr(cls, method)
-        code = getattr(function, "__code__", None)
-        if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__") or code.co_freevars:
+        if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__") or function.__defaults__:
             return None
-        if function.__defaults__ or code.co_flags & 0x0C or code.co_kwonlyargcount:  # *args, **kwargs
+        code = function.__code__
+        if code.co_freevars or code.co_kwonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
             return None
         if any(type(constant) is type(code) for constant in code.co_consts):
             return None
-        for name in code.co_names:
-            if name in _MODULES:
-                if function.__globals__.get(name, _MODULES[name]) is not _MODULES[name]:
-                    return None
-            elif isinstance(getattr(cls, name, None), FunctionType) and not hasattr(torch.nn.Module, name):
-                if name not in methods:
+        for instruction in dis.get_instructions(code):
+            name = instruction.argval
+            if instruction.opname in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "IMPORT_NAME"):
+                return None
+            if instruction.opname == "LOAD_GLOBAL" and not _is_torchs(name, function.__globals__.get(name)):
+                return None
+            if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and name not in names:
+                names[name] = None
+                if isinstance(getattr(cls, name, None), FunctionType) and not hasattr(torch.nn.Module, name):
                     methods.append(name)
-            elif name not in _FUNCTIONS:
-                names.add(name)
-    return tuple(sorted(names))
+    return tuple(names)
 
 
-def _state(block, names) -> tuple | None:
+def _state(block, cls, training: bool) -> tuple | None:
     """What a record of its forward depends on; None where that is not known."""
-    held, children, found = vars(block), block._modules, [block.training]
-    for name in names:
+    names = _names_read(cls, cls.forward)
+    held, children = vars(block), block._modules
+    found: list[Any] = [training]
+    for name in names or ():
         if name in children:
             found.append(children[name] is None)
-        elif type(held.get(name, found)) in _PLAIN and name not in _OF_EVERY_MODULE:
-            found += type(held[name]), held[name]
-        else:
+        elif name in held:
+            if name in _OF_EVERY_MODULE or type(held[name]) not in _PLAIN:
+                return None
+            found += [] if name == "training" else [type(held[name]), held[name]]
+        elif name == "forward" or (
+            not hasattr(torch.nn.Module, name) and isinstance(getattr(cls, name, None), FunctionType)
+        ):
+            found.append(getattr(cls, name))
+        elif not (name in _MODULES or name in _TENSORS) or hasattr(cls, name):
             return None
-    return tuple(found)
+    return None if names is None else tuple(found)
 
 
-def _recorded(block, cls) -> Record | None:
+def _recorded(block, cls, training: bool) -> Record | None:
     copied = cls.__new__(cls)
-    vars(copied).update(vars(block))
+    vars(copied).update(vars(block), training=training)
     children = {name: None if child is None else _Child() for name, child in block._modules.items()}
     copied._modules = children
     copied._parameters, copied._buffers = {}, {}
@@ -303,42 +313,42 @@ def _recorded(block, cls) -> Record | None:
 
 
 class Fused:
-    """In front of a class of the user's, `of`; its forward runs the record of the state that it is in, where there is one."""
+    """In front of a class of the user's; its forward runs the record of the state that it is in, where there is one."""
 
-    of: type[torch.nn.Module]
-    records: dict[tuple, Record | None]
+    _pyflash_of: type[torch.nn.Module]
+    _pyflash_records: dict[tuple, Record | None]
 
     def __reduce_ex__(self, protocol):
         made, args, *rest = super().__reduce_ex__(protocol)
-        if made is copyreg.__newobj__ and "records" in vars(args[0]):  # type: ignore[attr-defined]
-            made, args = _new, (args[0].of, *args[1:])
+        if made is copyreg.__newobj__ and FUSED_OF in vars(args[0]):
+            made, args = _new, (args[0]._pyflash_of, *args[1:])
         return made, args, *rest
 
-    def __prepare_scriptable__(self):
-        copied = self.of.__new__(self.of)
-        vars(copied).update(vars(self))
-        return _scriptable(copied)
+    def __prepare_scriptable__(self: Any):
+        return _scriptable(self)
 
 
 STATES = 16  # of a class
 
 
-def record_of(block) -> Record | None:
-    """The record of the forward of a block of ours in the state it is in."""
+def record_of(block, training: bool | None = None) -> Record | None:
+    """The record of the forward of a block of ours in the state it is in, or would be in that mode."""
     cls: Any = class_of(block)
-    names = _names_read(cls.of)
-    state = None if names is None else _state(block, names)
+    training = block.training if training is None else training
+    state = _state(block, cls._pyflash_of, training)
     if state is None:
         return None
-    if state not in cls.records:
-        if len(cls.records) >= STATES:
-            cls.records.clear()
-        cls.records[state] = _recorded(block, cls.of)
-    return cls.records[state]
+    if state not in cls._pyflash_records:
+        if threading.current_thread() is not threading.main_thread():
+            return None  # torch.fx patches torch.nn.Module while it records
+        if len(cls._pyflash_records) >= STATES:
+            cls._pyflash_records.clear()
+        cls._pyflash_records[state] = _recorded(block, cls._pyflash_of, training)
+    return cls._pyflash_records[state]
 
 
 @lru_cache(maxsize=256)
-def _fused(cls: Any) -> type:
+def _fused(cls: Any) -> Any:
     @wraps(cls.forward)  # torch.fx and torch.export read the signature
     def forward(self, *args, **kwargs):
         record = None
@@ -349,8 +359,8 @@ def _fused(cls: Any) -> type:
         return record.run(self, args)
 
     members = {
-        "of": cls,
-        "records": {},
+        FUSED_OF: cls,
+        "_pyflash_records": {},
         "forward": forward,
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
@@ -369,28 +379,36 @@ def is_fused(module: torch.nn.Module) -> bool:
 
 def may_be_fused(module: torch.nn.Module) -> bool:
     """Is it of a class of the user's, with a convolution or more among its children, and a forward that can be recorded?"""
-    cls = class_of(module)
+    cls: Any = class_of(module)
+    if is_fused(module):
+        return True
     if cls.__module__.split(".")[0] in ("torch", "pyflash") or "forward" in vars(module):
         return False
     if not any(ORIGINALS.get(class_of(child), class_of(child)) in CONVS for child in module.children()):
         return False
-    return is_fused(module) or _names_read(cls) is not None
+    if type(cls) is not type or any(
+        getattr(cls, name) is not getattr(torch.nn.Module, name) for name in ("__getattr__", "__getattribute__")
+    ):
+        return False
+    has_subclass_hook = hasattr(cls.__init_subclass__, "__func__")  # it would see the class that is made
+    return not has_subclass_hook and _state(module, cls, module.training) is not None
 
 
 def fuse(module: torch.nn.Module) -> None:
     """Gives the module the class that runs its chains as one, if it has any."""
     if is_fused(module):
         return
-    cls = class_of(module)
+    cls: Any = class_of(module)
     set_class(module, _fused(cls))
-    record = record_of(module)
-    if record is None or not any(record.variants.values()):
+    records = [record_of(module, training) for training in (True, False)]
+    if not any(record is not None and any(record.variants.values()) for record in records):
         unfuse(module)
 
 
 def unfuse(module: torch.nn.Module) -> None:
+    cls: Any = class_of(module)
     if is_fused(module):
-        set_class(module, class_of(module).of)
+        set_class(module, cls._pyflash_of)
 
 
 def chains_in(module: torch.nn.Module) -> list[Chain]:

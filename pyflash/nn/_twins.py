@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeGuard, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.modules import module as _torch_module
@@ -22,6 +23,11 @@ Constructor = TypeVar("Constructor", bound=Callable)
 TWINS: dict[type, type[torch.nn.Module]] = {}  # torch.nn class -> ours
 ORIGINALS: dict[type, type[torch.nn.Module]] = {}  # ours -> torch.nn class
 ASKS_FOR: dict[type, tuple[str, ...]] = {}  # ours -> operations of its forward
+
+FUSED_OF = "_pyflash_of"  # in a class that runs chains: the user's class that it was made of (nn/_blocks.py)
+
+# torch.jit.script remembers modules by their id, which another may get where one is dropped meanwhile.
+_made_of: WeakKeyDictionary[torch.nn.Module, torch.nn.Module] = WeakKeyDictionary()
 
 
 def twin(*operations: str, of: type[torch.nn.Module] | None = None) -> Callable[[Class], Class]:
@@ -74,8 +80,10 @@ def _scriptable(module: torch.nn.Module) -> torch.nn.Module:
     copied = module.__new__(type(module))
     vars(copied).update(vars(module))
     copied._modules = {name: child if child is None else _scriptable(child) for name, child in module._modules.items()}
-    if class_of(copied) in ORIGINALS:
-        set_class(copied, ORIGINALS[class_of(copied)])
+    original = ORIGINALS.get(class_of(copied)) or vars(class_of(copied)).get(FUSED_OF)
+    if original is not None:
+        set_class(copied, original)
+    _made_of[copied] = module
     return copied
 
 

@@ -127,6 +127,11 @@ def test_the_state_is_its_own():
             change(model)
         with use("cpu"):
             torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    theirs, ours = pair("inverted")
+    for model in (theirs, ours):
+        model.eval().forward = lambda x, model=model: model.bn1(model.expand(x))
+    with use("cpu"):
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
     theirs, ours = pair("basic, strided")
     for model in (theirs, ours):
         model.eval().downsample = None
@@ -194,12 +199,38 @@ class Asks(Own):
         return self.act(self.bn(self.conv(x))) if isinstance(x, torch.Tensor) else x
 
 
+FLAG = True
+
+
+class ReadsAGlobal(Own):
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x))) if FLAG else x
+
+
+class KeepsAList(Own):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        y = self.act(self.bn(self.conv(x)))
+        self.seen.append(y)
+        return y
+
+
+class IsToldOfSubclasses(Inverted):
+    def __init_subclass__(cls):
+        raise AssertionError
+
+
 class CallsSuper(Inverted):
     def forward(self, x):
         return super().forward(x)
 
 
-LEFT = [Random, Values, Counts, Optional, ReadsAChild, Asks, CallsSuper]
+LEFT = [
+    Random, Values, Counts, Optional, ReadsAChild, Asks, ReadsAGlobal, KeepsAList, IsToldOfSubclasses, CallsSuper,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("cls", LEFT)
@@ -269,6 +300,7 @@ def test_copies_pickles_and_scripts():
             torch.testing.assert_close(copied(x), expected, rtol=1e-4, atol=1e-4)
     assert type(pyflash.restore(copies[0])) is Bottleneck and _blocks.is_fused(ours)
     torch.testing.assert_close(torch.jit.script(ours)(x), expected, rtol=1e-4, atol=1e-4)
+    torch.jit.script(pyflash.replace(ResNet()).eval())(torch.randn(1, 3, 33, 33))
     torch.testing.assert_close(torch.jit.trace(ours, x)(x), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.fx.symbolic_trace(ours)(x), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.export.export(ours, (x,)).module()(x), expected, rtol=1e-4, atol=1e-4)
