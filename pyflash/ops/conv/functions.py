@@ -286,8 +286,7 @@ def conv_bias_act(
 
     def torchs():
         y = getattr(F, f"conv{n}d")(input, weight, bias, *options)
-        if residual is not None:
-            y = y + _expanded(cast_by_autocast((residual,))[0], y.shape)
-        return activated_in_turn(y, of)
+        added = None if residual is None else _expanded(cast_by_autocast((residual,))[0], y.shape)
+        return activated_in_turn(y, added, of)
 
     return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options)

@@ -57,7 +57,7 @@ def _expect_fit(operation, input, training, eps, **parameters) -> None:
 
 def _torchs(input, residual, activation, *args):
     y = F.batch_norm(input, *args)
-    return activated_in_turn(y if residual is None else y + residual, activation)
+    return activated_in_turn(y, residual, activation)
 
 
 def _batch_norm(operation, refused, input, residual, activation, running_mean, running_var, weight, bias, training, momentum, eps):  # fmt: skip

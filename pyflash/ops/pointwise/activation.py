@@ -12,7 +12,7 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.auto import pointwise as auto
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
+from pyflash.ops.core.checks import NOT_PLAIN, PLAIN_TYPES, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op
@@ -197,15 +197,20 @@ def activate(name: str, input, torch_function, parameters=(), inplace: bool = Fa
     return input.copy_(activation_fwd(input.clone() if needs_x else input, name, *values, backend))
 
 
-def activated_in_turn(z, of: Resolved):
-    """The activation of what torch's function has just made and nobody else holds, by the activation's own rules; torch's
-    works in place, where no gradient needs `z`."""
+def activated_in_turn(z, residual, of: Resolved):
+    """activation(z + residual) of what torch's function has just made and nobody else holds, by the activation's own rules;
+    torch's sum and activation work in place, where no gradient needs `z` as it is."""
+    is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    may_write = type(z) is torch.Tensor and not is_traced
+    if residual is not None:
+        fits = may_write and type(residual) in PLAIN_TYPES and (z.shape, z.dtype) == (residual.shape, residual.dtype)
+        z = z.add_(residual) if fits else z + residual
     name, *given = of
     if not name or not isinstance(z, torch.Tensor):
         return activated(z, of)
     row = ACTIVATIONS[name]
     values = given[: len(row.parameters)]
     is_needed = _needs_gradient(z) and (row.saves == "x" or row.allowed_inplace is not None)
-    in_place = row.inplace and not is_needed and not torch.compiler.is_compiling()
+    in_place = row.inplace and may_write and not is_needed
     function = partial(getattr(F, row.function), inplace=True) if in_place else row.reference
     return activate(name, z, lambda x: function(x, *values), values)
