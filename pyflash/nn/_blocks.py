@@ -12,6 +12,7 @@ import dis
 import inspect
 import operator
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache, wraps
 from types import FunctionType
@@ -56,6 +57,10 @@ class Variant(NamedTuple):
     residual: Node | None
     ends_behind_residual: bool  # with a child
     activation: ActivationArgument  # of a function at the end
+
+    @property
+    def input(self) -> Any:
+        return self.nodes[0].args[0]
 
     def chain(self, block: torch.nn.Module) -> Chain | None:
         """What these are with the children that the block has now; None where they are to be called."""
@@ -140,8 +145,8 @@ class Record:
         found: dict[Node, tuple[Variant, Chain]] = {}
         done: set[Node] = set()
         for node in self.nodes:
-            for variant in self.variants[node] if node not in done else ():
-                chain = variant.chain(block)
+            for variant in self.variants[node]:
+                chain = variant.chain(block) if done.isdisjoint(variant.nodes) else None
                 if chain is not None:
                     done.update(variant.nodes)
                     found[variant.nodes[-1]] = variant, chain
@@ -153,28 +158,30 @@ class Record:
         values: dict[Node, Any] = {}
         given, due = iter(args), self.chains(block)
         waiting = {node for variant, _ in due.values() for node in variant.nodes[:-1]}
+        kept = Counter(variant.input for variant, _ in due.values())  # which others may be the last to read
         for node in self.nodes:
             if node.op == "placeholder":
                 values[node] = next(given)
             elif node.op == "output":
                 return _filled(node.args[0], values)
             elif node in due:
-                self._run_chain(*due[node], block, values)
+                self._run_chain(*due[node], block, values, kept)
             elif node not in waiting:
-                self._call(node, block, values)
+                self._call(node, block, values, kept)
 
-    def _run_chain(self, variant, chain, block, values):
-        input = values[variant.nodes[0].args[0]]
+    def _run_chain(self, variant, chain, block, values, kept):
+        input = values[variant.input]
+        kept[variant.input] -= 1
         residual = None if variant.residual is None else values[variant.residual]
         if not _fits(chain, input, residual):
             for node in variant.nodes:
-                self._call(node, block, values)
+                self._call(node, block, values, kept)
             return
         values[variant.nodes[-1]] = _chains.run(chain, input, residual)
         for node in variant.nodes:
-            self._forget(node, values)
+            self._forget(node, values, kept)
 
-    def _call(self, node, block, values):
+    def _call(self, node, block, values, kept):
         args, kwargs = _filled(node.args, values), _filled(node.kwargs, values)
         if node.op == "call_module":
             values[node] = block._modules[node.target](*args, **kwargs)
@@ -182,11 +189,12 @@ class Record:
             values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
         else:
             values[node] = node.target(*args, **kwargs)
-        self._forget(node, values)
+        self._forget(node, values, kept)
 
-    def _forget(self, node, values):
+    def _forget(self, node, values, kept):
         for read in self.last_read[node]:
-            values.pop(read, None)
+            if not kept[read]:
+                values.pop(read, None)
 
 
 def _filled(arguments, values):
@@ -296,20 +304,19 @@ def _state(block, cls, training: bool) -> tuple | None:
 
 
 def _recorded(block, cls, training: bool) -> Record | None:
-    copied = cls.__new__(cls)
+    copied = object.__new__(cls)
     vars(copied).update(vars(block), training=training)
     children = {name: None if child is None else _Child() for name, child in block._modules.items()}
     copied._modules = children
     copied._parameters, copied._buffers = {}, {}
-    before = dict(vars(copied))
     try:
         graph = _Tracer().trace(copied)
     except Exception:  # whatever its forward does with what is no tensor
         return None
-    has_others = any(
-        node.op == "get_attr" or (node.op == "call_module" and node.target not in children) for node in graph.nodes
-    )
-    return None if has_others or vars(copied) != before else Record(graph)
+    for node in graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_module" and node.target not in children):
+            return None
+    return Record(graph)
 
 
 class Fused:

@@ -69,7 +69,25 @@ def projected():
     return torch.nn.Sequential(torch.nn.Conv2d(4, 8, 1, 2, bias=False), torch.nn.BatchNorm2d(8))
 
 
+class Branches(torch.nn.Module):
+    """Whose input is read for the last time before the chain that begins with it has run."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4)
+        self.conv3, self.bn3 = torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4)
+        self.act = torch.nn.SiLU()
+
+    def forward(self, x):
+        x = self.act(self.bn3(self.conv3(x)))
+        y = self.bn1(self.conv1(x))
+        z = self.bn2(self.conv2(x))
+        return self.act(y + z)
+
+
 BLOCKS = {
+    "branches": Branches,
     "basic": lambda: Block(4, 4, 1),
     "basic, strided": lambda: Block(4, 8, 2),
     "bottleneck": lambda: Bottleneck(4, 2),
@@ -77,7 +95,7 @@ BLOCKS = {
     "inverted": Inverted,
 }
 EVALUATED = {  # what runs where everything is folded
-    "basic": 2, "basic, strided": 3, "bottleneck": 3, "bottleneck, strided": 4, "inverted": 3,
+    "branches": 3, "basic": 2, "basic, strided": 3, "bottleneck": 3, "bottleneck, strided": 4, "inverted": 3,
 }  # fmt: skip
 
 
