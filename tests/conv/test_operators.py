@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, conv_weight_grad
 from pyflash.ops.pointwise.argument import NO_ACTIVATION, resolve
-from tests.conv.convs import BACKENDS, FORMATS, assert_sums_within, by_definition, laid_out, lengths_of
+from tests.conv.convs import BACKENDS, FORMATS, OF_FLOAT64, assert_sums_within, by_definition, laid_out, lengths_of
 
 CASES = [  # sizes of x, kernel, y; stride, padding, dilation, groups, layout, why it is here
     ((5, 6), (3, 2), (4, 3), (2, 1), (1, 0), (1, 2), 2, "contiguous", "groups, everything uneven"),
@@ -110,7 +110,7 @@ def differentiable_calls(x, weight, dy, size, options, name):
     yield lambda *t: conv_fwd(*t, size, *options, tanh, name), (x, weight, bias, residual)
 
 
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "triton"])
+@pytest.mark.parametrize("backend", OF_FLOAT64)
 def test_gradients_of_gradients(backend):
     for inputs, kernel, size, *options, groups, layout, why in CASES:
         tensors = case(inputs, kernel, size, groups, layout, torch.float64)
