@@ -390,7 +390,8 @@ def test_compile_and_export(backend):
     """One graph with our operators in it, also of sizes that change; and a program of them."""
     name = backend.partition(":")[0]
     x, weight, up = torch.randn(2, 4, 9, 10), torch.randn(6, 4, 3, 2), torch.randn(6, 4, 3, 3)
-    for t in (x, weight, up):
+    last = x.to(memory_format=torch.channels_last)
+    for t in (x, last, weight, up):
         t.requires_grad_()
 
     def function(x, weight, up):
@@ -398,16 +399,17 @@ def test_compile_and_export(backend):
         y = PF.conv2d(y, weight.transpose(0, 1), stride=2, padding=[1, 1])
         return PF.conv_transpose2d(y, up.transpose(0, 1), stride=2, output_padding=1)
 
-    def results(function):
+    def results(function, x):
         y = function(x, weight, up)
         return y.detach(), *torch.autograd.grad(y.square().sum(), (x, weight, up))
 
     with use(backend):
-        expected = results(function)
         torch._dynamo.reset()
-        compiled = results(torch.compile(function, fullgraph=True, backend="aot_eager"))
-        for a, b in zip(compiled, expected):
-            torch.testing.assert_close(a, b)
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for image in (x, last):
+            for a, b in zip(results(compiled, image), results(function, image)):
+                torch.testing.assert_close(a, b)
+                assert a.stride() == b.stride()
         dynamic = torch.compile(lambda x: PF.conv2d(x, weight, padding=1), backend="aot_eager", dynamic=True)
         for width in (10, 13, 20):
             y = torch.randn(2, 4, 9, width)
