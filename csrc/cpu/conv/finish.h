@@ -42,13 +42,36 @@ struct Finish {
   }
 };
 
+// Any row of the table, as a call: a kernel of its own for each would be most of this library's code.
+template <class V>
+__attribute__((noinline)) V activate(const Activation& activation, V x) {
+  V y = x;
+  pointwise::for_activation(activation, [&](auto act) { y = act.forward(x); });
+  return y;
+}
+struct AnyActivation {
+  Activation activation;
+  template <class V>
+  PF_MEMBER V forward(V x) const {
+    return activate(activation, x);
+  }
+};
+
+template <class Act>
+constexpr bool kIsRelu = false;
+template <>
+inline constexpr bool kIsRelu<pointwise::Relu> = true;
+
 template <class S, class F>
 PF_INLINE void for_finish(const Conv& p, F f) {
   auto with = [&](auto act) {
     f(Finish<S, decltype(act)>{(const S*)p.bias, (const S*)p.residual, (S*)p.y, (S*)p.preact, act});
   };
   if (p.activation.row < 0) return with(NoActivation{});
-  pointwise::for_activation(p.activation, with);
+  bool is_relu = false;
+  pointwise::for_activation(p.activation, [&](auto act) { is_relu = kIsRelu<decltype(act)>; });
+  if (is_relu) return with(pointwise::Relu{});
+  with(AnyActivation{p.activation});
 }
 
 }  // namespace
