@@ -1,4 +1,6 @@
 // Convolution: the three operations, each by columns or by rows as its tensors lie.
+#include "depthwise_planes.h"
+#include "depthwise_rows.h"
 #include "weight_grad.h"
 
 namespace PF_ISA::conv {
@@ -8,18 +10,39 @@ namespace {
 // Channels of what is written are adjacent: as columns they leave in whole vectors.
 PF_INLINE bool has_adjacent_channels(const ConvStrides& s, int64_t channels) { return s.channel == 1 && channels > 1; }
 
+constexpr int64_t kMaxDepthwiseRows = 8;  // channels of the result that read one channel
+
+enum Method { kByColumns, kByRows, kDepthwisePlanes, kDepthwiseRows };
+
+template <class S>
+Method method_of(const Correlation<S>& p) {
+  const bool has_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+  if (p.channels == 1 && p.rows <= kMaxDepthwiseRows) {
+    if (has_rows && p.rows == 1 && p.from_stride.channel == 1) return kDepthwiseRows;
+    if (!has_rows || p.groups > 1) return kDepthwisePlanes;
+  }
+  return has_rows ? kByRows : kByColumns;
+}
+
 template <class S, class F>
 void product(const Correlation<S>& p, void* workspace, const F& finish, int num_threads) {
-  if (has_adjacent_channels(p.to_stride, p.groups * p.rows))
-    rows_product(p, workspace, finish, num_threads);
-  else
-    columns_product(p, workspace, finish, num_threads);
+  switch (method_of(p)) {
+    case kByColumns: return columns_product(p, workspace, finish, num_threads);
+    case kByRows: return rows_product(p, workspace, finish, num_threads);
+    case kDepthwisePlanes: return depthwise_planes(p, workspace, finish, num_threads);
+    case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
+  }
 }
 
 template <class S>
 int64_t bytes_of(const Correlation<S>& p, int num_threads) {
-  return has_adjacent_channels(p.to_stride, p.groups * p.rows) ? RowsPlan<S>::plan(p, num_threads).bytes()
-                                                               : ColumnsPlan<S>::plan(p, num_threads).bytes();
+  switch (method_of(p)) {
+    case kByColumns: return ColumnsPlan<S>::plan(p, num_threads).bytes();
+    case kByRows: return RowsPlan<S>::plan(p, num_threads).bytes();
+    case kDepthwisePlanes: return DepthwisePlanesPlan<S>(p, num_threads).bytes();
+    case kDepthwiseRows: return DepthwiseRowsPlan<S>::plan(p, num_threads).bytes();
+  }
+  return 0;
 }
 
 // In the gradient of the weight the steps of the forward's sum are columns: are their vectors of channels or of places?
