@@ -26,7 +26,7 @@ struct BufferAxis {
   int64_t slot(int64_t tap) const { return tap % slots; }
   int64_t shift(int64_t tap) const { return tap * tap_step / step; }
   // What element 0 of a slot is, from where tap 0 of result 0 reads.
-  int64_t start(int64_t slot) const { return slot * tap_step % step; }
+  int64_t start(int64_t slot) const { return step == 1 ? 0 : slot * tap_step % step; }
 };
 
 // How results are cut into blocks, [rows][columns] of one plane, and the buffer of a block:
@@ -55,8 +55,7 @@ struct BlockPlan {
   int64_t blocks(const Correlation<S>& p) const { return p.axes[0].count * row_blocks * column_blocks; }
   // With what is read and written past the end.
   int64_t buffer_size(const Correlation<S>& p) const {
-    return round_up(p.axes[0].taps * height.slots * width.slots * slot_size() + (kMaxTileVectors + 1) * kLanes<T>,
-                    64);
+    return round_up(p.axes[0].taps * height.slots * width.slots * slot_size() + (kMaxTileVectors + 1) * kLanes<T>, 64);
   }
   int64_t offset(int64_t d, int64_t h, int64_t w) const {
     const int64_t slot = (d * height.slots + height.slot(h)) * width.slots + width.slot(w);
@@ -133,8 +132,7 @@ PF_INLINE void sum_vectors(const T* from, const Taps<T>& taps, T* out) {
 template <class T>
 void sum_row(const T* from, const Taps<T>& taps, int64_t count, T* out) {
   constexpr int lanes = kLanes<T>;
-  for (; count > 3 * lanes; count -= 4 * lanes, from += 4 * lanes, out += 4 * lanes)
-    sum_vectors<T, 4>(from, taps, out);
+  for (; count > 3 * lanes; count -= 4 * lanes, from += 4 * lanes, out += 4 * lanes) sum_vectors<T, 4>(from, taps, out);
   if (count > 2 * lanes) return sum_vectors<T, 3>(from, taps, out);
   if (count > lanes) return sum_vectors<T, 2>(from, taps, out);
   if (count > 0) sum_vectors<T, 1>(from, taps, out);
@@ -184,12 +182,12 @@ void sum_rows(const T* from, int64_t pitch, const Taps<T>& taps, int64_t width, 
 }
 
 template <class T>
-using SumRows = void (*)(const T* from, int64_t pitch, const Taps<T>& taps, int64_t width, int64_t count, T* out,
-                         int64_t out_pitch);
+using SumRowsOf = void (*)(const T* from, int64_t pitch, const Taps<T>& taps, int64_t width, int64_t count, T* out,
+                           int64_t out_pitch);
 
 // For one depth; null: row by row.
 template <class T>
-SumRows<T> sum_rows_of(const Axis (&axes)[kConvDims]) {
+SumRowsOf<T> sum_rows_of(const Axis (&axes)[kConvDims]) {
   if (axes[0].taps != 1 || axes[1].from_step != 1 || axes[1].tap_step != 1) return nullptr;
   switch (axes[1].taps) {
     case 3: return sum_rows<T, 3>;
@@ -229,8 +227,8 @@ void fill_offsets(const Correlation<S>& p, const BlockPlan<S>& plan, int64_t* of
       for (int64_t w = 0; w < p.axes[2].taps; w++) *offset++ = plan.offset(d, h, w);
 }
 
-template <class S, class F>
-void depthwise_planes(const Correlation<S>& p, void* workspace, const F& finish, int num_threads) {
+template <class S>
+void depthwise_planes(const Correlation<S>& p, void* workspace, const FinishRows<S>& finish, int num_threads) {
   typedef Acc<S> T;
   const DepthwisePlanesPlan<S> plan(p, num_threads);
   char* memory = (char*)workspace;
@@ -239,20 +237,21 @@ void depthwise_planes(const Correlation<S>& p, void* workspace, const F& finish,
   pack_rows(p, (T*)memory, plan.threads);
   fill_offsets(p, plan.block, (int64_t*)(memory + plan.weight_bytes));
   const int64_t taps = p.taps(), depth_taps = p.axes[1].taps * p.axes[2].taps, pitch = plan.block.pitch;
+  const int64_t row_step = p.axes[1].to_step * p.to_stride.spatial[1];
   const int64_t to_step = p.axes[2].to_step * p.to_stride.spatial[2], of_plane = plan.block.blocks(p);
-  const SumRows<T> sum_rows = sum_rows_of<T>(p.axes);
+  const SumRowsOf<T> sum_rows = sum_rows_of<T>(p.axes);
   parallel_tasks(plan.tasks, plan.threads, [&](int64_t task, int thread) {
     T* buffer = (T*)(memory + plan.weight_bytes + plan.offset_bytes + thread * plan.thread_bytes);
     T* sums = (T*)((char*)buffer + plan.buffer_bytes);
-    for (int64_t i = task * plan.task_blocks; i < min_of(plan.blocks, (task + 1) * plan.task_blocks); i++) {
-      const Block block(p, plan.block, i % of_plane);
-      const int64_t group = i / of_plane % p.groups, n = i / of_plane / p.groups;
+    int64_t i = task * plan.task_blocks, b = i % of_plane;
+    const int64_t last = min_of(plan.blocks, i + plan.task_blocks);
+    Block block(p, plan.block, b);
+    for (int64_t group = i / of_plane % p.groups, n = i / of_plane / p.groups; i < last; i++) {
       fill_buffer(p, plan.block, block, p.from + n * p.from_stride.outer + group * p.from_stride.channel, buffer);
       const int64_t first_tap = block.depth.begin * depth_taps, depths = block.depth.end - block.depth.begin;
       for (int64_t r = 0; r < p.rows; r++) {
         const int64_t channel = group * p.rows + r;
         const Taps<T> there = {offset + first_tap, weight + channel * taps + first_tap, depths * depth_taps};
-        const Vec<T> bias = splat<Vec<T>>(finish.bias_of(channel));
         for (int64_t done = 0, count; done < block.rows; done += count) {
           int64_t row = done;
           if (sum_rows && depths && block.rows >= kRowsAtOnce) {
@@ -263,15 +262,16 @@ void depthwise_planes(const Correlation<S>& p, void* workspace, const F& finish,
             count = 1;
             sum_row(buffer + row * pitch, there, block.columns, sums);
           }
-          Place place = {n, {block.j[0], block.j[1] + done, block.j[2]}};
-          for (int64_t k = done - row; k < done - row + count; k++, place.j[1]++) {
-            const int64_t to = place.to(p) + channel * p.to_stride.channel;
-            for (int64_t c = 0; c < block.columns; c += kLanes<T>)
-              finish(to + c * to_step, to_step, load(sums + k * plan.out_pitch + c) + bias,
-                     min_of(kLanes<T>, block.columns - c));
-          }
+          const Place place = {n, {block.j[0], block.j[1] + done, block.j[2]}};
+          finish({sums + (done - row) * plan.out_pitch, count, plan.out_pitch, block.columns,
+                  place.to(p) + channel * p.to_stride.channel, row_step, to_step, channel, false});
         }
       }
+      if (of_plane == 1 || ++b == of_plane) {
+        b = 0;
+        if (++group == p.groups) group = 0, n++;
+      }
+      if (of_plane > 1) block = Block(p, plan.block, b);
     }
   });
 }

@@ -63,6 +63,19 @@ struct TapWindow {
       : first{place.index(axes, 0), place.index(axes, 1)},
         d(first[0], axes[0].tap_step, axes[0].taps, axes[0].from),
         h(first[1], axes[1].tap_step, axes[1].taps, axes[1].from) {}
+
+  // Asks for what results [j, j + count) read that those of rows before have not.
+  template <class S>
+  void prefetch(const Correlation<S>& p, const S* image, int64_t j, int64_t count) const {
+    const Axis(&axes)[kConvDims] = p.axes;
+    const int64_t w = max_of(0, j * axes[2].from_step + axes[2].tap_first);
+    const int64_t end = min_of(axes[2].from, w + count * axes[2].from_step + axes[2].taps);
+    if (d.begin == d.end || axes[2].tap_step > 1) return;
+    const S* depth = image + (first[0] + (d.end - 1) * axes[0].tap_step) * p.from_stride.spatial[0];
+    for (int64_t t = max_of(h.begin, h.end - axes[1].from_step); t < h.end; t++)
+      prefetch_rows(depth + (first[1] + t * axes[1].tap_step) * p.from_stride.spatial[1] + w * p.from_stride.spatial[2],
+                    0, 1, (end - w) * p.from_stride.spatial[2]);
+  }
 };
 
 // Sums of kTile results and `channels` channels from `channel` on, to out[result][kChannelBlock].
@@ -102,6 +115,8 @@ void sum_tile(const Correlation<S>& p, const S* image, const TapWindow& window, 
 template <class S, int kTile>
 SumTile<S> sum_tile_of(const Axis& axis) {
   if (axis.tap_step == 1 && axis.from_step == 1) {
+    if (axis.taps == 1) return sum_tile<S, kTile, FixedTaps<1, 1>>;  // of phases of a gradient
+    if (axis.taps == 2) return sum_tile<S, kTile, FixedTaps<2, 1>>;
     if (axis.taps == 3) return sum_tile<S, kTile, FixedTaps<3, 1>>;
     if (axis.taps == 5) return sum_tile<S, kTile, FixedTaps<5, 1>>;
     if (axis.taps == 7) return sum_tile<S, kTile, FixedTaps<7, 1>>;
@@ -168,8 +183,8 @@ void pack_taps(const Correlation<S>& p, int64_t pitch, T* out, int threads) {
   });
 }
 
-template <class S, class F>
-void depthwise_rows(const Correlation<S>& p, void* workspace, const F& finish, int num_threads) {
+template <class S>
+void depthwise_rows(const Correlation<S>& p, void* workspace, const FinishRows<S>& finish, int num_threads) {
   typedef Acc<S> T;
   const DepthwiseRowsPlan<S> plan = DepthwiseRowsPlan<S>::plan(p, num_threads);
   char* memory = (char*)workspace;
@@ -187,15 +202,13 @@ void depthwise_rows(const Correlation<S>& p, void* workspace, const F& finish, i
       const int64_t to = place.to(p);
       for (int64_t j = 0; j < width; j += plan.tile) {
         const int64_t tile = min_of(j, width - plan.tile);  // the last one sums some once more
+        window.prefetch(p, image, tile + plan.tile, plan.tile);
         for (int64_t c = 0; c < p.groups; c += kChannelBlock) {
           const int64_t channels = min_of(kChannelBlock, p.groups - c);
-          sum(p, image, window, tile * p.axes[2].from_step + p.axes[2].tap_first, weight, plan.pitch, c, channels, sums);
-          for (int64_t o = j; o < min_of(width, j + plan.tile); o++)
-            for (int64_t i = 0; i < channels; i += kLanes<T>) {
-              const int64_t left = min_of(kLanes<T>, channels - i);
-              finish(to + o * to_step + c + i, 1,
-                     load(sums + (o - tile) * kChannelBlock + i) + finish.bias_of(c + i, left), left);
-            }
+          sum(p, image, window, tile * p.axes[2].from_step + p.axes[2].tap_first, weight, plan.pitch, c, channels,
+              sums);
+          finish({sums + (j - tile) * kChannelBlock, min_of(plan.tile, width - j), kChannelBlock, channels,
+                  to + j * to_step + c, to_step, 1, c, true});
         }
       }
     }

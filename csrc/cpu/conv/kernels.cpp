@@ -1,6 +1,5 @@
 // Convolution: the three operations, each by columns or by rows as its tensors lie.
-#include "depthwise_planes.h"
-#include "depthwise_rows.h"
+#include "depthwise_weight_grad.h"
 #include "weight_grad.h"
 
 namespace PF_ISA::conv {
@@ -29,8 +28,8 @@ void product(const Correlation<S>& p, void* workspace, const F& finish, int num_
   switch (method_of(p)) {
     case kByColumns: return columns_product(p, workspace, finish, num_threads);
     case kByRows: return rows_product(p, workspace, finish, num_threads);
-    case kDepthwisePlanes: return depthwise_planes(p, workspace, finish, num_threads);
-    case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
+    case kDepthwisePlanes: return depthwise_planes(p, workspace, FinishRows<S>(finish), num_threads);
+    case kDepthwiseRows: return depthwise_rows(p, workspace, FinishRows<S>(finish), num_threads);
   }
 }
 
@@ -48,6 +47,17 @@ int64_t bytes_of(const Correlation<S>& p, int num_threads) {
 // In the gradient of the weight the steps of the forward's sum are columns: are their vectors of channels or of places?
 PF_INLINE bool weight_grad_has_planes(const Conv& p) {
   return !has_adjacent_channels(p.x_stride, p.shape.groups * p.shape.in_channels);
+}
+
+template <class S>
+Method weight_grad_method_of(const Conv& p) {
+  const Correlation<S> forward = forward_of<S>(p);
+  const bool has_planes = weight_grad_has_planes(p);
+  if (forward.channels == 1 && forward.rows <= kMaxDepthwiseRows) {
+    if (!has_planes && forward.rows == 1 && p.y_stride.channel == 1) return kDepthwiseRows;
+    if (has_planes || forward.groups > 1) return kDepthwisePlanes;
+  }
+  return has_planes ? kByColumns : kByRows;
 }
 
 }  // namespace
@@ -89,6 +99,13 @@ void weight_grad(const Conv& p, int num_threads) {
     using S = decltype(storage);
     const Correlation<S> forward = forward_of<S>(p);
     const ConvStrides& dy = p.y_stride;
+    const DepthwiseGradient<S> gradient = {(const S*)p.y, dy};
+    switch (weight_grad_method_of<S>(p)) {
+      case kDepthwisePlanes:
+        return depthwise_planes_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
+      case kDepthwiseRows: return depthwise_rows_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
+      default: break;
+    }
     const bool has_planes = weight_grad_has_planes(p);
     const int64_t taps = forward.taps(), height = forward.axes[1].taps, width = forward.axes[2].taps;
     auto dweight_at = [&](int64_t column) {
@@ -106,8 +123,13 @@ void weight_grad(const Conv& p, int num_threads) {
 void weight_grad_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
-    *p.workspace_bytes =
-        WeightGradPlan<S>::plan(forward_of<S>(p.conv), weight_grad_has_planes(p.conv), num_threads).bytes();
+    const Correlation<S> forward = forward_of<S>(p.conv);
+    switch (weight_grad_method_of<S>(p.conv)) {
+      case kDepthwisePlanes: *p.workspace_bytes = PlanesGradPlan<S>(forward, num_threads).bytes(); break;
+      case kDepthwiseRows: *p.workspace_bytes = RowsGradPlan<S>(forward, num_threads).bytes(forward); break;
+      default:
+        *p.workspace_bytes = WeightGradPlan<S>::plan(forward, weight_grad_has_planes(p.conv), num_threads).bytes();
+    }
   });
 }
 

@@ -6,6 +6,7 @@
 #include "../core/memory.h"
 #include "../core/parallel.h"
 #include "../gemm/pack.h"
+#include "../simd/transpose.h"
 
 namespace PF_ISA::conv {
 
@@ -179,13 +180,26 @@ PF_INLINE void clear(T* out, int64_t begin, int64_t end) {
   for (; begin < end; begin += kLanes<T>) store(out + begin, Vec<T>{});
 }
 
+struct EvenLanes {
+  static constexpr int lane(int i) { return 2 * i; }
+};
+
 // `count` elements, `stride` apart, and perhaps up to a vector more is written.
 template <class S, class T>
 PF_INLINE void copy(const S* from, int64_t stride, int64_t count, T* out) {
-  if (stride == 1)
-    for (int64_t i = 0; i < count; i += kLanes<T>) store(out + i, load_n(from + i, count - i));
-  else
+  constexpr int lanes = kLanes<T>;
+  if (stride == 1) {
+    for (int64_t i = 0; i < count; i += lanes) store(out + i, load_n(from + i, count - i));
+  } else if (stride == 2) {
+    for (int64_t i = 0; i < count; i += lanes) {
+      const int64_t left = 2 * (count - i) - 1;
+      const Vec<T> a = load_n(from + 2 * i, left);
+      const Vec<T> b = left > lanes ? load_n(from + 2 * i + lanes, left - lanes) : Vec<T>{};
+      store(out + i, shuffle<EvenLanes>(a, b));
+    }
+  } else {
     for (int64_t i = 0; i < count; i++) out[i] = get(from + i * stride);
+  }
 }
 
 }  // namespace
