@@ -27,8 +27,9 @@ from benchmarks import harness, machine
 from benchmarks.check import Reference, Wrong
 from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear, softmax
+from benchmarks.operations.conv import _convs
 from benchmarks.operations.embedding import embedding, embedding_bag
-from benchmarks.operations.norm import _channels, _norms
+from benchmarks.operations.norm import _channels, _norms, local_response_norm, normalize
 from benchmarks.operations.pointwise import (
     _gates,
     activation,
@@ -44,6 +45,7 @@ from benchmarks.operations.recurrent import rnn
 from benchmarks.operations.resample import interpolate, pad
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
+from pyflash.auto import conv as auto_conv
 from pyflash.auto import pool, processor, tables
 from pyflash.auto import softmax as auto_softmax
 from pyflash.cli import explain
@@ -120,6 +122,8 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return linear.OPERATION, case(linear.Shape(*sizes, point.operation))
     if point.operation == "activation":
         return activation.OPERATION, case(activation.Shape(kind, 1, *sizes))
+    if point.operation in CONVOLUTIONS:
+        return _convs.OPERATION, case(_convs.of_sizes(point.operation, kind, *sizes))
     if point.operation in NORMS:
         alone = point.operation.removeprefix("add_")
         return load(alone), case(_norms.Shape(*sizes, alone != point.operation))
@@ -129,6 +133,10 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return embedding.OPERATION, case(embedding.Shape(*sizes))
     if point.operation in POOLS:
         return _pools.OPERATION, case(_pools.of_elements(point.operation, *sizes))
+    if point.operation == "local_response_norm":
+        return local_response_norm.OPERATION, case(local_response_norm.Shape((1, 64, sizes[0] >> 10, 16)))
+    if point.operation == "normalize":
+        return normalize.OPERATION, case(normalize.Shape(sizes))
     if point.operation in SOFTMAXES:
         count, length = sizes
         is_columns = kind == auto_softmax.COLUMNS
@@ -191,6 +199,7 @@ def kinds() -> dict[str, tuple[str, ...]]:
 
 KINDS = kinds()
 OPERATIONS = tuple(KINDS)
+CONVOLUTIONS = tuple(dict.fromkeys(auto_conv.MEASURED_AS.values()))
 SOFTMAXES = tuple(name for name in OPERATIONS if name in auto_softmax.MEASURED_AS)
 NORMS, CHANNEL_NORMS, POOLS = (
     tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == sizes)
@@ -213,6 +222,19 @@ def attentions(kinds, dtypes, modes, heads, shapes) -> Iterator[Point]:
 
 
 BOTH = ("inference", "training")
+
+
+def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
+    """As many channels go in as come out; the kernels that models have of each kind."""
+    for name, kind in product(CONVOLUTIONS, auto_conv.KINDS):
+        shape = kind.partition(" ")[0]
+        kernels = {"pointwise": (1,), "strided": (16,), "depthwise": (9, 49)}.get(shape, (9,))
+        if name == "conv_transpose" and shape != "strided":
+            continue  # models have no others
+        for dtype, mode, places, count, kernel in product(dtypes, modes, positions, channels, kernels):
+            yield Point(name, kind, dtype, mode, (places, count, count, kernel))
+
+
 LAYERS, CELLS = (tuple(kind for kind in KINDS["rnn"] if kind.endswith(end)) for end in ("layers", "cell"))
 
 
@@ -244,6 +266,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["rrelu"], [""], ["float32", "float64", *HALVES], ["any"], (1 << 12, 1 << 20))
     yield from grid(POOLS, [""], ["float32"], BOTH, (1 << 12, 1 << 16, 1 << 20))
     yield from grid(POOLS, [""], ["bfloat16"], BOTH, (1 << 16,))
+    yield from grid(["local_response_norm"], [""], ["float32"], BOTH, (1 << 14,))
+    yield from grid(["normalize"], [""], ["float32"], BOTH, (1024,), (128,))
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
@@ -256,6 +280,9 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, [*images, 1 << 24])  # whose results have large pages
     yield from grid(["interpolate"], KINDS["interpolate"], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
+    yield from convolutions(["float32"], BOTH, (256, 4096, 25088), (64, 256))
+    yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
+    yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
     bags = KINDS["embedding_bag"]
     yield from grid(["embedding_bag"], bags, ["float32"], BOTH, (4096, 65536), (2048, 32768), (64,))
     yield from grid(["embedding_bag"], bags, ["float64", *HALVES], BOTH, (4096,), (2048,), (64,))
@@ -281,6 +308,9 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(["embedding_bag"], KINDS["embedding_bag"], dtypes, BOTH, (65536, 1 << 20), (65536,), (64, 128))
     yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
     yield from grid(POOLS, [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from convolutions(dtypes, BOTH, (1 << 14, 1 << 18), (64, 256))
+    yield from grid(["local_response_norm"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["normalize"], [""], dtypes, BOTH, (1024, 32768), (128, 4096))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))

@@ -34,6 +34,7 @@ void read_problem(Reader& r, Conv& p) {
   p.shape.axes[0] = read_axis(r, "depth");
   p.shape.axes[1] = read_axis(r, "height");
   p.shape.axes[2] = read_axis(r, "width");
+  p.algorithm = r.member<ConvAlgorithm>("algorithm", kConvAlgorithms);
   p.dtype = r.member<Dtype>("dtype", kDtypes);
   r.done();
 }

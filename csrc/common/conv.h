@@ -20,6 +20,10 @@ struct ConvStrides {
   int64_t outer, channel, spatial[kConvDims];
 };
 
+// How sums are computed: tap by tap, or, of a 3x3 kernel in two dimensions, stride and dilation 1, by F(2x2, 3x3).
+enum class ConvAlgorithm : int32_t { direct = 0, winograd = 1 };
+constexpr int kConvAlgorithms = 2;
+
 struct ConvShape {
   int64_t batch, groups, in_channels, out_channels;  // channels of one group
   ConvAxis axes[kConvDims];                          // depth, height, width
@@ -37,7 +41,8 @@ struct Conv {
   void* workspace;       // ConvSizes::workspace_bytes, 64-byte aligned
   ConvStrides x_stride, weight_stride, y_stride;
   ConvShape shape;
-  Activation activation;  // its row is -1: none; fwd only
+  Activation activation;    // its row is -1: none; fwd only
+  ConvAlgorithm algorithm;  // of fwd and input_grad
   Dtype dtype;
 };
 

@@ -10,7 +10,7 @@ import torch
 
 import pyflash
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import embedding, pointwise, processor, resample, softmax, tables
+from pyflash.auto import conv, embedding, pointwise, pool, processor, resample, softmax, tables
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
@@ -91,6 +91,8 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "activation", (pointwise.MEASURED_AS[name],)
     if cell in ("lstm", "gru", "rnn"):
         return "rnn", (f"{cell} {'layers' if cell == name else 'cell'}",)
+    if name in conv.MEASURED_AS:
+        return conv.MEASURED_AS[name], conv.KINDS
     if name == "embedding_bag":
         return name, embedding.BAG_MODES
     if name in pointwise.CHANNEL_DROPOUTS:
@@ -99,6 +101,8 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "dropout", ("",)
     if name in softmax.MEASURED_AS:
         return softmax.MEASURED_AS[name], (softmax.ROWS, softmax.COLUMNS)
+    if name in pool.MEASURED_AS:
+        return pool.MEASURED_AS[name], ("",)
     if name == "interpolate":
         return name, tuple(resample.LEAST)
     if name == "attention_weights":
@@ -165,7 +169,7 @@ def print_explain(facts: dict) -> None:
         cells = [" ".join(SHORT[d] for d in row[name]["served"]) or "-" for name in columns]
         points = facts["measured"]["points"][operation]
         print(f"{operation:28}" + "".join(f"{cell:20}" for cell in cells) + (f"{points} points" if points else "-"))
-    reasons = {}
+    reasons: dict = {}
     for operation, row in facts["operations"].items():
         for name in ORDER:
             if not row[name]["served"]:

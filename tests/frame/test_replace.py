@@ -3,11 +3,12 @@
 import copy
 import json
 import pickle
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import use
+from helpers import backend_params, is_pending, use
 from torch.nn.utils import parametrizations, parametrize
 
 import pyflash
@@ -15,7 +16,7 @@ import pyflash.nn as nn
 from pyflash.auto import norm as layer_norm
 from pyflash.nn._twins import ORIGINALS, TWINS
 from pyflash.ops.core import backends
-from tests.nn.module_helpers import BACKENDS, option_id, quiet
+from tests.nn.module_helpers import BACKENDS, assert_same, option_id, quiet
 
 
 class TiedLM(torch.nn.Module):
@@ -62,6 +63,50 @@ MODELS = {
 }
 
 
+class Block(torch.nn.Module):
+    """torchvision's BasicBlock: one ReLU, in place, called twice."""
+
+    def __init__(self, width, out, stride):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(width, out, 3, stride, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(out)
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.conv2 = torch.nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(out)
+        self.downsample = None
+        if stride != 1 or width != out:
+            self.downsample = torch.nn.Sequential(
+                torch.nn.Conv2d(width, out, 1, stride, bias=False), torch.nn.BatchNorm2d(out)
+            )
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.relu(out)
+
+
+class ResNet(torch.nn.Module):
+    """As torchvision writes it, narrow and of two stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 8, 7, 2, 3, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(8)
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.maxpool = torch.nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.layer1 = torch.nn.Sequential(Block(8, 8, 1), Block(8, 8, 1))
+        self.layer2 = torch.nn.Sequential(Block(8, 16, 2), Block(16, 16, 1))
+        self.avgpool = torch.nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = torch.nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer2(self.layer1(x))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
 def classes(model):
     return [type(m) for m in model.modules()]
 
@@ -70,6 +115,8 @@ def classes(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_models(name, backend):
     """Same object, parameters, numbers and keys; an optimizer made before goes on; restored at the end."""
+    if name == "cnn" and is_pending("conv", backend):
+        pytest.skip("no kernels of convolution yet")
     make, inputs = MODELS[name]
     torch.manual_seed(0)
     theirs, args = make(), inputs()
@@ -104,6 +151,44 @@ def test_whole_models(name, backend):
     assert pyflash.restore(ours) is ours and classes(ours) == before
 
 
+# What a ResNet consists of beside its convolutions: the operation of each class, and how often a forward asks for it.
+OF_A_RESNET = {
+    "BatchNorm2d": ("batch_norm", 10),
+    "ReLU": ("relu", 9),
+    "MaxPool2d": ("max_pool2d", 1),
+    "AdaptiveAvgPool2d": ("adaptive_avg_pool2d", 1),
+    "Linear": ("linear", 1),
+}
+
+
+@pytest.mark.parametrize("backend", backend_params("cpu"))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_resnet_is_ours_but_for_its_convolutions(layout, backend):
+    """Outputs, gradients, running statistics and the report, in training and evaluation."""
+    theirs, x = ResNet(), torch.randn(3, 3, 45, 37).to(memory_format=layout)
+    ours = pyflash.replace(copy.deepcopy(theirs))
+    for name, module in theirs.named_modules():
+        kind = type(module).__name__
+        if kind in OF_A_RESNET:
+            assert type(ours.get_submodule(name)) is getattr(nn, kind), name
+    assert_same(ours, theirs, [x], backends=(backend,))
+    for training in (True, False):
+        ours.train(training).load_state_dict(theirs.train(training).state_dict())
+        with use(backend):
+            rows = {row.name: row for row in pyflash.report(ours, example_inputs=x).rows}
+        theirs(x)
+        torch.testing.assert_close(list(ours.buffers()), list(theirs.buffers()))
+        calls = Counter()
+        for name, module in theirs.named_modules():
+            kind = type(module).__name__
+            if kind in OF_A_RESNET:
+                assert rows[name].backend == "cpu" and not rows[name].reason, rows[name]
+                (took,) = rows[name].took
+                assert (took["operation"], took["backend"]) == (OF_A_RESNET[kind][0], "cpu")
+                calls[kind] += took["calls"]
+        assert calls == {kind: calls for kind, (_, calls) in OF_A_RESNET.items()}
+
+
 def test_every_linear_is_an_instance_of_ours():
     """Loops that initialise what is an nn.Linear see the projections of attention, too."""
     layer = nn.TransformerEncoderLayer(8, 2, 16)
@@ -114,13 +199,13 @@ def test_every_linear_is_an_instance_of_ours():
 
 
 def test_only_exact_classes():
-    model = torch.nn.Sequential(Plain(4, 4), torch.nn.LazyLinear(3), torch.nn.Linear(3, 3), torch.nn.Conv1d(2, 2, 1))
+    model = torch.nn.Sequential(Plain(4, 4), torch.nn.LazyLinear(3), torch.nn.Linear(3, 3), torch.nn.Bilinear(3, 3, 1))
     pyflash.replace(model)
-    assert classes(model)[1:] == [Plain, nn.LazyLinear, nn.Linear, torch.nn.Conv1d]
+    assert classes(model)[1:] == [Plain, nn.LazyLinear, nn.Linear, torch.nn.Bilinear]
     reasons = {row.name: row.reason for row in pyflash.report(model).rows}
     assert reasons["0"] == "a subclass of torch.nn.Linear; only exact classes are replaced"
     assert reasons["3"] == "no class of ours yet"
-    model(torch.randn(2, 4))
+    model[:3](torch.randn(2, 4))
     assert type(model[1]) is nn.Linear  # lazy no more
 
 
@@ -247,7 +332,7 @@ def test_report_of_a_forward():
         {
             "attend": Attends(), "norm": torch.nn.LayerNorm(16), "fused": torch.nn.Sequential(
                 torch.nn.Linear(16, 16), torch.nn.GELU("tanh")), "unused": torch.nn.Linear(3, 3),
-            "conv": torch.nn.Conv1d(1, 1, 1), "drop": torch.nn.Dropout(0.5),
+            "pair": torch.nn.Bilinear(1, 1, 1), "drop": torch.nn.Dropout(0.5),
         }
     )  # fmt: skip
 
@@ -289,7 +374,7 @@ def test_report_of_a_forward():
     assert [len(m._forward_hooks) for m in model.modules()] == hooks
     assert pyflash.counts() != before
     text = str(report)
-    assert f"{why}\n" in text and "no class of ours yet: torch.nn.Conv1d (1)\n" in text
+    assert f"{why}\n" in text and "no class of ours yet: torch.nn.Bilinear (1)\n" in text
     assert "what could serve" not in text and "what could serve" in str(pyflash.report(model))
     as_json = json.loads(report.to_json())
     assert as_json["is_observed"] and as_json["modules"][0].keys() >= {

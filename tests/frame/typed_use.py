@@ -48,3 +48,5 @@ modules: list[torch.nn.Module] = [
 ]
 PF.linear(x, "weight")  # type: ignore[arg-type]
 PF.attention(x, x, x, softcap="0")  # type: ignore[arg-type]
+nn.TransformerEncoderLayer("8", 2)  # type: ignore[arg-type]
+nn.MultiheadAttention(8, 2, heads=3)  # type: ignore[call-arg]

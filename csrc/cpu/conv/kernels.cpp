@@ -1,6 +1,7 @@
 // Convolution: the three operations, each by columns or by rows as its tensors lie.
 #include "depthwise_weight_grad.h"
 #include "weight_grad.h"
+#include "winograd.h"
 
 namespace PF_ISA::conv {
 
@@ -11,33 +12,42 @@ PF_INLINE bool has_adjacent_channels(const ConvStrides& s, int64_t channels) { r
 
 constexpr int64_t kMaxDepthwiseRows = 8;  // channels of the result that read one channel
 
-enum Method { kByColumns, kByRows, kDepthwisePlanes, kDepthwiseRows };
+enum Method { kByColumns, kByRows, kWinograd, kDepthwisePlanes, kDepthwiseRows };
 
 template <class S>
-Method method_of(const Correlation<S>& p) {
-  const bool has_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+Method method_of(const Correlation<S>& p, ConvAlgorithm algorithm) {
+  const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+  if (algorithm == ConvAlgorithm::winograd) return kWinograd;
   if (p.channels == 1 && p.rows <= kMaxDepthwiseRows) {
-    if (has_rows && p.rows == 1 && p.from_stride.channel == 1) return kDepthwiseRows;
-    if (!has_rows || p.groups > 1) return kDepthwisePlanes;
+    if (by_rows && p.rows == 1 && p.from_stride.channel == 1) return kDepthwiseRows;
+    if (!by_rows || p.groups > 1) return kDepthwisePlanes;
   }
-  return has_rows ? kByRows : kByColumns;
+  return by_rows ? kByRows : kByColumns;
 }
 
 template <class S, class F>
-void product(const Correlation<S>& p, void* workspace, const F& finish, int num_threads) {
-  switch (method_of(p)) {
+void product(const Correlation<S>& p, ConvAlgorithm algorithm, void* workspace, const F& finish, int num_threads) {
+  switch (method_of(p, algorithm)) {
     case kByColumns: return columns_product(p, workspace, finish, num_threads);
     case kByRows: return rows_product(p, workspace, finish, num_threads);
+    case kWinograd: {
+      const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+      return winograd_product(p, by_rows, workspace, finish, num_threads);
+    }
     case kDepthwisePlanes: return depthwise_planes(p, workspace, FinishRows<S>(finish), num_threads);
     case kDepthwiseRows: return depthwise_rows(p, workspace, FinishRows<S>(finish), num_threads);
   }
 }
 
 template <class S>
-int64_t bytes_of(const Correlation<S>& p, int num_threads) {
-  switch (method_of(p)) {
+int64_t bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threads) {
+  switch (method_of(p, algorithm)) {
     case kByColumns: return ColumnsPlan<S>::plan(p, num_threads).bytes();
     case kByRows: return RowsPlan<S>::plan(p, num_threads).bytes();
+    case kWinograd: {
+      const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+      return WinogradPlan<S>::plan(p, by_rows, num_threads).bytes();
+    }
     case kDepthwisePlanes: return DepthwisePlanesPlan<S>(p, num_threads).bytes();
     case kDepthwiseRows: return DepthwiseRowsPlan<S>::plan(p, num_threads).bytes();
   }
@@ -65,14 +75,15 @@ Method weight_grad_method_of(const Conv& p) {
 void fwd(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
-    for_finish<S>(p, [&](const auto& finish) { product(forward_of<S>(p), p.workspace, finish, num_threads); });
+    for_finish<S>(
+        p, [&](const auto& finish) { product(forward_of<S>(p), p.algorithm, p.workspace, finish, num_threads); });
   });
 }
 
 void fwd_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
-    *p.workspace_bytes = bytes_of(forward_of<S>(p.conv), num_threads);
+    *p.workspace_bytes = bytes_of(forward_of<S>(p.conv), p.conv.algorithm, num_threads);
   });
 }
 
@@ -80,7 +91,8 @@ void input_grad(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
     const Finish<S, NoActivation> finish = {(const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
-    for_phases<S>(p, [&](const Correlation<S>& phase) { product(phase, p.workspace, finish, num_threads); });
+    for_phases<S>(p,
+                  [&](const Correlation<S>& phase) { product(phase, p.algorithm, p.workspace, finish, num_threads); });
   });
 }
 
@@ -89,7 +101,7 @@ void input_grad_sizes(const ConvSizes& p, int num_threads) {
     using S = decltype(storage);
     *p.workspace_bytes = 0;
     for_phases<S>(p.conv, [&](const Correlation<S>& phase) {
-      *p.workspace_bytes = max_of(*p.workspace_bytes, bytes_of(phase, num_threads));
+      *p.workspace_bytes = max_of(*p.workspace_bytes, bytes_of(phase, p.conv.algorithm, num_threads));
     });
   });
 }

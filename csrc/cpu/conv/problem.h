@@ -180,6 +180,7 @@ PF_INLINE void clear(T* out, int64_t begin, int64_t end) {
   for (; begin < end; begin += kLanes<T>) store(out + begin, Vec<T>{});
 }
 
+// Every other lane of two vectors one after the other.
 struct EvenLanes {
   static constexpr int lane(int i) { return 2 * i; }
 };
@@ -191,11 +192,9 @@ PF_INLINE void copy(const S* from, int64_t stride, int64_t count, T* out) {
   if (stride == 1) {
     for (int64_t i = 0; i < count; i += lanes) store(out + i, load_n(from + i, count - i));
   } else if (stride == 2) {
-    for (int64_t i = 0; i < count; i += lanes) {
-      const int64_t left = 2 * (count - i) - 1;
-      const Vec<T> a = load_n(from + 2 * i, left);
-      const Vec<T> b = left > lanes ? load_n(from + 2 * i + lanes, left - lanes) : Vec<T>{};
-      store(out + i, shuffle<EvenLanes>(a, b));
+    for (int64_t i = 0, left = 2 * count - 1; left > 0; i += lanes, left -= 2 * lanes) {
+      const Vec<T> low = load_n(from + 2 * i, left), high = load_n(from + 2 * i + lanes, max_of(left - lanes, 0));
+      store(out + i, shuffle<EvenLanes>(low, high));
     }
   } else {
     for (int64_t i = 0; i < count; i++) out[i] = get(from + i * stride);

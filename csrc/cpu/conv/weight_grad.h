@@ -91,24 +91,19 @@ void weight_grad_product(const Correlation<S>& p, const Gradient<S>& dy, S* dwei
           gather_rows(p, from, result, chunk, pieces, panel_width, b);
         }
         const S* there = gradient + n * dy.image + first * dy.result;
-        const bool is_in_place = sizeof(S) == sizeof(T) && dy.result == 1;
-        const T* rows = (const T*)there;
-        int64_t stride = dy.row;
-        if (!is_in_place) {
-          stride = kChunk;
-          rows = a;
-          if (dy.row == 1) {
-            for (int64_t j = 0; j < chunk; j++)
-              for (int64_t i = 0; i < row_count; i++) a[i * kChunk + j] = get(there + j * dy.result + i);
-          } else {
-            for (int64_t i = 0; i < row_count; i++)
-              for (int64_t j = 0; j < chunk; j++) a[i * kChunk + j] = get(there + i * dy.row + j * dy.result);
-          }
-        }
+        // The product reads dy as it lies, or from a copy as `T`.
+        const bool is_in_place = sizeof(S) == sizeof(T) && (dy.result == 1 || dy.row == 1);
+        if (!is_in_place) gemm::pack_a(there, dy.row, dy.result, row_count, chunk, chunk, a);
         for (int64_t i = 0, count; i < row_count; i += count) {
           count = gemm::next_tile_rows(row_count - i);
-          gemm::tile_of<T, false>((int)count, vectors)(chunk, rows + i * stride, stride, b, sums + i * panel_width,
-                                                       false);
+          T* to = sums + i * panel_width;
+          const T* tile = (const T*)there + i * dy.row;
+          if (!is_in_place)
+            gemm::tile_of<T, gemm::Lies::packed>((int)count, vectors)(chunk, a + i * chunk, 0, b, to, false);
+          else if (dy.result == 1)
+            gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, tile, dy.row, b, to, false);
+          else
+            gemm::tile_of<T, gemm::Lies::by_column>((int)count, vectors)(chunk, tile, dy.result, b, to, false);
         }
       }
     }

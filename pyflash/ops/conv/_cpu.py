@@ -26,11 +26,28 @@ def _axes(x, y, kernel, stride, padding, dilation):
     return tuple(field for axis in axes for field in axis)
 
 
+def can_be_winograd(kernel, stride, dilation, dtype):
+    """By F(2x2, 3x3), of two dimensions. Its rounding is within twice torch's in float32 only."""
+    return (*kernel, *stride, *dilation) == (3, 3, 1, 1, 1, 1) and dtype == torch.float32
+
+
+# From how many channels of a group, the smaller of both sides, fewer products pay for the transforms.
+WINOGRAD_CHANNELS = 32
+
+
+def _is_winograd(name, weight, groups, stride, dilation):
+    out_channels, in_channels, *kernel = weight.shape
+    if name == "conv_weight_grad" or not can_be_winograd(kernel, stride, dilation, weight.dtype):
+        return False
+    return min(out_channels // groups, in_channels) >= WINOGRAD_CHANNELS
+
+
 def _run(name, x, weight, y, bias, residual, preact, activation, stride, padding, dilation, groups):
     out_channels, in_channels, *kernel = weight.shape
     problem = (
         _strides(x), _strides(weight), _strides(y), x.shape[0], groups, in_channels, out_channels // groups,
-        *_axes(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation), DTYPES[x.dtype],
+        *_axes(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation),
+        int(_is_winograd(name, weight, groups, stride, dilation)), DTYPES[x.dtype],
     )  # fmt: skip
     threads = torch.get_num_threads()
     workspace = take_workspace(getattr(_cpu, f"{name}_sizes")(problem, threads))

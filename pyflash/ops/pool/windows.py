@@ -14,14 +14,13 @@ from torch import Tensor
 
 from pyflash.auto import pool as auto
 from pyflash.ops.core.backends import IN_KERNELS, Operation
-from pyflash.ops.core.checks import NOT_PLAIN, is_plain
+from pyflash.ops.core.checks import NOT_PLAIN, is_plain, spread
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, cast_by_autocast
 
 Size = int | Sequence[int]
 
 SIZES = "(elements of the input, are gradients needed, is it channels_last)"
-_INTS = (int, torch.SymInt)
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -35,18 +34,6 @@ class Windows(NamedTuple):
     @property
     def is_adaptive(self) -> bool:
         return self.kernel[0] == 0
-
-
-def spread(value, n: int) -> tuple[int, ...] | None:
-    """A number for each of n dimensions; None for what is neither a number, nor one or n of them."""
-    if type(value) in _INTS:
-        return (value,) * n
-    if not isinstance(value, (tuple, list)) or len(value) not in (1, n):
-        return None
-    for v in value:
-        if type(v) not in _INTS:
-            return None
-    return tuple(value) if len(value) == n else (*value,) * n
 
 
 def output_size(size, kernel, stride, padding, dilation, ceil_mode) -> int:
@@ -144,14 +131,14 @@ def _key_of(input, *_):
 class Pooling:
     """A pooling of n dimensions, by its name in torch.nn.functional."""
 
-    def __init__(self, name: str, n: int):
+    def __init__(self, name: str, n: int, second_derivative: str = IN_KERNELS):
         self.name, self.n = name, n
         self.operation = Operation(
             name,
             dtypes={"cpu": FLOATS, "triton": FLOATS},
             rules=auto.rules(name),
             sizes=SIZES,
-            second_derivative=IN_KERNELS,
+            second_derivative=second_derivative,
         )
         self.refused = Refused(self.operation, size_of, _key_of)
 
@@ -159,18 +146,18 @@ class Pooling:
         """Before anything else: does `auto` leave this call to torch, or is x nothing that a kernel could take?"""
         return self.refused.holds(x) or not isinstance(x, Tensor)
 
-    def choose(self, x: Tensor, windows: Windows | None, torchs):
+    def choose(self, x: Tensor, windows: Sequence | None, torchs, tensors=()):
         """(the backend, x as autocast wants it), or (None, torch's result).
 
         Arguments that make no windows are torch's to refuse; what it takes nevertheless is counted as any other.
         """
         if windows is None and is_plain(x):
             result = torchs(x)
-            choose(self.operation, x, refused="arguments that only torch's function takes")
+            choose(self.operation, x, tensors, refused="arguments that only torch's function takes")
             return None, result
         if self.n == 3 and x.is_cpu:  # torch's autocast computes these in float32, on the CPU only
             (x,) = cast_by_autocast((x,), torch.float32)
         training = torch.is_grad_enabled() and x.requires_grad
         refused = "" if windows is not None and is_plain(x) else NOT_PLAIN
-        backend = choose(self.operation, x, size=size_of(training, x), refused=refused)
+        backend = choose(self.operation, x, tensors, size=size_of(training, x), refused=refused)
         return (None, torchs(x)) if backend is None else (backend, x)
