@@ -234,7 +234,7 @@ void depthwise_planes(const Correlation<S>& p, void* workspace, const FinishRows
   char* memory = (char*)workspace;
   const T* weight = (const T*)memory;
   const int64_t* offset = (const int64_t*)(memory + plan.weight_bytes);
-  pack_rows(p, (T*)memory, plan.threads);
+  pack_rows(p, (T*)memory, p.groups * p.rows * p.taps() < kElementwiseGrain ? 1 : plan.threads);
   fill_offsets(p, plan.block, (int64_t*)(memory + plan.weight_bytes));
   const int64_t taps = p.taps(), depth_taps = p.axes[1].taps * p.axes[2].taps, pitch = plan.block.pitch;
   const int64_t row_step = p.axes[1].to_step * p.to_stride.spatial[1];

@@ -31,6 +31,7 @@ struct Finish {
       if (preact) store_n(preact + at, z, count);
       return store_n(to + at, act.forward(z), count);
     }
+    if (step == 2 && !residual && !preact) return store_every_other(to + at, act.forward(z), count);
     Acc<S> sums[kLanes<Acc<S>>] __attribute__((aligned(64)));
     store(sums, z);
     if (residual)
