@@ -65,6 +65,7 @@ CONVOLUTIONS = (
     ("3x3/weight_grad", 256, 256, 1, 14, 3, 1, "last", "weight_grad"),
     ("3x3/gelu", 64, 64, 1, 56, 3, 1, "last", "gelu"),
     ("3x3/contiguous", 64, 64, 1, 56, 3, 1, "first", ""),
+    ("3x3/contiguous/weight_grad", 64, 64, 1, 56, 3, 1, "first", "weight_grad"),
     ("1x1/forward", 256, 1024, 1, 14, 1, 1, "last", ""),
     ("stride/input_grad", 128, 128, 1, 56, 3, 2, "last", "input_grad"),
     ("stem/forward", 3, 64, 1, 224, 7, 2, "last", "relu"),
@@ -257,7 +258,18 @@ def conv(empty, dtype, form):
         kernels.conv_weight_grad(y, x, weight.shape[2:], *geometry, weight)
     else:
         kernels.conv_fwd(
-            x, weight, bias, residual if what else None, y.shape[2:], *geometry, what, 0.0, 0.0, what == "gelu", y, preact
+            x,
+            weight,
+            bias,
+            residual if what else None,
+            y.shape[2:],
+            *geometry,
+            what,
+            0.0,
+            0.0,
+            what == "gelu",
+            y,
+            preact,
         )
 
 

@@ -311,6 +311,13 @@ _CONV_HALF = {
     ],
 }
 _CONV_HALF["sm100"] = _CONV_HALF["sm90"]
+# Where neighbours of a sum are not neighbours in memory each element has an address of its own: few to a thread.
+_CONV_GATHERED = [
+    (16, None, _product(128, 16, 32, 8, 2)),
+    (32, None, _product(128, 32, 32, 8, 2)),
+    (64, None, _product(128, 64, 32, 8, 2)),
+    (None, None, _product(128, 128, 32, 8, 2)),
+]
 _CONV_FLOAT32 = [(16, None, _product(64, 16, 16, 4, 2)), (32, None, _product(64, 32, 16, 4, 2)), *_MATMUL_FLOAT32[1:]]
 
 
@@ -322,12 +329,18 @@ def _depth(config, K):
     return config | {"BLOCK_K": block_k}
 
 
-@tunable(lambda dtype, M, N, K: (_width(dtype), _up_to(N, 16, 32, 64, 128), _up_to(M * N, 1 << 20), _up_to(K, 16, 32)))
-def conv(arch, dtype, M, N, K):
-    """M places and N channels of a result; K channels, or channels and taps, over which an inner sum goes."""
+def _conv_class(dtype, M, N, K, is_gathered):
+    sizes = _up_to(N, 16, 32, 64, 128), _up_to(M * N, 1 << 20), _up_to(K, 16, 32)
+    return _width(dtype), *sizes, "gathered" if is_gathered else "adjacent"
+
+
+@tunable(_conv_class)
+def conv(arch, dtype, M, N, K, is_gathered):
+    """M places and N channels of a result; K channels, or channels and taps, over which an inner sum goes; is_gathered: are
+    they apart in memory?"""
     if arch == "interpreter":
         return _product(32, 16, 16, 4, 1)
-    rows = _CONV_FLOAT32 if dtype == torch.float32 else _CONV_HALF[arch]
+    rows = _CONV_FLOAT32 if dtype == torch.float32 else _CONV_GATHERED if is_gathered else _CONV_HALF[arch]
     tile = next(tile for most, elements, tile in rows if N <= (most or N) and M * N <= (elements or M * N))
     return _depth(tile, K)
 
@@ -339,15 +352,30 @@ _WEIGHT_GRAD_HALF = [
     (64, _product(64, 64, 64, 4, 3)),
     (None, _product(128, 64, 64, 4, 3)),
 ]
-_WEIGHT_GRAD_FLOAT32 = [(16, _product(16, 32, 32, 4, 2)), (32, _product(32, 32, 32, 4, 2)), (None, _product(64, 64, 16, 4, 2))]
+_WEIGHT_GRAD_FLOAT32 = [
+    (16, _product(16, 32, 32, 4, 2)),
+    (32, _product(32, 32, 32, 4, 2)),
+    (None, _product(64, 64, 16, 4, 2)),
+]
+
+_WEIGHT_GRAD_GATHERED = [
+    (16, _product(16, 64, 32, 4, 2)),
+    (32, _product(32, 64, 32, 4, 2)),
+    (None, _product(64, 64, 32, 8, 2)),
+]
 
 
-@tunable(lambda dtype, N, K: (_width(dtype), _up_to(N, 16, 32, 64), _up_to(K, 32, 64)))
-def conv_weight_grad(arch, dtype, N, K):
-    """N channels of dy; K of x, or channels and taps."""
+def _weight_grad_class(dtype, N, K, is_gathered):
+    return _width(dtype), _up_to(N, 16, 32, 64), _up_to(K, 32, 64), "gathered" if is_gathered else "adjacent"
+
+
+@tunable(_weight_grad_class)
+def conv_weight_grad(arch, dtype, N, K, is_gathered):
+    """N channels of dy; K of x, or channels and taps; is_gathered: are those of one of them apart in memory?"""
     if arch == "interpreter":
         return _product(16, 16, 32, 4, 1)
-    rows = _WEIGHT_GRAD_FLOAT32 if dtype == torch.float32 else _WEIGHT_GRAD_HALF
+    half = _WEIGHT_GRAD_GATHERED if is_gathered else _WEIGHT_GRAD_HALF
+    rows = _WEIGHT_GRAD_FLOAT32 if dtype == torch.float32 else half
     tile = next(tile for most, tile in rows if N <= (most or N))
     return tile | {"BLOCK_N": min(tile["BLOCK_N"], max(16, triton.next_power_of_2(K)))}
 

@@ -25,7 +25,7 @@ class Shape:
         axes: depth, height, width; taps: in all.
         phases: of all axes together; results: at most so many, of all samples, has each.
         groups, K, N: channels are groups * K of a, groups * N of y.
-        constants: what the kernels are compiled for.
+        constants(order): what the kernels are compiled for, with the axes in that order.
     """
 
     def __init__(self, a, weight, y, stride, padding, dilation, groups, is_adjoint):
@@ -38,12 +38,12 @@ class Shape:
         self.K, self.N = (outputs, inputs) if is_adjoint else (inputs, outputs)
         self.taps = math.prod(axis[2] for axis in self.axes)
         self.phases = math.prod(stride) if is_adjoint else 1
-        self.results = self.batch * math.prod(
-            -(-axis[1] // axis[3]) if is_adjoint else axis[1] for axis in self.axes
-        )
-        leaves = (_leaves(axis, is_adjoint) for axis in self.axes)
-        self.constants = dict(zip(("LEAVES_D", "LEAVES_H", "LEAVES_W"), leaves, strict=True))
-        self.constants |= dict(IS_ADJOINT=is_adjoint, IS_LARGE=self.results >= (1 << 31) - 4096)
+        self.results = self.batch * math.prod(-(-axis[1] // axis[3]) if is_adjoint else axis[1] for axis in self.axes)
+
+    def constants(self, order=(0, 1, 2)):
+        depth, height, width = (_leaves(self.axes[i], self.is_adjoint) for i in order)
+        is_large = self.results >= (1 << 31) - 4096
+        return dict(LEAVES_D=depth, LEAVES_H=height, LEAVES_W=width, IS_ADJOINT=self.is_adjoint, IS_LARGE=is_large)
 
     def weight_of(self, weight):
         """Strided with the strides of (N, K, taps of each axis, groups)."""
@@ -66,9 +66,12 @@ def five(strides):
     return (*strides[:2], *[0] * (5 - len(strides)), *strides[2:])
 
 
-def strided(tensor):
-    """Strided [batch, channels, D, H, W], or None for None."""
-    return None if tensor is None else Strided(tensor, five(tensor.stride()))
+def strided(tensor, order=(0, 1, 2)):
+    """Strided [batch, channels, D, H, W], with the axes in that order, or None for None."""
+    if tensor is None:
+        return None
+    strides = five(tensor.stride())
+    return Strided(tensor, (*strides[:2], *(strides[2 + i] for i in order)))
 
 
 def channels_adjacent(weight):

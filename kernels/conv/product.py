@@ -73,7 +73,9 @@ def _conv(
     sample, d, h, w = axes.place_of(tl.minimum(offs_m, M - 1), results_d, results_h, results_w)
     d, h, w = d * scale_d + first_d, h * scale_h + first_h, w * scale_w + first_w  # of the first tap, each [BLOCK_M]
     a_rows = a.ptr + address(a.strides, sample, d, h, w)[:, None] + (group * K).to(tl.int64) * a.strides[1]
-    b_cols = weight.ptr + group.to(tl.int64) * weight.strides[5] + (offs_n % N).to(tl.int64)[None, :] * weight.strides[0]
+    b_cols = (
+        weight.ptr + group.to(tl.int64) * weight.strides[5] + (offs_n % N).to(tl.int64)[None, :] * weight.strides[0]
+    )
     if FOLDS:
         steps = tl.cdiv(K * taps_d * taps_h * taps_w, BLOCK_K)
     else:
@@ -108,7 +110,9 @@ def _conv(
         channel = channel.to(tl.int64)
         away = address(a.strides, td * 0, td * step_d, th * step_h, tw * step_w)
         a_ptrs = a_rows + (channel[None, :] * a.strides[1] + across(away, FOLDS))
-        along = address(weight.strides, td * 0, td * tap_step_d + tap_d, th * tap_step_h + tap_h, tw * tap_step_w + tap_w)
+        along = address(
+            weight.strides, td * 0, td * tap_step_d + tap_d, th * tap_step_h + tap_h, tw * tap_step_w + tap_w
+        )
         b_ptrs = b_cols + (channel[:, None] * weight.strides[1] + down(along, FOLDS))
         mask = across(is_k, True)
         mask = where_both(is_inside(d[:, None] + across(td * step_d, FOLDS), depth, LEAVES_D), mask)
@@ -139,14 +143,16 @@ def conv(shape, a, weight, bias, residual, activation, y, preact):
     """Fills y for an axes.Shape; `activation` is a name and the values of its parameters."""
     folds = shape.K < 16 and shape.taps > 1
     length = shape.K * shape.taps if folds else shape.K
-    config = tuning.conv(tuning.arch(a.device), a.dtype, shape.results, shape.N, length)
-    grid = (launch.cdiv(shape.results, config["BLOCK_M"]) * launch.cdiv(shape.N, config["BLOCK_N"]) * shape.groups * shape.phases,)
+    is_gathered = folds or (a.stride(1) != 1 and shape.K > 1)
+    config = tuning.conv(tuning.arch(a.device), a.dtype, shape.results, shape.N, length, is_gathered)
+    tiles = launch.cdiv(shape.results, config["BLOCK_M"]) * launch.cdiv(shape.N, config["BLOCK_N"])
+    grid = (tiles * shape.groups * shape.phases,)
     precision, block_k = tuning.convolution_precision(), config["BLOCK_K"]
     # The error of a sum grows with the root of its length: long exact ones are sums of parts, as in linear.
     is_long = shape.K * shape.taps > 512 and precision == "ieee" and a.itemsize == 4
     _conv[grid](
         axes.strided(a), shape.weight_of(weight if folds or shape.taps == 1 else axes.channels_adjacent(weight)), bias,
         axes.strided(residual), axes.strided(y), axes.strided(preact), *shape.axes, shape.batch, shape.groups, shape.K,
-        shape.N, shape.phases, *activation[1:], ACTIVATION=activation[0], **shape.constants, FOLDS=folds,
+        shape.N, shape.phases, *activation[1:], ACTIVATION=activation[0], **shape.constants(), FOLDS=folds,
         EVEN_K=shape.K % block_k == 0, PART=512 // block_k if is_long else 0, PRECISION=precision, **config,
     )  # fmt: skip

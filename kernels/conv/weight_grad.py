@@ -89,12 +89,16 @@ def _weight_grad(
     for i in range(tl.minimum(each, tl.cdiv(tl.maximum(count - start, 0), BLOCK_K))):
         sample, d, h, w = place
         is_row = (number < count)[:, None]
-        dy_tile = tl.load(dy_cols + address(dy.strides, sample, d, h, w)[:, None], mask=is_row, other=0.0)  # [BLOCK_K, BLOCK_M]
+        dy_tile = tl.load(
+            dy_cols + address(dy.strides, sample, d, h, w)[:, None], mask=is_row, other=0.0
+        )  # [BLOCK_K, BLOCK_M]
         d, h, w = d * depth[3], h * height[3], w * width[3]
         mask = where_both(is_inside(d[:, None] + across(away_d, FOLDS), depth, LEAVES_D), is_row)
         mask = where_both(is_inside(h[:, None] + across(away_h, FOLDS), height, LEAVES_H), mask)
         mask = where_both(is_inside(w[:, None] + across(away_w, FOLDS), width, LEAVES_W), mask)
-        x_tile = tl.load(x_cols + address(x.strides, sample, d, h, w)[:, None], mask=mask, other=0.0)  # [BLOCK_K, BLOCK_N]
+        x_tile = tl.load(
+            x_cols + address(x.strides, sample, d, h, w)[:, None], mask=mask, other=0.0
+        )  # [BLOCK_K, BLOCK_N]
         part = dot(tl.trans(dy_tile), x_tile, part, PRECISION)  # [BLOCK_M, BLOCK_N]
         if PART > 0:
             is_whole = (i + 1) % PART == 0
@@ -107,7 +111,11 @@ def _weight_grad(
     else:
         acc = part
     rows = parts.ptr + split.to(tl.int64) * part_stride + (group * N + offs_m).to(tl.int64)[:, None] * parts.strides[0]
-    ptrs = rows + channel.to(tl.int64)[None, :] * parts.strides[1] + across(address(parts.strides, td * 0, td, th, tw), FOLDS)
+    ptrs = (
+        rows
+        + channel.to(tl.int64)[None, :] * parts.strides[1]
+        + across(address(parts.strides, td * 0, td, th, tw), FOLDS)
+    )
     tl.store(ptrs, cast(acc, parts.ptr.dtype.element_ty), mask=(offs_m < N)[:, None] & is_n[None, :])
 
 
@@ -128,7 +136,7 @@ def _weight_grad_direct(
     row = pid // tiles_c
     tw = row % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)
     row = row // tiles_t
-    th, td, k = row % height[2], row // height[2] % depth[2], row // (height[2] * depth[2])
+    th, td, k = row % height[2], row // height[2] % depth[2], row // (height[2] * depth[2]) % K
     is_channel, is_tap = channel < channels, tw < width[2]
     away_d, away_h = td * depth[5] - depth[4], th * height[5] - height[4]
     away_w = (tw * width[5] - width[4])[:, None]  # [BLOCK_T, 1]
@@ -150,7 +158,9 @@ def _weight_grad_direct(
         sample, d, h, w = place
         is_row = number < count
         mask = is_row[:, None] & is_channel[None, :]
-        dy_tile = tl.load(dy_cols + address(dy.strides, sample, d, h, w)[:, None], mask=mask, other=0.0)  # [BLOCK_S, BLOCK_C]
+        dy_tile = tl.load(
+            dy_cols + address(dy.strides, sample, d, h, w)[:, None], mask=mask, other=0.0
+        )  # [BLOCK_S, BLOCK_C]
         d, h, w = d * depth[3], h * height[3], w * width[3]
         inside = where_both(is_inside(d + away_d, depth, LEAVES_D), is_row)
         inside = where_both(is_inside(h + away_h, height, LEAVES_H), inside)[None, :] & is_tap[:, None]
@@ -185,7 +195,8 @@ def product(shape, dy, x, dweight):
     arch = tuning.arch(x.device)
     folds = shape.K < _FEW and shape.taps > 1
     columns = shape.K * shape.taps if folds else shape.K
-    config = tuning.conv_weight_grad(arch, x.dtype, shape.N, columns)
+    is_gathered = folds or (x.stride(1) != 1 and shape.K > 1) or (dy.stride(1) != 1 and shape.N > 1)
+    config = tuning.conv_weight_grad(arch, x.dtype, shape.N, columns, is_gathered)
     tiles = launch.cdiv(shape.N, config["BLOCK_M"]) * launch.cdiv(columns, config["BLOCK_N"]) * shape.groups
     precision = tuning.convolution_precision()
     is_exact = precision == "ieee" and x.itemsize == 4
@@ -211,7 +222,7 @@ def _launch(kernel, shape, dy, x, dweight, tiles, block, **settings):
     arch, count = tuning.arch(x.device), dweight.numel()
     splits, each = tuning.sum_splits(arch, tiles, launch.cdiv(shape.results, block))
     parts = dweight if splits == 1 else torch.empty(splits * count, dtype=torch.float32, device=x.device)
-    constants = {name: value for name, value in shape.constants.items() if name != "IS_ADJOINT"}
+    constants = {name: value for name, value in shape.constants().items() if name != "IS_ADJOINT"}
     kernel[tiles, splits](
         axes.strided(dy), axes.strided(x), Strided(parts, axes.five(dweight.stride())), *shape.axes, shape.batch,
         shape.groups, shape.K, shape.N, count, each, **constants, **settings,
