@@ -315,10 +315,11 @@ _CONV_HALF["sm100"] = _CONV_HALF["sm90"]
 _CONV_GATHERED = [
     (16, None, _product(128, 16, 32, 8, 2)),
     (32, None, _product(128, 32, 32, 8, 2)),
-    (64, None, _product(128, 64, 32, 8, 2)),
-    (None, None, _product(128, 128, 32, 8, 2)),
+    (None, None, _product(64, 64, 32, 8, 2)),
 ]
-_CONV_FLOAT32 = [(16, None, _product(64, 16, 16, 4, 2)), (32, None, _product(64, 32, 16, 4, 2)), *_MATMUL_FLOAT32[1:]]
+_FEW_FLOAT32 = [(16, None, _product(64, 16, 16, 4, 2)), (32, None, _product(64, 32, 16, 4, 2))]
+_CONV_FLOAT32 = [*_FEW_FLOAT32, (None, None, _product(64, 64, 16, 4, 2))]
+_CONV_FLOAT32_GATHERED = [*_FEW_FLOAT32, (None, None, _product(64, 64, 16, 8, 2))]
 
 
 def _depth(config, K):
@@ -340,7 +341,10 @@ def conv(arch, dtype, M, N, K, is_gathered):
     they apart in memory?"""
     if arch == "interpreter":
         return _product(32, 16, 16, 4, 1)
-    rows = _CONV_FLOAT32 if dtype == torch.float32 else _CONV_GATHERED if is_gathered else _CONV_HALF[arch]
+    if dtype == torch.float32:
+        rows = _CONV_FLOAT32_GATHERED if is_gathered else _CONV_FLOAT32
+    else:
+        rows = _CONV_GATHERED if is_gathered else _CONV_HALF[arch]
     tile = next(tile for most, elements, tile in rows if N <= (most or N) and M * N <= (elements or M * N))
     return _depth(tile, K)
 
