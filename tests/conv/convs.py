@@ -4,10 +4,34 @@ from itertools import product
 from math import prod, sqrt
 
 import torch
-from helpers import assert_error_within, backend_params
+from helpers import assert_error_within, backend_params, is_pending
 
-BACKENDS = backend_params("torch")  # with kernels of our own: "cpu", "triton"
+from pyflash.ops.core.registry import span_of
+
+BACKENDS = backend_params("torch", *(name for name in ("cpu", "triton") if not is_pending("conv", name)))
+AROUND = 80  # elements; a vector and more
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def laid_out(shape, layout="contiguous", dtype=torch.float32):
+    """Random numbers of a shape that lie in memory as `layout` says, between NaN: who reads beside them has it in the sum."""
+    x = torch.randn(shape, dtype=dtype)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=FORMATS.get(len(shape), torch.contiguous_format))
+    elif layout == "transposed":
+        x = x.mT.contiguous().mT
+    elif layout == "sliced":  # every other column, the others being NaN
+        x = torch.stack([x, torch.full_like(x, torch.nan)], -1).flatten(-2)[..., ::2]
+    elif layout == "expanded":
+        return x[..., :1].expand(shape)
+    size = span_of(x)
+    memory = torch.full((size + 2 * AROUND,), torch.nan, dtype=dtype)
+    return memory.as_strided(x.shape, x.stride(), AROUND).copy_(x)
+
+
+def order_of(tensor):
+    """Its strides where they say anything: where there is more than one element to step to."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride()) if size > 1] if tensor.numel() else []
 
 
 def by_definition(x, weight, size, stride, padding, dilation, groups):

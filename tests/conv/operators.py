@@ -2,8 +2,6 @@
 
 import torch
 
-import pyflash.ops.conv.conv  # noqa: F401  registers the operators
-
 # size of y, of x, of the kernel; stride, padding, dilation, groups
 PLANE = [5, 4], [7, 9], [3, 2], [2, 2], [2, 0], [1, 2], 2  # uneven: a row of zeros more before than after
 LINE = [11], [8], [4], [1], [3], [1], 1

@@ -6,7 +6,7 @@ from helpers import on_its_device, use
 
 from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, conv_weight_grad
 from pyflash.ops.pointwise.argument import NO_ACTIVATION, resolve
-from tests.conv.convs import BACKENDS, FORMATS, assert_sums_within, by_definition, lengths_of
+from tests.conv.convs import BACKENDS, FORMATS, assert_sums_within, by_definition, laid_out, lengths_of
 
 CASES = [  # sizes of x, kernel, y; stride, padding, dilation, groups, layout, why it is here
     ((5, 6), (3, 2), (4, 3), (2, 1), (1, 0), (1, 2), 2, "contiguous", "groups, everything uneven"),
@@ -31,19 +31,6 @@ DTYPES = {"triton": torch.float32}  # of what has no products of float64
 
 def dtype_of(backend):
     return DTYPES.get(backend, torch.float64)
-
-
-def laid_out(shape, layout, dtype):
-    x = torch.randn(shape, dtype=dtype)
-    if layout == "channels_last":
-        return x.contiguous(memory_format=FORMATS[len(shape)])
-    if layout == "transposed":
-        return x.mT.contiguous().mT
-    if layout == "sliced":
-        return torch.cat([x, x], -1)[..., ::2]
-    if layout == "expanded":
-        return x[..., :1].expand(shape)
-    return x
 
 
 def case(inputs, kernel, size, groups, layout, dtype, batch=2, channels=3, outputs=2):

@@ -29,19 +29,19 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 # ---- memory
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     """torch's rule; three dimensions have no such format."""
     if x.dim() not in _FORMATS:
         return False
     strides = x.stride()
-    if strides[-1] < strides[1]:  # most of the others, without the 2 us of the rule
+    if strides[-1] < strides[1] * x.shape[1]:  # most of the others, without what the rule takes
         return False
     return torch._prims_common.suggest_memory_format(x) is _FORMATS[x.dim()]
 
 
 def _memory_format(a: Tensor, b: Tensor) -> torch.memory_format:
     """That of an operator's result."""
-    return _FORMATS[a.dim()] if _is_channels_last(a) or _is_channels_last(b) else torch.contiguous_format
+    return _FORMATS[a.dim()] if is_channels_last(a) or is_channels_last(b) else torch.contiguous_format
 
 
 def _new_empty(a: Tensor, b: Tensor, shape) -> Tensor:
@@ -193,7 +193,7 @@ def _sum_of_channels(dy):
 def _in_format_of(dy: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """dy in the memory format that a and b decide, and so the gradients that are computed of it: as torch has them."""
     wanted = _memory_format(a, b)
-    if (wanted is torch.contiguous_format) is not _is_channels_last(dy):
+    if (wanted is torch.contiguous_format) is not is_channels_last(dy):
         return dy
     return torch.empty_like(dy, memory_format=wanted).copy_(dy)
 
