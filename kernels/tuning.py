@@ -339,8 +339,10 @@ def _conv_class(dtype, M, N, K, is_gathered):
 def conv(arch, dtype, M, N, K, is_gathered):
     """M places and N channels of a result; K channels, or channels and taps, over which an inner sum goes; is_gathered: are
     they apart in memory?"""
-    if arch == "interpreter":
-        return _product(32, 16, 16, 4, 1)
+    if (
+        arch == "interpreter"
+    ):  # a step takes milliseconds, whatever its size: the tests that want many ask for small tiles
+        return _product(128, 32, 64, 4, 1)
     if dtype == torch.float32:
         rows = _CONV_FLOAT32_GATHERED if is_gathered else _CONV_FLOAT32
     else:
@@ -377,11 +379,20 @@ def _weight_grad_class(dtype, N, K, is_gathered):
 def conv_weight_grad(arch, dtype, N, K, is_gathered):
     """N channels of dy; K of x, or channels and taps; is_gathered: are those of one of them apart in memory?"""
     if arch == "interpreter":
-        return _product(16, 16, 32, 4, 1)
+        return _product(32, 64, 128, 4, 1)
     half = _WEIGHT_GRAD_GATHERED if is_gathered else _WEIGHT_GRAD_HALF
     rows = _WEIGHT_GRAD_FLOAT32 if dtype == torch.float32 else half
     tile = next(tile for most, tile in rows if N <= (most or N))
     return tile | {"BLOCK_N": min(tile["BLOCK_N"], max(16, triton.next_power_of_2(K)))}
+
+
+def conv_block(arch, channels, results, is_last, share):
+    """A tile of channels and results of which a program holds several, as channel_block's, with 1 / share of its elements."""
+    if arch == "interpreter":
+        block_c = min(triton.next_power_of_2(channels), 32)
+        return dict(BLOCK_C=block_c, BLOCK_S=min(triton.next_power_of_2(results), 256), num_warps=4)
+    block = channel_block(arch, channels, results, is_last)
+    return block | {"BLOCK_S": max(1, block["BLOCK_S"] // share)}
 
 
 def sum_splits(arch, tiles, blocks):

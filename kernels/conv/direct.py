@@ -149,9 +149,8 @@ def conv(shape, a, weight, bias, residual, activation, y, preact):
     depth, height, width = (shape.axes[i] for i in order)
     run = _run(shape, width)
     results = shape.results // max(run.count, 1) * launch.cdiv(run.count, run.length)
-    config = tuning.channel_block(tuning.arch(a.device), channels, results, is_last)
-    if run.length > 1:
-        config |= {"BLOCK_S": max(1, config["BLOCK_S"] // (2 if is_last else 4))}
+    share = 1 if run.length == 1 else 2 if is_last else 4
+    config = tuning.conv_block(tuning.arch(a.device), channels, results, is_last, share)
     grid = (launch.cdiv(results, config["BLOCK_S"]) * launch.cdiv(channels, config["BLOCK_C"]) * shape.phases,)
     tensors = (axes.strided(t, order) for t in (residual, y, preact))
     _conv_direct[grid](

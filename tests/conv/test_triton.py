@@ -18,6 +18,15 @@ from tests.conv.convs import FORMATS, assert_sums_within, lengths_of
 
 pytestmark = pytest.mark.triton
 
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    if tuning.INTERPRETED.value:
+        monkeypatch.setitem(tuning.TRIAL, "conv", tuning._product(32, 16, 16, 4, 1))
+        monkeypatch.setitem(tuning.TRIAL, "conv_weight_grad", tuning._product(16, 16, 32, 4, 1))
+        monkeypatch.setattr(tuning, "conv_block", lambda *_: dict(BLOCK_C=4, BLOCK_S=16, num_warps=4))
+
+
 CASES = [  # batch, channels of a group in and out, groups, sizes of x, kernel; stride, padding, dilation; channels_last; why
     (1, 18, 20, 1, (4, 5), (3, 3), (1, 1), (1, 1), (1, 1), True, "steps of channels, the last not full"),
     (1, 32, 17, 2, (3, 4), (2, 2), (1, 1), (0, 1), (1, 1), False, "groups, and channels that are apart"),
@@ -80,7 +89,7 @@ def test_every_way_to_walk(case_):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_types(dtype):
-    for i in (0, 10):
+    for i in (7, 10):
         *shape, why = CASES[i]
         check(*case(*shape, dtype=dtype), why)
 
@@ -95,12 +104,12 @@ def test_numbers_of_64_bits(monkeypatch):
 
 
 def test_sums_are_split_and_the_same_every_time():
-    x, weight, dy, options = case(2, 1, 1, 3, (16, 16), (3, 3), (1, 1), (1, 1), (1, 1), True)
+    x, weight, dy, options = case(2, 1, 1, 3, (6, 6), (3, 1), (1, 1), (1, 0), (1, 1), True)
     shape = axes.Shape(x, weight, dy, *options, False)
     assert tuning.sum_splits("interpreter", 3, shape.results)[0] > 1
     found = [torch.empty_like(weight) for _ in range(2)]
     for dweight in found:
-        kernels.conv_weight_grad(dy, x, (3, 3), *options, dweight)
+        kernels.conv_weight_grad(dy, x, (3, 1), *options, dweight)
     assert torch.equal(*found)
 
 
