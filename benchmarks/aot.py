@@ -64,7 +64,7 @@ CONVOLUTIONS = (
     ("3x3/input_grad", 256, 256, 1, 14, 3, 1, "last", "input_grad"),
     ("3x3/weight_grad", 256, 256, 1, 14, 3, 1, "last", "weight_grad"),
     ("3x3/gelu", 64, 64, 1, 56, 3, 1, "last", "gelu"),
-    ("3x3/contiguous", 64, 64, 1, 56, 3, 1, "first", ""),
+    ("3x3/contiguous", 64, 64, 1, 56, 3, 1, "first", "gelu"),
     ("3x3/contiguous/weight_grad", 64, 64, 1, 56, 3, 1, "first", "weight_grad"),
     ("1x1/forward", 256, 1024, 1, 14, 1, 1, "last", ""),
     ("stride/input_grad", 128, 128, 1, 56, 3, 2, "last", "input_grad"),
@@ -78,7 +78,7 @@ CONVOLUTIONS = (
 )
 
 # What is compiled without a word: every kernel once for each architecture that the tests promise something of, at most
-# 120 compilations. --full is everything.
+# 130 compilations. --full is everything.
 SHORT = (
     *(
         f"sm{arch}/{case}"
@@ -105,6 +105,12 @@ SHORT = (
     "sm90/embedding_bag/float32",
     "sm90/rotary/bfloat16",
     "sm90/pool/bfloat16/2d",
+    "sm80/conv/bfloat16/3x3/forward",
+    "sm90/conv/bfloat16/3x3/gelu",
+    "sm90/conv/bfloat16/3x3/contiguous",
+    "sm90/conv/bfloat16/3x3/weight_grad",
+    "sm90/conv/bfloat16/depthwise/forward",
+    "sm90/conv/bfloat16/depthwise/weight_grad",
     "sm90/softmax/bfloat16/4096",
     "sm90/softmax/bfloat16/columns/1024",
     "sm100/attention/bfloat16/64",

@@ -367,7 +367,7 @@ _WEIGHT_GRAD_FLOAT32 = [
 _WEIGHT_GRAD_GATHERED = [
     (16, _product(16, 64, 32, 4, 2)),
     (32, _product(32, 64, 32, 4, 2)),
-    (None, _product(64, 64, 32, 8, 2)),
+    (None, _product(64, 64, 16, 8, 2)),
 ]
 
 

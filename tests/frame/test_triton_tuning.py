@@ -67,7 +67,9 @@ def test_every_convolution_has_a_tile(arch, dtype, is_gathered):
             config = tuning.conv(arch, dtype, 12544, n, k, is_gathered)
             assert min(config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]) >= 16
             padded = launch.cdiv(k, config["BLOCK_K"]) * config["BLOCK_K"]
-            assert padded <= max(16, launch.cdiv(k, 16) * 18)  # of a step that is not full little is lost
+            assert arch == "interpreter" or padded <= max(
+                16, launch.cdiv(k, 16) * 18
+            )  # of a step that is not full little is lost
             config = tuning.conv_weight_grad(arch, dtype, n, k, is_gathered)
             assert min(config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]) >= 16
     for tiles in (1, 9, 10**5):
