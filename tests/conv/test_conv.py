@@ -12,7 +12,7 @@ from property_tests import given, settings, st
 
 import pyflash.functional as PF
 from pyflash.ops.core import backends
-from tests.conv.convs import BACKENDS, FORMATS, assert_sums_within, laid_out, lengths_of, order_of
+from tests.conv.convs import BACKENDS, FORMATS, ON_CPU, RUNNING, assert_sums_within, laid_out, lengths_of, order_of
 
 CONV = [  # shapes of input and weight, options, layout of both, why it is here
     ((2, 3, 9, 10), (5, 3, 3, 3), {"padding": 1}, "contiguous", "the usual one"),
@@ -79,7 +79,11 @@ def of_rank(module_or_functional, name, weight_shape):
 
 def with_bias(x_shape, weight_shape, options, layout, dtype, is_transposed):
     outputs = weight_shape[1] * options.get("groups", 1) if is_transposed else weight_shape[0]
-    return laid_out(x_shape, layout, dtype), laid_out(weight_shape, layout, dtype), torch.randn(outputs).to(dtype)
+    return (
+        laid_out(x_shape, layout, dtype),
+        laid_out(weight_shape, layout, dtype),
+        laid_out((outputs,), "sliced", dtype),
+    )
 
 
 def call(function, options, *tensors):
@@ -129,7 +133,8 @@ def test_conv_bias_act(backend, activation):
     of = names.get(activation) if isinstance(activation, str) else activation
     if isinstance(activation, tuple):
         of = lambda y: F.leaky_relu(y, 0.2)  # noqa: E731
-    for x_shape, weight_shape, options, layout, _ in (CONV[0], CONV[8], CONV[13], CONV[19], CONV[20], CONV[24]):
+    cases = CONV[0], CONV[8], CONV[20], CONV[13], CONV[19], CONV[24]
+    for x_shape, weight_shape, options, layout, _ in cases[:2] if backend == "triton" else cases:
         tensors = with_bias(x_shape, weight_shape, options, layout, torch.float32, False)
         conv = of_rank(F, "conv{}d", weight_shape)
         residual = torch.randn_like(conv(*tensors, **options))
@@ -142,6 +147,8 @@ def test_conv_bias_act(backend, activation):
             return PF.conv_bias_act(x, weight, bias, **options, activation=activation, residual=residual)
 
         check(ours, theirs, (*tensors, residual), torch.float32, backend)
+        if backend == "triton":
+            continue
         column = residual.select(-1, 0).unsqueeze(-1)  # expands
         check(ours, theirs, (*tensors, column), torch.float32, backend)
         check(
@@ -170,12 +177,13 @@ def test_nan_and_infinity_are_where_torch_has_them(backend):
 def test_memory_formats_are_torchs(backend):
     for x_layout in ("contiguous", "channels_last"):
         for weight_layout in ("contiguous", "channels_last"):
-            for kernel in (1, 3):
+            for kernel in (3,) if backend == "triton" else (1, 3):
                 x = laid_out((2, 4, 5, 6), x_layout, torch.float32)
                 weight = laid_out((4, 4, kernel, kernel), weight_layout, torch.float32)
                 for name in ("conv2d", "conv_transpose2d"):
                     dy = torch.randn(getattr(F, name)(x, weight).shape)
-                    for gradient in (dy, dy.contiguous(memory_format=FORMATS[4]), torch.ones(()).expand(dy.shape)):
+                    arriving = dy.contiguous(memory_format=FORMATS[4]), dy, torch.ones(()).expand(dy.shape)
+                    for gradient in arriving[:1] if backend == "triton" else arriving:
                         found, torchs = (
                             run(function, (x, weight), gradient, backend=b)
                             for function, b in ((getattr(PF, name), backend), (getattr(F, name), None))
@@ -183,7 +191,7 @@ def test_memory_formats_are_torchs(backend):
                         assert list(map(order_of, found)) == list(map(order_of, torchs))
 
 
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.startswith("cpu")])
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_results_do_not_depend_on_threads(backend):
     """Sums are split by what a result is, or by numbers of the shape, never by who is there."""
     cases = [((2, 32, 28, 28), (64, 32, 3, 3), {"padding": 1}), ((2, 64, 30, 30), (64, 1, 3, 3), {"groups": 64})]
@@ -228,9 +236,8 @@ def test_any_geometry(data):
         layout = "contiguous"
     tensors = with_bias(x_shape, weight_shape, options, layout, dtype, "transpose" in name)
     ours, theirs = of_rank(PF, name, weight_shape), of_rank(F, name, weight_shape)
-    for backend in BACKENDS:
-        if backend != "triton":
-            check(partial(call, ours, options), partial(call, theirs, options), tensors, dtype, backend)
+    for backend in RUNNING:
+        check(partial(call, ours, options), partial(call, theirs, options), tensors, dtype, backend)
 
 
 def ones(*shape, dtype=torch.float32):
@@ -312,7 +319,7 @@ def test_what_conv_bias_act_refuses():
         (RuntimeError, lambda: PF.conv_bias_act(X[:1], W, residual=ones(2, 6, 4, 5))),
         (RuntimeError, lambda: PF.conv_bias_act(X, W, groups=3)),
     ]:
-        for backend in {"auto", *BACKENDS}:
+        for backend in ("auto", *RUNNING):
             with use(backend), pytest.raises(error):
                 call()
 
@@ -350,7 +357,7 @@ def test_auto_says_why():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["torch", *ON_CPU[-1:]])
 def test_autocast_as_torchs(backend):
     x, weight, bias = torch.randn(2, 4, 6, 7), torch.randn(4, 4, 3, 3), torch.randn(4)
     mixed = [
@@ -378,7 +385,7 @@ def test_autocast_as_torchs(backend):
         assert y.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["torch", *ON_CPU[-1:]])
 def test_compile_and_export(backend):
     """One graph with our operators in it, also of sizes that change; and a program of them."""
     name = backend.partition(":")[0]
@@ -439,8 +446,7 @@ def test_functorch_and_forward_mode(name):
 def test_batched_gradients():
     """is_grads_batched=True asks the operators' backwards for many at once."""
     x, weight = torch.randn(2, 2, 5, 5, requires_grad=True), torch.randn(3, 2, 3, 3, requires_grad=True)
-    name = next((b for b in BACKENDS if b != "triton"), "torch")
-    with use(name):
+    with use(RUNNING[-1]):
         y = PF.conv2d(x, weight)
         many = torch.randn(4, *y.shape)
         batched = torch.autograd.grad(y, (x, weight), many, is_grads_batched=True, retain_graph=True)
