@@ -210,8 +210,8 @@ def direct(shape, dy, x, dweight):
     """The same without one, for groups of few channels."""
     channels, arch = shape.groups * shape.N, tuning.arch(x.device)
     depth, height, width = (axis[2] for axis in shape.axes)
-    block_t = min(launch.power_of_two(width), 8)
-    config = tuning.conv_block(arch, channels, shape.results, x.stride(1) == 1, block_t)
+    block_t, is_last = min(launch.power_of_two(width), 8), x.stride(1) == 1
+    config = tuning.conv_block(arch, channels, shape.results, is_last, block_t if is_last else 2 * block_t)
     tiles = launch.cdiv(channels, config["BLOCK_C"]) * launch.cdiv(width, block_t) * height * depth * shape.K
     _launch(_weight_grad_direct, shape, dy, x, dweight, tiles, config["BLOCK_S"], BLOCK_T=block_t, **config)
 
