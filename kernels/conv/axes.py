@@ -79,6 +79,22 @@ def channels_adjacent(weight):
     return weight if weight.stride(1) == 1 else weight.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
+def in_a_row(axes, tensors):
+    """The axes, and Strided or None, with one axis in place of three: where every result has one tap, at its own place, and
+    each tensor lies in memory so. Then a kernel sees that neighbours are neighbours also across the ends of rows."""
+    depth, height, width = (axis[0] for axis in axes)
+    rows = height * width
+    for axis in axes:
+        if axis[0] != axis[1] or axis[2:5] != (1, 1, 0):
+            return axes, tensors
+    for *_, d, h, w in (t.strides for t in tensors if t is not None):
+        if (height > 1 and h != width * w) or (depth > 1 and d != rows * w):
+            return axes, tensors
+    places = depth * rows
+    tensors = [t and Strided(t.ptr, (*t.strides[:2], 0, 0, t.strides[4])) for t in tensors]
+    return (_NOT_THERE, _NOT_THERE, (places, places, *_NOT_THERE[2:])), tensors
+
+
 @triton.jit
 def phases_at(phase, depth, height, width):
     """The phase of each axis, from their common number."""

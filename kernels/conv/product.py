@@ -44,7 +44,7 @@ def _conv(
     a, weight, bias_ptr, residual, y, preact, depth, height, width, batch, groups, K, N, phases,
     first: "fp64", second: "fp64",  # noqa: F821
     ACTIVATION: tl.constexpr, IS_ADJOINT: tl.constexpr, LEAVES_D: tl.constexpr, LEAVES_H: tl.constexpr,
-    LEAVES_W: tl.constexpr, IS_LARGE: tl.constexpr, FOLDS: tl.constexpr, EVEN_K: tl.constexpr, PART: tl.constexpr,
+    LEAVES_W: tl.constexpr, IS_LARGE: tl.constexpr, ONE_TAP: tl.constexpr, FOLDS: tl.constexpr, EVEN_K: tl.constexpr, PART: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y = activation(sum over taps and channels of a * weight + bias + residual): a tile [BLOCK_M results of a phase,
@@ -69,8 +69,8 @@ def _conv(
     M = (start_m * 0 + batch) * results_d * results_h * results_w
     offs_m = start_m + tl.arange(0, BLOCK_M)
 
-    # Rows and columns past the end read the last row and the first columns again, and are not stored.
-    sample, d, h, w = axes.place_of(tl.minimum(offs_m, M - 1), results_d, results_h, results_w)
+    # Rows and columns past the end read the first ones again, and are not stored.
+    sample, d, h, w = axes.place_of(offs_m % M, results_d, results_h, results_w)
     d, h, w = d * scale_d + first_d, h * scale_h + first_h, w * scale_w + first_w  # of the first tap, each [BLOCK_M]
     a_rows = a.ptr + address(a.strides, sample, d, h, w)[:, None] + (group * K).to(tl.int64) * a.strides[1]
     b_cols = (
@@ -98,15 +98,16 @@ def _conv(
             else:
                 is_k = channel < K
             next_k += BLOCK_K
-            wraps = next_k >= K
-            next_k = tl.where(wraps, 0, next_k)
-            next_w += wraps.to(tl.int32)
-            wraps = next_w >= taps_w
-            next_w = tl.where(wraps, 0, next_w)
-            next_h += wraps.to(tl.int32)
-            wraps = next_h >= taps_h
-            next_h = tl.where(wraps, 0, next_h)
-            next_d += wraps.to(tl.int32)
+            if not ONE_TAP:  # without a division; and where there is one, the compiler sees where it is
+                wraps = next_k >= K
+                next_k = tl.where(wraps, 0, next_k)
+                next_w += wraps.to(tl.int32)
+                wraps = next_w >= taps_w
+                next_w = tl.where(wraps, 0, next_w)
+                next_h += wraps.to(tl.int32)
+                wraps = next_h >= taps_h
+                next_h = tl.where(wraps, 0, next_h)
+                next_d += wraps.to(tl.int32)
         channel = channel.to(tl.int64)
         away = address(a.strides, td * 0, td * step_d, th * step_h, tw * step_w)
         a_ptrs = a_rows + (channel[None, :] * a.strides[1] + across(away, FOLDS))
@@ -150,9 +151,10 @@ def conv(shape, a, weight, bias, residual, activation, y, preact):
     precision, block_k = tuning.convolution_precision(), config["BLOCK_K"]
     # The error of a sum grows with the root of its length: long exact ones are sums of parts, as in linear.
     is_long = shape.K * shape.taps > 512 and precision == "ieee" and a.itemsize == 4
+    weight = weight if folds or shape.taps == 1 else axes.channels_adjacent(weight)
+    places, (a, residual, y, preact) = axes.in_a_row(shape.axes, [axes.strided(t) for t in (a, residual, y, preact)])
     _conv[grid](
-        axes.strided(a), shape.weight_of(weight if folds or shape.taps == 1 else axes.channels_adjacent(weight)), bias,
-        axes.strided(residual), axes.strided(y), axes.strided(preact), *shape.axes, shape.batch, shape.groups, shape.K,
-        shape.N, shape.phases, *activation[1:], ACTIVATION=activation[0], **shape.constants(), FOLDS=folds,
-        EVEN_K=shape.K % block_k == 0, PART=512 // block_k if is_long else 0, PRECISION=precision, **config,
+        a, shape.weight_of(weight), bias, residual, y, preact, *places, shape.batch, shape.groups, shape.K, shape.N,
+        shape.phases, *activation[1:], ACTIVATION=activation[0], **shape.constants(), ONE_TAP=shape.taps == 1,
+        FOLDS=folds, EVEN_K=shape.K % block_k == 0, PART=512 // block_k if is_long else 0, PRECISION=precision, **config,
     )  # fmt: skip
