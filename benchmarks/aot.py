@@ -57,8 +57,9 @@ SOFTMAXES = (
     ("columns/1024", (4, 1024, 1024), 1),
 )
 
-# Convolutions: (label, channels of a group in and out, groups, size, kernel, stride, memory format, what is launched). ResNet-50's 3x3 with
-# its ReLU and residual, its stem, its pointwise layers, the first of a stage; MobileNetV2's and ConvNeXt's depthwise; ResNeXt's groups.
+# Convolutions: (label, channels of a group in and out, groups, size, kernel, stride, memory format, activation or gradient).
+# ResNet-50's 3x3, its pointwise layers (row: contiguous, whose places are in a row), the first of a stage, its stem;
+# ConvNeXt's and MobileNetV2's depthwise ones; ResNeXt's groups.
 CONVOLUTIONS = (
     ("3x3/forward", 256, 256, 1, 14, 3, 1, "last", "relu"),
     ("3x3/input_grad", 256, 256, 1, 14, 3, 1, "last", "input_grad"),
@@ -67,6 +68,8 @@ CONVOLUTIONS = (
     ("3x3/contiguous", 64, 64, 1, 56, 3, 1, "first", "gelu"),
     ("3x3/contiguous/weight_grad", 64, 64, 1, 56, 3, 1, "first", "weight_grad"),
     ("1x1/forward", 256, 1024, 1, 14, 1, 1, "last", ""),
+    ("1x1/row", 64, 256, 1, 56, 1, 1, "first", "relu"),
+    ("1x1/row/weight_grad", 64, 256, 1, 56, 1, 1, "first", "weight_grad"),
     ("stride/input_grad", 128, 128, 1, 56, 3, 2, "last", "input_grad"),
     ("stem/forward", 3, 64, 1, 224, 7, 2, "last", "relu"),
     ("stem/weight_grad", 3, 64, 1, 224, 7, 2, "last", "weight_grad"),

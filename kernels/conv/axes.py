@@ -95,6 +95,20 @@ def in_a_row(axes, tensors):
     return (_NOT_THERE, _NOT_THERE, (places, places, *_NOT_THERE[2:])), tensors
 
 
+def is_row(axes):
+    """One axis at most, and every result has one tap, at its own place."""
+    return axes[:2] == (_NOT_THERE, _NOT_THERE) and axes[2][0] == axes[2][1] and axes[2][2:5] == (1, 1, 0)
+
+
+def are_adjacent(axes, tensor):
+    """Are neighbours in a tile neighbours in memory, channels or, in a row, places, so that a compiler sees it? It knows of a
+    number whether it is one, and whether it is a multiple of 16."""
+    sample, channels, depth, height, width = tensor.strides
+    if channels == 1:
+        return not any(stride % 16 for stride in (sample, depth, height, width))
+    return width == 1 and is_row(axes) and not any(number % 16 for number in (sample, channels, axes[2][0]))
+
+
 @triton.jit
 def phases_at(phase, depth, height, width):
     """The phase of each axis, from their common number."""

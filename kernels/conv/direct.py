@@ -17,6 +17,9 @@ from pyflash.kernels.conv.product import finish
 from pyflash.kernels.primitives import cast
 from pyflash.kernels.strided import Strided
 
+_LONGEST_RUN = 4
+_MOST_COLUMNS = 32  # that a run unrolls
+
 
 @triton.constexpr_function
 def _tap_of(column, result, scale, step, taps):
@@ -60,8 +63,9 @@ def _conv_direct(
 ):  # fmt: skip
     """As product._conv, but a program has BLOCK_S runs of results of a phase, BLOCK_C channels of any groups.
 
-    weight: [K, *taps, groups * N], contiguous, with the strides of the taps. RUN: results one after another along the width, whose taps are TAPS in
-    number and lie STEP apart, SCALE from a result to the next; of 1 the width is walked as the other axes are.
+    weight: [K, *taps, groups * N], contiguous, with the strides of the taps. RUN: results one after another along the
+    width, which have TAPS taps each, STEP apart, and SCALE from a result to the next; of 1 the width is walked as the
+    other axes are.
     """
     pid = tl.program_id(0)
     channels = groups * N
@@ -83,11 +87,8 @@ def _conv_direct(
 
     sample, out_d, out_w, out_h = axes.place_of(offs, results_d, runs, results_h)
     out_w *= RUN
-    d, h, w = (
-        out_d * scale_d + first_d,
-        out_h * scale_h + first_h,
-        out_w * scale_w + first_w,
-    )  # of the first tap, [BLOCK_S]
+    # Of the first tap, each [BLOCK_S].
+    d, h, w = out_d * scale_d + first_d, out_h * scale_h + first_h, out_w * scale_w + first_w
     a_ptrs = a.ptr + address(a.strides, sample, d, h, w)[:, None]
     a_ptrs += ((channel // N * K).to(tl.int64) * a.strides[1])[None, :]
     weight_ptrs = weight.ptr + channel  # of the first tap, [BLOCK_C]
@@ -102,9 +103,8 @@ def _conv_direct(
             for k in range(K):
                 row_ptrs = a_ptrs + (away + (zero + k).to(tl.int64) * a.strides[1])
                 tap_ptrs = weight_ptrs + (zero + k).to(tl.int64) * k_stride
-                tap_ptrs += (td * tap_step_d + tap_d) * weight.strides[0] + (th * tap_step_h + tap_h) * weight.strides[
-                    1
-                ]
+                tap_ptrs += (td * tap_step_d + tap_d) * weight.strides[0]
+                tap_ptrs += (th * tap_step_h + tap_h) * weight.strides[1]
                 if RUN == 1:
                     for tw in range(taps_w):
                         at = tw * step_w
@@ -135,10 +135,6 @@ def _conv_direct(
             acc[r], bias_ptr, residual, y, preact, sample, out_d, out_h, out_w + r, is_row & (out_w + r < width[1]),
             channel, is_channel, first, second, ACTIVATION,
         )  # fmt: skip
-
-
-_LONGEST_RUN = 4
-_MOST_COLUMNS = 32  # that a run unrolls
 
 
 def conv(shape, a, weight, bias, residual, activation, y, preact):

@@ -142,17 +142,18 @@ def _conv(
 
 def conv(shape, a, weight, bias, residual, activation, y, preact):
     """Fills y for an axes.Shape; `activation` is a name and the values of its parameters."""
-    folds = shape.K < 16 and shape.taps > 1
-    length = shape.K * shape.taps if folds else shape.K
-    is_gathered = folds or (a.stride(1) != 1 and shape.K > 1)
-    config = tuning.conv(tuning.arch(a.device), a.dtype, shape.results, shape.N, length, is_gathered)
-    tiles = launch.cdiv(shape.results, config["BLOCK_M"]) * launch.cdiv(shape.N, config["BLOCK_N"])
-    grid = (tiles * shape.groups * shape.phases,)
-    precision, block_k = tuning.convolution_precision(), config["BLOCK_K"]
+    precision, folds = tuning.convolution_precision(), shape.K < 16 and shape.taps > 1
     # The error of a sum grows with the root of its length: long exact ones are sums of parts, as in linear.
     is_long = shape.K * shape.taps > 512 and precision == "ieee" and a.itemsize == 4
     weight = weight if folds or shape.taps == 1 else axes.channels_adjacent(weight)
+    dtype, device = a.dtype, a.device
     places, (a, residual, y, preact) = axes.in_a_row(shape.axes, [axes.strided(t) for t in (a, residual, y, preact)])
+    length = shape.K * shape.taps if folds else shape.K
+    is_gathered = folds or (shape.K > 1 and not axes.are_adjacent(places, a))
+    config = tuning.conv(tuning.arch(device), dtype, shape.results, shape.N, length, is_gathered)
+    tiles = launch.cdiv(shape.results, config["BLOCK_M"]) * launch.cdiv(shape.N, config["BLOCK_N"])
+    grid = (tiles * shape.groups * shape.phases,)
+    block_k = config["BLOCK_K"]
     _conv[grid](
         a, shape.weight_of(weight), bias, residual, y, preact, *places, shape.batch, shape.groups, shape.K, shape.N,
         shape.phases, *activation[1:], ACTIVATION=activation[0], **shape.constants(), ONE_TAP=shape.taps == 1,

@@ -12,7 +12,7 @@ from pyflash.kernels import launch, tuning
 from pyflash.kernels.conv import axes
 from pyflash.kernels.conv.axes import across, address, is_inside, where_both
 from pyflash.kernels.primitives import cast, dot
-from pyflash.kernels.strided import Strided
+from pyflash.kernels.strided import Strided, tile_from
 
 _FEW = 16  # channels; of fewer the columns are those of all taps
 
@@ -43,13 +43,14 @@ def _advance(place, by, axis_d, axis_h, axis_w):
 def _weight_grad(
     dy, x, parts, depth, height, width, batch, groups, K, N, part_stride, each,
     LEAVES_D: tl.constexpr, LEAVES_H: tl.constexpr, LEAVES_W: tl.constexpr, IS_LARGE: tl.constexpr,
-    FOLDS: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    IS_ROW: tl.constexpr, FOLDS: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The sum of dy * x over `each` blocks of places: a tile [BLOCK_M channels of dy, BLOCK_N of x at one tap] of a group.
 
     dy: Strided [batch, groups * N, *out]; x: [batch, groups * K, *in]; parts: [groups * N, K, *taps], one for each
-    program along axis 1, part_stride after the one before. FOLDS: columns are of taps * K, for few channels.
+    program along axis 1, part_stride after the one before. IS_ROW: as axes.is_row. FOLDS: columns are of taps * K, for few
+    channels.
     """
     pid = tl.program_id(0)
     taps_d, taps_h, taps_w = depth[2], height[2], width[2]
@@ -57,8 +58,8 @@ def _weight_grad(
     if FOLDS:
         tiles_n = tl.cdiv(taps * K, BLOCK_N)
         offs_n = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
-        channel, tap = offs_n % K, offs_n // K
-        is_n = tap < taps  # [BLOCK_N]; all of these
+        is_n = offs_n < taps * K  # [BLOCK_N]; all of these
+        channel, tap = offs_n % (taps * K) % K, offs_n % (taps * K) // K
         rest = pid // tiles_n
     else:
         tiles_n = tl.cdiv(K, BLOCK_N)
@@ -87,35 +88,34 @@ def _weight_grad(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     part = acc
     for i in range(tl.minimum(each, tl.cdiv(tl.maximum(count - start, 0), BLOCK_K))):
+        if IS_ROW:  # divides, and so the compiler sees that neighbours are neighbours
+            number = tile_from(start + i * BLOCK_K, BLOCK_K)
+            place = _digits(number, depth, height, width)
         sample, d, h, w = place
         is_row = (number < count)[:, None]
-        dy_tile = tl.load(
-            dy_cols + address(dy.strides, sample, d, h, w)[:, None], mask=is_row, other=0.0
-        )  # [BLOCK_K, BLOCK_M]
+        dy_ptrs = dy_cols + address(dy.strides, sample, d, h, w)[:, None]
+        dy_tile = tl.load(dy_ptrs, mask=is_row, other=0.0)  # [BLOCK_K, BLOCK_M]
         d, h, w = d * depth[3], h * height[3], w * width[3]
         mask = where_both(is_inside(d[:, None] + across(away_d, FOLDS), depth, LEAVES_D), is_row)
         mask = where_both(is_inside(h[:, None] + across(away_h, FOLDS), height, LEAVES_H), mask)
         mask = where_both(is_inside(w[:, None] + across(away_w, FOLDS), width, LEAVES_W), mask)
-        x_tile = tl.load(
-            x_cols + address(x.strides, sample, d, h, w)[:, None], mask=mask, other=0.0
-        )  # [BLOCK_K, BLOCK_N]
+        x_ptrs = x_cols + address(x.strides, sample, d, h, w)[:, None]
+        x_tile = tl.load(x_ptrs, mask=mask, other=0.0)  # [BLOCK_K, BLOCK_N]
         part = dot(tl.trans(dy_tile), x_tile, part, PRECISION)  # [BLOCK_M, BLOCK_N]
         if PART > 0:
             is_whole = (i + 1) % PART == 0
             acc += tl.where(is_whole, part, 0.0)
             part = tl.where(is_whole, 0.0, part)
-        number += BLOCK_K
-        place = _advance(place, by, depth, height, width)
+        if not IS_ROW:
+            number += BLOCK_K
+            place = _advance(place, by, depth, height, width)
     if PART > 0:
         acc += part
     else:
         acc = part
     rows = parts.ptr + split.to(tl.int64) * part_stride + (group * N + offs_m).to(tl.int64)[:, None] * parts.strides[0]
-    ptrs = (
-        rows
-        + channel.to(tl.int64)[None, :] * parts.strides[1]
-        + across(address(parts.strides, td * 0, td, th, tw), FOLDS)
-    )
+    cols = channel.to(tl.int64)[None, :] * parts.strides[1]
+    ptrs = rows + (cols + across(address(parts.strides, td * 0, td, th, tw), FOLDS))
     tl.store(ptrs, cast(acc, parts.ptr.dtype.element_ty), mask=(offs_m < N)[:, None] & is_n[None, :])
 
 
@@ -158,9 +158,8 @@ def _weight_grad_direct(
         sample, d, h, w = place
         is_row = number < count
         mask = is_row[:, None] & is_channel[None, :]
-        dy_tile = tl.load(
-            dy_cols + address(dy.strides, sample, d, h, w)[:, None], mask=mask, other=0.0
-        )  # [BLOCK_S, BLOCK_C]
+        dy_ptrs = dy_cols + address(dy.strides, sample, d, h, w)[:, None]
+        dy_tile = tl.load(dy_ptrs, mask=mask, other=0.0)  # [BLOCK_S, BLOCK_C]
         d, h, w = d * depth[3], h * height[3], w * width[3]
         inside = where_both(is_inside(d + away_d, depth, LEAVES_D), is_row)
         inside = where_both(is_inside(h + away_h, height, LEAVES_H), inside)[None, :] & is_tap[:, None]
@@ -192,39 +191,45 @@ def _sum_parts(parts_ptr, dweight_ptr, count, splits, BLOCK: tl.constexpr):
 
 def product(shape, dy, x, dweight):
     """Fills dweight for the axes.Shape of the forward, by matrix products."""
-    arch = tuning.arch(x.device)
     folds = shape.K < _FEW and shape.taps > 1
     columns = shape.K * shape.taps if folds else shape.K
-    is_gathered = folds or (x.stride(1) != 1 and shape.K > 1) or (dy.stride(1) != 1 and shape.N > 1)
-    config = tuning.conv_weight_grad(arch, x.dtype, shape.N, columns, is_gathered)
+    places, (rows, cols) = axes.in_a_row(shape.axes, [axes.strided(dy), axes.strided(x)])
+    is_gathered = folds or (shape.K > 1 and not axes.are_adjacent(places, cols))
+    is_gathered = is_gathered or (shape.N > 1 and not axes.are_adjacent(places, rows))
+    config = tuning.conv_weight_grad(tuning.arch(x.device), x.dtype, shape.N, columns, is_gathered)
     tiles = launch.cdiv(shape.N, config["BLOCK_M"]) * launch.cdiv(columns, config["BLOCK_N"]) * shape.groups
     precision = tuning.convolution_precision()
     is_exact = precision == "ieee" and x.itemsize == 4
     _launch(
-        _weight_grad, shape, dy, x, dweight, tiles if folds else tiles * shape.taps, config["BLOCK_K"], FOLDS=folds,
-        PART=512 // config["BLOCK_K"] if is_exact else 0, PRECISION=precision, **config,
+        _weight_grad, shape, places, rows, cols, dweight, tiles if folds else tiles * shape.taps, config["BLOCK_K"],
+        IS_ROW=axes.is_row(places), FOLDS=folds, PART=512 // config["BLOCK_K"] if is_exact else 0, PRECISION=precision,
+        **config,
     )  # fmt: skip
 
 
 def direct(shape, dy, x, dweight):
     """The same without one, for groups of few channels."""
-    channels, arch = shape.groups * shape.N, tuning.arch(x.device)
+    channels = shape.groups * shape.N
     depth, height, width = (axis[2] for axis in shape.axes)
     block_t, is_last = min(launch.power_of_two(width), 8), x.stride(1) == 1
-    config = tuning.conv_block(arch, channels, shape.results, is_last, block_t if is_last else 2 * block_t)
+    share = block_t if is_last else 2 * block_t
+    config = tuning.conv_block(tuning.arch(x.device), channels, shape.results, is_last, share)
     tiles = launch.cdiv(channels, config["BLOCK_C"]) * launch.cdiv(width, block_t) * height * depth * shape.K
-    _launch(_weight_grad_direct, shape, dy, x, dweight, tiles, config["BLOCK_S"], BLOCK_T=block_t, **config)
+    _launch(
+        _weight_grad_direct, shape, shape.axes, axes.strided(dy), axes.strided(x), dweight, tiles, config["BLOCK_S"],
+        BLOCK_T=block_t, **config,
+    )  # fmt: skip
 
 
-def _launch(kernel, shape, dy, x, dweight, tiles, block, **settings):
+def _launch(kernel, shape, places, dy, x, dweight, tiles, block, **settings):
     """The kernel over (tiles, parts of the sum), and the sum of the parts, which are laid out as dweight, a dense tensor."""
-    arch, count = tuning.arch(x.device), dweight.numel()
+    arch, count = tuning.arch(dweight.device), dweight.numel()
     splits, each = tuning.sum_splits(arch, tiles, launch.cdiv(shape.results, block))
-    parts = dweight if splits == 1 else torch.empty(splits * count, dtype=torch.float32, device=x.device)
+    parts = dweight if splits == 1 else torch.empty(splits * count, dtype=torch.float32, device=dweight.device)
     constants = {name: value for name, value in shape.constants().items() if name != "IS_ADJOINT"}
     kernel[tiles, splits](
-        axes.strided(dy), axes.strided(x), Strided(parts, axes.five(dweight.stride())), *shape.axes, shape.batch,
-        shape.groups, shape.K, shape.N, count, each, **constants, **settings,
+        dy, x, Strided(parts, axes.five(dweight.stride())), *places, shape.batch, shape.groups, shape.K, shape.N, count,
+        each, **constants, **settings,
     )  # fmt: skip
     if splits > 1:
         block = tuning.POINTWISE_BLOCK

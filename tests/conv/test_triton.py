@@ -37,6 +37,7 @@ CASES = [  # batch, channels of a group in and out, groups, sizes of x, kernel; 
     (1, 16, 16, 1, (2, 3, 4), (2, 1, 3), (1, 2, 2), (1, 0, 1), (1, 1, 1), True, "three dimensions"),
     (2, 16, 16, 1, (11,), (3,), (2,), (1,), (1,), False, "one"),
     (1, 48, 16, 1, (6, 6), (1, 1), (1, 1), (0, 0), (1, 1), True, "pointwise"),
+    (2, 20, 17, 1, (4, 8), (1, 1), (1, 1), (0, 0), (1, 1), False, "pointwise, places in a row"),
     (1, 16, 16, 1, (5, 5), (1, 1), (2, 2), (0, 0), (1, 1), True, "phases without any tap"),
     (1, 1, 1, 20, (7, 6), (3, 3), (1, 1), (1, 1), (1, 1), True, "depthwise, runs along the width"),
     (2, 1, 1, 5, (7, 9), (5, 3), (1, 1), (3, 0), (1, 2), False, "depthwise, runs down"),
@@ -89,7 +90,7 @@ def test_every_way_to_walk(case_):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_types(dtype):
-    for i in (7, 10):
+    for i in (7, 11):
         *shape, why = CASES[i]
         check(*case(*shape, dtype=dtype), why)
 
@@ -98,7 +99,7 @@ def test_numbers_of_64_bits(monkeypatch):
     """What tensors of more than 2^31 places take, on small ones."""
     constants = axes.Shape.constants
     monkeypatch.setattr(axes.Shape, "constants", lambda *args: constants(*args) | {"IS_LARGE": True})
-    for i in (2, 12):
+    for i in (2, 9, 13):
         *shape, why = CASES[i]
         check(*case(*shape), why)
 
