@@ -91,9 +91,8 @@ test: build
 quick: build
 	OMP_NUM_THREADS=1 PYFLASH_TEST_ISA=best $(PY) -m pytest -n $(WORKERS) --quick $(ARGS)
 
-# What a type checker passes whole; of the rest, the public functions as typed_use.py calls them.
-TYPED := tests/frame/typed_use.py pyflash/activations.py pyflash/functional.py pyflash/ops/core/contract.py \
-    $(addprefix pyflash/nn/,_activations.py _fuse.py container.py dropout.py normalization.py positional.py)
+# What a type checker passes: the package, and its public functions and classes as a user calls them.
+TYPED := pyflash tests/frame/typed_use.py
 
 lint: $(VENV)/.ready
 	$(PY) -m ruff check .

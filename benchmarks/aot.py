@@ -363,7 +363,7 @@ def rotary(empty, dtype):
 
 def pool(empty, dtype):
     """Windows of 3 x 3 that overlap, on images."""
-    from pyflash.kernels.pool import avg_pool, max_pool
+    from pyflash.kernels.pool import avg_pool, max_pool, max_unpool
 
     x, dx, (y, dy) = (
         *(empty(8, 64, 112, 112, dtype=dtype) for _ in range(2)),
@@ -375,6 +375,9 @@ def pool(empty, dtype):
     max_pool.max_pool_bwd(dy, indices, x.shape, False, *windows, (1, 1), dx)
     avg_pool.avg_pool_fwd(x, *windows, True, 0, y)
     avg_pool.avg_pool_bwd(dy, x.shape, False, *windows, True, 0, dx)
+    places = empty(8, 64, 56, 56, dtype="int64")
+    max_unpool.max_unpool_fwd(y, places, (112, 112), False, x)
+    max_unpool.max_unpool_bwd(dx, places, 2, False, dy)
 
 
 def softmax(empty, sizes, dim):
@@ -389,8 +392,9 @@ def softmax(empty, sizes, dim):
 
 
 def channel_norm(empty, dtype, groups, is_last):
-    """BatchNorm with ReLU, or GroupNorm with SiLU, after a residual; 8 images of 256 channels."""
+    """BatchNorm with ReLU, or GroupNorm with SiLU, after a residual, and the norms of a pixel's channels; 8 images of 256."""
     from pyflash.kernels.norm import channels as kernels
+    from pyflash.kernels.norm import local_response, normalize
 
     batch, channels, positions = 8, 256, 3136
     shape = (batch, positions, channels) if is_last else (batch, channels, positions)
@@ -408,6 +412,13 @@ def channel_norm(empty, dtype, groups, is_last):
         dy, x, residual, weight, bias, mean, rstd, groups, True, *ending, not groups, *[True] * 4, dx, dresidual, weight,
         bias,
     )  # fmt: skip
+    local_response.local_response_norm_fwd(x, 5, 1e-4, 0.75, 2.0, y)
+    local_response.local_response_norm_bwd(dy, x, 5, 1e-4, 0.75, 2.0, dx)
+    shape = (batch * positions, channels, 1) if is_last else (batch, channels, positions)
+    x, y, dy, dx = (empty(*shape, dtype=dtype) for _ in range(4))
+    norm = empty(shape[0], shape[2])
+    normalize.normalize_fwd(x, "two", 1e-12, y, norm)
+    normalize.normalize_bwd(dy, x, norm, "two", 1e-12, dx)
 
 
 def row_wise(empty, dtype):

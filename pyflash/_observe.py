@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,10 @@ class Observation:
     def __init__(self, model: torch.nn.Module):
         self.modules = set(model.modules())
         self.taken: defaultdict[torch.nn.Module, Counter] = defaultdict(Counter)
-        self.called, self.attention = set(), set()
+        self.called: set[torch.nn.Module] = set()
+        self.attention: set[torch.nn.Module] = set()
         self.stack = [model]
-        self.seen = Counter()
+        self.seen: Counter = Counter()
 
     def __enter__(self):
         self.outer = sys.getprofile()
@@ -69,7 +71,8 @@ def _is_ours(frame) -> bool:
 
 def observe(model: torch.nn.Module, example_inputs) -> Observation:
     """One forward of `model` in its mode, without gradients; its dropout leaves torch's generators as they were."""
-    args, kwargs = example_inputs, {}
+    args: Any = example_inputs
+    kwargs: Mapping = {}
     if isinstance(args, Mapping):
         args, kwargs = (), args
     elif not isinstance(args, (tuple, list)):

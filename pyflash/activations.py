@@ -67,7 +67,7 @@ class Activation:
                 f"{self.name} has {len(self.parameters)} parameters, at most {MOST_PARAMETERS} are handed on"
             )
 
-    def values(self, given: Iterable[float]) -> Values:
+    def values(self, given: Iterable) -> Values:
         """These values of the parameters as the operators take them."""
         first, second, *_ = *map(float, given), 0.0, 0.0
         return first, second

@@ -101,8 +101,8 @@ def report(model: torch.nn.Module, *, example_inputs=None) -> Report:
     """
     _expect_module("report", model)
     observed = None if example_inputs is None else observe(model, example_inputs)
-    rows, parents = [], {}
-    left = _left.get(model, {})
+    rows, left = [], _left.get(model, {})
+    parents: dict[torch.nn.Module, torch.nn.Module] = {}
     for name, module in model.named_modules():
         parents.update((child, module) for child in module.children())
         cls = class_of(module)

@@ -120,7 +120,7 @@ STORY = Story(
             "widening bfloat16 to float32 takes the time that the dot product would save; `auto` takes torch's",
             dtype="bfloat16",
         ),
-        Gap("", "both are near the peak, and neither side's product is far from the other's"),
+        Gap("", "both are near the peak, and neither side's product is far from the other's", up_to=1.3),
     ),
 )
 

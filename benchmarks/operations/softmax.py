@@ -8,7 +8,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from benchmarks.known import TINY, TWICE, Gap, Story
+from benchmarks.known import CPUS, TINY, TORCHS, TWICE, Gap, Story, fresh
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -80,12 +80,16 @@ STORY = Story(
     gaps=(
         TWICE,
         TINY,
-        Gap("1048576", "a row is longer than the second cache and is read twice, with its exponentials"),
+        TORCHS,
+        Gap("1048576", "a row is longer than the second cache and is read twice, with its exponentials", families=CPUS),
         Gap(
             "65536x10",
             "a vector has 16 lanes, of which a row takes 10; each row has a division or a logarithm of its own",
+            families=CPUS,
         ),
-        Gap("", "the output's pages are new at every call, which a copy into memory that is there does not pay"),
+        fresh("4096x4096"),
+        fresh("1024x32768"),
+        fresh("8x12x512x512"),
     ),
 )
 

@@ -49,7 +49,8 @@ def _native():  # an import that is done already still takes 0.3 us
 
 @lru_cache(maxsize=8)
 def _cpu_family(isa: str) -> str:
-    return family_of(*_native().processor(), isa)
+    maker, family, model = _native().processor()
+    return family_of(maker, family, model, isa)
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache, wraps
 from math import log
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -86,7 +86,8 @@ def is_measured_ours(family, threads, operation, kind, dtype, mode, *ends) -> bo
 
 
 # torch.compiler.assume_constant_result of these, which would import torch._dynamo here.
-for _function in (processor.family, processor.isa, processor.threads, is_measured_ours):
+_constants: tuple[Any, ...] = (processor.family, processor.isa, processor.threads, is_measured_ours)
+for _function in _constants:
     _function._dynamo_marked_constant = True
 
 # What a size is compared with where a graph is compiled, which then serves all sizes between two rungs. The sizes that move

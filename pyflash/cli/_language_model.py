@@ -178,5 +178,5 @@ def sample(model: nn.Module, corpus: Corpus, settings: Settings, device: str, pr
     for _ in range(length):
         window = torch.tensor([text[-settings.context :]], device=device)
         probabilities = (model(window)[0, -1].float().cpu() / 0.7).softmax(-1)
-        text.append(torch.multinomial(probabilities, 1, generator=generator).item())
+        text.append(int(torch.multinomial(probabilities, 1, generator=generator)))
     return "".join(corpus.alphabet[i] for i in text)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -118,10 +119,11 @@ def measure(
             seconds[which].append(time.perf_counter() - start)
         round_done()
     memory = Memory(device)
-    added = [memory.added_by(lambda step=step: step(*batch)) for step in steps]
-    return tuple(
+    added = [memory.added_by(partial(step, *batch)) for step in steps]
+    before, after = (
         Pace(statistics.median(taken), peak, spread(taken)) for taken, peak in zip(seconds, added, strict=True)
     )
+    return before, after
 
 
 def spread(seconds: list[float]) -> float:

@@ -10,7 +10,7 @@ import torch
 
 import pyflash
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import conv, embedding, pointwise, processor, resample, softmax, tables
+from pyflash.auto import conv, embedding, pointwise, pool, processor, resample, softmax, tables
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
@@ -101,6 +101,8 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "dropout", ("",)
     if name in softmax.MEASURED_AS:
         return softmax.MEASURED_AS[name], (softmax.ROWS, softmax.COLUMNS)
+    if name in pool.MEASURED_AS:
+        return pool.MEASURED_AS[name], ("",)
     if name == "interpolate":
         return name, tuple(resample.LEAST)
     if name == "attention_weights":
@@ -167,7 +169,7 @@ def print_explain(facts: dict) -> None:
         cells = [" ".join(SHORT[d] for d in row[name]["served"]) or "-" for name in columns]
         points = facts["measured"]["points"][operation]
         print(f"{operation:28}" + "".join(f"{cell:20}" for cell in cells) + (f"{points} points" if points else "-"))
-    reasons = {}
+    reasons: dict = {}
     for operation, row in facts["operations"].items():
         for name in ORDER:
             if not row[name]["served"]:

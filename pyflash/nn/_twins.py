@@ -8,35 +8,41 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from types import MethodType
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch.nn.modules import module as _torch_module
 
-TWINS: dict[type, type] = {}  # torch.nn class -> ours
-ORIGINALS: dict[type, type] = {}  # ours -> torch.nn class
+Module = TypeVar("Module", bound=torch.nn.Module)
+Class = TypeVar("Class", bound=type[torch.nn.Module])
+Constructor = TypeVar("Constructor", bound=Callable)
+
+TWINS: dict[type, type[torch.nn.Module]] = {}  # torch.nn class -> ours
+ORIGINALS: dict[type, type[torch.nn.Module]] = {}  # ours -> torch.nn class
 ASKS_FOR: dict[type, tuple[str, ...]] = {}  # ours -> operations of its forward
 
 
-def twin(*operations: str, of: type | None = None):
+def twin(*operations: str, of: type[torch.nn.Module] | None = None) -> Callable[[Class], Class]:
     """Class decorator: the class stands for `of`, a class of torch.nn; for its first base, unless it is said.
 
     Args:
         operations: what its forward asks for, as `explain` names it; a class that only calls its children has none.
     """
 
-    def register(cls: type) -> type:
-        original = of or cls.__bases__[0]
+    def register(cls: Class) -> Class:
+        original: Any = of or cls.__bases__[0]
         TWINS[original] = cls
         ORIGINALS[cls] = original
         ASKS_FOR[cls] = operations
-        cls.__prepare_scriptable__ = _scriptable
+        setattr(cls, "__prepare_scriptable__", _scriptable)  # noqa: B010  no class of torch declares it
         return cls
 
     return register
 
 
-def leaf(cls: type) -> type:
+def leaf(cls: Class) -> Class:
     """Class decorator: torch.fx.symbolic_trace records a call as one node, as it does with torch.nn's modules. Classes
     without it call one function, which torch.fx records as torch.nn.functional's."""
     forward = cls.forward
@@ -54,6 +60,12 @@ def leaf(cls: type) -> type:
     return cls
 
 
+def constructor_of(original: Constructor) -> Callable[[Any], Constructor]:
+    """functools.wraps of a constructor of torch.nn, whose arguments a type checker sees too."""
+    wrapped: Any = functools.wraps(original)
+    return wrapped
+
+
 def _scriptable(module: torch.nn.Module) -> torch.nn.Module:
     """What torch.jit.script compiles in place of a module of ours: torch.nn's, on the same parameters. Of what is in it
     too: torch.jit.script writes into the containers that it finds."""
@@ -67,10 +79,10 @@ def _scriptable(module: torch.nn.Module) -> torch.nn.Module:
     return copied
 
 
-def class_of(module: torch.nn.Module) -> type:
+def class_of(module: torch.nn.Module) -> type[torch.nn.Module]:
     """The class of a module, looking through those that torch makes for it at run time: torch.nn.utils.parametrize's
     ParametrizedLinear, FSDP2's FSDPLinear, replicate's DDPLinear, one over the other as well."""
-    cls = type(module)
+    cls: Any = type(module)
     while _is_generated(cls):
         cls = cls.__bases__[-1]
     return cls
@@ -98,7 +110,7 @@ def _generated_over(made: type, cls: type) -> type:
     return type(f"{prefix}{below.__name__}", (*made.__bases__[:-1], below), members)
 
 
-def set_class(module: torch.nn.Module, cls: type) -> None:
+def set_class(module: torch.nn.Module, cls: type[torch.nn.Module]) -> None:
     """Makes `cls` the class of `module`, under what torch generated over its class; a copy of the old class's forward
     that somebody bound to the instance (accelerate's hooks do) becomes one of the new class's."""
     bound = [name for name in vars(module) if holds_own_forward(module, name)]
@@ -110,14 +122,13 @@ def set_class(module: torch.nn.Module, cls: type) -> None:
 def holds_own_forward(module: torch.nn.Module, name: str) -> bool:
     """Is the instance's attribute `name` nothing but its class's forward, bound to it?"""
     value = vars(module).get(name)
-    own = isinstance(value, MethodType) and value.__self__ is module
-    return own and value.__func__ is class_of(module).forward
+    return isinstance(value, MethodType) and value.__self__ is module and value.__func__ is class_of(module).forward
 
 
-def is_bare(module: torch.nn.Module, *classes: type) -> bool:
+def is_bare(module: torch.nn.Module | None, *classes: type[Module]) -> TypeGuard[Module]:
     """Would calling `module` run the forward of one of `classes` and nothing else? Only then may its
     weights be read, or its work be done, in its place."""
-    return type(module) in classes and "forward" not in module.__dict__ and not (
+    return module is not None and type(module) in classes and "forward" not in module.__dict__ and not (
         module._forward_pre_hooks
         or module._forward_hooks
         or module._backward_pre_hooks

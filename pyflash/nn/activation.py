@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ import pyflash.functional as F
 from pyflash.nn import _activations, _softmax
 from pyflash.nn._activations import *  # noqa: F403
 from pyflash.nn._softmax import *  # noqa: F403
-from pyflash.nn._twins import ORIGINALS, adopt, is_bare, leaf, twin
+from pyflash.nn._twins import ORIGINALS, adopt, constructor_of, is_bare, leaf, twin
 from pyflash.nn.linear import Linear, NonDynamicallyQuantizableLinear
 from pyflash.ops.attention.multi_head import multi_head_attention, torch_is_quicker
 from pyflash.ops.core.backends import record, use_backend
@@ -73,7 +73,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
     """
 
-    @functools.wraps(torch.nn.MultiheadAttention.__init__)
+    @constructor_of(torch.nn.MultiheadAttention.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         adopt(self.out_proj)
@@ -95,7 +95,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                     query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
                 )
         # torch reads the weights of out_proj and never calls it; so do we, where calling it would do nothing else.
-        out_proj = self._modules["out_proj"]
+        modules: dict[str, Any] = self._modules
+        out_proj = modules["out_proj"]
         is_read = is_bare(out_proj, *_OUT_PROJS)
         # Without masks torch's result is ours in every mode, also on its fast path. But for dropout, whose mask must not
         # depend on whether gradients are recorded (see `attention`), as this choice does where no weights are needed.
@@ -105,7 +106,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             if torch_is_quicker(query, self.embed_dim, keys, need_weights):
                 return super().forward(query, key, value, None, need_weights, None, average_attn_weights)
         try:  # not as attributes, each of which is a call of nn.Module's __getattr__
-            own = self._parameters
+            own: dict[str, Any] = self._parameters
             in_weight, in_bias = own["in_proj_weight"], own["in_proj_bias"]
         except KeyError:  # parametrized, or taken in hand by FSDP
             in_weight, in_bias = self.in_proj_weight, self.in_proj_bias
@@ -127,7 +128,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             out_bias,
             out_proj=None if is_read else out_proj,
             embed_dim=self.embed_dim,
-            bias_kv=None if self.bias_k is None else (self.bias_k, self.bias_v),
+            bias_kv=None if self.bias_k is None or self.bias_v is None else (self.bias_k, self.bias_v),
             add_zero_attn=self.add_zero_attn,
             dropout_p=self.dropout if self.training else 0.0,
             attn_mask=attn_mask,

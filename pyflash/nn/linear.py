@@ -1,5 +1,7 @@
 """Linear, as torch.nn.Linear."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ class Linear(torch.nn.Linear):
     """input weight^T + bias, as torch.nn.Linear."""
 
     def forward(self, input: Tensor) -> Tensor:
-        held = self._parameters  # Module.__getattr__ takes 0.2 us for each
+        held: dict[str, Any] = self._parameters  # Module.__getattr__ takes 0.2 us for each
         try:
             weight, bias = held["weight"], held["bias"]
         except KeyError:  # parametrized, or no parameter any more

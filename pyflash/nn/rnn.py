@@ -23,7 +23,7 @@ def _own(module: torch.nn.Module, names) -> list[Tensor]:
     if is_dynamo_compiling():
         return [getattr(module, name) for name in names]
     own = module._parameters.get  # where most of them are still; getattr takes ten times as long to find one
-    return [getattr(module, name) if own(name) is None else own(name) for name in names]
+    return [getattr(module, name) if (held := own(name)) is None else held for name in names]
 
 
 class _Layers(torch.nn.RNNBase):
@@ -63,8 +63,8 @@ class LSTM(_Layers):
     """LSTM layers, as torch.nn.LSTM; `lengths` and `return_cells` as in `pyflash.functional.lstm`."""
 
     get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
-    check_forward_args = torch.nn.LSTM.check_forward_args
-    permute_hidden = torch.nn.LSTM.permute_hidden
+    check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]  # a pair of states, as torch's
+    permute_hidden = torch.nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def __init__(self, *args, **kwargs):
         super().__init__("LSTM", *args, **kwargs)

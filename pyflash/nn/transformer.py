@@ -7,15 +7,13 @@ themselves: with a hook, a subclass or another class in the place, the module it
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
 
 import pyflash.functional as F
 from pyflash.nn._fuse import activation_of
-from pyflash.nn._twins import adopt, is_bare, leaf, twin
+from pyflash.nn._twins import adopt, constructor_of, is_bare, leaf, twin
 from pyflash.nn.activation import _OUT_PROJS, MultiheadAttention, nested_to_torch
 from pyflash.nn.dropout import Dropout
 from pyflash.nn.linear import Linear
@@ -43,13 +41,13 @@ _PARTS = {  # of an encoder layer, and the classes whose weights torch's fast pa
 _FAST_ACTIVATIONS = {1: "relu", 2: "gelu"}  # as torch notes them in activation_relu_or_gelu
 
 
-def _read_by_torch(layer: torch.nn.Module) -> dict[torch.nn.Module, tuple[type, ...]]:
+def _read_by_torch(layer: torch.nn.TransformerEncoderLayer) -> dict[torch.nn.Module, tuple[type, ...]]:
     """What torch's fast path of an encoder layer reads, or leaves out, and never calls."""
     parts = {getattr(layer, name): classes for name, classes in _PARTS.items()}
     return {**parts, getattr(layer.self_attn, "out_proj", layer.self_attn): _OUT_PROJS}
 
 
-def _is_as_built(layer: torch.nn.Module) -> bool:
+def _is_as_built(layer: torch.nn.TransformerEncoderLayer) -> bool:
     """Does torch's fast path compute what the parts of an encoder layer would, if each were called?
 
     Not where the user put in another module, another activation, a hook, a method, or a part that is in training.
@@ -64,7 +62,7 @@ def _is_as_built(layer: torch.nn.Module) -> bool:
         part = parts.get(name)
         if part is None or part.training or not is_bare(part, *classes):
             return False
-    if not is_bare(parts["self_attn"].out_proj, *_OUT_PROJS):
+    if not is_bare(layer.self_attn.out_proj, *_OUT_PROJS):
         return False
     fast = layer.activation_relu_or_gelu  # of the activation that the constructor was given
     return not fast or activation_of(layer.activation) == _FAST_ACTIVATIONS[fast]
@@ -100,7 +98,7 @@ def _adopt_children(layer: torch.nn.Module) -> None:
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """Self-attention and feed-forward with residuals and norms, as torch.nn.TransformerEncoderLayer."""
 
-    @functools.wraps(torch.nn.TransformerEncoderLayer.__init__)
+    @constructor_of(torch.nn.TransformerEncoderLayer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         _adopt_children(self)
@@ -144,7 +142,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
     """Self-attention, attention to the encoder's output and feed-forward, as torch.nn.TransformerDecoderLayer."""
 
-    @functools.wraps(torch.nn.TransformerDecoderLayer.__init__)
+    @constructor_of(torch.nn.TransformerDecoderLayer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         _adopt_children(self)
@@ -199,7 +197,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             mask, src_key_padding_mask, src.dtype, "mask", "src_key_padding_mask", keep_bool
         )
         zeroed = self._rows_torch_zeroes(src, mask, src_key_padding_mask)
-        if zeroed is not None and src_key_padding_mask.dtype != torch.bool:
+        if zeroed is not None and src_key_padding_mask is not None and src_key_padding_mask.dtype != torch.bool:
             src_key_padding_mask = src_key_padding_mask.masked_fill(zeroed, float("-inf"))  # any other float than 0
         is_causal = _detect_is_causal_mask(mask, is_causal, _get_seq_len(src, self.layers[0].self_attn.batch_first))
         x = src
@@ -244,7 +242,7 @@ class TransformerDecoder(torch.nn.TransformerDecoder):
 class Transformer(torch.nn.Transformer):
     """Encoder and decoder, as torch.nn.Transformer. Vaswani et al. 2017, arXiv:1706.03762."""
 
-    @functools.wraps(torch.nn.Transformer.__init__)
+    @constructor_of(torch.nn.Transformer.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         given = {id(value) for value in (*args, *kwargs.values())}

@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from helpers import FLOAT_DTYPES, run, use
 from property_tests import given, settings, st
+from torch.fx.experimental.proxy_tensor import make_fx
 
+import pyflash
 import pyflash.functional as PF
+import pyflash.nn as nn
 from pyflash.ops.core import backends
 from tests.conv.convs import BACKENDS, FORMATS, ON_CPU, RUNNING, assert_sums_within, laid_out, lengths_of, order_of
 
@@ -317,6 +320,7 @@ def test_what_conv_bias_act_refuses():
         (TypeError, lambda: PF.conv_bias_act(X, W, residual=1)),
         (RuntimeError, lambda: PF.conv_bias_act(X, W, residual=X)),
         (RuntimeError, lambda: PF.conv_bias_act(X[:1], W, residual=ones(2, 6, 4, 5))),
+        (RuntimeError, lambda: PF.conv_bias_act(X[0], W, residual=ones(1, 6, 4, 5))),
         (RuntimeError, lambda: PF.conv_bias_act(X, W, groups=3)),
     ]:
         for backend in ("auto", *RUNNING):
@@ -385,12 +389,12 @@ def test_autocast_as_torchs(backend):
         assert y.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("backend", ["torch", *ON_CPU[-1:]])
-def test_compile_and_export(backend):
-    """One graph with our operators in it, also of sizes that change; and a program of them."""
-    name = backend.partition(":")[0]
+@pytest.mark.parametrize("backend", ["auto", "torch", *ON_CPU[-1:]])
+def test_compile(backend):
+    """One graph with our operators in it, also of sizes that change."""
     x, weight, up = torch.randn(2, 4, 9, 10), torch.randn(6, 4, 3, 2), torch.randn(6, 4, 3, 3)
-    for t in (x, weight, up):
+    last = x.to(memory_format=torch.channels_last)
+    for t in (x, last, weight, up):
         t.requires_grad_()
 
     def function(x, weight, up):
@@ -398,30 +402,37 @@ def test_compile_and_export(backend):
         y = PF.conv2d(y, weight.transpose(0, 1), stride=2, padding=[1, 1])
         return PF.conv_transpose2d(y, up.transpose(0, 1), stride=2, output_padding=1)
 
-    def results(function):
+    def results(function, x):
         y = function(x, weight, up)
         return y.detach(), *torch.autograd.grad(y.square().sum(), (x, weight, up))
 
     with use(backend):
-        expected = results(function)
         torch._dynamo.reset()
-        compiled = results(torch.compile(function, fullgraph=True, backend="aot_eager"))
-        for a, b in zip(compiled, expected):
-            torch.testing.assert_close(a, b)
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for image in (x, last):
+            for a, b in zip(results(compiled, image), results(function, image)):
+                torch.testing.assert_close(a, b)
+                assert a.stride() == b.stride()
         dynamic = torch.compile(lambda x: PF.conv2d(x, weight, padding=1), backend="aot_eager", dynamic=True)
+        traced = make_fx(lambda *t: PF.conv2d(*t, padding=[1, 1]), tracing_mode="symbolic")(x.detach(), weight.detach())
+        torch.testing.assert_close(traced(last.detach(), weight.detach()), F.conv2d(last, weight, padding=1))
         for width in (10, 13, 20):
             y = torch.randn(2, 4, 9, width)
             torch.testing.assert_close(dynamic(y), F.conv2d(y, weight, padding=1))
         torch._dynamo.reset()
 
-        class Model(torch.nn.Module):
-            def forward(self, x):
-                return PF.conv2d(x, weight.detach(), padding=1)
 
-        program = torch.export.export(Model(), (x.detach(),))
-        if name != "torch":
-            assert any("pyflash.conv_fwd" in str(node.target) for node in program.graph.nodes)
-        torch.testing.assert_close(program.module()(x.detach()), F.conv2d(x.detach(), weight, padding=1))
+@pytest.mark.parametrize("backend", ["torch", *ON_CPU[-1:]])
+def test_export(backend):
+    """A program of our operators, with derivatives of their own."""
+    module, x = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ConvTranspose2d(6, 2, 2)), torch.randn(2, 4, 9, 10)
+    with use(backend):
+        program = torch.export.export(module, (x,))
+        if backend != "torch":
+            targets = {str(node.target) for node in program.graph.nodes}
+            assert {"pyflash.conv_fwd.default", "pyflash.conv_input_grad.default"} <= targets
+        found, expected = program.module()(x), pyflash.restore(module)(x)
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])

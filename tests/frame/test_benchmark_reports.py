@@ -209,6 +209,37 @@ def test_a_reason_that_holds_on_one_processor_is_given_for_no_other():
     assert dataclasses.replace(gap, families=()).explains(row, HERE)
 
 
+def test_a_reason_is_of_calls_that_torch_serves_of_those_mostly_outside_or_of_slow_ones():
+    row = Row(
+        "linear", "64", "forward", "float32", "pyflash", ratio=1.2, median=1e-3, host_seconds=4e-4, served="torch"
+    )
+    for of, others in (
+        ({"served": "torch"}, {"served": "cpu"}),
+        ({"host": 0.4}, {"host_seconds": 3e-4}),
+        ({"host": 0.4}, {"host_seconds": None}),
+        ({"up_to": 1.3}, {"ratio": 1.4}),
+    ):
+        gap = known.Gap("", "why", **of)
+        assert gap.explains(row, HERE) and not gap.explains(dataclasses.replace(row, **others), HERE)
+
+
+def test_a_row_far_from_the_limit_has_a_reason_or_says_that_nobody_looked(tmp_path, capsys):
+    """Of a case with several reasons each names its modes."""
+    path, measured = tmp_path / "rows.json", {"median": 1e-3, "ratio": 2.0, "share": 0.69}
+    short = [
+        Row("softmax", "softmax 4096x4096", mode, "float32", "pyflash", **measured) for mode in ("forward", "backward")
+    ]
+    short += [Row("softmax", "softmax 9", "forward", "float32", "pyflash", **measured)]
+    near = Row("softmax", "softmax 10", "forward", "float32", "pyflash", **measured | {"share": 0.7})
+    zen = dataclasses.replace(HERE, family="zen5")
+    rows.save(path, [short[0], dataclasses.replace(short[1], served="torch"), short[2], near], zen)
+    assert main(["report", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "\n- softmax 9: not looked into." in text and text.count("softmax 10") == 1
+    assert "\n- softmax 4096x4096 (forward): the output's pages" in text
+    assert "\n- softmax 4096x4096 (backward): torch's own kernel" in text
+
+
 def test_every_reason_is_of_a_known_processor():
     named = {family for name in OPERATIONS for gap in module_of(name).STORY.gaps for family in gap.families}
     assert named and named <= set(machine.FAMILIES) and set(machine.FAMILIES) <= set(processor.FAMILIES)

@@ -32,9 +32,14 @@ FUNCTIONS = {
         for kind in ("max", "avg", "adaptive_max", "adaptive_avg")
         for n in (1, 2, 3)
     },
+    **{f"nn.functional.max_unpool{n}d": getattr(PF, f"max_unpool{n}d") for n in (1, 2, 3)},
     "nn.functional.batch_norm": PF.batch_norm,
     "nn.functional.group_norm": PF.group_norm,
     "nn.functional.instance_norm": PF.instance_norm,
+    "nn.functional.local_response_norm": PF.local_response_norm,
+    "nn.functional.normalize": lambda x, p=2.0, **kwargs: (
+        PF if p in (1, 2, float("inf")) else torch.nn.functional
+    ).normalize(x, p, **kwargs),  # other p are torch's
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{
         prefix + name: getattr(PF, name)

@@ -3,11 +3,12 @@
 import copy
 import json
 import pickle
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import is_pending, use
+from helpers import backend_params, is_pending, use
 from torch.nn.utils import parametrizations, parametrize
 
 import pyflash
@@ -15,7 +16,7 @@ import pyflash.nn as nn
 from pyflash.auto import norm as layer_norm
 from pyflash.nn._twins import ORIGINALS, TWINS
 from pyflash.ops.core import backends
-from tests.nn.module_helpers import BACKENDS, option_id, quiet
+from tests.nn.module_helpers import BACKENDS, assert_same, option_id, quiet
 
 
 class TiedLM(torch.nn.Module):
@@ -62,6 +63,50 @@ MODELS = {
 }
 
 
+class Block(torch.nn.Module):
+    """torchvision's BasicBlock: one ReLU, in place, called twice."""
+
+    def __init__(self, width, out, stride):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(width, out, 3, stride, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(out)
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.conv2 = torch.nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(out)
+        self.downsample = None
+        if stride != 1 or width != out:
+            self.downsample = torch.nn.Sequential(
+                torch.nn.Conv2d(width, out, 1, stride, bias=False), torch.nn.BatchNorm2d(out)
+            )
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.relu(out)
+
+
+class ResNet(torch.nn.Module):
+    """As torchvision writes it, narrow and of two stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 8, 7, 2, 3, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(8)
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.maxpool = torch.nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.layer1 = torch.nn.Sequential(Block(8, 8, 1), Block(8, 8, 1))
+        self.layer2 = torch.nn.Sequential(Block(8, 16, 2), Block(16, 16, 1))
+        self.avgpool = torch.nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = torch.nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer2(self.layer1(x))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
 def classes(model):
     return [type(m) for m in model.modules()]
 
@@ -104,6 +149,45 @@ def test_whole_models(name, backend):
     copied.load_state_dict(theirs.state_dict())
     assert pyflash.restore(copied) is copied and classes(copied) == before
     assert pyflash.restore(ours) is ours and classes(ours) == before
+
+
+# What a ResNet consists of: the operation of each class, and how often a forward asks for it.
+OF_A_RESNET = {
+    **({} if is_pending("conv") else {"Conv2d": ("conv2d", 10)}),
+    "BatchNorm2d": ("batch_norm", 10),
+    "ReLU": ("relu", 9),
+    "MaxPool2d": ("max_pool2d", 1),
+    "AdaptiveAvgPool2d": ("adaptive_avg_pool2d", 1),
+    "Linear": ("linear", 1),
+}
+
+
+@pytest.mark.parametrize("backend", backend_params("cpu"))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_resnet_is_ours(layout, backend):
+    """Outputs, gradients, running statistics and the report, in training and evaluation."""
+    theirs, x = ResNet(), torch.randn(3, 3, 45, 37).to(memory_format=layout)
+    ours = pyflash.replace(copy.deepcopy(theirs), exclude=torch.nn.Conv2d if is_pending("conv") else ())
+    for name, module in theirs.named_modules():
+        kind = type(module).__name__
+        if kind in OF_A_RESNET:
+            assert type(ours.get_submodule(name)) is getattr(nn, kind), name
+    assert_same(ours, theirs, [x], backends=(backend,))
+    for training in (True, False):
+        ours.train(training).load_state_dict(theirs.train(training).state_dict())
+        with use(backend):
+            rows = {row.name: row for row in pyflash.report(ours, example_inputs=x).rows}
+        theirs(x)
+        torch.testing.assert_close(list(ours.buffers()), list(theirs.buffers()))
+        calls = Counter()
+        for name, module in theirs.named_modules():
+            kind = type(module).__name__
+            if kind in OF_A_RESNET:
+                assert rows[name].backend == "cpu" and not rows[name].reason, rows[name]
+                (took,) = rows[name].took
+                assert (took["operation"], took["backend"]) == (OF_A_RESNET[kind][0], "cpu")
+                calls[kind] += took["calls"]
+        assert calls == {kind: calls for kind, (_, calls) in OF_A_RESNET.items()}
 
 
 def test_every_linear_is_an_instance_of_ours():

@@ -11,7 +11,6 @@ import pyflash
 import pyflash.functional as PF
 import pyflash.nn as nn
 from pyflash.activations import ACTIVATIONS
-from pyflash.ops.core import backends
 from pyflash.ops.norm.channels import _bwd, _fwd
 from tests.norm.norms import in_order
 
@@ -423,40 +422,3 @@ def test_module_counts_no_call_that_raises():
     with use("cpu"), pytest.raises(ValueError):
         module(torch.randn(1, 4))
     assert module.num_batches_tracked == 0 and not module.running_mean.any()
-
-
-def test_replace_takes_every_batch_norm_of_a_resnet():
-    model = resnet()
-    pyflash.replace(model, exclude=torch.nn.Conv2d)
-    rows = {row.name: row for row in pyflash.report(model).rows}
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert len(names) == 6 and all(rows[name].backend != "torch" and not rows[name].reason for name in names)
-    x = torch.randn(2, 3, 16, 16)
-    twin = pyflash.restore(copy.deepcopy(model))
-    with use("cpu"):
-        before = backends.counts.copy()
-        torch.testing.assert_close(model.train()(x), twin.train()(x), rtol=1e-4, atol=1e-5)
-        new = backends.counts - before
-    assert sum(n for (name, backend, _), n in new.items() if (name, backend) == ("batch_norm", "cpu")) == 6
-    for ours_, theirs in zip(model.buffers(), twin.buffers()):
-        torch.testing.assert_close(ours_, theirs)
-
-
-class Block(torch.nn.Module):
-    def __init__(self, width, out, stride):
-        super().__init__()
-        self.conv1, self.bn1 = torch.nn.Conv2d(width, out, 3, stride, 1, bias=False), torch.nn.BatchNorm2d(out)
-        self.conv2, self.bn2 = torch.nn.Conv2d(out, out, 3, 1, 1, bias=False), torch.nn.BatchNorm2d(out)
-        self.skip = torch.nn.Sequential()
-        if stride != 1:
-            self.skip = torch.nn.Sequential(
-                torch.nn.Conv2d(width, out, 1, stride, bias=False), torch.nn.BatchNorm2d(out)
-            )
-
-    def forward(self, x):
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.skip(x))
-
-
-def resnet():
-    stem = torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU()
-    return torch.nn.Sequential(*stem, Block(8, 8, 1), Block(8, 16, 2))

@@ -234,9 +234,11 @@ def test_dropout_follows_the_rules_of_torchs(backend):
             PF.bias_act_dropout_add(x, dropout_p=1.5)
 
 
-def test_its_dropout_is_dropouts_of_the_same_seed():
-    x = torch.randn(7, 90)
-    with use("cpu"):
+@pytest.mark.parametrize("backend", ["cpu", "auto", "torch"])
+def test_its_dropout_is_dropouts_of_the_same_seed(backend):
+    """Also where `auto` has torch's operations do the rest: whose the mask is does not depend on that."""
+    x = torch.randn(200, 300)
+    with use(backend):
         torch.manual_seed(5)
         expected = PF.dropout(PF.relu(x), 0.3)
         torch.manual_seed(5)

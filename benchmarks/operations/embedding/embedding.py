@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from benchmarks.known import TINY, Gap, Story
+from benchmarks.known import CPUS, NOT_LOOKED_INTO, TINY, TORCHS, Gap, Story, fresh
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -45,8 +45,25 @@ STORY = Story(
     limit="Memory: a look-up reads and writes each row once; the gradient of a table is written whole, mostly zeros.",
     elsewhere="torch fills the gradient with zeros, then reads, adds to and writes a row for every index.",
     gaps=(
-        Gap("", "rows are copied, by torch as by ours; `auto` leaves look-ups without gradients to torch", "forward"),
         TINY,
+        Gap(
+            "",
+            "rows are copied, by torch as by ours; `auto` leaves look-ups without gradients to torch",
+            mode="forward",
+            served="torch",
+        ),
+        Gap(
+            "max_norm",
+            "the rows are scaled into a tensor of their own, and torch copies them into the table before they are looked up",
+            families=CPUS,
+        ),
+        TORCHS,
+        Gap("", NOT_LOOKED_INTO, mode="forward"),
+        fresh("30522x768", also="; and one thread sorts the places by the row that was looked up"),
+        fresh("50257x768", also="; and one thread sorts the places by the row that was looked up"),
+        Gap(
+            "", "one thread sorts the places by the row that was looked up before the gradient is summed", families=CPUS
+        ),
     ),
 )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from benchmarks.known import TINY, Gap, Story
+from benchmarks.known import CPUS, NOT_LOOKED_INTO, TINY, TORCHS, Gap, Story
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -41,8 +41,21 @@ STORY = Story(
     limit="Memory: a row for every place of a bag, and a sum a bag; the gradient of a table is written whole, mostly zeros.",
     elsewhere="torch's sums on a CPU are FBGEMM's, compiled for the width; its gradient is zeros, then additions.",
     gaps=(
-        Gap("", "rows are read, by torch as by ours; `auto` leaves sums without gradients to torch", "forward"),
         TINY,
+        Gap(
+            "",
+            "rows are read, by torch as by ours; `auto` leaves sums without gradients to torch",
+            mode="forward",
+            served="torch",
+        ),
+        TORCHS,
+        Gap("", NOT_LOOKED_INTO, mode="forward"),
+        Gap(
+            "",
+            "one thread sorts the places by the row that was looked up, with the bag that each is of, before the gradient is"
+            " summed",
+            families=CPUS,
+        ),
     ),
 )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.known import TINY, Story
+from benchmarks.known import TINY, TORCHS, Story, fresh
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -35,7 +35,11 @@ GPU = (
 STORY = Story(
     limit="Memory: queries and keys are read once and written once.",
     elsewhere="in torch it is four products, two sums and a concatenation, each a pass over queries or keys.",
-    gaps=(TINY,),
+    gaps=(
+        TINY,
+        TORCHS,
+        fresh("H32"),
+    ),
 )
 
 

@@ -68,7 +68,7 @@ def bytes_(case: Case, mode: str) -> float:
 STORY = Story(
     limit="The recurrent layers' FLOPs; the head's products and AdamW are a few percent.",
     elsewhere="as of the recurrent layers: oneDNN's LSTM near the peak, GRU step by step in torch's dispatcher.",
-    gaps=(Gap("", "the LSTM's backward, where oneDNN is as near to the peak"),),
+    gaps=(Gap("LSTM", "the LSTM's backward, where oneDNN is as near to the peak"),),
 )
 
 OPERATION = Operation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import TWICE, Gap, Story
+from benchmarks.known import CPUS, TORCHS, TWICE, Gap, Story, turned
 from benchmarks.operation import gpu_case
 from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation
 
@@ -27,10 +27,20 @@ STORY = Story(
     elsewhere="torch's kernel reads x twice, and SiLU is a pass of its own; with the channels last it is much slower.",
     gaps=(
         TWICE,
+        TORCHS,
+        *turned("NHWC"),
         Gap(
-            "NHWC", "the statistics need all rows before the first is written: x is read twice, and dy in the backward"
+            "NHWC silu",
+            "the statistics need all rows before the first is written: x is read twice, and SiLU's exponential is not counted",
+            families=CPUS,
         ),
-        Gap("", "a group is read for its statistics and again, from the second cache, to be normalised"),
+        Gap("NHWC", "the statistics need all rows before the first is written: x is read twice", families=CPUS),
+        Gap(
+            "silu",
+            "a group is read for its statistics and again, from the second cache; and SiLU's exponential is not counted",
+            families=CPUS,
+        ),
+        Gap("", "a group is read for its statistics and again, from the second cache, to be normalised", families=CPUS),
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import TWICE, Gap, Story
+from benchmarks.known import CPUS, TORCHS, TWICE, Gap, Story, turned
 from benchmarks.operation import gpu_case
 from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation
 
@@ -26,10 +26,14 @@ STORY = Story(
     elsewhere="torch's is BatchNorm of a copy with the samples as channels; with the channels last it copies first.",
     gaps=(
         TWICE,
+        TORCHS,
+        *turned("NHWC"),
+        Gap("NHWC", "the statistics need all rows before the first is written: x is read twice", families=CPUS),
         Gap(
-            "NHWC", "the statistics need all rows before the first is written: x is read twice, and dy in the backward"
+            "",
+            "a plane is read for its statistics, or for the sums of the backward, and again for what is written",
+            families=CPUS,
         ),
-        Gap("", "a plane is read for its statistics and again, from the second cache, to be normalised"),
     ),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import TINY, TWICE, Story
+from benchmarks.known import HOST, TINY, TORCHS, TWICE, Story, fresh
 from benchmarks.operation import Case
 from benchmarks.operations.norm._norms import Shape, gpu_cases, operation
 
@@ -20,7 +20,13 @@ CASES = (
 STORY = Story(
     limit="Memory: x and y once, with a residual x, r, y and the sum once.",
     elsewhere="torch computes it from six elementwise operations and a reduction on a CPU; torch.compile fuses them.",
-    gaps=(TWICE, TINY),
+    gaps=(
+        TWICE,
+        TINY,
+        TORCHS,
+        fresh("2048x4096"),
+        HOST,
+    ),
 )
 
 OPERATION = operation(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.check import SEED, Bound, Wrong
-from benchmarks.known import Gap, Story
+from benchmarks.known import TORCHS, Story
 from benchmarks.operation import Case, Operation, gpu_case
 from benchmarks.operations.pointwise.dropout import expect_share
 
@@ -73,7 +73,7 @@ def bytes_(case: Case, mode: str) -> float:
 STORY = Story(
     limit="Memory: x and y once.",
     elsewhere="torch draws a mask of the channels, divides it, and multiplies with broadcasting.",
-    gaps=(Gap("", "the page faults of a fresh output, which torch pays as well"),),
+    gaps=(TORCHS,),
 )
 
 OPERATION = Operation(

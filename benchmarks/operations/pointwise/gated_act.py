@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import TWICE, Gap, Story
+from benchmarks.known import TORCHS, TWICE, Story, fresh
 from benchmarks.operation import Case, Operation, gpu_case
 from benchmarks.operations.pointwise._gates import BOTH, Shape, bytes_, exps, inputs
 from pyflash.activations import ACTIVATIONS
@@ -45,7 +45,9 @@ STORY = Story(
     elsewhere="torch reads and writes what lies between twice more; torch.compile fuses it.",
     gaps=(
         TWICE,
-        Gap("", "the output's pages are new at every call, and a copy into memory that is there does not pay them"),
+        TORCHS,
+        fresh("2048x11008"),
+        fresh("geglu packed", "training"),
     ),
 )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from benchmarks.known import TWICE, Gap, Story
+from benchmarks.known import TORCHS, TWICE, Story, fresh, turned
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -63,7 +63,13 @@ def bytes_(case: Case, mode: str) -> float:
 STORY = Story(
     limit="Memory: one read and one write an element, and in the backward two reads and one write.",
     elsewhere="torch writes what each element adds to the slope's gradient, and sums that afterwards; its forward is a copy's time.",
-    gaps=(TWICE, Gap("", "the output's pages are new at every call, and a slope is spread over a tile's elements")),
+    gaps=(
+        TWICE,
+        TORCHS,
+        *turned("channels last"),
+        fresh("112x112"),
+        fresh("96x96"),
+    ),
 )
 
 OPERATION = Operation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import TINY, Story
+from benchmarks.known import TINY, TORCHS, Story, fresh, turned
 from benchmarks.operation import Case, gpu_case
 from benchmarks.operations.pool._pools import Shape, operation
 
@@ -36,7 +36,12 @@ STORY = Story(
     limit="Memory: the input once, the output once; the gradients likewise.",
     elsewhere="torch's NCHW kernel takes a window at a time, its channels_last kernel a vector of channels; its global mean"
     " is a reduction. In three dimensions it has no half types on a CPU.",
-    gaps=(TINY,),
+    gaps=(
+        TINY,
+        TORCHS,
+        *turned("channels_last"),
+        fresh("8x256x4096", "training"),
+    ),
 )
 
 OPERATION = operation(

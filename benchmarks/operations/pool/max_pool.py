@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import TINY, Story
+from benchmarks.known import TINY, TORCHS, Story, fresh, turned
 from benchmarks.operation import Case, gpu_case
 from benchmarks.operations.pool._pools import Shape, operation
 
@@ -33,7 +33,13 @@ STORY = Story(
     limit="Memory: the input once, the output once; the gradients likewise, and the indices, 4 bytes of each output.",
     elsewhere="torch's NCHW kernel takes a window at a time, its channels_last kernel a vector of channels; both keep"
     " indices of 8 bytes whenever a gradient may be asked for, in two and three dimensions always.",
-    gaps=(TINY,),
+    gaps=(
+        TINY,
+        TORCHS,
+        *turned("channels_last"),
+        fresh("8x256x4096", "training"),
+        fresh("224x224", "training"),
+    ),
 )
 
 OPERATION = operation(

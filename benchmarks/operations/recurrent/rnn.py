@@ -218,8 +218,16 @@ STORY = Story(
             )
             for few in ("B1 ", "B8 ", "H64")
         ),
-        Gap("LSTM", "oneDNN's kernel is as near to the peak as ours; one step with gradients is Python on both sides"),
-        Gap("", "torch's kernel is as near to the peak, or the step's activations and copies are what is left"),
+        Gap(
+            "LSTM",
+            "oneDNN's kernel is as near to the peak as ours; one step with gradients is Python on both sides",
+            up_to=1.3,
+        ),
+        Gap(
+            "",
+            "torch's kernel is as near to the peak, or the step's activations and copies are what is left",
+            up_to=1.3,
+        ),
     ),
 )
 

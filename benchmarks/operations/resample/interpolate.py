@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from benchmarks.known import TINY, TWICE, Gap, Story
+from benchmarks.known import CPUS, TINY, TORCHS, TWICE, Gap, Story, fresh
 from benchmarks.operation import Case, Operation, gpu_case
 from benchmarks.operations.resample._images import bytes_, inputs
 
@@ -71,10 +71,12 @@ STORY = Story(
     gaps=(
         TWICE,
         TINY,
-        Gap("antialias", "ten taps of a row each way, whose lanes are gathered one by one"),
-        Gap("14x14", "a row is less than a vector long"),
-        Gap("4x4", "a row is half a vector long"),
-        Gap("", "the page faults of a fresh output, which torch pays as well"),
+        TORCHS,
+        Gap("antialias", "ten taps of a row each way, whose lanes are gathered one by one", families=CPUS),
+        Gap("14x14", "a row is less than a vector long", families=CPUS),
+        Gap("4x4", "a row is half a vector long", families=CPUS),
+        fresh("bilinear x2", "forward"),
+        fresh("bilinear x4", "forward"),
     ),
 )
 

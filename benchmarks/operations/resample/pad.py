@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from benchmarks.known import TINY, TWICE, Gap, Story
+from benchmarks.known import TINY, TORCHS, TWICE, Story, fresh, turned
 from benchmarks.operation import Case, Operation, gpu_case
 from benchmarks.operations.resample._images import bytes_, inputs
 
@@ -64,10 +64,9 @@ STORY = Story(
     gaps=(
         TWICE,
         TINY,
-        Gap(
-            "",
-            "rows begin at any address, so that every other vector crosses a line; and the page faults of a fresh output",
-        ),
+        TORCHS,
+        *turned("channels_last"),
+        fresh("reflect 3", also="; and rows begin at any address, so that every other vector crosses a line"),
     ),
 )
 

@@ -16,6 +16,9 @@ PF_INLINE vf quotient(vf a, vf b) {
   return (a - q * b) * r + q;
 }
 
+PF_INLINE vf square_root(vf x) { return (vf)_mm512_sqrt_ps((__m512)x); }
+PF_INLINE vd square_root(vd x) { return (vd)_mm512_sqrt_pd((__m512d)x); }
+
 // b when either is NaN.
 PF_INLINE vf max_fast(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 PF_INLINE vf min_fast(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }

@@ -195,7 +195,7 @@ def attention(
     has_torchs_meaning = not (is_extended or (is_causal and (attn_mask is not None or diagonal)))
     if _is_ours and not refused and q.dtype == given:
         record(OPERATION.name, "cpu" if q.is_cpu else "triton")
-        backend = "auto"  # the rules have just been asked
+        backend: str | None = "auto"  # the rules have just been asked
     else:
         kind = "dropout" if dropout_p > 0 else "mask" if attn_mask is not None else "causal" if is_causal else "plain"
         if not has_torchs_meaning or (attn_mask is not None and torch.is_grad_enabled() and attn_mask.requires_grad):

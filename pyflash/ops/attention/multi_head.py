@@ -6,6 +6,8 @@ projections: [batch, heads, seqlen, head_dim], with the strides of (batch, seqle
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,7 @@ from pyflash.ops.core.philox import draw_seed
 from pyflash.ops.linear.linear import linear
 
 NAME = "multi_head_attention_forward"
+_shape_check = F._mha_shape_check  # type: ignore[attr-defined]  # torch's stub has only what is public
 
 
 def canonical_masks(
@@ -63,7 +66,7 @@ def multi_head_attention(
     num_heads: int,
     in_weight: Tensor | tuple[Tensor, Tensor, Tensor],
     in_bias: Tensor | None,
-    out_weight: Tensor | None,
+    out_weight: Any,  # a Tensor; None beside out_proj
     out_bias: Tensor | None,
     *,
     out_proj=None,
@@ -96,7 +99,7 @@ def multi_head_attention(
     if attn_mask is None and key_padding_mask is None and query.dim() == key.dim() == value.dim() == 3:
         batched = True  # what the two functions below would say
     else:
-        batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, num_heads)
+        batched = _shape_check(query, key, value, key_padding_mask, attn_mask, num_heads)
         attn_mask, key_padding_mask = canonical_masks(attn_mask, key_padding_mask, query.dtype)
     if is_causal and attn_mask is None:
         raise RuntimeError(
@@ -262,7 +265,7 @@ def multi_head_attention_forward(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """As torch.nn.functional.multi_head_attention_forward; static keys or values go to torch."""
-    weight = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else in_proj_weight
+    weight: Any = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else in_proj_weight
     if static_k is not None or static_v is not None:
         record(NAME, "torch", "static keys or values")
         return F.multi_head_attention_forward(
@@ -305,7 +308,7 @@ def multi_head_attention_forward(
         out_proj_weight,
         out_proj_bias,
         embed_dim=embed_dim_to_check,
-        bias_kv=None if bias_k is None else (bias_k, bias_v),
+        bias_kv=None if bias_k is None or bias_v is None else (bias_k, bias_v),
         add_zero_attn=add_zero_attn,
         dropout_p=dropout_p if training else 0.0,
         attn_mask=attn_mask,

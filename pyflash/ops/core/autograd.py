@@ -91,7 +91,7 @@ def way(function: type[torch.autograd.Function], args):
             if isinstance(a, torch.Tensor) and a.requires_grad:
                 if is_compiling:
                     return function.apply, _distinct(args)
-                return super(torch.autograd.Function, function).apply, args
+                return super(torch.autograd.Function, function).apply, args  # type: ignore[misc]  # C++'s
     return function.forward, args
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -90,9 +91,10 @@ DEVICES = {
 
 def _forget(module) -> None:
     """From here on an import of it fails, as if it had not been built."""
-    sys.modules[module.__name__] = None
+    modules: dict = sys.modules
+    modules[module.__name__] = None
     package, _, name = module.__name__.rpartition(".")
-    delattr(sys.modules[package], name)
+    delattr(modules[package], name)
 
 
 def _why_missing(backend: str) -> str:
@@ -138,7 +140,7 @@ class Operation:
 
     name: str
     dtypes: dict[str, tuple[torch.dtype, ...]]
-    rules: object = None
+    rules: Any = None
     sizes: str = "elements"
     notes: dict[str, str] = field(default_factory=dict)
     second_derivative: str = IN_TORCH

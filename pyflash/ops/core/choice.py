@@ -6,6 +6,8 @@ compiled or exported graph carries it) or None: torch's own function is called, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -134,14 +136,14 @@ def _subclass_of(tensors) -> str:
     return f", not {' or '.join(sorted(kinds))}" if kinds else ""
 
 
-def choose(operation: Operation, x: torch.Tensor, tensors=(), size: int | None = None, refused: str = "") -> str | None:
+def choose(operation: Operation, x: torch.Tensor, tensors=(), size: Any = None, refused: str = "") -> str | None:
     """The wish to pass to the operation, or None: call torch's own function.
 
     Args:
         operation: whose kernels are asked for.
         x: the tensor whose device and dtype decide.
         tensors: the other tensors of the call.
-        size: what the `auto` rules compare; default the number of elements of `x`.
+        size: what the `auto` rules compare, a number or what `Operation.sizes` names; default the number of elements of `x`.
         refused: why no kernel of ours takes these arguments at all, when that is so.
     Raises:
         NotImplementedError: a backend asked for by name cannot serve the call.

@@ -278,7 +278,7 @@ def embedding_bag(
         return F.embedding_bag(*args)
     n, rows = input.numel(), weight.shape[0]
     indices = input.reshape(-1).contiguous()
-    if input.dim() == 2:
+    if offsets is None:
         bounds = torch.arange(0, n + 1, input.shape[1], device=input.device)
     elif include_last_offset:
         bounds = offsets.long().contiguous()

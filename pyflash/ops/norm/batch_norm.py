@@ -28,7 +28,8 @@ OPERATION, OPERATION_ACT = (
 
 def _expect_fit(operation, input, training, eps, **parameters) -> None:
     """Raises what torch does, with its words."""
-    channels, error, problem = input.shape[1], RuntimeError, ""
+    channels, problem = input.shape[1], ""
+    error: type[Exception] = RuntimeError
     if training and input.numel() == channels:
         error = ValueError
         problem = f"Expected more than 1 value per channel when training, got input size {input.shape}"

@@ -29,7 +29,8 @@ OPERATION, OPERATION_ACT = (
 
 def _expect_fit(operation, input, num_groups, weight, bias, eps) -> None:
     """Raises what torch does, with its words."""
-    channels, error, problem = input.shape[1], RuntimeError, ""
+    channels, problem = input.shape[1], ""
+    error: type[Exception] = RuntimeError
     if not isinstance(num_groups, numbers.Integral):
         error, problem = TypeError, f"num_groups is {num_groups!r}, expected an int"
     elif not isinstance(eps, numbers.Real):

@@ -25,7 +25,8 @@ OPERATION = Operation(
 
 def _expect_fit(input, use_input_stats, eps, **parameters) -> None:
     """Raises what torch does, with its words."""
-    channels, error, problem = input.shape[1], RuntimeError, ""
+    channels, problem = input.shape[1], ""
+    error: type[Exception] = RuntimeError
     if use_input_stats and input.shape[2:].numel() == 1:
         error = ValueError
         problem = f"Expected more than 1 spatial element when training, got input size {input.shape}"

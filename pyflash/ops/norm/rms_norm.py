@@ -159,7 +159,8 @@ def _expect_shapes(operation, input, normalized_shape, weight, eps) -> None:
     if eps is not None and not isinstance(eps, (float, int)) and not hasattr(eps, "__float__"):
         raise TypeError(f"pyflash.{operation}: eps is {eps!r}, expected a float, or None for that of the type")
     wanted = tuple(normalized_shape)
-    error, problem = RuntimeError, ""
+    error: type[Exception] = RuntimeError
+    problem = ""
     if not wanted:
         problem = (
             "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, but got"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
 import torch
 
@@ -51,12 +52,15 @@ def resolve(operation: str, activation: ActivationArgument) -> Resolved:
         if found is not None:
             return found
     if isinstance(activation, torch.nn.Module):
-        row = row_of(activation, type(activation))
-        expect(row is not None, operation, lambda: _unknown(f"a {type(activation).__name__}"))
-        activation = described(row, activation)
+        cls = type(activation)
+        computed = row_of(activation, cls)
+        if computed is None:
+            raise ValueError(f"pyflash.{operation}: {_unknown(f'a {cls.__name__}')}")
+        activation = described(computed, activation)
         if type(activation) is str:
             return _BY_NAME[activation]
-    name, given = activation, {}
+    name: Any = activation
+    given: dict[str, float] = {}
     if isinstance(activation, (tuple, list)) and len(activation) == 2 and isinstance(activation[1], dict):
         name, given = activation
     expect(isinstance(name, str) and name in ACTIVATIONS, operation, lambda: _unknown(repr(activation)))
@@ -102,4 +106,4 @@ def _unknown(what: str) -> str:
 def activated(z: torch.Tensor, of: Resolved) -> torch.Tensor:
     """torch's result."""
     name, *values = of
-    return ACTIVATIONS[name].of(z, values) if name else z
+    return ACTIVATIONS[name].of(z, (values[0], values[1])) if name else z

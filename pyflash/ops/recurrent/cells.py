@@ -186,7 +186,8 @@ def lstm_cell(
     Raises:
         RuntimeError: shapes, types or devices disagree. TypeError: hx is no pair.
     """
-    return step("lstm", input, *pair_of_states(hx), w_ih, w_hh, b_ih, b_hh)
+    h, c = pair_of_states(hx)
+    return step("lstm", input, h, c, w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_cell(

@@ -22,12 +22,16 @@ from pyflash.ops.recurrent.operators import has_step, rnn_layer, rnn_step
 from pyflash.ops.recurrent.stream import TORCH_LAYERS, infer_layers, need_no_dispatch
 
 
-def _rules(backend, size, dtype):
-    # A compiled graph takes our operator for any size: torch's is unrolled into its steps there.
-    return "" if torch.compiler.is_compiling() else auto.rules(backend, size, dtype)
+def _unless_compiling(measured):
+    def rules(backend, size, dtype):
+        # A compiled graph takes our operator for any size: torch's is unrolled into its steps there.
+        return "" if torch.compiler.is_compiling() else measured(backend, size, dtype)
+
+    rules.decide, rules.forget = measured.decide, measured.forget
+    return rules
 
 
-_rules.decide, _rules.forget = auto.decide, auto.rules.forget
+_rules = _unless_compiling(auto.rules)
 
 OPERATIONS = {
     name: Operation(

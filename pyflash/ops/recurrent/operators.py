@@ -7,6 +7,8 @@ Stacks of layers and packed sequences are in layers.py, single steps in cells.py
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from pyflash.ops.core.autograd import Function, apply, vjp, way
@@ -68,8 +70,8 @@ _cached_fwd = Op(  # gradients are off: the native module may keep the packed we
     "rnn_cached_fwd(Tensor x, Tensor h_0, Tensor? c_0, Tensor[] weights, Tensor? rows, Tensor? steps, str cell,"
     " bool batch_first, bool save_cells, str backend)"
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)",
-    outputs=lambda *args: _outputs_fwd(*args, False),
-    reference=lambda *args: reference.rnn_fwd(*args, False),
+    outputs=partial(_outputs_fwd, save_gates=False),
+    reference=partial(reference.rnn_fwd, save_gates=False),
     differentiable=True,
     flops=flops.rnn_fwd,
     cpu="pyflash.ops.recurrent._cpu:rnn_cached_fwd",

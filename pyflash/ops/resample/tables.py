@@ -20,7 +20,7 @@ class Table(NamedTuple):
     e of [first[o], first[o + 1])."""
 
     first: torch.Tensor  # [size_out + 1] int32
-    index: torch.Tensor  # [entries] int32, each in [0, size_in)
+    index: torch.Tensor  # type: ignore[assignment]  # [entries] int32, each in [0, size_in); not the tuple's own method
     weight: torch.Tensor | None  # [entries] float32, or float64 for float64; None: all are 1
     size_in: int
     size_out: int
@@ -34,12 +34,10 @@ LARGEST = 1 << 28  # places of an axis: entries are counted in int32
 
 def _table(first, index, weight, size_in: int, size_out: int) -> Table:
     taps = int(np.diff(first).max(initial=0))
-    tensors = [
-        None if array is None else torch.from_numpy(np.ascontiguousarray(array))
-        for array in (first.astype(np.int32), index.astype(np.int32), weight)
-    ]
-    addresses = tuple(0 if t is None else t.data_ptr() for t in tensors)
-    return Table(*tensors, size_in, size_out, taps, addresses)
+    firsts, indices = (torch.from_numpy(np.ascontiguousarray(array.astype(np.int32))) for array in (first, index))
+    weights = None if weight is None else torch.from_numpy(np.ascontiguousarray(weight))
+    addresses = firsts.data_ptr(), indices.data_ptr(), 0 if weights is None else weights.data_ptr()
+    return Table(firsts, indices, weights, size_in, size_out, taps, addresses)
 
 
 def _of(index, weight, size_in: int, transposed: bool, there=None) -> Table:

@@ -15,6 +15,8 @@ from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, HALVES, acc_dtype
 from pyflash.ops.core.registry import Op
 
+_default_dim = F._get_softmax_dim  # type: ignore[attr-defined]  # torch's stub has only what is public
+
 OPERATION = {
     name: Operation(
         name,
@@ -187,7 +189,7 @@ def softmax(
     Source: Milakov & Gimelshein 2018, arXiv:1805.02867, where a row is longer than the fast memory.
     """
     if dim is None and isinstance(input, torch.Tensor):
-        dim = F._get_softmax_dim("softmax", input.dim(), _stacklevel)
+        dim = _default_dim("softmax", input.dim(), _stacklevel)
     if _REFUSED["softmax"].holds(input, dim, dtype):
         return input.softmax(dim, dtype=dtype)
     return _softmax("softmax", F.softmax, input, dim, dtype)
@@ -198,7 +200,7 @@ def log_softmax(
 ) -> torch.Tensor:
     """x - log(sum(exp(x))) over one dimension, as torch.nn.functional.log_softmax; otherwise as `softmax`."""
     if dim is None and isinstance(input, torch.Tensor):
-        dim = F._get_softmax_dim("log_softmax", input.dim(), _stacklevel)
+        dim = _default_dim("log_softmax", input.dim(), _stacklevel)
     if _REFUSED["log_softmax"].holds(input, dim, dtype):
         return input.log_softmax(dim, dtype=dtype)
     return _softmax("log_softmax", F.log_softmax, input, dim, dtype)
@@ -209,7 +211,7 @@ def softmin(
 ) -> torch.Tensor:
     """softmax(-x) in one pass, as torch.nn.functional.softmin; otherwise as `softmax`."""
     if dim is None and isinstance(input, torch.Tensor):
-        dim = F._get_softmax_dim("softmin", input.dim(), _stacklevel)
+        dim = _default_dim("softmin", input.dim(), _stacklevel)
     if _REFUSED["softmin"].holds(input, dim, dtype):
         return F.softmin(input, dim, dtype=dtype)
     return _softmax("softmin", F.softmin, input, dim, dtype)
