@@ -1,4 +1,4 @@
-// Convolution: the three operations, each by columns or by rows as its tensors lie.
+// Convolution: the three operations, each by columns or by rows as its tensors lie, or channel by channel (depthwise).
 #include "depthwise_weight_grad.h"
 #include "weight_grad.h"
 #include "winograd.h"
