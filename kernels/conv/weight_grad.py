@@ -211,8 +211,8 @@ def direct(shape, dy, x, dweight):
     """The same without one, for groups of few channels."""
     channels = shape.groups * shape.N
     depth, height, width = (axis[2] for axis in shape.axes)
-    block_t, is_last = min(launch.power_of_two(width), 8), x.stride(1) == 1
-    share = block_t if is_last else 2 * block_t
+    block_t, is_last = min(launch.power_of_two(width), 8), x.stride(1) == dy.stride(1) == 1
+    share = max(2, block_t) if is_last else max(8, 2 * block_t)  # where memory is apart an element has its own address
     config = tuning.conv_block(tuning.arch(x.device), channels, shape.results, is_last, share)
     tiles = launch.cdiv(channels, config["BLOCK_C"]) * launch.cdiv(width, block_t) * height * depth * shape.K
     _launch(
