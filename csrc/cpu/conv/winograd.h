@@ -105,7 +105,7 @@ struct WinogradPlan {
     plan.threads = p.threads(num_threads);
     const int64_t patches = patches_of(p).positions();
     if (by_rows) {
-      constexpr int64_t fits = 6144, most = 96, least = 24;  // fits channels: 384 KB of patches
+      constexpr int64_t fits = 6144, most = 96, least = 48;  // fits channels: 384 KB of patches
       int64_t width = min_of(max_of(fits / max_of(p.channels, 1), least), most);
       if (plan.threads > 1) width = min_of(width, ceil_div(patches * p.groups, 2 * plan.threads));
       plan.width = round_up(max_of(width, 1), gemm::kTileRows);
