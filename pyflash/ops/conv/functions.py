@@ -22,6 +22,13 @@ from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, ac
 
 Size = int | Sequence[int]
 
+# How a backend computes which shapes, where auto gives it the call at all.
+ALGORITHMS = {
+    "cpu": f"float32 3x3 of stride 1 by Winograd's F(2x2, 3x3) from {auto.WINOGRAD_CHANNELS} channels on, depthwise by kernels"
+    " of its own, all else directly; a strided input gradient by phases",
+    "triton": "implicit GEMM; depthwise and groups below 16 channels directly; a strided input gradient by phases",
+}
+
 ONLY_TORCHS = "arguments that only torch's function takes"
 
 
@@ -36,6 +43,7 @@ class _Convolution:
             rules=auto.rules(name),
             sizes=auto.SIZES,
             second_derivative=second_derivative,
+            notes=ALGORITHMS,
         )
         self.refused = Refused(self.operation, self._size_of, self._key_of)
 
