@@ -27,6 +27,7 @@ from benchmarks import harness, machine
 from benchmarks.check import Reference, Wrong
 from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear, softmax
+from benchmarks.operations.conv import _convs
 from benchmarks.operations.embedding import embedding, embedding_bag
 from benchmarks.operations.norm import _channels, _norms
 from benchmarks.operations.pointwise import (
@@ -44,6 +45,7 @@ from benchmarks.operations.recurrent import rnn
 from benchmarks.operations.resample import interpolate, pad
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
 from pyflash import functional
+from pyflash.auto import conv as auto_conv
 from pyflash.auto import pool, processor, tables
 from pyflash.auto import softmax as auto_softmax
 from pyflash.cli import explain
@@ -120,6 +122,8 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return linear.OPERATION, case(linear.Shape(*sizes, point.operation))
     if point.operation == "activation":
         return activation.OPERATION, case(activation.Shape(kind, 1, *sizes))
+    if point.operation in CONVOLUTIONS:
+        return _convs.OPERATION, case(_convs.of_sizes(point.operation, kind, *sizes))
     if point.operation in NORMS:
         alone = point.operation.removeprefix("add_")
         return load(alone), case(_norms.Shape(*sizes, alone != point.operation))
@@ -191,6 +195,7 @@ def kinds() -> dict[str, tuple[str, ...]]:
 
 KINDS = kinds()
 OPERATIONS = tuple(KINDS)
+CONVOLUTIONS = tuple(dict.fromkeys(auto_conv.MEASURED_AS.values()))
 SOFTMAXES = tuple(name for name in OPERATIONS if name in auto_softmax.MEASURED_AS)
 NORMS, CHANNEL_NORMS, POOLS = (
     tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == sizes)
@@ -213,6 +218,19 @@ def attentions(kinds, dtypes, modes, heads, shapes) -> Iterator[Point]:
 
 
 BOTH = ("inference", "training")
+
+
+def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
+    """As many channels go in as come out; the kernels that models have of each kind."""
+    for name, kind in product(CONVOLUTIONS, auto_conv.KINDS):
+        shape = kind.partition(" ")[0]
+        kernels = {"pointwise": (1,), "strided": (16,), "depthwise": (9, 49)}.get(shape, (9,))
+        if name == "conv_transpose" and shape != "strided":
+            continue  # models have no others
+        for dtype, mode, places, count, kernel in product(dtypes, modes, positions, channels, kernels):
+            yield Point(name, kind, dtype, mode, (places, count, count, kernel))
+
+
 LAYERS, CELLS = (tuple(kind for kind in KINDS["rnn"] if kind.endswith(end)) for end in ("layers", "cell"))
 
 
@@ -256,6 +274,9 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, [*images, 1 << 24])  # whose results have large pages
     yield from grid(["interpolate"], KINDS["interpolate"], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
+    yield from convolutions(["float32"], BOTH, (256, 4096, 25088), (64, 256))
+    yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
+    yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
     bags = KINDS["embedding_bag"]
     yield from grid(["embedding_bag"], bags, ["float32"], BOTH, (4096, 65536), (2048, 32768), (64,))
     yield from grid(["embedding_bag"], bags, ["float64", *HALVES], BOTH, (4096,), (2048,), (64,))
@@ -281,6 +302,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(["embedding_bag"], KINDS["embedding_bag"], dtypes, BOTH, (65536, 1 << 20), (65536,), (64, 128))
     yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
     yield from grid(POOLS, [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from convolutions(dtypes, BOTH, (1 << 14, 1 << 18), (64, 256))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))

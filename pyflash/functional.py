@@ -2,6 +2,8 @@
 
 from pyflash.ops.attention import public as _attention
 from pyflash.ops.attention.public import *  # noqa: F403
+from pyflash.ops.conv import public as _conv
+from pyflash.ops.conv.public import *  # noqa: F403
 from pyflash.ops.embedding import public as _embedding
 from pyflash.ops.embedding.public import *  # noqa: F403
 from pyflash.ops.linear import public as _linear
@@ -22,6 +24,7 @@ from pyflash.ops.softmax.public import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += _attention.__all__
+__all__ += _conv.__all__
 __all__ += _embedding.__all__
 __all__ += _linear.__all__
 __all__ += _norm.__all__

@@ -10,7 +10,7 @@ import torch
 
 import pyflash
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import embedding, pointwise, processor, resample, softmax, tables
+from pyflash.auto import conv, embedding, pointwise, processor, resample, softmax, tables
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
@@ -91,6 +91,8 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "activation", (pointwise.MEASURED_AS[name],)
     if cell in ("lstm", "gru", "rnn"):
         return "rnn", (f"{cell} {'layers' if cell == name else 'cell'}",)
+    if name in conv.MEASURED_AS:
+        return conv.MEASURED_AS[name], conv.KINDS
     if name == "embedding_bag":
         return name, embedding.BAG_MODES
     if name in pointwise.CHANNEL_DROPOUTS:

@@ -9,6 +9,7 @@ from pyflash.nn import (
     activation,
     batchnorm,
     container,
+    conv,
     dropout,
     instancenorm,
     linear,
@@ -24,6 +25,7 @@ from pyflash.nn import (
 from pyflash.nn.activation import *  # noqa: F403
 from pyflash.nn.batchnorm import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403
+from pyflash.nn.conv import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
 from pyflash.nn.instancenorm import *  # noqa: F403
 from pyflash.nn.linear import *  # noqa: F403
@@ -40,6 +42,7 @@ __all__: list[str] = []
 __all__ += activation.__all__
 __all__ += batchnorm.__all__
 __all__ += container.__all__
+__all__ += conv.__all__
 __all__ += dropout.__all__
 __all__ += instancenorm.__all__
 __all__ += linear.__all__

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyflash.functional as PF
-from pyflash.auto import attention, embedding, linear, pointwise, processor, softmax, tables
+from pyflash.auto import attention, conv, embedding, linear, pointwise, processor, softmax, tables
 from pyflash.auto import norm as layer_norm
 from pyflash.auto import pool as pooling
 from pyflash.auto import recurrent as rnn
@@ -34,6 +34,11 @@ SIZES = {
     embedding.bag_rules: [(0, 0, 0, False, "sum"), (1, 1, 5, True, "max"), embedding.RENORMALISED],
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     softmax.softmax_rules("softmin"): [(0, 0, 1, False), (1, 5, 7, True), (1 << 30, 1 << 10, 1, False)],
+    conv.rules("conv2d"): [
+        conv.Size(positions, channels, channels, groups, kernel, kernel > 9, layout, training)
+        for positions, channels, groups, kernel in ((0, 1, 1, 1), (1, 1, 7, 9), (1 << 20, 1 << 10, 1, 9), (9, 9, 9, 49))
+        for layout in (False, True) for training in (False, True)
+    ],
     pooling.rules("avg_pool2d"): [(0, False, False), (1 << 40, True, True), (1 << 18, False, True)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)
@@ -290,7 +295,9 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def rule_of(point):
-    name = {"activation": point.kind, "rnn": "gru"}.get(point.operation, point.operation)
+    name = {"activation": point.kind, "rnn": "gru", "conv": "conv2d", "conv_transpose": "conv_transpose2d"}.get(
+        point.operation, point.operation
+    )
     return backends.OPERATIONS[name].rules
 
 
@@ -313,6 +320,12 @@ def size_of(point):
         cell = "rnn_tanh" if cell == "rnn" else cell
         steps, batch, hidden = point.sizes
         return rnn.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
+    if point.operation in ("conv", "conv_transpose"):
+        positions, inputs, outputs, kernel = point.sizes
+        shape, _, layout = point.kind.partition(" ")
+        groups = {"depthwise": inputs, "grouped": 32}.get(shape, 1)
+        of_group = inputs // groups, outputs // groups, groups
+        return conv.Size(positions, *of_group, kernel, shape == "strided", bool(layout), training)
     if point.operation == "interpolate":
         return *point.sizes, point.kind, training
     return *point.sizes, training
@@ -375,7 +388,7 @@ def test_the_walk_takes_minutes():
     from benchmarks import auto
 
     points = len(auto.points("cpu", auto.OPERATIONS, ["one", "several"]))
-    assert points * auto.POINT_SECONDS < 20 * 60
+    assert points * auto.POINT_SECONDS < 24 * 60
 
 
 def test_every_point_of_the_walk_is_a_case_of_the_suite():

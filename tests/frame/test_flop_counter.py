@@ -108,7 +108,7 @@ def test_families_of_products_have_formulas():
     """A family multiplies matrices with all of its operators or with none."""
     for op in OPS.values():
         family = op.kernels["cpu"].split(".")[2]
-        assert (op.flops is not None) == (family in ("linear", "attention", "recurrent")), op.name
+        assert (op.flops is not None) == (family in ("linear", "attention", "conv", "recurrent")), op.name
 
 
 @pytest.mark.parametrize(

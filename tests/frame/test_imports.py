@@ -52,6 +52,7 @@ FAMILIES = {  # in ops and kernels: the other families that one may import from,
     "norm": {"pointwise"},
     "linear": {"pointwise"},
     "attention": {"linear", "pointwise"},
+    "conv": {"linear", "pointwise"},
     "pool": set(),
     "recurrent": {"linear", "pointwise"},
     "resample": {"pool"},  # interpolation by area is adaptive average pooling

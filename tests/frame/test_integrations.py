@@ -23,8 +23,8 @@ def test_a_registry_learns_our_classes_and_keeps_what_it_has():
     registry = {torch.nn.Linear: "product", torch.nn.Conv2d: "convolution", nn.ReLU: "ours", torch.nn.ReLU: "theirs"}
     integrations._register(registry)
     assert registry == {
-        torch.nn.Linear: "product", nn.Linear: "product", torch.nn.Conv2d: "convolution", nn.ReLU: "ours",
-        torch.nn.ReLU: "theirs",
+        torch.nn.Linear: "product", nn.Linear: "product", torch.nn.Conv2d: "convolution", nn.Conv2d: "convolution",
+        nn.ReLU: "ours", torch.nn.ReLU: "theirs",
     }  # fmt: skip
 
 

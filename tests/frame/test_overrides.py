@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import use
+from helpers import is_pending, use
 from torch.utils.checkpoint import checkpoint
 
 import pyflash
@@ -15,6 +15,9 @@ from tests.frame.test_replace import transformer
 CALLS = {
     "embedding": lambda f: f.embedding(torch.arange(3), torch.eye(8), 1, scale_grad_by_freq=True),
     "embedding_bag": lambda f: f.embedding_bag(torch.arange(6).view(3, 2), torch.eye(8), mode="max"),
+    "conv1d": lambda f: f.conv1d(torch.eye(8)[None], torch.ones(4, 8, 3), torch.ones(4), padding="same"),
+    "conv2d": lambda f: f.conv2d(torch.eye(8)[None], torch.ones(4, 1, 3, 3), stride=2),
+    "conv_transpose2d": lambda f: f.conv_transpose2d(torch.eye(8)[None], torch.ones(1, 4, 3, 3), groups=1, dilation=2),
     "linear": lambda f: f.linear(torch.ones(64, 64), torch.ones(8, 64), torch.ones(8)),
     "layer_norm": lambda f: f.layer_norm(torch.eye(8), (8,), torch.ones(8), bias=torch.ones(8), eps=1e-3),
     "batch_norm": lambda f: f.batch_norm(torch.eye(8), torch.zeros(8), torch.ones(8), training=True),
@@ -50,6 +53,8 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_overrides(name):
+    if "conv" in name and is_pending("conv"):
+        pytest.skip("no kernels of convolution yet")
     call, recorded = CALLS[name], {"gelu": "gelu_tanh", "scaled_dot_product_attention": "attention"}.get(name, name)
 
     def ours():

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import backend_params, use
+from helpers import backend_params, is_pending, use
 from torch.nn.utils import parametrizations, parametrize
 
 import pyflash
@@ -115,6 +115,8 @@ def classes(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_models(name, backend):
     """Same object, parameters, numbers and keys; an optimizer made before goes on; restored at the end."""
+    if name == "cnn" and is_pending("conv", backend):
+        pytest.skip("no kernels of convolution yet")
     make, inputs = MODELS[name]
     torch.manual_seed(0)
     theirs, args = make(), inputs()
@@ -197,13 +199,13 @@ def test_every_linear_is_an_instance_of_ours():
 
 
 def test_only_exact_classes():
-    model = torch.nn.Sequential(Plain(4, 4), torch.nn.LazyLinear(3), torch.nn.Linear(3, 3), torch.nn.Conv1d(2, 2, 1))
+    model = torch.nn.Sequential(Plain(4, 4), torch.nn.LazyLinear(3), torch.nn.Linear(3, 3), torch.nn.Bilinear(3, 3, 1))
     pyflash.replace(model)
-    assert classes(model)[1:] == [Plain, nn.LazyLinear, nn.Linear, torch.nn.Conv1d]
+    assert classes(model)[1:] == [Plain, nn.LazyLinear, nn.Linear, torch.nn.Bilinear]
     reasons = {row.name: row.reason for row in pyflash.report(model).rows}
     assert reasons["0"] == "a subclass of torch.nn.Linear; only exact classes are replaced"
     assert reasons["3"] == "no class of ours yet"
-    model(torch.randn(2, 4))
+    model[:3](torch.randn(2, 4))
     assert type(model[1]) is nn.Linear  # lazy no more
 
 
@@ -330,7 +332,7 @@ def test_report_of_a_forward():
         {
             "attend": Attends(), "norm": torch.nn.LayerNorm(16), "fused": torch.nn.Sequential(
                 torch.nn.Linear(16, 16), torch.nn.GELU("tanh")), "unused": torch.nn.Linear(3, 3),
-            "conv": torch.nn.Conv1d(1, 1, 1), "drop": torch.nn.Dropout(0.5),
+            "pair": torch.nn.Bilinear(1, 1, 1), "drop": torch.nn.Dropout(0.5),
         }
     )  # fmt: skip
 
@@ -372,7 +374,7 @@ def test_report_of_a_forward():
     assert [len(m._forward_hooks) for m in model.modules()] == hooks
     assert pyflash.counts() != before
     text = str(report)
-    assert f"{why}\n" in text and "no class of ours yet: torch.nn.Conv1d (1)\n" in text
+    assert f"{why}\n" in text and "no class of ours yet: torch.nn.Bilinear (1)\n" in text
     assert "what could serve" not in text and "what could serve" in str(pyflash.report(model))
     as_json = json.loads(report.to_json())
     assert as_json["is_observed"] and as_json["modules"][0].keys() >= {

@@ -215,7 +215,8 @@ void run_task(const Product<S, T>& g, const Plan<S, T>& p, const T* b, int64_t b
         if (!p.packs_b_in_task) prefetch_far(b_next + i / kTileRows * share, share);
         if (last) sink.prefetch(sink.self, row + i, column, rows, columns);
         Acc<T>* tile = strip + i * kPanel<T>;
-        tile_of<T, kPackedA>((int)rows, vectors)(chunk, a_tile, a_stride, b_chunk, tile, first);
+        tile_of<T, kPackedA ? Lies::packed : Lies::by_row>((int)rows, vectors)(chunk, a_tile, a_stride, b_chunk, tile,
+                                                                               first);
         if (last) sink.write(sink.self, row + i, column, rows, columns, tile);
       }
       k += kChunk;

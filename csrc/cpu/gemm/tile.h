@@ -12,13 +12,16 @@ static_assert(kTileVectors % 2 == 0, "two rows of bf16 become two vectors of pai
 template <class T>
 constexpr int kPanel = kTileVectors * kLanes<T>;
 
-// One tile, one chunk of K: sums into `strip` (rows of kPanel), from zero when `fresh`. a(r, k) is a[r * a_stride + k],
-// or a[k * kRows + r] when packed.
-template <class T, int kRows, int kVectors, bool kPackedA>
+// How A lies: a(r, k) is a[r * a_stride + k], or a[k * a_stride + r], or a[k * kRows + r].
+enum class Lies { by_row, by_column, packed };
+
+// One tile, one chunk of K: sums into `strip` (rows of kPanel), from zero when `fresh`.
+template <class T, int kRows, int kVectors, Lies kA>
 __attribute__((noinline)) void register_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, Acc<T>* strip,
                                              bool fresh) {
   Vec<Acc<T>> acc[kRows][kVectors];
-  multiply_tile(acc, depth, RowFactors<T, kPackedA ? kColumnMajor : kRowMajor>{a, kPackedA ? kRows : a_stride},
+  multiply_tile(acc, depth,
+                RowFactors<T, kA == Lies::by_row ? kRowMajor : kColumnMajor>{a, kA == Lies::packed ? kRows : a_stride},
                 ColumnFactors<T>{b, kPanel<T>});
   PF_UNROLL
   for (int r = 0; r < kRows; r++) {
@@ -34,13 +37,13 @@ template <class T>
 using Tile = void (*)(int64_t, const T*, int64_t, const T*, Acc<T>*, bool);
 
 // The tile function of this many rows and vectors: [1, kTileRows] x [1, kTileVectors].
-template <class T, bool kPackedA, int kRows = kTileRows, int kVectors = kTileVectors>
+template <class T, Lies kA, int kRows = kTileRows, int kVectors = kTileVectors>
 Tile<T> tile_of(int rows, int vectors) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return tile_of<T, kPackedA, kRows - 1, kVectors>(rows, vectors);
+    if (rows < kRows) return tile_of<T, kA, kRows - 1, kVectors>(rows, vectors);
   if constexpr (kVectors > 1)
-    if (vectors < kVectors) return tile_of<T, kPackedA, kRows, kVectors - 1>(rows, vectors);
-  return register_tile<T, kRows, kVectors, kPackedA>;
+    if (vectors < kVectors) return tile_of<T, kA, kRows, kVectors - 1>(rows, vectors);
+  return register_tile<T, kRows, kVectors, kA>;
 }
 
 // Rows of the next tile when `left` are left: the last two share evenly, because a tile of one row starves for sums.

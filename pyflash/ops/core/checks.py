@@ -59,6 +59,21 @@ def window_pair(operation: str, window_size) -> tuple[int, int]:
     return int(window_size[0]), int(window_size[1])
 
 
+INTS = (int, torch.SymInt)
+
+
+def spread(value, n: int) -> tuple[int, ...] | None:
+    """A number for each of n dimensions; None for what is neither a number, nor one or n of them."""
+    if type(value) in INTS:
+        return (value,) * n
+    if not isinstance(value, (tuple, list)) or len(value) not in (1, n):
+        return None
+    for v in value:
+        if type(v) not in INTS:
+            return None
+    return tuple(value) if len(value) == n else (*value,) * n
+
+
 PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter))  # classes without a dispatch of their own
 NOT_PLAIN = "only strided floating-point tensors are served"  # said of a tensor that is not `is_plain`
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from pyflash.auto import pool as auto
 from pyflash.ops.core.backends import IN_KERNELS, Operation
-from pyflash.ops.core.checks import NOT_PLAIN, is_plain
+from pyflash.ops.core.checks import NOT_PLAIN, is_plain, spread
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, cast_by_autocast
 
 Size = int | Sequence[int]
 
 SIZES = "(elements of the input, are gradients needed, is it channels_last)"
-_INTS = (int, torch.SymInt)
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -35,18 +34,6 @@ class Windows(NamedTuple):
     @property
     def is_adaptive(self) -> bool:
         return self.kernel[0] == 0
-
-
-def spread(value, n: int) -> tuple[int, ...] | None:
-    """A number for each of n dimensions; None for what is neither a number, nor one or n of them."""
-    if type(value) in _INTS:
-        return (value,) * n
-    if not isinstance(value, (tuple, list)) or len(value) not in (1, n):
-        return None
-    for v in value:
-        if type(v) not in _INTS:
-            return None
-    return tuple(value) if len(value) == n else (*value,) * n
 
 
 def output_size(size, kernel, stride, padding, dilation, ceil_mode) -> int:

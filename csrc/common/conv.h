@@ -1,0 +1,53 @@
+// Convolution: y[n, o, j] = sum over i, t of x[n, i, j stride - padding + t dilation] weight[o, i, t], within each
+// group of channels; x is zero where it is not. One, two and three dimensions are three: those that are not there have
+// size 1.
+#pragma once
+#include <stdint.h>
+
+#include "activation.h"
+#include "dtype.h"
+
+constexpr int kConvDims = 3;
+
+struct ConvAxis {
+  int64_t x, y, kernel;  // sizes
+  int64_t stride, dilation;
+  int64_t padding;  // before x, of either sign; what lies after follows from the sizes
+};
+
+// From one element to the next. Of a weight: out channels, in channels of a group, taps.
+struct ConvStrides {
+  int64_t outer, channel, spatial[kConvDims];
+};
+
+// How sums are computed: tap by tap, or, of a 3x3 kernel in two dimensions, stride and dilation 1, by F(2x2, 3x3).
+enum class ConvAlgorithm : int32_t { direct = 0, winograd = 1 };
+constexpr int kConvAlgorithms = 2;
+
+struct ConvShape {
+  int64_t batch, groups, in_channels, out_channels;  // channels of one group
+  ConvAxis axes[kConvDims];                          // depth, height, width
+};
+
+// fwd writes y = activation(conv(x, weight) + bias + residual), input_grad writes x from y (the output's gradient) and
+// weight, plus bias, weight_grad writes weight from y and x.
+struct Conv {
+  void* x;               // [batch, groups * in_channels, x's sizes], dtype
+  void* weight;          // [groups * out_channels, in_channels, kernel's sizes], dtype
+  void* y;               // [batch, groups * out_channels, y's sizes], dtype
+  const void* bias;      // one for each channel of what is written, dtype, contiguous; or null
+  const void* residual;  // as y; or null; fwd only
+  void* preact;          // as y: before the activation; or null; fwd only
+  void* workspace;       // ConvSizes::workspace_bytes, 64-byte aligned
+  ConvStrides x_stride, weight_stride, y_stride;
+  ConvShape shape;
+  Activation activation;    // its row is -1: none; fwd only
+  ConvAlgorithm algorithm;  // of fwd and input_grad
+  Dtype dtype;
+};
+
+// How much workspace an operation with these fields, addresses apart, and this number of threads wants.
+struct ConvSizes {
+  Conv conv;
+  int64_t* workspace_bytes;
+};

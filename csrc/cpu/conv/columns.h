@@ -1,0 +1,215 @@
+// A convolution of images whose rows lie along memory (NCHW): results are columns, a panel of them at a time, and the
+// channels of the result are rows. The weight is read as it is, [row][channel][tap]; what the taps of a panel read is
+// gathered for one chunk of the depth, in L1, so nothing as large as an unfolded image is ever stored.
+#pragma once
+#include "finish.h"
+#include "problem.h"
+
+namespace PF_ISA::conv {
+
+namespace {
+
+constexpr int64_t kMaxBlockRows = 80 * gemm::kTileRows;
+
+// Neighbouring columns of a panel whose taps read neighbours of one row.
+struct Run {
+  int64_t column, count;
+  int64_t index[kConvDims];  // where tap 0 of the first reads
+  int64_t from, to;          // element of index 0 of all dimensions; of the first result
+};
+
+template <class T>
+struct Runs {
+  Run run[gemm::kPanel<T>];
+  int64_t count = 0;
+
+  template <class S>
+  Runs(const Correlation<S>& p, int64_t first, int64_t columns) {
+    Place place = Place::at(p, first);
+    for (int64_t column = 0; column < columns;) {
+      Run& r = run[count++];
+      r.column = column;
+      r.count = min_of(columns - column, p.axes[2].count - place.j[2]);
+      for (int i = 0; i < kConvDims; i++) r.index[i] = place.index(p.axes, i);
+      r.from = place.n * p.from_stride.outer;
+      r.to = place.to(p);
+      column += r.count;
+      place.next_row(p);
+    }
+  }
+  // Of runs that follow one another in the result, one: for writing only.
+  void join(int64_t step) {
+    int64_t last = 0;
+    for (int64_t i = 1; i < count; i++) {
+      if (run[i].to == run[last].to + run[last].count * step)
+        run[last].count += run[i].count;
+      else
+        run[++last] = run[i];
+    }
+    count = count ? last + 1 : 0;
+  }
+};
+
+// Steps of a sum over channels, then taps.
+struct Step {
+  int64_t channel, tap[kConvDims];
+
+  template <class S>
+  static Step at(const Correlation<S>& p, int64_t k) {
+    Step step;
+    for (int i = kConvDims - 1; i >= 0; i--) {
+      step.tap[i] = k % p.axes[i].taps;
+      k /= p.axes[i].taps;
+    }
+    step.channel = k;
+    return step;
+  }
+  template <class S>
+  void next(const Correlation<S>& p) {
+    for (int i = kConvDims - 1; i >= 0; i--) {
+      if (++tap[i] < p.axes[i].taps) return;
+      tap[i] = 0;
+    }
+    channel++;
+  }
+};
+
+// Steps [begin, end) of the columns, to out[step][kPanel]; a vector more may be written after the last.
+template <class S, class T>
+void gather_columns(const Correlation<S>& p, const S* from, const Runs<T>& runs, int64_t begin, int64_t end, T* out) {
+  const Axis(&axes)[kConvDims] = p.axes;
+  const ConvStrides& stride = p.from_stride;
+  const int64_t apart = axes[2].from_step * stride.spatial[2];
+  if (begin == end) return;
+  Step step = Step::at(p, begin);
+  for (int64_t k = begin; k < end; k++, step.next(p), out += gemm::kPanel<T>) {
+    const S* plane = from + step.channel * stride.channel;
+    for (int64_t i = 0; i < runs.count; i++) {
+      const Run& run = runs.run[i];
+      T* to = out + run.column;
+      const int64_t d = run.index[0] + step.tap[0] * axes[0].tap_step;
+      const int64_t h = run.index[1] + step.tap[1] * axes[1].tap_step;
+      if (!is_inside(d, axes[0].from) || !is_inside(h, axes[1].from)) {
+        clear(to, 0, run.count);
+        continue;
+      }
+      const int64_t w = run.index[2] + step.tap[2] * axes[2].tap_step;
+      const Inside inside(w, axes[2].from_step, run.count, axes[2].from);
+      const S* row = plane + run.from + d * stride.spatial[0] + h * stride.spatial[1];
+      clear(to, 0, inside.begin);
+      copy(row + (w + inside.begin * axes[2].from_step) * stride.spatial[2], apart, inside.end - inside.begin,
+           to + inside.begin);
+      clear(to, inside.end, run.count);
+    }
+  }
+}
+
+// How the product is cut, and what it works in.
+template <class S>
+struct ColumnsPlan {
+  typedef Acc<S> T;
+  bool is_in_place;  // the weight
+  int threads;
+  int64_t panels, block_rows, blocks;
+  int64_t weight_bytes, thread_bytes;
+
+  static ColumnsPlan plan(const Correlation<S>& p, int num_threads) {
+    ColumnsPlan plan;
+    int64_t natural = 1;
+    bool is_natural = sizeof(S) == sizeof(T);
+    for (int i = kConvDims - 1; i >= 0; i--) {
+      const Axis& a = p.axes[i];
+      if (a.taps > 1) is_natural &= p.weight_tap[i] * a.weight_step == natural;
+      is_natural &= a.weight_first == 0;
+      natural *= a.taps;
+    }
+    plan.is_in_place = is_natural && (p.channels == 1 || p.weight_channel == natural);
+    plan.threads = p.threads(num_threads);
+    plan.panels = ceil_div(p.positions(), gemm::kPanel<T>);
+    const int64_t tasks = 4 * plan.threads, there = max_of(1, plan.panels * p.groups);
+    plan.blocks =
+        max_of(ceil_div(p.rows, kMaxBlockRows), plan.threads > 1 && there < tasks ? ceil_div(tasks, there) : 1);
+    plan.block_rows = max_of(round_up(ceil_div(p.rows, plan.blocks), gemm::kTileRows), gemm::kTileRows);
+    plan.blocks = ceil_div(p.rows, plan.block_rows);
+    plan.weight_bytes = plan.is_in_place ? 0 : round_up(p.groups * p.rows * p.depth() * sizeof(T), 64);
+    plan.thread_bytes = (kChunk + 1 + plan.block_rows + 1) * gemm::kPanel<T> * sizeof(T);
+    return plan;
+  }
+  int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
+};
+
+// The weight as [group][row][channel][tap].
+template <class S, class T>
+void pack_rows(const Correlation<S>& p, T* out, int threads) {
+  parallel_ranges(p.groups * p.rows, 8, threads, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      const S* row = p.weight + i / p.rows * p.weight_group + i % p.rows * p.weight_row;
+      T* to = out + i * p.depth();
+      for (int64_t c = 0; c < p.channels; c++)
+        for (int64_t d = 0; d < p.axes[0].taps; d++)
+          for (int64_t h = 0; h < p.axes[1].taps; h++)
+            for (int64_t w = 0; w < p.axes[2].taps; w++) *to++ = get(row + c * p.weight_channel + p.weight_at(d, h, w));
+    }
+  });
+}
+
+template <class S, class F>
+void columns_product(const Correlation<S>& p, void* workspace, const F& finish, int num_threads) {
+  typedef Acc<S> T;
+  constexpr int64_t panel = gemm::kPanel<T>;
+  const ColumnsPlan<S> plan = ColumnsPlan<S>::plan(p, num_threads);
+  const int64_t depth = p.depth(), positions = p.positions();
+  char* memory = (char*)workspace;
+  const T* rows = (const T*)memory;
+  int64_t row_stride = depth, group_stride = p.rows * depth;
+  if (plan.is_in_place) {
+    rows = (const T*)p.weight;
+    row_stride = p.weight_row;
+    group_stride = p.weight_group;
+  } else {
+    pack_rows(p, (T*)memory, plan.threads);
+  }
+  const int64_t to_step = p.axes[2].to_step * p.to_stride.spatial[2];
+  parallel_tasks(p.groups * plan.panels * plan.blocks, plan.threads, [&](int64_t task, int thread) {
+    const int64_t block = task % plan.blocks, group = task / plan.blocks / plan.panels;
+    const int64_t first = task / plan.blocks % plan.panels * panel, columns = min_of(panel, positions - first);
+    const int64_t row = block * plan.block_rows, row_count = min_of(plan.block_rows, p.rows - row);
+    const int vectors = (int)ceil_div(columns, kLanes<T>);
+    const S* from = p.from + group * p.channels * p.from_stride.channel;
+    const T* a = rows + group * group_stride + row * row_stride;
+    T* b = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
+    T* strip = b + (kChunk + 1) * panel;
+    const Runs<T> runs(p, first, columns);
+    Runs<T> written = runs;
+    written.join(to_step);
+    int64_t k = 0;
+    do {  // once for a depth of 0: zeros
+      const int64_t chunk = min_of(kChunk, depth - k);
+      gather_columns(p, from, runs, k, k + chunk, b);
+      for (int64_t i = 0, count; i < row_count; i += count) {
+        count = gemm::next_tile_rows(row_count - i);
+        const T* a_tile = a + i * row_stride + k;
+        prefetch_rows(a_tile + count * row_stride, row_stride, min_of(count, row_count - i - count), chunk);
+        T* tile = strip + i * panel;
+        gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, row_stride, b, tile, k == 0);
+        if (k + chunk < depth) continue;
+        for (int64_t r = 0; r < count; r++) {
+          const int64_t channel = group * p.rows + row + i + r;
+          const Vec<T> bias = splat<Vec<T>>(finish.bias_of(channel));
+          for (int64_t w = 0; w < written.count; w++) {
+            const Run& run = written.run[w];
+            const T* sums = tile + r * panel + run.column;
+            const int64_t to = run.to + channel * p.to_stride.channel;
+            for (int64_t c = 0; c < run.count; c += kLanes<T>)
+              finish(to + c * to_step, to_step, load(sums + c) + bias, min_of(kLanes<T>, run.count - c));
+          }
+        }
+      }
+      k += kChunk;
+    } while (k < depth);
+  });
+}
+
+}  // namespace
+
+}  // namespace PF_ISA::conv

@@ -1,0 +1,183 @@
+// A convolution of images whose channels lie along memory (channels_last): results are rows, a block of them at a time,
+// and their channels are columns. The weight is packed once per call into panels, [panel][tap][channel][kPanel]; what
+// the taps of a block read is gathered for one chunk of the depth, as rows.
+#pragma once
+#include "finish.h"
+#include "problem.h"
+
+namespace PF_ISA::conv {
+
+namespace {
+
+// Steps of a sum over taps, then channels: those of one (depth, height), which are often adjacent in memory.
+struct Piece {
+  int64_t d, h;        // taps
+  int64_t begin, end;  // of width tap * channels + channel
+};
+
+struct Pieces {
+  Piece piece[kChunk];
+  int64_t count = 0;
+
+  template <class S>
+  Pieces(const Correlation<S>& p, int64_t k, int64_t k_end) {
+    const int64_t line = p.axes[2].taps * p.channels;
+    while (k < k_end) {
+      const int64_t begin = k % line, end = min_of(line, begin + k_end - k);
+      piece[count++] = {k / line / p.axes[1].taps, k / line % p.axes[1].taps, begin, end};
+      k += end - begin;
+    }
+  }
+};
+
+// Of one row of the source, the elements of a piece. A vector more may be written.
+template <class S, class T>
+PF_INLINE void gather_piece(const Correlation<S>& p, const S* row, int64_t w, const Piece& piece, T* out) {
+  const Axis& a = p.axes[2];
+  const int64_t apart = a.tap_step * p.from_stride.spatial[2];
+  const Inside taps(w, a.tap_step, a.taps, a.from);
+  const S* first = row + w * p.from_stride.spatial[2];
+  if (p.from_stride.channel == 1 && apart == p.channels) {
+    const int64_t begin = min_of(max_of(piece.begin, taps.begin * p.channels), piece.end);
+    const int64_t end = max_of(begin, min_of(piece.end, taps.end * p.channels));
+    clear(out, 0, begin - piece.begin);
+    copy(first + begin, 1, end - begin, out + begin - piece.begin);
+    clear(out, end - piece.begin, piece.end - piece.begin);
+    return;
+  }
+  for (int64_t at = piece.begin; at < piece.end;) {
+    const int64_t tap = at / p.channels, channel = at % p.channels;
+    const int64_t count = min_of(p.channels - channel, piece.end - at);
+    T* to = out + at - piece.begin;
+    if (tap >= taps.begin && tap < taps.end)
+      copy(first + tap * apart + channel * p.from_stride.channel, p.from_stride.channel, count, to);
+    else
+      clear(to, 0, count);
+    at += count;
+  }
+}
+
+// Results [first, first + count): the steps of `pieces` to out[result][pitch]; where they are written to to_at. A
+// vector more may be written after the last.
+template <class S, class T>
+void gather_rows(const Correlation<S>& p, const S* from, int64_t first, int64_t count, const Pieces& pieces,
+                 int64_t pitch, T* out) {
+  const Axis(&axes)[kConvDims] = p.axes;
+  const ConvStrides& stride = p.from_stride;
+  Place place = Place::at(p, first);
+  for (int64_t i = 0; i < count; i++, out += pitch) {
+    const S* image = from + place.n * stride.outer;
+    const int64_t d0 = place.index(axes, 0), h0 = place.index(axes, 1), w = place.index(axes, 2);
+    T* to = out;
+    for (int64_t j = 0; j < pieces.count; j++) {
+      const Piece& piece = pieces.piece[j];
+      const int64_t d = d0 + piece.d * axes[0].tap_step, h = h0 + piece.h * axes[1].tap_step;
+      if (is_inside(d, axes[0].from) && is_inside(h, axes[1].from))
+        gather_piece(p, image + d * stride.spatial[0] + h * stride.spatial[1], w, piece, to);
+      else
+        clear(to, 0, piece.end - piece.begin);
+      to += piece.end - piece.begin;
+    }
+    if (++place.j[2] == axes[2].count) place.next_row(p);
+  }
+}
+
+constexpr int64_t kSumsBytes = 256 << 10;  // of a block: part of a second-level cache
+
+template <class S>
+struct RowsPlan {
+  typedef Acc<S> T;
+  int threads;
+  int64_t panels, block_rows, blocks;
+  int64_t weight_bytes, thread_bytes;
+
+  static RowsPlan plan(const Correlation<S>& p, int num_threads) {
+    RowsPlan plan;
+    const int64_t positions = p.positions();
+    plan.threads = p.threads(num_threads);
+    plan.panels = ceil_div(p.rows, gemm::kPanel<T>);
+    const int64_t fits = kSumsBytes / max_of(1, plan.panels * gemm::kPanel<T> * (int64_t)sizeof(T));
+    int64_t rows = min_of(max_of(fits, 8 * gemm::kTileRows), 40 * gemm::kTileRows);
+    if (plan.threads > 1) rows = min_of(rows, ceil_div(positions * p.groups, 2 * plan.threads));
+    plan.block_rows = round_up(max_of(rows, 1), gemm::kTileRows);
+    plan.blocks = ceil_div(positions, plan.block_rows);
+    plan.weight_bytes = p.groups * plan.panels * p.depth() * gemm::kPanel<T> * sizeof(T);
+    const int64_t of_thread = (plan.block_rows * (kChunk + plan.panels * gemm::kPanel<T>)+gemm::kPanel<T>)*sizeof(T);
+    plan.thread_bytes = round_up(of_thread + plan.block_rows * sizeof(int64_t), 64);
+    return plan;
+  }
+  int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
+};
+
+// The weight as [group][panel][tap][channel][kPanel].
+template <class S, class T>
+void pack_panels(const Correlation<S>& p, int64_t panels, T* out, int threads) {
+  const int64_t taps = p.taps(), height = p.axes[1].taps, width = p.axes[2].taps;
+  parallel_ranges(p.groups * panels * taps, 4, threads, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      const int64_t tap = i % taps, panel = i / taps % panels, group = i / taps / panels;
+      const int64_t column = panel * gemm::kPanel<T>;
+      const S* from = p.weight + group * p.weight_group + column * p.weight_row +
+                      p.weight_at(tap / width / height, tap / width % height, tap % width);
+      gemm::pack_panel(from, p.weight_channel, p.weight_row, 0, p.channels, p.channels,
+                       min_of(gemm::kPanel<T>, p.rows - column), out + i * p.channels * gemm::kPanel<T>);
+    }
+  });
+}
+
+template <class S, class F>
+void rows_product(const Correlation<S>& p, void* workspace, const F& finish, int num_threads) {
+  typedef Acc<S> T;
+  constexpr int64_t panel_width = gemm::kPanel<T>;
+  const RowsPlan<S> plan = RowsPlan<S>::plan(p, num_threads);
+  const int64_t depth = p.depth(), positions = p.positions();
+  char* memory = (char*)workspace;
+  pack_panels(p, plan.panels, (T*)memory, plan.threads);
+  parallel_tasks(p.groups * plan.blocks, plan.threads, [&](int64_t task, int thread) {
+    const int64_t group = task / plan.blocks, first = task % plan.blocks * plan.block_rows;
+    const int64_t row_count = min_of(plan.block_rows, positions - first);
+    const S* from = p.from + group * p.channels * p.from_stride.channel;
+    const T* weight = (const T*)memory + group * plan.panels * depth * panel_width;
+    T* a = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
+    T* sums = a + plan.block_rows * kChunk + panel_width;
+    int64_t* to_at = (int64_t*)(sums + plan.block_rows * plan.panels * panel_width);
+    Place place = Place::at(p, first);
+    for (int64_t i = 0; i < row_count; i++) {
+      to_at[i] = place.to(p);
+      if (++place.j[2] == p.axes[2].count) place.next_row(p);
+    }
+    int64_t k = 0;
+    do {  // once for a depth of 0: zeros
+      const int64_t chunk = min_of(kChunk, depth - k);
+      gather_rows(p, from, first, row_count, Pieces(p, k, k + chunk), kChunk, a);
+      for (int64_t panel = 0; panel < plan.panels; panel++) {
+        const int64_t column = panel * panel_width, columns = min_of(panel_width, p.rows - column);
+        const int vectors = (int)ceil_div(columns, kLanes<T>);
+        const T* b = weight + (panel * depth + k) * panel_width;
+        const T* b_next = panel + 1 < plan.panels ? b + depth * panel_width : weight + (k + chunk) * panel_width;
+        const int64_t share = ceil_div(chunk * panel_width * gemm::kTileRows, row_count);
+        for (int64_t i = 0, count; i < row_count; i += count) {
+          count = gemm::next_tile_rows(row_count - i);
+          const T* a_tile = a + i * kChunk;
+          prefetch_rows(a_tile + count * kChunk, kChunk, min_of(count, row_count - i - count), chunk);
+          prefetch_far(b_next + i / gemm::kTileRows * share, share);
+          T* tile = sums + (panel * plan.block_rows + i) * panel_width;
+          gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, kChunk, b, tile, k == 0);
+          if (k + chunk < depth) continue;
+          for (int64_t r = 0; r < count; r++) {
+            for (int64_t c = 0; c < columns; c += kLanes<T>) {
+              const int64_t channel = group * p.rows + column + c, left = min_of(kLanes<T>, columns - c);
+              finish(to_at[i + r] + channel * p.to_stride.channel, p.to_stride.channel,
+                     load(tile + r * panel_width + c) + finish.bias_of(channel, left), left);
+            }
+          }
+        }
+      }
+      k += kChunk;
+    } while (k < depth);
+  });
+}
+
+}  // namespace
+
+}  // namespace PF_ISA::conv

@@ -1,0 +1,1 @@
+"""Convolution of one, two and three dimensions, and its two gradients."""

@@ -1,0 +1,95 @@
+"""Convolution on the CPU core. bindings/conv.cpp reads the tuples field by field, in this order."""
+
+from __future__ import annotations
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops.core.native import DTYPES
+from pyflash.ops.core.workspace import take_workspace
+from pyflash.ops.pointwise._cpu_activation import ACTIVATION_IDS
+
+_NO_ACTIVATION = (-1, 0.0, 0.0)
+
+
+def _strides(tensor):
+    """Of outer, channel, depth, height, width; 0 for dimensions that are not there."""
+    outer, channel, *spatial = tensor.stride()
+    return (outer, channel, *(0,) * (3 - len(spatial)), *spatial)
+
+
+def _axes(x, y, kernel, stride, padding, dilation):
+    """The fields of three dimensions, of which those that are not there have size 1."""
+    there = zip(x, y, kernel, stride, dilation, padding)
+    axes = [(tuple(map(int, axis)), int(before)) for *axis, before in there]
+    axes = [((1, 1, 1, 1, 1), 0)] * (3 - len(axes)) + axes
+    return tuple(field for axis in axes for field in axis)
+
+
+def can_be_winograd(kernel, stride, dilation, dtype):
+    """By F(2x2, 3x3), of two dimensions. Its rounding is within twice torch's in float32 only."""
+    return (*kernel, *stride, *dilation) == (3, 3, 1, 1, 1, 1) and dtype == torch.float32
+
+
+# From how many channels of a group, the smaller of both sides, fewer products pay for the transforms.
+WINOGRAD_CHANNELS = 32
+
+
+def _is_winograd(name, weight, groups, stride, dilation):
+    out_channels, in_channels, *kernel = weight.shape
+    if name == "conv_weight_grad" or not can_be_winograd(kernel, stride, dilation, weight.dtype):
+        return False
+    return min(out_channels // groups, in_channels) >= WINOGRAD_CHANNELS
+
+
+def _run(name, x, weight, y, bias, residual, preact, activation, stride, padding, dilation, groups):
+    out_channels, in_channels, *kernel = weight.shape
+    problem = (
+        _strides(x), _strides(weight), _strides(y), x.shape[0], groups, in_channels, out_channels // groups,
+        *_axes(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation),
+        int(_is_winograd(name, weight, groups, stride, dilation)), DTYPES[x.dtype],
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    workspace = take_workspace(getattr(_cpu, f"{name}_sizes")(problem, threads))
+    tensors = (
+        x.data_ptr(), weight.data_ptr(), y.data_ptr(),
+        0 if bias is None else bias.data_ptr(), 0 if residual is None else residual.data_ptr(),
+        0 if preact is None else preact.data_ptr(), workspace.data_ptr(), *activation,
+    )  # fmt: skip
+    getattr(_cpu, name)(tensors, problem, threads)
+
+
+def conv_fwd(
+    x, weight, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, y, preact
+):  # fmt: skip
+    if residual is not None and residual.stride() != y.stride():
+        residual = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype).copy_(residual)
+    act = (ACTIVATION_IDS[activation], first, second) if activation else _NO_ACTIVATION
+    bias = None if bias is None else bias.contiguous()
+    _run(
+        "conv_fwd", x, weight, y, bias, residual, preact if save_preact else None, act, stride, padding, dilation, groups
+    )  # fmt: skip
+
+
+def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, dx):
+    bias = None if bias is None else bias.contiguous()
+    _run("conv_input_grad", dx, weight, dy, bias, None, None, _NO_ACTIVATION, stride, padding, dilation, groups)
+
+
+def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, dweight):
+    _run(
+        "conv_weight_grad", x, dweight, _dense(dy, x), None, None, None, _NO_ACTIVATION, stride, padding, dilation, groups
+    )  # fmt: skip
+
+
+def _dense(dy, x):
+    """dy with its places one after the other: channels first or last, as in x where it is neither."""
+    places = dy[0, 0] if dy.numel() else dy
+    step = dy.stride(-1)
+    if not dy.numel() or all(
+        s == step * places[(0,) * (i + 1)].numel() or places.shape[i] == 1 for i, s in enumerate(places.stride())
+    ):
+        return dy
+    if dy.dim() > 3 and x.stride(1) == 1:
+        return dy.contiguous(memory_format=torch.channels_last if dy.dim() == 4 else torch.channels_last_3d)
+    return dy.contiguous()

@@ -1,0 +1,292 @@
+"""Convolution as torch.nn.functional has it, and with what is fused behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyflash.auto import conv as auto
+from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last
+from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed
+from pyflash.ops.core.autograd import shaped
+from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation, _state
+from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
+from pyflash.ops.core.choice import Refused, choose
+from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
+from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, activated, resolve
+
+Size = int | Sequence[int]
+
+ONLY_TORCHS = "arguments that only torch's function takes"
+
+
+class _Convolution:
+    """A function of this file, by its name, and how its arguments are read. Of any rank where n is None: the weight's."""
+
+    def __init__(self, name: str, n: int | None, geometry, second_derivative: str = IN_KERNELS):
+        self.n, self.geometry, self.is_transposed = n, geometry, geometry is of_transposed
+        self.operation = Operation(
+            name,
+            dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64},
+            rules=auto.rules(name),
+            sizes=auto.SIZES,
+            second_derivative=second_derivative,
+        )
+        self.refused = Refused(self.operation, self._size_of, self._key_of)
+
+    @staticmethod
+    def _key_of(x, weight, bias, residual, *options):
+        layout = is_channels_last(x) or is_channels_last(weight)
+        return x.shape, weight.shape, x.dtype, x.is_cpu, layout, hashable(options)
+
+    def _size_of(self, training, x, weight, bias, residual, *options):
+        if not (is_plain(x) and is_plain(weight)):
+            return None
+        geometry = self._geometry_of(x, weight, bias, residual, options)
+        return None if geometry is None else self._size(training, x, weight, geometry)
+
+    def _geometry_of(self, x, weight, bias, residual, options) -> Geometry | None:
+        """None where torch refuses these arguments, or may."""
+        n = weight.dim() - 2
+        if n != self.n and not (self.n is None and 1 <= n <= 3):
+            return None
+        for t in (weight, bias, residual):
+            if t is not None and (t.dtype != x.dtype or t.device != x.device):
+                return None
+        geometry = self.geometry(x.shape, weight.shape, *options)
+        if geometry is not None and bias is not None:
+            outputs = weight.shape[1] * geometry.groups if self.is_transposed else weight.shape[0]
+            if bias.dim() != 1 or bias.shape[0] != outputs:
+                return None
+        return geometry
+
+    def _size(self, training, x, weight, geometry) -> auto.Size:
+        outputs, inputs, *kernel = weight.shape
+        batch = x.shape[0] if x.dim() == weight.dim() else 1
+        return auto.Size(
+            positions=batch * prod(x.shape[-len(kernel) :] if self.is_transposed else geometry.size),
+            inputs=inputs,
+            outputs=outputs // geometry.groups,
+            groups=geometry.groups,
+            kernel=prod(kernel),
+            is_strided=max(geometry.stride) > 1,
+            channels_last=is_channels_last(x) or is_channels_last(weight),
+            training=training,
+        )
+
+    def __call__(self, torchs, x, weight, bias, residual, activation, *options):
+        """The result for these tensors; torchs() is torch's, which also says what is wrong with them."""
+        if self.refused.holds(x, weight, bias, residual, *options):
+            return torchs()
+        given = [t for t in (x, weight, bias, residual) if t is not None]
+        if not all([isinstance(t, Tensor) for t in given]) or x is None or weight is None:
+            return torchs()  # its error, or torch.fx's record of the call
+        training = torch.is_grad_enabled() and any([t.requires_grad for t in given])
+        geometry, refused = None, NOT_PLAIN
+        if all([is_plain(t) for t in given]):
+            x, weight, bias, residual = cast_by_autocast((x, weight, bias, residual))
+            geometry, refused = self._geometry_of(x, weight, bias, residual, options), ONLY_TORCHS
+        if geometry is None:
+            result = torchs()
+            choose(self.operation, x, given, refused=refused)
+            return result
+        size = self._size(training, x, weight, geometry) if _state.wish == "auto" else None  # else nobody reads it
+        backend = choose(self.operation, x, given, size)
+        if backend is None:
+            return torchs()
+        is_batch = x.dim() == weight.dim()
+        x = x if is_batch else x.unsqueeze(0)
+        if self.is_transposed:
+            y = conv_input_grad(x, weight, bias, *geometry, backend)
+        else:
+            residual = _expanded(residual, (x.shape[0], weight.shape[0], *geometry.size))
+            y = conv_fwd(x, weight, bias, residual, *geometry, activation, backend)
+        return y if is_batch else shaped(y, y.shape[1:])
+
+
+def _expanded(residual, shape):
+    if residual is None or residual.shape == shape:
+        return residual
+    pairs = zip(reversed(residual.shape), reversed(shape))
+    expect(
+        residual.dim() <= len(shape) and all([r in (1, s) for r, s in pairs]),
+        "conv_bias_act",
+        lambda: f"residual has shape {tuple(residual.shape)}, expected one that expands to the result's {tuple(shape)}",
+        RuntimeError,
+    )
+    return residual.expand(shape)
+
+
+_CONV = {n: _Convolution(f"conv{n}d", n, of_conv) for n in (1, 2, 3)}
+_TRANSPOSED = {n: _Convolution(f"conv_transpose{n}d", n, of_transposed) for n in (1, 2, 3)}
+_BIAS_ACT = _Convolution("conv_bias_act", None, of_conv, f"{IN_KERNELS}, the activation's {IN_TORCH}")
+
+
+def _conv(n, torchs, input, weight, bias, *options):
+    return _CONV[n](partial(torchs, input, weight, bias, *options), input, weight, bias, None, NO_ACTIVATION, *options)
+
+
+def _transposed(n, torchs, input, weight, bias, *options):
+    call = partial(torchs, input, weight, bias, *options)
+    return _TRANSPOSED[n](call, input, weight, bias, None, NO_ACTIVATION, *options)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """As `conv2d`, of input [N, C_in, L] and weight [C_out, C_in / groups, k]."""
+    return _conv(1, F.conv1d, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Sums of the input's windows, weighted, as torch.nn.functional.conv2d:
+    y[n, o, i, j] = bias[o] + sum over c, a, b of weight[o, c, a, b] x[n, c, i s + a d - p, j s + b d - p].
+
+    Args:
+        input: [N, C_in, H, W] or [C_in, H, W], float32, float64, bfloat16 or float16; any strides.
+        weight: [C_out, C_in / groups, kH, kW], of the input's type; any strides.
+        bias: [C_out], of the input's type, or None.
+        stride, padding, dilation: a number, or one for each of H and W. padding may be "valid", or "same" with a stride of 1.
+        groups: output channels of a group see the input channels of that group alone; C_in of them are depthwise.
+    Returns:
+        [N, C_out, H_out, W_out], channels last where the input or the weight is.
+    Raises:
+        RuntimeError, TypeError: torch's.
+    Numerics: sums in float32 (float64 for float64), rounded once; the same for any number of threads.
+    """
+    return _conv(2, F.conv2d, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """As `conv2d`, of input [N, C_in, D, H, W] and weight [C_out, C_in / groups, kD, kH, kW]."""
+    return _conv(3, F.conv3d, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """As `conv_transpose2d`, of input [N, C_in, L] and weight [C_in, C_out / groups, k]."""
+    return _transposed(1, F.conv_transpose1d, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """Transposed convolution, the gradient of `conv2d` in its input, as torch.nn.functional.conv_transpose2d.
+
+    Args:
+        input: [N, C_in, H, W] or [C_in, H, W], float32, float64, bfloat16 or float16; any strides.
+        weight: [C_in, C_out / groups, kH, kW], of the input's type; any strides.
+        bias: [C_out], of the input's type, or None.
+        stride, padding, dilation: those of the convolution; a number, or one for each of H and W.
+        output_padding: rows and columns that the result has more at its end: several sizes have the same convolution.
+            Less than the stride or the dilation.
+        groups: as in `conv2d`.
+    Returns:
+        [N, C_out, (H - 1) stride - 2 padding + dilation (kH - 1) + output_padding + 1, ...], channels last where the input
+        or the weight is.
+    Raises:
+        RuntimeError, TypeError: torch's.
+    Numerics: as `conv2d`.
+    """
+    return _transposed(2, F.conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """As `conv_transpose2d`, of input [N, C_in, D, H, W] and weight [C_in, C_out / groups, kD, kH, kW]."""
+    return _transposed(3, F.conv_transpose3d, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_bias_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    activation: ActivationArgument = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(conv(input, weight) + bias + residual), all of it before the result leaves the registers.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as those of `conv1d`, `conv2d` or `conv3d`, of which the
+            weight's dimensions tell.
+        activation: as in `linear_act`.
+        residual: of the input's type, and a shape that expands to the result's; or None.
+    Raises:
+        ValueError: no such activation, or a weight of other than 3, 4 or 5 dimensions.
+        RuntimeError, TypeError: torch's; a residual that does not fit.
+    """
+    name, of = "conv_bias_act", resolve("conv_bias_act", activation)
+    expect_tensors(name, ("bias", "residual"), input=input, weight=weight, bias=bias, residual=residual)
+    n = weight.dim() - 2
+    expect(
+        1 <= n <= 3,
+        name,
+        lambda: (
+            f"weight has shape {tuple(weight.shape)}, expected [C_out, C_in / groups, *kernel] with a kernel of one, two"
+            " or three dimensions"
+        ),
+    )
+    options = stride, padding, dilation, groups
+
+    def torchs():
+        y = getattr(F, f"conv{n}d")(input, weight, bias, *options)
+        if residual is not None:
+            y = y + _expanded(cast_by_autocast((residual,))[0], y.shape)
+        return activated(y, of)
+
+    return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options)

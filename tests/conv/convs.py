@@ -1,0 +1,64 @@
+"""What the tests of convolution share."""
+
+from itertools import product
+from math import prod, sqrt
+
+import torch
+from helpers import assert_error_within, backend_params, is_pending
+
+from pyflash.ops.core.registry import span_of
+
+BACKENDS = backend_params("torch", *(name for name in ("cpu", "triton") if not is_pending("conv", name)))
+AROUND = 80  # elements; a vector and more
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def laid_out(shape, layout="contiguous", dtype=torch.float32):
+    """Random numbers of a shape that lie in memory as `layout` says, between NaN: who reads beside them has it in the sum."""
+    x = torch.randn(shape, dtype=dtype)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=FORMATS.get(len(shape), torch.contiguous_format))
+    elif layout == "transposed":
+        x = x.mT.contiguous().mT
+    elif layout == "sliced":  # every other column, the others being NaN
+        x = torch.stack([x, torch.full_like(x, torch.nan)], -1).flatten(-2)[..., ::2]
+    elif layout == "expanded":
+        return x[..., :1].expand(shape)
+    size = span_of(x)
+    memory = torch.full((size + 2 * AROUND,), torch.nan, dtype=dtype)
+    return memory.as_strided(x.shape, x.stride(), AROUND).copy_(x)
+
+
+def order_of(tensor):
+    """Its strides where they say anything: where there is more than one element to step to."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride()) if size > 1] if tensor.numel() else []
+
+
+def by_definition(x, weight, size, stride, padding, dilation, groups):
+    """y, a sum of products over one window after the other. x and weight of zeros and ones show which meet."""
+    (batch, _), (outputs, channels) = x.shape[:2], weight.shape[:2]
+    y = x.new_zeros(batch, outputs, *size)
+    for out in product(*map(range, size)):
+        for tap in product(*map(range, weight.shape[2:])):
+            place = [o * s - p + t * d for o, s, p, t, d in zip(out, stride, padding, tap, dilation)]
+            if all(0 <= i < n for i, n in zip(place, x.shape[2:])):
+                of_x = x[(..., *place)].view(batch, groups, channels)
+                of_weight = weight[(..., *tap)].view(groups, outputs // groups, channels)
+                y[(..., *out)] += torch.einsum("ngi,goi->ngo", of_x, of_weight).reshape(batch, outputs)
+    return y
+
+
+def assert_sums_within(ours, torchs, truth, *terms, lengths):
+    """As assert_error_within, of sums of so many products each: every addition rounds, by chance up or down, so the error
+    of one grows with the square root of how many they are. In half types the last rounding hides it."""
+    for our, their, true, length in zip(ours, torchs, truth, lengths, strict=True):
+        rounds = sqrt(length) / 2 if our is not None and our.dtype.itemsize > 2 else 0
+        assert_error_within([our], [their], [true], *terms, floor_ulp=4 + rounds)
+
+
+def lengths_of(x_shape, weight_shape, y_shape):
+    """How many products an element of y, dx, dweight and dbias is the sum of, at most."""
+    _, channels, *kernel = weight_shape
+    groups = x_shape[1] // max(channels, 1)
+    positions = y_shape[0] * prod(y_shape[2:])
+    return channels * prod(kernel), weight_shape[0] // max(groups, 1) * prod(kernel), positions, positions

@@ -1,0 +1,457 @@
+"""Convolution and transposed convolution against torch's own in float64."""
+
+import re
+import warnings
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import FLOAT_DTYPES, run, use
+from property_tests import given, settings, st
+
+import pyflash.functional as PF
+from pyflash.ops.core import backends
+from tests.conv.convs import BACKENDS, FORMATS, assert_sums_within, laid_out, lengths_of, order_of
+
+CONV = [  # shapes of input and weight, options, layout of both, why it is here
+    ((2, 3, 9, 10), (5, 3, 3, 3), {"padding": 1}, "contiguous", "the usual one"),
+    ((1, 16, 8, 7), (24, 16, 3, 3), {"padding": 1}, "channels_last", "channels fill vectors"),
+    ((1, 17, 8, 9), (35, 17, 3, 3), {"padding": 1}, "contiguous", "channels do not"),
+    ((2, 3, 19, 18), (8, 3, 7, 7), {"stride": 2, "padding": 3}, "contiguous", "ResNet's stem"),
+    ((2, 3, 13, 12), (8, 3, 4, 4), {"stride": 4}, "channels_last", "patches, a row in none of them"),
+    ((2, 20, 6, 5), (9, 20, 1, 1), {}, "contiguous", "a matrix product"),
+    ((2, 20, 6, 5), (9, 20, 1, 1), {}, "channels_last", "a matrix product"),
+    ((2, 20, 6, 5), (9, 20, 1, 1), {"stride": 2}, "channels_last", "pointwise, some rows in none"),
+    ((2, 6, 9, 11), (6, 1, 3, 3), {"padding": 1, "groups": 6}, "contiguous", "depthwise"),
+    ((1, 37, 9, 8), (37, 1, 7, 7), {"padding": 3, "groups": 37}, "channels_last", "depthwise, vectors and a rest"),
+    ((2, 6, 9, 11), (12, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 6}, "contiguous", "depthwise, two of each"),
+    ((2, 8, 7, 6), (12, 2, 3, 3), {"padding": 1, "groups": 4}, "contiguous", "groups"),
+    ((2, 8, 7, 6), (4, 4, 3, 3), {"padding": (0, 2), "groups": 2}, "channels_last", "groups, two of unlike paddings"),
+    ((2, 4, 9, 8), (3, 4, 3, 5), {"padding": "same"}, "contiguous", "same"),
+    (
+        (2, 4, 9, 8),
+        (3, 4, 2, 4),
+        {"padding": "same", "dilation": (1, 3)},
+        "contiguous",
+        "same, more behind than before",
+    ),
+    ((2, 4, 9, 8), (3, 4, 2, 4), {"padding": "valid", "stride": (3, 1)}, "transposed", "valid"),
+    ((2, 4, 11, 12), (3, 4, 3, 3), {"dilation": 2, "padding": [2, 1], "stride": (1, 2)}, "sliced", "dilated"),
+    ((2, 4, 5, 6), (3, 4, 3, 3), {"padding": 3}, "expanded", "windows that are padding alone"),
+    ((2, 4, 3, 3), (3, 4, 3, 3), {}, "contiguous", "one place"),
+    ((4, 6, 5), (3, 4, 3, 3), {"padding": 1}, "contiguous", "no batch"),
+    ((2, 5, 30), (7, 5, 3), {"dilation": 4, "padding": 4}, "contiguous", "WaveNet's dilations"),
+    ((2, 5, 31), (7, 5, 2), {"dilation": (8,)}, "transposed", "WaveNet's, causal"),
+    ((2, 3, 41), (8, 3, 3), {"stride": 2, "padding": 1}, "contiguous", "whisper's"),
+    ((5, 9), (10, 1, 3), {"groups": 5}, "contiguous", "depthwise of a row, no batch"),
+    ((1, 3, 5, 6, 7), (4, 3, 3, 2, 3), {"padding": 1}, "contiguous", "three dimensions"),
+    ((2, 4, 4, 5, 6), (6, 2, 2, 2, 2), {"stride": (2, 1, 2), "groups": 2}, "channels_last", "three, in groups"),
+    ((0, 3, 8, 8), (4, 3, 3, 3), {}, "contiguous", "empty batch"),
+]
+TRANSPOSED = [
+    ((2, 8, 4, 4), (8, 3, 4, 4), {"stride": 2, "padding": 1}, "contiguous", "DCGAN's"),
+    ((2, 8, 4, 5), (8, 19, 4, 4), {"stride": 2, "padding": 1}, "channels_last", "DCGAN's"),
+    ((2, 6, 1, 1), (6, 5, 4, 4), {}, "contiguous", "DCGAN's first"),
+    ((2, 6, 5, 4), (6, 2, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}, "contiguous", "twice the size"),
+    ((2, 6, 5, 4), (6, 5, 2, 2), {"stride": 2}, "channels_last", "U-Net's: windows that do not overlap"),
+    ((2, 6, 5, 4), (6, 2, 3, 2), {"stride": 3, "output_padding": (2, 0), "dilation": (1, 4), "groups": 2}, "sliced",
+     "all of it"),
+    ((2, 4, 5, 5), (4, 4, 3, 3), {"dilation": 2, "padding": 1, "output_padding": 1}, "contiguous", "dilated"),
+    ((2, 6, 5, 4), (6, 1, 3, 3), {"stride": 2, "groups": 6}, "transposed", "depthwise"),
+    ((2, 6, 3, 4), (6, 2, 2, 1), {"stride": (3, 2)}, "contiguous", "places that no window reaches"),
+    ((6, 5, 4), (6, 2, 3, 3), {"padding": 2}, "contiguous", "no batch"),
+    ((2, 4, 6), (4, 3, 5), {"stride": 3, "padding": 2, "output_padding": 1}, "contiguous", "one dimension"),
+    ((2, 3, 3, 4, 3), (3, 2, 2, 2, 2), {"stride": 2, "padding": (0, 1, 0)}, "channels_last", "three dimensions"),
+    ((0, 6, 5, 4), (6, 2, 3, 3), {"stride": 2}, "contiguous", "empty batch"),
+]  # fmt: skip
+NAMES = {"conv{}d": CONV, "conv_transpose{}d": TRANSPOSED}
+
+
+def cases_for(cases, backend, dtype):
+    """The interpreter takes a while for each: there every dtype has a share of them."""
+    return cases[FLOAT_DTYPES.index(dtype) :: len(FLOAT_DTYPES)] if backend == "triton" else cases
+
+
+def of_rank(module_or_functional, name, weight_shape):
+    return getattr(module_or_functional, name.format(len(weight_shape) - 2))
+
+
+def with_bias(x_shape, weight_shape, options, layout, dtype, is_transposed):
+    outputs = weight_shape[1] * options.get("groups", 1) if is_transposed else weight_shape[0]
+    return (
+        laid_out(x_shape, layout, dtype),
+        laid_out(weight_shape, layout, dtype),
+        laid_out((outputs,), "sliced", dtype),
+    )
+
+
+def call(function, options, *tensors):
+    return function(*tensors, **options)
+
+
+def check(ours, theirs, tensors, dtype, backend):
+    """Result and gradients as near to float64 as torch's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using padding='same'")
+        torchs_y = theirs(*tensors)
+        dy = laid_out(torchs_y.shape, "contiguous", dtype)
+        truth, torchs = run(theirs, tensors, dy, torch.float64), run(theirs, tensors, dy)
+    found = run(ours, tensors, dy, backend=backend)
+    x, weight, *_ = tensors
+    x_shape = x.shape if x.dim() == weight.dim() else (1, *x.shape)
+    y_shape = dy.shape if x.dim() == weight.dim() else (1, *dy.shape)
+    lengths = lengths_of(x_shape, weight.shape, y_shape)
+    if len(tensors) > 3:
+        lengths = (*lengths, 1)
+    assert_sums_within(found, torchs, truth, x, weight, dy, lengths=lengths)
+    return found, torchs
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_matches_float64(backend, dtype, name):
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("no products of float64")
+    for x_shape, weight_shape, options, layout, why in cases_for(NAMES[name], backend, dtype):
+        tensors = with_bias(x_shape, weight_shape, options, layout, dtype, "transpose" in name)
+        ours, theirs = of_rank(PF, name, weight_shape), of_rank(F, name, weight_shape)
+        try:
+            found, torchs = check(partial(call, ours, options), partial(call, theirs, options), tensors, dtype, backend)
+        except AssertionError as error:
+            raise AssertionError(f"{why}: {error}") from None
+        if len(x_shape) == 4 and x_shape[0]:  # of three dimensions torch's own formats differ from type to type
+            assert list(map(order_of, found)) == list(map(order_of, torchs)), why
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", ("leaky_relu", {"negative_slope": 0.2}), torch.nn.Tanh()])
+def test_conv_bias_act(backend, activation):
+    """bias and residual are added before the activation; any rank, any part of it absent."""
+    names = {"relu": F.relu, "gelu": F.gelu}
+    of = names.get(activation) if isinstance(activation, str) else activation
+    if isinstance(activation, tuple):
+        of = lambda y: F.leaky_relu(y, 0.2)  # noqa: E731
+    cases = CONV[0], CONV[8], CONV[20], CONV[13], CONV[19], CONV[24]
+    for x_shape, weight_shape, options, layout, _ in cases[:2] if backend == "triton" else cases:
+        tensors = with_bias(x_shape, weight_shape, options, layout, torch.float32, False)
+        conv = of_rank(F, "conv{}d", weight_shape)
+        residual = torch.randn_like(conv(*tensors, **options))
+
+        def theirs(x, weight, bias, residual, conv=conv, options=options):
+            y = conv(x, weight, bias, **options) + residual
+            return y if of is None else of(y)
+
+        def ours(x, weight, bias, residual, options=options):
+            return PF.conv_bias_act(x, weight, bias, **options, activation=activation, residual=residual)
+
+        check(ours, theirs, (*tensors, residual), torch.float32, backend)
+        if backend == "triton":
+            continue
+        column = residual.select(-1, 0).unsqueeze(-1)  # expands
+        check(ours, theirs, (*tensors, column), torch.float32, backend)
+        check(
+            lambda x, weight, bias, options=options: PF.conv_bias_act(
+                x, weight, bias, **options, activation=activation
+            ),
+            lambda *t, conv=conv, options=options: (of or (lambda y: y))(conv(*t, **options)),
+            tensors,
+            torch.float32,
+            backend,
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_and_infinity_are_where_torch_has_them(backend):
+    for x_shape, weight_shape, options, layout, why in (CONV[0], CONV[1], CONV[6], CONV[8], CONV[9], CONV[20]):
+        x, weight, bias = with_bias(x_shape, weight_shape, options, layout, torch.float32, False)
+        x[0, 0, -1], x[0, 1, 0] = torch.nan, torch.inf
+        with use(backend):
+            found = of_rank(PF, "conv{}d", weight_shape)(x, weight, bias, **options)
+        expected = of_rank(F, "conv{}d", weight_shape)(x, weight, bias, **options)
+        torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-4, atol=1e-4, msg=why)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_formats_are_torchs(backend):
+    for x_layout in ("contiguous", "channels_last"):
+        for weight_layout in ("contiguous", "channels_last"):
+            for kernel in (3,) if backend == "triton" else (1, 3):
+                x = laid_out((2, 4, 5, 6), x_layout, torch.float32)
+                weight = laid_out((4, 4, kernel, kernel), weight_layout, torch.float32)
+                for name in ("conv2d", "conv_transpose2d"):
+                    dy = torch.randn(getattr(F, name)(x, weight).shape)
+                    arriving = dy.contiguous(memory_format=FORMATS[4]), dy, torch.ones(()).expand(dy.shape)
+                    for gradient in arriving[:1] if backend == "triton" else arriving:
+                        found, torchs = (
+                            run(function, (x, weight), gradient, backend=b)
+                            for function, b in ((getattr(PF, name), backend), (getattr(F, name), None))
+                        )
+                        assert list(map(order_of, found)) == list(map(order_of, torchs))
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.startswith("cpu")])
+def test_results_do_not_depend_on_threads(backend):
+    """Sums are split by what a result is, or by numbers of the shape, never by who is there."""
+    cases = [((2, 32, 28, 28), (64, 32, 3, 3), {"padding": 1}), ((2, 64, 30, 30), (64, 1, 3, 3), {"groups": 64})]
+    threads = torch.get_num_threads()
+    for x_shape, weight_shape, options in cases:
+        tensors = laid_out(x_shape), laid_out(weight_shape)  # torch sums the gradient of a bias
+        dy, results = torch.randn_like(F.conv2d(*tensors, **options)), []
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(run(lambda *t, o=options: PF.conv2d(*t, **o), tensors, dy, backend=backend))
+        finally:
+            torch.set_num_threads(threads)
+        for other in results[1:]:
+            assert all(map(torch.equal, results[0], other))
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_geometry(data):
+    """Drawn shapes, forward and gradients, of both functions, through every backend but the interpreter."""
+
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    n, groups, dtype = draw(1, 2), draw(1, 3), torch.float64
+    kernel, stride, dilation = ([draw(1, high) for _ in range(n)] for high in (4, 3, 2))
+    padding = [draw(0, 3) for _ in range(n)]
+    room = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding)]
+    x_shape = (draw(0, 2), groups * draw(1, 3), *[low + draw(0, 6) for low in room])
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    weight_shape = (groups * draw(1, 3), x_shape[1] // groups, *kernel)
+    name, layout = "conv{}d", data.draw(st.sampled_from(["contiguous", "channels_last", "transposed"]))
+    if data.draw(st.booleans()):
+        name, weight_shape = "conv_transpose{}d", (x_shape[1], draw(1, 3), *kernel)
+        options["output_padding"] = [draw(0, max(s, d) - 1) for s, d in zip(stride, dilation)]
+        sizes = [(i - 1) * s - 2 * p + d * (k - 1) + e + 1 for i, s, p, d, k, e in zip(
+            x_shape[2:], stride, padding, dilation, kernel, options["output_padding"])]  # fmt: skip
+        if min(sizes) < 1:
+            return
+    if n == 1 and layout == "channels_last":
+        layout = "contiguous"
+    tensors = with_bias(x_shape, weight_shape, options, layout, dtype, "transpose" in name)
+    ours, theirs = of_rank(PF, name, weight_shape), of_rank(F, name, weight_shape)
+    for backend in BACKENDS:
+        if backend != "triton":
+            check(partial(call, ours, options), partial(call, theirs, options), tensors, dtype, backend)
+
+
+def ones(*shape, dtype=torch.float32):
+    return torch.ones(shape, dtype=dtype)
+
+
+X, W, T = ones(2, 4, 6, 7), ones(6, 4, 3, 3), ones(4, 6, 3, 3)
+WRONG = [  # calls that torch refuses
+    lambda f: f.conv2d(X, W[:0]),
+    lambda f: f.conv2d(X[:, :, :0], W, padding=3),
+    lambda f: f.conv2d(X, W[:, :, :0]),
+    lambda f: f.conv2d(X, W, groups=0),
+    lambda f: f.conv2d(X, W, groups=3),
+    lambda f: f.conv2d(X, ones(6, 1, 3, 3), groups=4),
+    lambda f: f.conv2d(X, W, padding=-1),
+    lambda f: f.conv2d(X, W, stride=0),
+    lambda f: f.conv2d(X, W, dilation=0),
+    lambda f: f.conv2d(X, W, ones(5)),
+    lambda f: f.conv2d(X, W, ones(6, 1)),
+    lambda f: f.conv2d(X, W, ones(6, dtype=torch.float64)),
+    lambda f: f.conv2d(X, W.double()),
+    lambda f: f.conv2d(X, W, stride=2, padding="same"),
+    lambda f: f.conv2d(X, W, padding="bogus"),
+    lambda f: f.conv2d(X, ones(6, 4, 9, 9)),
+    lambda f: f.conv2d(X, W[0]),
+    lambda f: f.conv2d(X[0, 0], W),
+    lambda f: f.conv2d(X[None], W),
+    lambda f: f.conv2d(X[0], ones(6, 4, 3)),
+    lambda f: f.conv1d(X, W),
+    lambda f: f.conv3d(X, W),
+    lambda f: f.conv2d(X, W, stride=(1, 1, 1)),
+    lambda f: f.conv2d(X, W, stride=()),
+    lambda f: f.conv2d(X, W, stride=1.0),
+    lambda f: f.conv2d(X, W, padding=(1, 1.0)),
+    lambda f: f.conv2d(X, W, padding=[[1], [1]]),
+    lambda f: f.conv2d(X, W, groups=1.0),
+    lambda f: f.conv2d(X, W, bias=3),
+    lambda f: f.conv2d(None, W),
+    lambda f: f.conv2d(X, None),
+    lambda f: f.conv2d(X.to_sparse(), W),
+    lambda f: f.conv_transpose2d(X, T, output_padding=1),
+    lambda f: f.conv_transpose2d(X, T, output_padding=-1, stride=2),
+    lambda f: f.conv_transpose2d(X, T, padding=9),
+    lambda f: f.conv_transpose2d(X, T, padding="same"),
+    lambda f: f.conv_transpose2d(X, ones(5, 6, 3, 3)),
+    lambda f: f.conv_transpose2d(X, T, groups=3),
+    lambda f: f.conv_transpose2d(X, T, ones(5)),
+    lambda f: f.conv_transpose2d(X, T, stride=0),
+    lambda f: f.conv_transpose2d(X[:, :0], T[:0]),
+    lambda f: f.conv_transpose2d(X, T[:, :0]),
+    lambda f: f.conv_transpose1d(X, T),
+    lambda f: f.conv_transpose2d(X, T, None, 1, 0, 0, 1, 0),
+]
+
+
+def said(error):
+    """Without how the arguments were passed, by name or by position."""
+    return re.sub(r" \(position \d+\)", "", str(error)).partition(" - got")[0]
+
+
+@pytest.mark.filterwarnings("ignore::pyflash.ops.core.backends.FallbackWarning")
+@pytest.mark.parametrize("backend", ["auto", "torch", "cpu"])
+@pytest.mark.parametrize("i", range(len(WRONG)))
+def test_what_torch_refuses(backend, i):
+    with pytest.raises(Exception) as theirs:
+        WRONG[i](F)
+    with use(backend), pytest.raises(theirs.type) as ours:
+        WRONG[i](PF)
+    assert said(ours.value) == said(theirs.value)
+
+
+def test_what_conv_bias_act_refuses():
+    for error, call in [
+        (ValueError, lambda: PF.conv_bias_act(X, W, activation="nope")),
+        (ValueError, lambda: PF.conv_bias_act(X, W[0, 0])),
+        (TypeError, lambda: PF.conv_bias_act(X, None)),
+        (TypeError, lambda: PF.conv_bias_act(X, W, residual=1)),
+        (RuntimeError, lambda: PF.conv_bias_act(X, W, residual=X)),
+        (RuntimeError, lambda: PF.conv_bias_act(X[:1], W, residual=ones(2, 6, 4, 5))),
+        (RuntimeError, lambda: PF.conv_bias_act(X, W, groups=3)),
+    ]:
+        for backend in {"auto", *BACKENDS}:
+            with use(backend), pytest.raises(error):
+                call()
+
+
+@pytest.mark.filterwarnings("ignore::pyflash.ops.core.backends.FallbackWarning")
+def test_what_no_kernel_takes_is_torchs_and_counted():
+    number = torch.ones((), dtype=torch.int64)
+    calls = [
+        lambda f: f.conv2d(X.long(), W.long()),
+        lambda f: f.conv2d(X.to(torch.complex64), W.to(torch.complex64), padding="same"),
+        lambda f: f.conv2d(X, W, stride=number),
+        lambda f: f.conv2d(X[:, :0], W[:, :0]),  # of no channels torch makes no channels
+        lambda f: f.conv_transpose2d(X.to(torch.complex64), T.to(torch.complex64)),
+    ]
+    for call in calls:
+        before = backends.counts.copy()
+        assert torch.equal(call(PF), call(F))
+        assert any(backend == "torch" for _, backend, _ in backends.counts - before)
+        with use("cpu"), pytest.raises(NotImplementedError):
+            call(PF)
+    assert PF.conv2d(X.to("meta"), W.to("meta")).shape == F.conv2d(X, W).shape
+    quantized = torch.quantize_per_tensor(X, 1, 0, torch.quint8)
+    with pytest.raises(Exception) as theirs:
+        F.conv2d(quantized, W)
+    with pytest.raises(theirs.type):
+        PF.conv2d(quantized, W)
+
+
+def test_auto_says_why():
+    before = backends.counts.copy()
+    PF.conv2d(X, W), PF.conv_transpose2d(X, T, stride=[2, 2]), PF.conv_bias_act(X, W)
+    new = backends.counts - before
+    assert {name for name, backend, why in new if backend == "torch" and why == "not measured"} == {
+        "conv2d", "conv_transpose2d", "conv_bias_act",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_as_torchs(backend):
+    x, weight, bias = torch.randn(2, 4, 6, 7), torch.randn(4, 4, 3, 3), torch.randn(4)
+    mixed = [
+        (x, weight, bias), (x.bfloat16(), weight, bias), (x, weight.half(), None), (x.double(), weight.double(), None),
+        (x.double(), weight, None),
+    ]  # fmt: skip
+    for tensors in mixed:
+        for name in ("conv2d", "conv_transpose2d"):
+            with torch.autocast("cpu", torch.bfloat16):
+                try:
+                    theirs = getattr(F, name)(*tensors)
+                except RuntimeError as error:
+                    theirs = error
+            with use(backend), torch.autocast("cpu", torch.bfloat16):
+                if isinstance(theirs, RuntimeError):
+                    with pytest.raises(RuntimeError):
+                        getattr(PF, name)(*tensors)
+                    continue
+                ours = getattr(PF, name)(*tensors)
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs)
+    for b in ("auto", backend):
+        with use(b), torch.autocast("cpu", torch.bfloat16):
+            y = PF.conv_bias_act(x, weight, bias, padding=1, activation="relu", residual=x)
+        assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_and_export(backend):
+    """One graph with our operators in it, also of sizes that change; and a program of them."""
+    name = backend.partition(":")[0]
+    x, weight, up = torch.randn(2, 4, 9, 10), torch.randn(6, 4, 3, 2), torch.randn(6, 4, 3, 3)
+    for t in (x, weight, up):
+        t.requires_grad_()
+
+    def function(x, weight, up):
+        y = PF.conv_bias_act(x, weight, padding="same", activation="gelu")
+        y = PF.conv2d(y, weight.transpose(0, 1), stride=2, padding=[1, 1])
+        return PF.conv_transpose2d(y, up.transpose(0, 1), stride=2, output_padding=1)
+
+    def results(function):
+        y = function(x, weight, up)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), (x, weight, up))
+
+    with use(backend):
+        expected = results(function)
+        torch._dynamo.reset()
+        compiled = results(torch.compile(function, fullgraph=True, backend="aot_eager"))
+        for a, b in zip(compiled, expected):
+            torch.testing.assert_close(a, b)
+        dynamic = torch.compile(lambda x: PF.conv2d(x, weight, padding=1), backend="aot_eager", dynamic=True)
+        for width in (10, 13, 20):
+            y = torch.randn(2, 4, 9, width)
+            torch.testing.assert_close(dynamic(y), F.conv2d(y, weight, padding=1))
+        torch._dynamo.reset()
+
+        class Model(torch.nn.Module):
+            def forward(self, x):
+                return PF.conv2d(x, weight.detach(), padding=1)
+
+        program = torch.export.export(Model(), (x.detach(),))
+        if name != "torch":
+            assert any("pyflash.conv_fwd" in str(node.target) for node in program.graph.nodes)
+        torch.testing.assert_close(program.module()(x.detach()), F.conv2d(x.detach(), weight, padding=1))
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_functorch_and_forward_mode(name):
+    """torch's own, and visibly."""
+    x, weight, found = torch.randn(3, 2, 2, 5, 5), torch.randn(2, 2, 3, 3), {}
+    before = backends.counts.copy()
+    for which in (F, PF):
+        function = getattr(which, name)
+        with use("cpu"):
+            found[which] = (
+                torch.func.vmap(function, (0, None))(x, weight),
+                torch.func.hessian(lambda w, f=function: f(x[0], w).pow(3).sum())(weight),
+                *torch.func.jvp(lambda w, f=function: f(x[0], w), (weight,), (weight,)),
+            )
+    for ours, theirs in zip(found[PF], found[F], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    counted = {key for key in backends.counts - before if key[0] == name}
+    assert counted == {(name, "torch", "torch.func transform or forward-mode derivative")}
+
+
+def test_batched_gradients():
+    """is_grads_batched=True asks the operators' backwards for many at once."""
+    x, weight = torch.randn(2, 2, 5, 5, requires_grad=True), torch.randn(3, 2, 3, 3, requires_grad=True)
+    name = next((b for b in BACKENDS if b != "triton"), "torch")
+    with use(name):
+        y = PF.conv2d(x, weight)
+        many = torch.randn(4, *y.shape)
+        batched = torch.autograd.grad(y, (x, weight), many, is_grads_batched=True, retain_graph=True)
+        for i in range(4):
+            for a, b in zip(batched, torch.autograd.grad(y, (x, weight), many[i], retain_graph=True)):
+                torch.testing.assert_close(a[i], b)
