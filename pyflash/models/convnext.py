@@ -46,7 +46,7 @@ class Chain2d(torch.nn.ModuleList):
 
 
 class StochasticDepth(torch.nn.Module):
-    """In training, x of a sample becomes 0 with probability p, else x / (1 - p). Huang et al. 2016, arXiv:1603.09382."""
+    """In training, x [N, C, H, W] of a sample becomes 0 with probability p, else x / (1 - p). Huang et al. 2016, arXiv:1603.09382."""
 
     def __init__(self, p: float):
         super().__init__()
@@ -57,7 +57,7 @@ class StochasticDepth(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        kept = x.new_empty(len(x), *(1,) * (x.dim() - 1)).bernoulli_(1 - self.p)
+        kept = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - self.p)
         return x * (kept if self.p == 1 else kept / (1 - self.p))
 
     def extra_repr(self) -> str:

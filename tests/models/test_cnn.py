@@ -277,3 +277,24 @@ def test_lenet_takes_any_size(size):
 def test_lenet_refuses_what_two_poolings_would_leave_nothing_of():
     with pytest.raises(ValueError, match=r"pyflash\.models\.LeNet: image_size is 3, expected at least 4"):
         models.LeNet(image_size=3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_torch_fx_sees_through_it(name):
+    """In training, so that drawn depths are in the graph; one node for each module of torch.nn."""
+    theirs, x = twins(name)[1], torch.randn(ALL[name][1])
+    if name == "ConvNeXt":
+        theirs = small_convnext(0.9, nn=torch.nn)
+    traced = torch.fx.symbolic_trace(theirs)
+    torch.testing.assert_close(seeded(lambda: traced(x)), seeded(lambda: theirs(x)))
+    called = {node.target for node in traced.graph.nodes if node.op == "call_module"}
+    leaves = {n for n, m in theirs.named_modules() if type(m).__module__.startswith("torch.nn") and not [*m.children()]}
+    assert called >= leaves
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_one_graph(name):
+    model, x = trained(name)[0].eval(), torch.randn(ALL[name][1])
+    with use("cpu"):
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
