@@ -29,7 +29,7 @@ from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear, softmax
 from benchmarks.operations.conv import _convs
 from benchmarks.operations.embedding import embedding, embedding_bag
-from benchmarks.operations.norm import _channels, _norms
+from benchmarks.operations.norm import _channels, _norms, local_response_norm, normalize
 from benchmarks.operations.pointwise import (
     _gates,
     activation,
@@ -133,6 +133,10 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return embedding.OPERATION, case(embedding.Shape(*sizes))
     if point.operation in POOLS:
         return _pools.OPERATION, case(_pools.of_elements(point.operation, *sizes))
+    if point.operation == "local_response_norm":
+        return local_response_norm.OPERATION, case(local_response_norm.Shape((1, 64, sizes[0] >> 10, 16)))
+    if point.operation == "normalize":
+        return normalize.OPERATION, case(normalize.Shape(sizes))
     if point.operation in SOFTMAXES:
         count, length = sizes
         is_columns = kind == auto_softmax.COLUMNS
@@ -262,6 +266,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["rrelu"], [""], ["float32", "float64", *HALVES], ["any"], (1 << 12, 1 << 20))
     yield from grid(POOLS, [""], ["float32"], BOTH, (1 << 12, 1 << 16, 1 << 20))
     yield from grid(POOLS, [""], ["bfloat16"], BOTH, (1 << 16,))
+    yield from grid(["local_response_norm"], [""], ["float32"], BOTH, (1 << 14,))
+    yield from grid(["normalize"], [""], ["float32"], BOTH, (1024,), (128,))
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
@@ -303,6 +309,8 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
     yield from grid(POOLS, [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from convolutions(dtypes, BOTH, (1 << 14, 1 << 18), (64, 256))
+    yield from grid(["local_response_norm"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["normalize"], [""], dtypes, BOTH, (1024, 32768), (128, 4096))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))

@@ -6,6 +6,8 @@ PF_KERNEL(pool, max_pool_fwd, MaxPoolFwd)
 PF_KERNEL(pool, max_pool_bwd, MaxPoolBwd)
 PF_KERNEL(pool, avg_pool_fwd, AvgPool)
 PF_KERNEL(pool, avg_pool_bwd, AvgPool)
+PF_KERNEL(pool, max_unpool_fwd, MaxUnpool)
+PF_KERNEL(pool, max_unpool_bwd, MaxUnpool)
 
 namespace {
 
@@ -35,6 +37,25 @@ void avg_pool(const Kernel<AvgPool>& kernel, const char* operation, const py::tu
   p.dtype = r.member<Dtype>("dtype", kDtypes);
   r.done();
   launch(kernel, p, num_threads);
+}
+
+// A place whose index is out of range, or -1.
+int64_t max_unpool(const Kernel<MaxUnpool>& kernel, const char* operation, const py::tuple& problem, int num_threads) {
+  Reader r(problem, operation, "problem");
+  int64_t wrong = -1;
+  MaxUnpool p;
+  p.from = r.address("from");
+  p.indices = r.address<const int64_t>("indices");
+  p.to = r.address<void>("to");
+  p.outer = r.size("outer");
+  p.inner = r.size("inner");
+  p.inputs = r.size("inputs");
+  p.outputs = r.size("outputs");
+  p.dtype = r.member<Dtype>("dtype", kDtypes);
+  p.wrong = &wrong;
+  r.done();
+  launch(kernel, p, num_threads);
+  return wrong;
 }
 
 }  // namespace
@@ -70,5 +91,11 @@ PF_BINDINGS(m) {
   });
   m.def("avg_pool_bwd", [](const py::tuple& problem, int num_threads) {
     avg_pool(pool::avg_pool_bwd, "avg_pool_bwd", problem, num_threads);
+  });
+  m.def("max_unpool_fwd", [](const py::tuple& problem, int num_threads) {
+    return max_unpool(pool::max_unpool_fwd, "max_unpool_fwd", problem, num_threads);
+  });
+  m.def("max_unpool_bwd", [](const py::tuple& problem, int num_threads) {
+    return max_unpool(pool::max_unpool_bwd, "max_unpool_bwd", problem, num_threads);
   });
 }

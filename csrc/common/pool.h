@@ -53,3 +53,15 @@ struct AvgPool {
   int64_t divisor;
   Dtype dtype;
 };
+
+// to[outer, index, c] = from[outer, i, c] for each input i, and zeros elsewhere; backward, of from and to exchanged,
+// each input takes what lies at its index. An index that is no place in the plane is not followed.
+struct MaxUnpool {
+  const void* from;         // forward: input; backward: output's gradient; dtype
+  const int64_t* indices;   // input
+  void* to;                 // forward: output; backward: input's gradient
+  int64_t outer, inner;     // as PoolShape's
+  int64_t inputs, outputs;  // elements of a plane
+  Dtype dtype;
+  int64_t* wrong;  // in: -1; out: a place whose index is out of range, where there is one
+};

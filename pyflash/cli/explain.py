@@ -10,7 +10,7 @@ import torch
 
 import pyflash
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import conv, embedding, pointwise, processor, resample, softmax, tables
+from pyflash.auto import conv, embedding, pointwise, pool, processor, resample, softmax, tables
 from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
@@ -101,6 +101,8 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "dropout", ("",)
     if name in softmax.MEASURED_AS:
         return softmax.MEASURED_AS[name], (softmax.ROWS, softmax.COLUMNS)
+    if name in pool.MEASURED_AS:
+        return pool.MEASURED_AS[name], ("",)
     if name == "interpolate":
         return name, tuple(resample.LEAST)
     if name == "attention_weights":

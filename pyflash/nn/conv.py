@@ -91,43 +91,44 @@ class ConvTranspose3d(torch.nn.ConvTranspose3d):
     forward = _transposed_forward
 
 
+# torch declares a lazy module's parameters otherwise than those of what it becomes; so does its own class: hence the ignored.
 @twin("conv1d")
-class LazyConv1d(torch.nn.LazyConv1d, Conv1d):
+class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # type: ignore[misc]
     """A Conv1d whose in_channels its first input tells, as torch.nn.LazyConv1d; from then on it is one of ours."""
 
     cls_to_become = Conv1d
 
 
 @twin("conv2d")
-class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
     """A Conv2d whose in_channels its first input tells, as torch.nn.LazyConv2d; from then on it is one of ours."""
 
     cls_to_become = Conv2d
 
 
 @twin("conv3d")
-class LazyConv3d(torch.nn.LazyConv3d, Conv3d):
+class LazyConv3d(torch.nn.LazyConv3d, Conv3d):  # type: ignore[misc]
     """A Conv3d whose in_channels its first input tells, as torch.nn.LazyConv3d; from then on it is one of ours."""
 
     cls_to_become = Conv3d
 
 
 @twin("conv_transpose1d")
-class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):
+class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):  # type: ignore[misc]
     """A ConvTranspose1d whose in_channels its first input tells, as torch.nn.LazyConvTranspose1d; from then on one of ours."""
 
     cls_to_become = ConvTranspose1d
 
 
 @twin("conv_transpose2d")
-class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):
+class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # type: ignore[misc]
     """A ConvTranspose2d whose in_channels its first input tells, as torch.nn.LazyConvTranspose2d; from then on one of ours."""
 
     cls_to_become = ConvTranspose2d
 
 
 @twin("conv_transpose3d")
-class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):
+class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):  # type: ignore[misc]
     """A ConvTranspose3d whose in_channels its first input tells, as torch.nn.LazyConvTranspose3d; from then on one of ours."""
 
     cls_to_become = ConvTranspose3d

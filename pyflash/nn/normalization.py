@@ -1,4 +1,4 @@
-"""GroupNorm, LayerNorm and RMSNorm, as torch.nn's."""
+"""GroupNorm, LayerNorm, LocalResponseNorm and RMSNorm, as torch.nn's."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import twin
 
-__all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
+__all__ = ["GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
 
 
 @twin("group_norm")
@@ -23,6 +23,14 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+@twin("local_response_norm")
+class LocalResponseNorm(torch.nn.LocalResponseNorm):
+    """Divides by what neighbouring channels amount to, as torch.nn.LocalResponseNorm. Krizhevsky et al. 2012."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
 
 
 @twin("rms_norm")

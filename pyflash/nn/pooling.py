@@ -22,6 +22,9 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
 ]
 
 
@@ -167,3 +170,27 @@ class LPPool3d(torch.nn.LPPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.lp_pool3d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+
+@twin("max_unpool1d")
+class MaxUnpool1d(torch.nn.MaxUnpool1d):
+    """The elements of a pooled row back at their places, as torch.nn.MaxUnpool1d."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return F.max_unpool1d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+@twin("max_unpool2d")
+class MaxUnpool2d(torch.nn.MaxUnpool2d):
+    """The elements of a pooled image back at their places, as torch.nn.MaxUnpool2d."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return F.max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+@twin("max_unpool3d")
+class MaxUnpool3d(torch.nn.MaxUnpool3d):
+    """The elements of a pooled volume back at their places, as torch.nn.MaxUnpool3d."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return F.max_unpool3d(input, indices, self.kernel_size, self.stride, self.padding, output_size)

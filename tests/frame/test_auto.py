@@ -7,7 +7,18 @@ import pytest
 import torch
 
 import pyflash.functional as PF
-from pyflash.auto import attention, conv, embedding, linear, pointwise, processor, softmax, tables
+from pyflash.auto import (
+    attention,
+    conv,
+    embedding,
+    linear,
+    local_response,
+    normalize,
+    pointwise,
+    processor,
+    softmax,
+    tables,
+)
 from pyflash.auto import norm as layer_norm
 from pyflash.auto import pool as pooling
 from pyflash.auto import recurrent as rnn
@@ -40,6 +51,8 @@ SIZES = {
         for layout in (False, True) for training in (False, True)
     ],
     pooling.rules("avg_pool2d"): [(0, False, False), (1 << 40, True, True), (1 << 18, False, True)],
+    normalize.rules: [(0, 0, False), (1, 1 << 30, True), (1 << 20, 1 << 10, False)],
+    local_response.rules: [(0, False, 5, True), (1 << 40, True, 5, True), (1 << 40, False, 99, True), (9, True, 5, False)],
     attention.rules: [
         attention.Size(kind, heads, n, n, 64, training)
         for kind in ATTENTION_KINDS for heads, n in ((0, 0), (1, 1), (64, 1 << 14)) for training in (False, True)

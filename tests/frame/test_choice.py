@@ -439,6 +439,7 @@ FREED = {  # operations on a tensor whose storage was freed, as FSDP does betwee
     "layer_norm": lambda t: PF.layer_norm(t(9, 9), (9,)),
     "layer_norm's weight": lambda t: PF.layer_norm(torch.randn(9, 9), (9,), t(9)),
     "max_pool2d": lambda t: PF.max_pool2d(t(9, 9, 9), 2),
+    "max_unpool2d": lambda t: PF.max_unpool2d(t(9, 9, 9), torch.arange(81).view(9, 9).expand(9, 9, 9), 1),
     "attention": lambda t: PF.attention(torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8), t(1, 1, 9, 8)),
     "attention's slopes": lambda t: PF.attention(*[torch.randn(1, 1, 9, 8)] * 3, alibi_slopes=t(1)),
     "softmax": lambda t: PF.softmax(t(9, 9), 1),

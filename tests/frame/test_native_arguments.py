@@ -45,6 +45,9 @@ LAYER_NORM_BWD = (*(0,) * 10, 0, 1, 1, 0, 1, 0)
 POOL_AXES = ((1, 1, 1, 1, 0, 1),) * 3
 MAX_POOL = (0, 0, 0, 0, 1, *POOL_AXES, 1, 0)
 AVG_POOL = (0, 0, 0, 1, *POOL_AXES, False, 0, 0)
+MAX_UNPOOL = (0, 0, 0, 0, 1, 1, 1, 0)
+LOCAL_RESPONSE = (0, 0, 0, 0, 0, 1, 1, False, 0, 0, 1.0, 1.0, 1.0, 0)
+NORMALIZE = (0, 0, 0, 0, 0, 1, 1, 0, 1.0, 0)
 LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
 ACTIVATION_BWD = (0, *ACTIVATION_FWD)
@@ -192,6 +195,11 @@ def flat_problems():
         yield name, getattr(_cpu, name), MAX_POOL, 9, {"outer": 3, "inner": 4}
     for name in ("avg_pool_fwd", "avg_pool_bwd"):
         yield name, getattr(_cpu, name), AVG_POOL, 9, {"outer": 2, "inner": 3}
+    response_sizes = {"batch": 4, "channels": 5, "positions": 6, "before": 8, "after": 9}
+    yield "local_response", _cpu.local_response, LOCAL_RESPONSE, 13, response_sizes
+    yield "normalize", _cpu.normalize, NORMALIZE, 9, {"outer": 4, "n": 5, "inner": 6}
+    for name in ("max_unpool_fwd", "max_unpool_bwd"):
+        yield name, getattr(_cpu, name), MAX_UNPOOL, 7, {"outer": 3, "inner": 4, "inputs": 5, "outputs": 6}
     yield "dropout", _cpu.dropout, DROPOUT, 6, {"n": 3}
     yield "prelu_fwd", _cpu.prelu_fwd, PRELU_FWD, 6, {"n": 3, "channels": 4, "inner": 5}
     yield "prelu_bwd", _cpu.prelu_bwd, PRELU_BWD, 9, {"n": 6, "channels": 7, "inner": 8}

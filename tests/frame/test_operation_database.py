@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_error_within, is_pending, use
+from helpers import assert_error_within, use
 
 import pyflash.functional as PF
 from pyflash.activations import rows_by
@@ -32,9 +32,14 @@ FUNCTIONS = {
         for kind in ("max", "avg", "adaptive_max", "adaptive_avg")
         for n in (1, 2, 3)
     },
+    **{f"nn.functional.max_unpool{n}d": getattr(PF, f"max_unpool{n}d") for n in (1, 2, 3)},
     "nn.functional.batch_norm": PF.batch_norm,
     "nn.functional.group_norm": PF.group_norm,
     "nn.functional.instance_norm": PF.instance_norm,
+    "nn.functional.local_response_norm": PF.local_response_norm,
+    "nn.functional.normalize": lambda x, p=2.0, **kwargs: (
+        PF if p in (1, 2, float("inf")) else torch.nn.functional
+    ).normalize(x, p, **kwargs),  # other p are torch's
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{
         prefix + name: getattr(PF, name)
@@ -79,8 +84,6 @@ def is_random(sample):
 @pytest.mark.parametrize("backend", ["cpu", "auto"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_samples(info, backend, dtype):
-    if backend == "cpu" and ".conv" in info.name and is_pending("conv"):
-        pytest.skip("no kernels of convolution yet")
     if not info.supports_dtype(dtype, "cpu"):
         pytest.skip("torch has no such kernel to compare with")
     function, checked = FUNCTIONS[info.name], 0

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import backend_params, is_pending, use
+from helpers import backend_params, use
 from torch.nn.utils import parametrizations, parametrize
 
 import pyflash
@@ -115,8 +115,6 @@ def classes(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_models(name, backend):
     """Same object, parameters, numbers and keys; an optimizer made before goes on; restored at the end."""
-    if name == "cnn" and is_pending("conv", backend):
-        pytest.skip("no kernels of convolution yet")
     make, inputs = MODELS[name]
     torch.manual_seed(0)
     theirs, args = make(), inputs()
@@ -151,8 +149,9 @@ def test_whole_models(name, backend):
     assert pyflash.restore(ours) is ours and classes(ours) == before
 
 
-# What a ResNet consists of beside its convolutions: the operation of each class, and how often a forward asks for it.
+# What a ResNet consists of: the operation of each class, and how often a forward asks for it.
 OF_A_RESNET = {
+    "Conv2d": ("conv2d", 10),
     "BatchNorm2d": ("batch_norm", 10),
     "ReLU": ("relu", 9),
     "MaxPool2d": ("max_pool2d", 1),
@@ -163,7 +162,7 @@ OF_A_RESNET = {
 
 @pytest.mark.parametrize("backend", backend_params("cpu"))
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_a_resnet_is_ours_but_for_its_convolutions(layout, backend):
+def test_a_resnet_is_ours(layout, backend):
     """Outputs, gradients, running statistics and the report, in training and evaluation."""
     theirs, x = ResNet(), torch.randn(3, 3, 45, 37).to(memory_format=layout)
     ours = pyflash.replace(copy.deepcopy(theirs))

@@ -37,6 +37,29 @@ def channel_norm_bwd():
             yield x * 3, x, residual, weight, bias, mean, rstd, groups, uses_input, *ending, *needs
 
 
+def local_response_norm_fwd():
+    for x in (torch.randn(2, 7, 9), torch.randn(2, 9, 7).transpose(1, 2)):
+        for size, beta in ((5, 0.75), (2, 0.6)):
+            yield x, size, 0.5, beta, 2.0
+
+
+def local_response_norm_bwd():
+    for x, *rest in local_response_norm_fwd():
+        yield x.sin(), x, *rest
+
+
+def normalize_fwd():
+    for kind in ("one", "two", "most"):
+        yield torch.randn(3, 7, 5), kind, 1e-12
+        yield torch.randn(6, 20, 1), kind, 4.0
+
+
+def normalize_bwd():
+    for x, kind, eps in normalize_fwd():
+        _, norm = saved("normalize_fwd", x, kind, eps)
+        yield x.sin(), x, norm, kind, eps
+
+
 OPERATORS = {
     "channel_norm_fwd": channel_norm_fwd,
     "channel_norm_bwd": channel_norm_bwd,
@@ -45,6 +68,10 @@ OPERATORS = {
         (torch.randn(6, 20), None, None, None, 1e-5),
     ],
     "layer_norm_bwd": layer_norm_bwd,
+    "local_response_norm_fwd": local_response_norm_fwd,
+    "local_response_norm_bwd": local_response_norm_bwd,
+    "normalize_fwd": normalize_fwd,
+    "normalize_bwd": normalize_bwd,
     "rms_norm_fwd": lambda: [
         (torch.randn(6, 20), torch.randn(6, 20), torch.randn(20), 1e-5),
         (torch.randn(6, 20), None, None, 1e-5),

@@ -36,9 +36,26 @@ def avg_pool_bwd():
         yield torch.randn_like(y), [2, 3, 7, 9], not x.is_contiguous(), *PADDED[:4], False, 0
 
 
+def max_unpool_fwd():
+    for x, n in ((image(), 2), (image(memory_format=torch.channels_last), 2), (torch.randn(3, 2, 4, 5), 3)):
+        channels_last = not x.is_contiguous()
+        indices = torch.randint(200, x.shape).contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
+        yield x, indices, [12, 18] if n == 2 else [4, 8, 10], channels_last
+
+
+def max_unpool_bwd():
+    for x, indices, size, channels_last in max_unpool_fwd():
+        dy = saved("max_unpool_fwd", x, indices, size, channels_last)
+        yield torch.randn_like(dy), indices, len(size), channels_last
+
+
 OPERATORS = {
     "avg_pool_fwd": avg_pool_fwd,
     "avg_pool_bwd": avg_pool_bwd,
     "max_pool_fwd": max_pool_fwd,
     "max_pool_bwd": max_pool_bwd,
+    "max_unpool_fwd": max_unpool_fwd,
+    "max_unpool_bwd": max_unpool_bwd,
 }

@@ -138,17 +138,27 @@ struct ColumnsPlan {
   int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
 };
 
-// The weight as [group][row][channel][tap].
+// The weight as [group][row][channel][tap]. Channels are the outer loop of a few rows: of the input's gradient those
+// rows are adjacent in the weight.
 template <class S, class T>
 void pack_rows(const Correlation<S>& p, T* out, int threads) {
-  parallel_ranges(p.groups * p.rows, 8, threads, [&](int64_t first, int64_t last) {
+  constexpr int64_t few = 32;
+  const Axis(&axes)[kConvDims] = p.axes;
+  const int64_t depth = p.depth(), blocks = ceil_div(p.rows, few);
+  int64_t step[kConvDims];
+  for (int i = 0; i < kConvDims; i++) step[i] = axes[i].weight_step * p.weight_tap[i];
+  parallel_ranges(p.groups * blocks, 1, threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
-      const S* row = p.weight + i / p.rows * p.weight_group + i % p.rows * p.weight_row;
-      T* to = out + i * p.depth();
+      const int64_t group = i / blocks, begin = i % blocks * few, end = min_of(p.rows, begin + few);
+      const S* from = p.weight + group * p.weight_group + p.weight_at(0, 0, 0);
       for (int64_t c = 0; c < p.channels; c++)
-        for (int64_t d = 0; d < p.axes[0].taps; d++)
-          for (int64_t h = 0; h < p.axes[1].taps; h++)
-            for (int64_t w = 0; w < p.axes[2].taps; w++) *to++ = get(row + c * p.weight_channel + p.weight_at(d, h, w));
+        for (int64_t row = begin; row < end; row++) {
+          const S* at = from + row * p.weight_row + c * p.weight_channel;
+          T* to = out + (group * p.rows + row) * depth + c * p.taps();
+          for (int64_t d = 0; d < axes[0].taps; d++)
+            for (int64_t h = 0; h < axes[1].taps; h++)
+              for (int64_t w = 0; w < axes[2].taps; w++) *to++ = get(at + d * step[0] + h * step[1] + w * step[2]);
+        }
     }
   });
 }

@@ -82,6 +82,21 @@ void gather_rows(const Correlation<S>& p, const S* from, int64_t first, int64_t 
   }
 }
 
+// Are the places of the source, one after the other, the rows that a product reads? A 1x1 kernel at every place.
+template <class S>
+PF_INLINE bool reads_in_place(const Correlation<S>& p) {
+  if (sizeof(S) != sizeof(Acc<S>) || p.taps() != 1 || p.from_stride.channel != 1) return false;
+  int64_t apart = p.from_stride.spatial[2];
+  for (int i = kConvDims - 1; i >= 0; i--) {
+    const Axis& a = p.axes[i];
+    if (a.count != a.from || a.tap_first != 0 ||
+        (a.count > 1 && (a.from_step != 1 || p.from_stride.spatial[i] != apart)))
+      return false;
+    apart *= a.count;
+  }
+  return p.batch == 1 || p.from_stride.outer == apart;
+}
+
 constexpr int64_t kSumsBytes = 256 << 10;  // of a block: part of a second-level cache
 
 template <class S>
@@ -133,13 +148,15 @@ void rows_product(const Correlation<S>& p, void* workspace, const F& finish, int
   const int64_t depth = p.depth(), positions = p.positions();
   char* memory = (char*)workspace;
   pack_panels(p, plan.panels, (T*)memory, plan.threads);
+  const bool in_place = reads_in_place(p);
+  const int64_t pitch = in_place ? p.from_stride.spatial[2] : kChunk;
   parallel_tasks(p.groups * plan.blocks, plan.threads, [&](int64_t task, int thread) {
     const int64_t group = task / plan.blocks, first = task % plan.blocks * plan.block_rows;
     const int64_t row_count = min_of(plan.block_rows, positions - first);
     const S* from = p.from + group * p.channels * p.from_stride.channel;
     const T* weight = (const T*)memory + group * plan.panels * depth * panel_width;
-    T* a = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
-    T* sums = a + plan.block_rows * kChunk + panel_width;
+    T* gathered = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
+    T* sums = gathered + plan.block_rows * kChunk + panel_width;
     int64_t* to_at = (int64_t*)(sums + plan.block_rows * plan.panels * panel_width);
     Place place = Place::at(p, first);
     for (int64_t i = 0; i < row_count; i++) {
@@ -149,7 +166,8 @@ void rows_product(const Correlation<S>& p, void* workspace, const F& finish, int
     int64_t k = 0;
     do {  // once for a depth of 0: zeros
       const int64_t chunk = min_of(kChunk, depth - k);
-      gather_rows(p, from, first, row_count, Pieces(p, k, k + chunk), kChunk, a);
+      const T* rows = in_place ? (const T*)from + first * pitch + k : gathered;
+      if (!in_place) gather_rows(p, from, first, row_count, Pieces(p, k, k + chunk), kChunk, gathered);
       for (int64_t panel = 0; panel < plan.panels; panel++) {
         const int64_t column = panel * panel_width, columns = min_of(panel_width, p.rows - column);
         const int vectors = (int)ceil_div(columns, kLanes<T>);
@@ -158,11 +176,11 @@ void rows_product(const Correlation<S>& p, void* workspace, const F& finish, int
         const int64_t share = ceil_div(chunk * panel_width * gemm::kTileRows, row_count);
         for (int64_t i = 0, count; i < row_count; i += count) {
           count = gemm::next_tile_rows(row_count - i);
-          const T* a_tile = a + i * kChunk;
-          prefetch_rows(a_tile + count * kChunk, kChunk, min_of(count, row_count - i - count), chunk);
+          const T* a_tile = rows + i * pitch;
+          prefetch_rows(a_tile + count * pitch, pitch, min_of(count, row_count - i - count), chunk);
           prefetch_far(b_next + i / gemm::kTileRows * share, share);
           T* tile = sums + (panel * plan.block_rows + i) * panel_width;
-          gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, kChunk, b, tile, k == 0);
+          gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, pitch, b, tile, k == 0);
           if (k + chunk < depth) continue;
           for (int64_t r = 0; r < count; r++) {
             for (int64_t c = 0; c < columns; c += kLanes<T>) {

@@ -1,3 +1,5 @@
 #include "channel_backward.h"
 #include "channel_forward.h"
 #include "layer_norm.h"
+#include "local_response.h"
+#include "normalize.h"

@@ -1,2 +1,3 @@
 #include "avg.h"
 #include "max.h"
+#include "unpool.h"

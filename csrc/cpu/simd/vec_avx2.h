@@ -14,6 +14,9 @@ PF_INLINE vf scale_pow2(vf x, vf n) {
 PF_INLINE vf reciprocal(vf x) { return 1.0f / x; }   // of a normal number
 PF_INLINE vf quotient(vf a, vf b) { return a / b; }  // of normal numbers
 
+PF_INLINE vf square_root(vf x) { return (vf)_mm256_sqrt_ps((__m256)x); }
+PF_INLINE vd square_root(vd x) { return (vd)_mm256_sqrt_pd((__m256d)x); }
+
 // b when either is NaN.
 PF_INLINE vf max_fast(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 PF_INLINE vf min_fast(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }

@@ -16,6 +16,12 @@ PF_INLINE vf scale_pow2(vf x, vf n) {
 PF_INLINE vf reciprocal(vf x) { return 1.0f / x; }   // of a normal number
 PF_INLINE vf quotient(vf a, vf b) { return a / b; }  // of normal numbers
 
+template <class V>
+PF_INLINE V square_root(V x) {
+  for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); i++) x[i] = (Element<V>)__builtin_sqrt(x[i]);
+  return x;
+}
+
 // One instruction elsewhere; b when either is NaN.
 template <class V>
 PF_INLINE V max_fast(V a, V b) {

@@ -104,7 +104,9 @@ class _Convolution:
         if self.is_transposed:
             y = conv_input_grad(x, weight, bias, *geometry, backend)
         else:
-            residual = _expanded(residual, (x.shape[0], weight.shape[0], *geometry.size))
+            shape = weight.shape[0], *geometry.size
+            residual = _expanded(residual, (x.shape[0], *shape) if is_batch else shape)
+            residual = residual if residual is None or is_batch else residual.unsqueeze(0)
             y = conv_fwd(x, weight, bias, residual, *geometry, activation, backend)
         return y if is_batch else shaped(y, y.shape[1:])
 

@@ -159,7 +159,7 @@ _bwd = Op(
 )
 
 
-def _as(x, t):
+def like(x, t):
     """t in the memory order of x."""
     return t if t is None or t.stride() == x.stride() else torch.empty_like(x, dtype=t.dtype).copy_(t)
 
@@ -191,7 +191,7 @@ class _ChannelNorm(Function):
         grads = (None,) * 4
         if any(asked):
             grads = apply(
-                _ChannelNormBwd, _as(x, dy), x, residual, weight, bias, mean, rstd, ctx.groups, ctx.uses_input, ctx.eps,
+                _ChannelNormBwd, like(x, dy), x, residual, weight, bias, mean, rstd, ctx.groups, ctx.uses_input, ctx.eps,
                 *ctx.activation, *asked, ctx.backend,
             )  # fmt: skip
         dx, dresidual, dweight, dbias = (grad if need else None for grad, need in zip(grads, asked))
@@ -240,11 +240,11 @@ def channel_norm(
 ):
     """y, and the new running statistics where there are any, of x [batch, channels, ...] by one backend."""
     shape = x.shape
-    if not _is_dense(x):
+    if not is_dense(x):
         x = x.contiguous()
     x3 = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
     if residual is not None:
-        residual = _as(x3, residual.flatten(2) if residual.dim() > 2 else residual.unsqueeze(2))
+        residual = like(x3, residual.flatten(2) if residual.dim() > 2 else residual.unsqueeze(2))
     y, _, _, new_mean, new_var = apply(
         _ChannelNorm, x3, residual, *(None if t is None else t.contiguous() for t in (weight, bias)),
         running_mean, running_var, groups, uses_input, float(momentum), float(eps), *activation, backend,
@@ -252,7 +252,7 @@ def channel_norm(
     return shaped(y, shape), new_mean, new_var
 
 
-def _is_dense(x) -> bool:
+def is_dense(x) -> bool:
     """As the kernels read it: in the order of its dimensions, or with the channels last."""
     if x.is_contiguous():
         return True

@@ -6,6 +6,7 @@ import torch
 
 from pyflash import _cpu
 from pyflash.ops.core.native import DTYPES
+from pyflash.ops.pool.max_unpool import wrong_place
 
 _NOT_THERE = (1, 1, 1, 1, 0, 1)
 _INDICES = {torch.int32: 1, torch.int64: 2}
@@ -47,3 +48,21 @@ def avg_pool_bwd(dy, input_size, channels_last, size, kernel, stride, padding, c
     shape = _shape(input_size, channels_last, size, kernel, stride, padding, (1,) * len(size))
     problem = dy.data_ptr(), dx.data_ptr(), *shape, count_include_pad, divisor, DTYPES[dy.dtype]
     _cpu.avg_pool_bwd(problem, torch.get_num_threads())
+
+
+def max_unpool_fwd(x, indices, size, channels_last, y):
+    _max_unpool(_cpu.max_unpool_fwd, x, indices, y, x.shape, y.shape, len(size), channels_last)
+
+
+def max_unpool_bwd(dy, indices, n, channels_last, dx):
+    _max_unpool(_cpu.max_unpool_bwd, dy, indices, dx, dx.shape, dy.shape, n, channels_last)
+
+
+def _max_unpool(kernel, from_, indices, to, pooled, unpooled, n, channels_last):
+    inner = pooled[-n - 1] if channels_last else 1
+    planes = prod(pooled[:-n]) // max(inner, 1), inner, prod(pooled[-n:]), prod(unpooled[-n:])
+    problem = from_.data_ptr(), indices.data_ptr(), to.data_ptr(), *planes, DTYPES[from_.dtype]
+    place = kernel(problem, torch.get_num_threads())
+    if place >= 0:  # in the order of memory
+        index = indices.as_strided((indices.numel(),), (1,))[place]
+        raise RuntimeError(wrong_place(int(index), tuple(unpooled[-n:])))

@@ -27,6 +27,7 @@ from pyflash.ops.pool.max_pool import (
     max_pool3d,
     max_pool3d_with_indices,
 )
+from pyflash.ops.pool.max_unpool import max_unpool1d, max_unpool2d, max_unpool3d
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -50,6 +51,9 @@ __all__ = [
     "max_pool2d_with_indices",
     "max_pool3d",
     "max_pool3d_with_indices",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
 ]
 
 stands_for({getattr(F, name): globals()[name] for name in __all__})

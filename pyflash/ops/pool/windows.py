@@ -131,14 +131,14 @@ def _key_of(input, *_):
 class Pooling:
     """A pooling of n dimensions, by its name in torch.nn.functional."""
 
-    def __init__(self, name: str, n: int):
+    def __init__(self, name: str, n: int, second_derivative: str = IN_KERNELS):
         self.name, self.n = name, n
         self.operation = Operation(
             name,
             dtypes={"cpu": FLOATS, "triton": FLOATS},
             rules=auto.rules(name),
             sizes=SIZES,
-            second_derivative=IN_KERNELS,
+            second_derivative=second_derivative,
         )
         self.refused = Refused(self.operation, size_of, _key_of)
 
@@ -146,18 +146,18 @@ class Pooling:
         """Before anything else: does `auto` leave this call to torch, or is x nothing that a kernel could take?"""
         return self.refused.holds(x) or not isinstance(x, Tensor)
 
-    def choose(self, x: Tensor, windows: Windows | None, torchs):
+    def choose(self, x: Tensor, windows: Sequence | None, torchs, tensors=()):
         """(the backend, x as autocast wants it), or (None, torch's result).
 
         Arguments that make no windows are torch's to refuse; what it takes nevertheless is counted as any other.
         """
         if windows is None and is_plain(x):
             result = torchs(x)
-            choose(self.operation, x, refused="arguments that only torch's function takes")
+            choose(self.operation, x, tensors, refused="arguments that only torch's function takes")
             return None, result
         if self.n == 3 and x.is_cpu:  # torch's autocast computes these in float32, on the CPU only
             (x,) = cast_by_autocast((x,), torch.float32)
         training = torch.is_grad_enabled() and x.requires_grad
         refused = "" if windows is not None and is_plain(x) else NOT_PLAIN
-        backend = choose(self.operation, x, size=size_of(training, x), refused=refused)
+        backend = choose(self.operation, x, tensors, size=size_of(training, x), refused=refused)
         return (None, torchs(x)) if backend is None else (backend, x)

@@ -1,0 +1,23 @@
+"""Vectors over their norm: how many elements are worth a call, and how many vectors make work for threads."""
+
+from pyflash.auto import MEASURED, SMALL, tables
+
+# Zen 5, one thread, torch's time over ours of rows, inference and training: 0.7 and 1.5 at 2^15 elements, 1.0 and 2.5 at 2^17,
+# 1.3 and 4.9 at 2^19; of columns 9.5 and 4.2 at 2^16.
+MIN_ELEMENTS = {"inference": 1 << 17, "training": 1 << 15}
+MIN_VECTORS = 32  # a vector is one thread's
+
+
+@tables.remembered
+def rules(where, size, dtype) -> str:
+    """size: (vectors, elements of each, are gradients needed)."""
+    vectors, n, training = size
+    mode = "training" if training else "inference"
+    if vectors < MIN_VECTORS and not where.is_gpu:
+        return f"fewer than {MIN_VECTORS} vectors"
+    ours = tables.ours(where, "normalize", "", dtype, mode, (vectors, n))
+    if ours is not None:
+        return "" if ours else MEASURED
+    if where.is_gpu:
+        return "not measured on a GPU"
+    return SMALL if vectors * n < MIN_ELEMENTS[mode] else ""
