@@ -52,3 +52,4 @@ PF.linear(x, "weight")  # type: ignore[arg-type]
 PF.attention(x, x, x, softcap="0")  # type: ignore[arg-type]
 nn.TransformerEncoderLayer("8", 2)  # type: ignore[arg-type]
 nn.MultiheadAttention(8, 2, heads=3)  # type: ignore[call-arg]
+logits: Tensor = pyflash.models.resnet18(10, nn=torch.nn)(x)
