@@ -57,8 +57,31 @@ SOFTMAXES = (
     ("columns/1024", (4, 1024, 1024), 1),
 )
 
+# Convolutions: (label, channels of a group in and out, groups, size, kernel, stride, memory format, activation or gradient).
+# ResNet-50's 3x3, its pointwise layers (row: contiguous, whose places are in a row), the first of a stage, its stem;
+# ConvNeXt's and MobileNetV2's depthwise ones; ResNeXt's groups.
+CONVOLUTIONS = (
+    ("3x3/forward", 256, 256, 1, 14, 3, 1, "last", "relu"),
+    ("3x3/input_grad", 256, 256, 1, 14, 3, 1, "last", "input_grad"),
+    ("3x3/weight_grad", 256, 256, 1, 14, 3, 1, "last", "weight_grad"),
+    ("3x3/gelu", 64, 64, 1, 56, 3, 1, "last", "gelu"),
+    ("3x3/contiguous", 64, 64, 1, 56, 3, 1, "first", "gelu"),
+    ("3x3/contiguous/weight_grad", 64, 64, 1, 56, 3, 1, "first", "weight_grad"),
+    ("1x1/forward", 256, 1024, 1, 14, 1, 1, "last", ""),
+    ("1x1/row", 64, 256, 1, 56, 1, 1, "first", "relu"),
+    ("1x1/row/weight_grad", 64, 256, 1, 56, 1, 1, "first", "weight_grad"),
+    ("stride/input_grad", 128, 128, 1, 56, 3, 2, "last", "input_grad"),
+    ("stem/forward", 3, 64, 1, 224, 7, 2, "last", "relu"),
+    ("stem/weight_grad", 3, 64, 1, 224, 7, 2, "last", "weight_grad"),
+    ("depthwise/forward", 1, 1, 384, 28, 7, 1, "last", ""),
+    ("depthwise/input_grad", 1, 1, 384, 28, 3, 2, "last", "input_grad"),
+    ("depthwise/weight_grad", 1, 1, 384, 28, 7, 1, "last", "weight_grad"),
+    ("depthwise/contiguous", 1, 1, 384, 28, 3, 1, "first", ""),
+    ("groups/forward", 4, 4, 32, 56, 3, 1, "last", ""),
+)
+
 # What is compiled without a word: every kernel once for each architecture that the tests promise something of, at most
-# 120 compilations. --full is everything.
+# 130 compilations. --full is everything.
 SHORT = (
     *(
         f"sm{arch}/{case}"
@@ -85,6 +108,12 @@ SHORT = (
     "sm90/embedding_bag/float32",
     "sm90/rotary/bfloat16",
     "sm90/pool/bfloat16/2d",
+    "sm80/conv/bfloat16/3x3/forward",
+    "sm90/conv/bfloat16/3x3/gelu",
+    "sm90/conv/bfloat16/3x3/contiguous",
+    "sm90/conv/bfloat16/3x3/weight_grad",
+    "sm90/conv/bfloat16/depthwise/forward",
+    "sm90/conv/bfloat16/depthwise/weight_grad",
     "sm90/softmax/bfloat16/4096",
     "sm90/softmax/bfloat16/columns/1024",
     "sm100/attention/bfloat16/64",
@@ -143,6 +172,10 @@ def cases():
             add(arch, softmax, f"bfloat16/{label}", sizes=sizes, dim=dim)
         for label, groups, is_last in (("batch", 0, False), ("batch_last", 0, True), ("group_last", 32, True)):
             add(arch, channel_norm, f"bfloat16/{label}", dtype="bfloat16", groups=groups, is_last=is_last)
+        for label, *form in CONVOLUTIONS:
+            add(arch, conv, f"bfloat16/{label}", dtype="bfloat16", form=form)
+        add(arch, conv, "float32/3x3/forward", dtype="float32", form=CONVOLUTIONS[0][1:])
+        add(arch, conv, "float32/3x3/weight_grad", dtype="float32", form=CONVOLUTIONS[2][1:])
         for cell, dtype, hidden in RECURRENT:
             add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
     return rows
@@ -209,6 +242,44 @@ def linear(empty, dtype, kind="gelu"):
     else:
         grads = empty(1024, 512, dtype=dtype), empty(2048, 512, dtype=dtype), bias
         kernels.linear_bwd(y, x, weight, None, "", 0.0, 0.0, kind == "dgrad", kind == "wgrad", False, *grads)
+
+
+def conv(empty, dtype, form):
+    """A forward with what follows it, an input gradient or a weight gradient, of 32 images."""
+    from pyflash.kernels import conv as kernels
+
+    inputs, outputs, groups, size, kernel, stride, layout, what = form
+
+    def image(channels, size):
+        shape = (32, channels, size, size) if layout == "first" else (32, size, size, channels)
+        return empty(*shape, dtype=dtype) if layout == "first" else empty(*shape, dtype=dtype).permute(0, 3, 1, 2)
+
+    x, (y, preact, residual) = image(inputs * groups, size), (image(outputs * groups, size // stride) for _ in range(3))
+    shape = (outputs * groups, inputs, kernel, kernel)
+    weight = empty(*shape, dtype=dtype)
+    if layout == "last":
+        weight = empty(*(shape[i] for i in (0, 2, 3, 1)), dtype=dtype).permute(0, 3, 1, 2)
+    bias = empty(outputs * groups, dtype=dtype)
+    geometry = (stride, stride), (kernel // 2, kernel // 2), (1, 1), groups
+    if what == "input_grad":
+        kernels.conv_input_grad(y, weight, None, x.shape[2:], *geometry, x)
+    elif what == "weight_grad":
+        kernels.conv_weight_grad(y, x, weight.shape[2:], *geometry, weight)
+    else:
+        kernels.conv_fwd(
+            x,
+            weight,
+            bias,
+            residual if what else None,
+            y.shape[2:],
+            *geometry,
+            what,
+            0.0,
+            0.0,
+            what == "gelu",
+            y,
+            preact,
+        )
 
 
 def recurrent(empty, cell, dtype, hidden):
@@ -438,6 +509,7 @@ def compile_case(name):
     JITFunction.run = only_compile
     tuning.arch = lambda device: tuning.arch_of(divmod(arch, 10))
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # torch's default is TF32
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     try:
         globals()[call](empty, **arguments)
     finally:

@@ -100,6 +100,8 @@ def calls() -> dict[str, Callable[[], object]]:
     x, weight, bias, rows, q = (tensor.bfloat16() for tensor in (x, weight, bias, rows, q))
     token, lengths = torch.randn(1, 2, 1, 64).bfloat16(), torch.full((1,), 16, dtype=torch.int32)
     steps, lstm = torch.randn(STEPS, 4, 256).bfloat16(), nn.LSTM(256, 256).bfloat16()  # above 128 units a launch a step
+    image = torch.randn(1, 64, 8, 8).bfloat16().to(memory_format=torch.channels_last)
+    filters = torch.randn(64, 64, 3, 3).bfloat16().to(memory_format=torch.channels_last)
     leaf = x.clone().requires_grad_()
 
     def training():
@@ -110,6 +112,7 @@ def calls() -> dict[str, Callable[[], object]]:
         "dropout": lambda: PF.dropout(x, 0.1),
         "linear": lambda: PF.linear(x, weight, bias),
         "linear, forward and backward": training,
+        "conv2d": lambda: PF.conv2d(image, filters, bias, padding=1),
         "layer_norm": lambda: PF.layer_norm(x, (64,), bias, bias),
         "scaled_dot_product_attention": lambda: PF.scaled_dot_product_attention(q, q, q),
         "attention_decode": lambda: PF.attention_decode(token, q, q, lengths),

@@ -25,6 +25,11 @@ def _accumulators_fit(rows, width, config):
     return rows * width <= 224 * 32 * config["num_warps"]
 
 
+def _addresses_fit(rows, cols, config):
+    """An address for each element of a tile, 64-bit, at most 32 in a thread."""
+    return rows * cols <= 32 * 32 * config["num_warps"]
+
+
 def _forward_fits(config, dtype, head_dim, has_extras=False):
     return _accumulators_fit(config["BLOCK_M"], feature_block(head_dim), config)
 
@@ -47,6 +52,38 @@ CANDIDATES = {
     "attention_decode": (
         _tiles((16, 32), (32, 64, 128), (2, 4), (2, 3, 4)),
         lambda config, dtype, head_dim, rows: config["BLOCK_M"] == 16 or rows > 16,
+    ),
+    "conv": (
+        _products(
+            (64, 64, 64, 4, 3), (64, 128, 64, 4, 3), (64, 128, 64, 4, 4), (64, 256, 64, 8, 3), (128, 16, 32, 4, 4), (128, 16, 64, 4, 4),
+            (128, 32, 32, 4, 4), (128, 32, 64, 4, 4), (128, 64, 32, 4, 4), (128, 64, 64, 4, 3), (128, 64, 64, 4, 4), (128, 64, 64, 8, 4),
+            (128, 128, 32, 4, 4), (128, 128, 32, 8, 4), (128, 128, 64, 4, 3), (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 256, 64, 8, 3),
+            (256, 16, 32, 8, 3), (256, 32, 32, 8, 3), (256, 64, 32, 8, 3), (256, 64, 64, 8, 3), (256, 128, 64, 8, 3),
+            (64, 16, 32, 4, 2), (64, 32, 32, 4, 2), (64, 64, 32, 4, 2), (64, 64, 32, 8, 2), (128, 16, 32, 8, 2), (128, 32, 32, 8, 2),
+            (128, 64, 32, 8, 2), (128, 128, 32, 8, 2),
+            (64, 16, 16, 4, 2), (64, 32, 16, 4, 2), (64, 64, 16, 4, 2), (64, 64, 16, 4, 3), (128, 64, 16, 8, 2), (128, 128, 16, 8, 2),
+        ),
+        lambda config, dtype, M, N, K, is_gathered: (
+            config["BLOCK_N"] <= max(16, 2 * triton.next_power_of_2(N)) and config["BLOCK_N"] * 8 >= min(N, 256)
+            and config["BLOCK_K"] <= max(16, triton.next_power_of_2(K))
+            and _accumulators_fit(config["BLOCK_M"], config["BLOCK_N"], config)
+            and not (is_gathered and not _addresses_fit(config["BLOCK_M"], config["BLOCK_K"], config))
+        ),
+    ),
+    "conv_weight_grad": (
+        _products(
+            (16, 32, 64, 4, 3), (16, 64, 64, 4, 3), (16, 128, 64, 4, 3), (32, 32, 64, 4, 3), (32, 64, 64, 4, 3), (32, 128, 64, 4, 3),
+            (64, 32, 64, 4, 3), (64, 64, 64, 4, 3), (64, 64, 64, 4, 4), (64, 64, 128, 4, 2), (64, 128, 64, 4, 3), (64, 128, 64, 8, 3),
+            (128, 32, 64, 4, 3), (128, 64, 64, 4, 3), (128, 64, 64, 8, 3), (128, 128, 32, 8, 4), (128, 128, 64, 8, 3), (128, 256, 64, 8, 3),
+            (16, 32, 32, 4, 2), (16, 64, 32, 4, 2), (32, 32, 32, 4, 2), (32, 64, 32, 4, 2), (64, 32, 32, 4, 2), (64, 64, 32, 8, 2),
+            (64, 64, 16, 4, 2), (128, 64, 16, 8, 2), (128, 128, 16, 8, 2),
+        ),
+        lambda config, dtype, N, K, is_gathered: (
+            config["BLOCK_M"] <= max(16, 2 * triton.next_power_of_2(N))
+            and config["BLOCK_N"] <= max(32, 2 * triton.next_power_of_2(K))
+            and _accumulators_fit(config["BLOCK_M"], config["BLOCK_N"], config)
+            and not (is_gathered and not _addresses_fit(config["BLOCK_N"], config["BLOCK_K"], config))
+        ),
     ),
     "matmul": (
         _products(

@@ -129,3 +129,8 @@ def _describe_tuple(values, kind, key):
 def cdiv(a, b):
     """a / b rounded up; triton.cdiv, which kernels can call as well, takes 1 us on the host."""
     return -(-a // b)
+
+
+def power_of_two(n):
+    """The least power of two that is not below n, 1 at least."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -113,6 +113,11 @@ def recurrent_precision():
     return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
 
 
+def convolution_precision():
+    """As input_precision, of convolutions: cuDNN's setting of its own, and TF32 as default."""
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+
+
 def feature_block(dim):
     """The width of the block that holds a head: a power of two, 16 at least for tl.dot."""
     return max(16, 1 << (dim - 1).bit_length())
@@ -283,6 +288,120 @@ def matmul(arch, dtype, M, N, K):
         return _product(32, 32, 32, 4, 1)
     rows = _MATMUL_FLOAT32 if dtype == torch.float32 else _MATMUL_HALF[arch]
     return next(tile for most, elements, tile in rows if M <= (most or M) and M * N <= (elements or M * N))
+
+
+# Convolutions: rows of (most channels of the result, most elements of it, tile). Rows of the product are places, of which
+# there are many, and its columns channels, of which there are few.
+_CONV_SM80 = [
+    (16, None, _product(128, 16, 64, 4, 3)),
+    (32, None, _product(128, 32, 64, 4, 3)),
+    (64, None, _product(128, 64, 64, 4, 3)),
+    (None, 1 << 20, _product(64, 64, 64, 4, 3)),
+    (None, None, _product(128, 128, 32, 8, 4)),
+]
+_CONV_HALF = {
+    "sm80": _CONV_SM80,
+    "sm86": [*_CONV_SM80[:-1], (None, None, _product(128, 128, 32, 8, 3))],
+    "sm90": [
+        (16, None, _product(128, 16, 64, 4, 4)),
+        (32, None, _product(128, 32, 64, 4, 4)),
+        (64, None, _product(128, 64, 64, 4, 4)),
+        (None, 1 << 20, _product(64, 128, 64, 4, 4)),
+        (None, None, _product(128, 128, 64, 8, 4)),
+    ],
+}
+_CONV_HALF["sm100"] = _CONV_HALF["sm90"]
+# Where neighbours of a sum are not neighbours in memory each element has an address of its own: few to a thread.
+_CONV_GATHERED = [
+    (16, None, _product(128, 16, 32, 8, 2)),
+    (32, None, _product(128, 32, 32, 8, 2)),
+    (None, None, _product(64, 64, 32, 8, 2)),
+]
+_FEW_FLOAT32 = [(16, None, _product(64, 16, 16, 4, 2)), (32, None, _product(64, 32, 16, 4, 2))]
+_CONV_FLOAT32 = [*_FEW_FLOAT32, (None, None, _product(64, 64, 16, 4, 2))]
+_CONV_FLOAT32_GATHERED = [*_FEW_FLOAT32, (None, None, _product(64, 64, 16, 8, 2))]
+
+
+def _depth(config, K):
+    """The configuration with steps of the sum that end with its channels: 96 are three steps of 32, not two of 64."""
+    block_k = config["BLOCK_K"]
+    while block_k > 16 and -(-K // block_k) * block_k > -(-K // 16) * 16 * 9 // 8:
+        block_k //= 2
+    return config | {"BLOCK_K": block_k}
+
+
+def _conv_class(dtype, M, N, K, is_gathered):
+    sizes = _up_to(N, 16, 32, 64, 128), _up_to(M * N, 1 << 20), _up_to(K, 16, 32)
+    return _width(dtype), *sizes, "gathered" if is_gathered else "adjacent"
+
+
+@tunable(_conv_class)
+def conv(arch, dtype, M, N, K, is_gathered):
+    """M places and N channels of a result; K channels, or channels and taps, over which an inner sum goes; is_gathered: are
+    they apart in memory?"""
+    if (
+        arch == "interpreter"
+    ):  # a step takes milliseconds, whatever its size: the tests that want many ask for small tiles
+        return _product(128, 32, 64, 4, 1)
+    if dtype == torch.float32:
+        rows = _CONV_FLOAT32_GATHERED if is_gathered else _CONV_FLOAT32
+    else:
+        rows = _CONV_GATHERED if is_gathered else _CONV_HALF[arch]
+    tile = next(tile for most, elements, tile in rows if N <= (most or N) and M * N <= (elements or M * N))
+    return _depth(tile, K)
+
+
+# Rows of (most channels of dy, tile); the sum goes over places.
+_WEIGHT_GRAD_HALF = [
+    (16, _product(16, 64, 64, 4, 3)),
+    (32, _product(32, 64, 64, 4, 3)),
+    (64, _product(64, 64, 64, 4, 3)),
+    (None, _product(128, 64, 64, 4, 3)),
+]
+_WEIGHT_GRAD_FLOAT32 = [
+    (16, _product(16, 32, 32, 4, 2)),
+    (32, _product(32, 32, 32, 4, 2)),
+    (None, _product(64, 64, 16, 4, 2)),
+]
+
+_WEIGHT_GRAD_GATHERED = [
+    (16, _product(16, 64, 32, 4, 2)),
+    (32, _product(32, 64, 32, 4, 2)),
+    (None, _product(64, 64, 16, 8, 2)),
+]
+
+
+def _weight_grad_class(dtype, N, K, is_gathered):
+    return _width(dtype), _up_to(N, 16, 32, 64), _up_to(K, 32, 64), "gathered" if is_gathered else "adjacent"
+
+
+@tunable(_weight_grad_class)
+def conv_weight_grad(arch, dtype, N, K, is_gathered):
+    """N channels of dy; K of x, or channels and taps; is_gathered: are those of one of them apart in memory?"""
+    if arch == "interpreter":
+        return _product(32, 64, 128, 4, 1)
+    half = _WEIGHT_GRAD_GATHERED if is_gathered else _WEIGHT_GRAD_HALF
+    rows = _WEIGHT_GRAD_FLOAT32 if dtype == torch.float32 else half
+    tile = next(tile for most, tile in rows if N <= (most or N))
+    return tile | {"BLOCK_N": min(tile["BLOCK_N"], max(16, triton.next_power_of_2(K)))}
+
+
+def conv_block(arch, channels, results, is_last, share):
+    """A tile of channels and results of which a program holds several, as channel_block's, with 1 / share of its elements."""
+    if arch == "interpreter":
+        block_c = min(triton.next_power_of_2(channels), 32)
+        return dict(BLOCK_C=block_c, BLOCK_S=min(triton.next_power_of_2(results), 256), num_warps=4)
+    block = channel_block(arch, channels, results, is_last)
+    return block | {"BLOCK_S": max(1, block["BLOCK_S"] // share)}
+
+
+def sum_splits(arch, tiles, blocks):
+    """(splits, blocks in each) of a sum whose results are so many tiles: about three programs a multiprocessor, and four
+    blocks to a program at least, since each split is written and read again."""
+    least = 1 if arch == "interpreter" else 4
+    splits = max(1, min(3 * MULTIPROCESSORS[arch] // tiles, blocks // least, 1024))
+    each = triton.cdiv(max(blocks, 1), splits)
+    return max(1, triton.cdiv(blocks, each)), each
 
 
 def _recurrent(is_held, block_m, block_u, block_k, num_warps, num_stages):

@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  before the native module, so that both share one OpenMP runtime
 
-from pyflash import functional, nn
+from pyflash import functional, models, nn
 from pyflash.ops.core import flops as _flops
 from pyflash.ops.core.backends import FallbackWarning, use_backend
 from pyflash.ops.core.backends import call_counts as counts
@@ -19,6 +19,7 @@ __all__ = [
     "clear_cache",
     "counts",
     "functional",
+    "models",
     "nn",
     "overrides",
     "replace",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 
 import pytest
 import stand_in
@@ -32,12 +31,6 @@ def on_its_device(value):
     if isinstance(value, dict):
         return {name: on_its_device(item) for name, item in value.items()}
     return value.to(torch.empty(0).device) if isinstance(value, torch.Tensor) else value
-
-
-def is_pending(family: str, backend: str = "cpu") -> bool:
-    """Are the operators of a family declared, and its kernels not in this checkout yet?"""
-    place = "pyflash.kernels.{}" if backend == "triton" else "pyflash.ops.{}._cpu"
-    return backend != "torch" and find_spec(place.format(family)) is None
 
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -4,11 +4,14 @@ from itertools import product
 from math import prod, sqrt
 
 import torch
-from helpers import assert_error_within, backend_params, is_pending
+from helpers import assert_error_within, backend_params
 
 from pyflash.ops.core.registry import span_of
 
-BACKENDS = backend_params("torch", *(name for name in ("cpu", "triton") if not is_pending("conv", name)))
+BACKENDS = backend_params()
+ON_CPU = backend_params("cpu")
+OF_FLOAT64 = [*backend_params("torch"), *ON_CPU]  # Triton has no products of it
+RUNNING = [name for name in OF_FLOAT64 if isinstance(name, str)]  # for tests that go through them
 AROUND = 80  # elements; a vector and more
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

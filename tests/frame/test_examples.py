@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import backend_params, use
 
 from pyflash.cli import _language_model as lm
 from pyflash.cli import demo
@@ -77,3 +79,68 @@ def test_forecast_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "statsmodels.datasets", None)
     with pytest.raises(SystemExit, match=r"pip install 'pyflash\[examples\]'"):
         example.main([])
+
+
+def drawings():
+    """Ten pictures, each with some noise, as often as the digits need for a batch or two."""
+    generator = torch.Generator().manual_seed(3)
+    shown = torch.arange(400) % 10
+    pictures = torch.randn(10, 1, 8, 8, generator=generator)
+    return pictures[shown] + 0.1 * torch.randn(400, 1, 8, 8, generator=generator), shown
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    example = load("digits_cnn")
+    monkeypatch.setattr(example, "digits", drawings)
+    monkeypatch.setattr(example, "HELD_OUT", 50)
+    return example
+
+
+@pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
+def test_digits(drawn, backend, tmp_path, capsys):
+    with use(backend) if backend else nullcontext():
+        assert drawn.main(["--epochs", "6", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all comparisons passed" in printed and "4 ReLU, 3 Linear, 2 Conv2d, 2 MaxPool2d" in printed
+    assert "held out 100.00%" in printed
+    assert (tmp_path / "digits.png").exists() or "no picture" in printed
+
+
+def test_digits_fail_when_the_curves_differ_or_nothing_was_learnt(drawn, tmp_path, monkeypatch, capsys):
+    def other(model):
+        with torch.no_grad():
+            model.features[0].bias[3] += 3
+        return demo.pyflash.replace(model), demo.Counter(Conv2d=1)
+
+    monkeypatch.setattr(demo, "replace", other)
+    assert drawn.main(["--epochs", "6", "--out", str(tmp_path)]) == 1
+    assert "FAILED: the loss curves differ" in capsys.readouterr().out
+    monkeypatch.setattr(drawn, "LEARNING_RATE", 1e-9)
+    assert drawn.main(["--epochs", "1", "--out", str(tmp_path)]) == 1
+    assert "FAILED: pyflash reads" in capsys.readouterr().out
+
+
+def test_digits_are_counted_and_filters_laid_out():
+    example = load("digits_cnn")
+    shown, found = torch.tensor([3, 3, 9, 0]), torch.tensor([3, 5, 9, 9])
+    table = example.confusion(shown, found)
+    assert table.sum() == 4 and [table[3, 3], table[3, 5], table[9, 9], table[0, 9]] == [1, 1, 1, 1]
+    filters = torch.arange(24.0).reshape(6, 2, 2)
+    laid = example.mosaic(filters)
+    assert laid.shape == (5, 8) and torch.equal(laid[3:, 3:5], filters[4]) and laid[2].isnan().all()
+
+
+def test_digits_say_what_is_missing(monkeypatch):
+    example = load("digits_cnn")
+    for name in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit, match=r"pip install 'pyflash\[examples\]'"):
+        example.main([])
+
+
+@pytest.mark.slow
+def test_digits_of_scikit_learn(tmp_path, capsys):
+    """The true ones, where it is installed."""
+    pytest.importorskip("sklearn")
+    assert load("digits_cnn").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out

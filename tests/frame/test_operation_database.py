@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_error_within, is_pending, use
+from helpers import assert_error_within, use
 
 import pyflash.functional as PF
 from pyflash.activations import rows_by
@@ -84,8 +84,6 @@ def is_random(sample):
 @pytest.mark.parametrize("backend", ["cpu", "auto"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_samples(info, backend, dtype):
-    if backend == "cpu" and ".conv" in info.name and is_pending("conv"):
-        pytest.skip("no kernels of convolution yet")
     if not info.supports_dtype(dtype, "cpu"):
         pytest.skip("torch has no such kernel to compare with")
     function, checked = FUNCTIONS[info.name], 0

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import is_pending, use
+from helpers import use
 from torch.utils.checkpoint import checkpoint
 
 import pyflash
@@ -56,8 +56,6 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_overrides(name):
-    if "conv" in name and is_pending("conv"):
-        pytest.skip("no kernels of convolution yet")
     call, recorded = CALLS[name], {"gelu": "gelu_tanh", "scaled_dot_product_attention": "attention"}.get(name, name)
 
     def ours():

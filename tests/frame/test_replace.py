@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import backend_params, is_pending, use
+from helpers import backend_params, use
 from torch.nn.utils import parametrizations, parametrize
 
 import pyflash
@@ -115,8 +115,6 @@ def classes(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_models(name, backend):
     """Same object, parameters, numbers and keys; an optimizer made before goes on; restored at the end."""
-    if name == "cnn" and is_pending("conv", backend):
-        pytest.skip("no kernels of convolution yet")
     make, inputs = MODELS[name]
     torch.manual_seed(0)
     theirs, args = make(), inputs()

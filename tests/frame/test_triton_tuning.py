@@ -10,7 +10,7 @@ from pyflash.ops.core import backends
 if backends.MISSING["triton"]:
     pytest.skip(backends.MISSING["triton"], allow_module_level=True)
 
-from pyflash.kernels import candidates, linear, tuning
+from pyflash.kernels import candidates, launch, linear, tuning
 from pyflash.kernels.recurrent import layers as rnn
 
 ARCHES = ["sm80", "sm86", "sm90", "sm100", "interpreter"]
@@ -56,6 +56,26 @@ def test_every_product_has_a_tile():
         for dtype in (torch.float32, torch.bfloat16):
             for rows in (1, 32, 33, 64, 65, 10**6):
                 assert tuning.matmul(arch, dtype, rows, 512, 512)["BLOCK_M"] >= 16
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_gathered", [False, True])
+def test_every_convolution_has_a_tile(arch, dtype, is_gathered):
+    for n in (1, 16, 17, 64, 100, 2048):
+        for k in (1, 16, 27, 64, 96, 147, 2048):
+            config = tuning.conv(arch, dtype, 12544, n, k, is_gathered)
+            assert min(config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]) >= 16
+            padded = launch.cdiv(k, config["BLOCK_K"]) * config["BLOCK_K"]
+            assert arch == "interpreter" or padded <= max(
+                16, launch.cdiv(k, 16) * 18
+            )  # of a step that is not full little is lost
+            config = tuning.conv_weight_grad(arch, dtype, n, k, is_gathered)
+            assert min(config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]) >= 16
+    for tiles in (1, 9, 10**5):
+        for blocks in (0, 1, 7, 10**6):
+            splits, each = tuning.sum_splits(arch, tiles, blocks)
+            assert splits >= 1 and splits * each >= blocks and (splits - 1) * each < max(blocks, 1)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -161,7 +181,7 @@ def test_a_measured_row_goes_first(tmp_path, monkeypatch):
 def test_measured_tables_hold_what_the_kernels_take(arch):
     recurrent = {"IS_HELD", "BLOCK_M", "BLOCK_U", "BLOCK_K", "num_stages"}
     rows = {"row_block": {"BLOCK_M", "BLOCK_N"}, "matmul": {"BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages"}}
-    rows |= {"rnn_fwd": recurrent, "rnn_bwd": recurrent}
+    rows |= {"rnn_fwd": recurrent, "rnn_bwd": recurrent, "conv": rows["matmul"], "conv_weight_grad": rows["matmul"]}
     for key, row in tuning.tuned(arch).items():
         expected = rows.get(key.split("/")[0], {"BLOCK_M", "BLOCK_N", "num_stages"}) | {"num_warps"}
         assert key.split("/")[0] in tuning.TUNABLE and set(row["config"]) == expected
@@ -172,6 +192,10 @@ def test_candidates_are_tens(name):
     shapes = {
         "row_block": [(64,), (1024,), (16384,), (1 << 20,)],
         "matmul": [(torch.bfloat16, m, 4096, 4096) for m in (1, 64, 4096)],
+        "conv": [
+            (torch.bfloat16, 1 << 16, n, k, g) for n in (3, 64, 512) for k in (27, 64, 512) for g in (False, True)
+        ],
+        "conv_weight_grad": [(torch.bfloat16, n, k, g) for n in (3, 64, 512) for k in (27, 512) for g in (False, True)],
     }
     widths = [
         (dtype, gates, hidden)

@@ -21,6 +21,8 @@ slopes: Tensor = PF.alibi_slopes(8)
 both: tuple[Tensor, Tensor] = PF.add_layer_norm(x, x, [8])
 shares: Tensor = PF.softmax(PF.log_softmax(x, 1), dim=-1, dtype=torch.float32)
 pooled: Tensor = PF.relu(PF.max_pool2d(PF.avg_pool2d(x, 2, divisor_override=3), (2, 1)))
+folded: Tensor = PF.conv_bias_act(PF.conv1d(x, weight[..., None], padding="same"), weight[..., None], activation="relu")
+unfolded: Tensor = PF.conv_transpose2d(x, weight[..., None, None], stride=2, output_padding=(1, 0), dilation=2)
 dropped: Tensor = PF.dropout(x, 0.1)
 channels: Tensor = PF.feature_alpha_dropout(PF.dropout1d(x, 0.1), 0.1, training=True)
 active: Tensor = PF.mish(PF.gelu(PF.relu(x, inplace=True), approximate="tanh"))
@@ -50,3 +52,4 @@ PF.linear(x, "weight")  # type: ignore[arg-type]
 PF.attention(x, x, x, softcap="0")  # type: ignore[arg-type]
 nn.TransformerEncoderLayer("8", 2)  # type: ignore[arg-type]
 nn.MultiheadAttention(8, 2, heads=3)  # type: ignore[call-arg]
+logits: Tensor = pyflash.models.resnet18(10, nn=torch.nn)(x)

@@ -7,7 +7,7 @@ import pickle
 import activations
 import pytest
 import torch
-from helpers import is_pending, use
+from helpers import use
 
 import pyflash
 import pyflash.functional as PF
@@ -81,14 +81,10 @@ ALL = [row[:3] for row in SMALL] + COMPOSED
 IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ALL)]
 
 
-def backends_of(name):
-    return BACKENDS[:1] if "Conv" in name and is_pending("conv") else BACKENDS
-
-
 @pytest.mark.parametrize(("name", "args", "kwargs", "shape"), SMALL, ids=IDS[: len(SMALL)])
 def test_as_torch(name, args, kwargs, shape):
     ours, theirs = pair(getattr(nn, name), getattr(torch.nn, name), *args, **kwargs)
-    assert_same(ours, theirs, [torch.randn(shape)], floor_ulp=8, backends=backends_of(name))
+    assert_same(ours, theirs, [torch.randn(shape)], floor_ulp=8, backends=BACKENDS)
 
 
 @pytest.mark.parametrize(("name", "args", "kwargs"), ALL, ids=IDS)
@@ -194,7 +190,7 @@ def test_torchs_own_module_database(info, training):
             if isinstance(m, torch.nn.RReLU):
                 m.lower = m.upper
         modes = ("train",) if training else ("eval", "eval without gradients")
-        assert_same([ours, replaced], theirs, call.args, call.kwargs, modes=modes, backends=backends_of(info.name)[-1:])
+        assert_same([ours, replaced], theirs, call.args, call.kwargs, modes=modes, backends=BACKENDS[-1:])
 
 
 @pytest.mark.parametrize("info", [i for i in DATABASE if i.module_error_inputs_func], ids=lambda info: info.name)
@@ -287,17 +283,15 @@ def operations(call):
 
 def own_cases():
     x = torch.randn(2, 6, 16)
-    convolutions = {} if is_pending("conv") else {
-        "Conv2d": (nn.Conv2d(6, 8, 3, padding=1, groups=2), (torch.randn(2, 6, 8, 8),), {}),
-        "ConvTranspose2d": (nn.ConvTranspose2d(6, 4, 4, 2), (torch.randn(2, 6, 8, 8),), {}),
-    }  # fmt: skip
+    pictures = (torch.randn(2, 6, 8, 8),)
     hidden = torch.rand(6, 6) < 0.3
     padding = torch.arange(6) >= torch.tensor([6, 4])[:, None]
     layer = {"dim_feedforward": 32, "batch_first": True}
     with quiet():
         return {
             "Linear": (nn.Linear(16, 8), (x,), {}),
-            **convolutions,
+            "Conv2d": (nn.Conv2d(6, 8, 3, padding=1, groups=2), pictures, {}),
+            "ConvTranspose2d": (nn.ConvTranspose2d(6, 4, 4, 2), pictures, {}),
             "LayerNorm": (nn.LayerNorm(16), (x,), {}),
             "RMSNorm": (nn.RMSNorm(16), (x,), {}),
             "BatchNorm1d": (nn.BatchNorm1d(6), (x,), {}),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from pyflash.auto.recurrent import GATES
-from pyflash.kernels import linear, tuning
+from pyflash.kernels import conv, linear, tuning
 from pyflash.kernels.attention import decode as attention_decode
 from pyflash.kernels.attention import dense as attention
 from pyflash.kernels.attention import weights as attention_weights
@@ -122,6 +122,26 @@ def matmul_call(dtype, M: int):
     return make
 
 
+def conv_call(name: str, dtype, inputs: int, outputs: int, size: int, kernel: int, is_last: bool):
+    """32 images, forward or the gradient of the weight."""
+
+    def make(small: bool):
+        batch, length = (1, 6) if small else (32, size)
+        x, dy = (randn(batch, channels, length, length, dtype=dtype) for channels in (inputs, outputs))
+        weight = randn(outputs, inputs, kernel, kernel, dtype=FLOAT).div_(inputs**0.5 * kernel).to(dtype)
+        if is_last:
+            x, dy, weight = (t.to(memory_format=torch.channels_last) for t in (x, dy, weight))
+        y, dweight = torch.empty_like(dy), torch.empty_like(weight)
+        geometry = (1, 1), (kernel // 2, kernel // 2), (1, 1), 1
+        if name == "conv":
+            return lambda: conv.conv_fwd(x, weight, None, None, y.shape[2:], *geometry, "", 0.0, 0.0, False, y, None), [
+                y
+            ]
+        return lambda: conv.conv_weight_grad(dy, x, weight.shape[2:], *geometry, dweight), [dweight]
+
+    return make
+
+
 def row_call(cols: int):
     """Both norms: they share a row of the table."""
 
@@ -193,6 +213,13 @@ def _matmul(dtype, M: int) -> Key:
     return Key("matmul", (dtype, M, 4096, 4096), matmul_call(dtype, M), ("linear",))
 
 
+def _conv(name: str, inputs: int, outputs: int, size: int, kernel: int = 3, dtype=HALF, is_last: bool = True) -> Key:
+    folds = inputs < 16  # then one sum goes over channels and taps
+    shape = outputs, inputs * kernel**2 if folds else inputs, folds or not is_last
+    shape = (dtype, 32 * size * size, *shape) if name == "conv" else (dtype, *shape)
+    return Key(name, shape, conv_call(name, dtype, inputs, outputs, size, kernel, is_last), ("conv",))
+
+
 def _rows(cols: int) -> Key:
     return Key("row_block", (cols,), row_call(cols), ("layer_norm", "rms_norm"))
 
@@ -205,6 +232,8 @@ def _recurrent(cell: str, hidden: int, dtype=HALF) -> list[Key]:
 
 BACKWARD = "attention_bwd_dq", "attention_bwd_dkdv"
 WEIGHTS = "attention_weights_fwd", "attention_weights_bwd_dq", "attention_weights_bwd_dk"
+# ResNet's 3x3 of 128 and 64 channels at 28 and 56 places, the stem, a pointwise layer.
+CONVOLUTIONS = (128, 128, 28), (64, 64, 56), (3, 64, 112, 7), (256, 1024, 14, 1)
 # Most used first: a stopped search has done these.
 KEYS = [
     *(_attention("attention_fwd", HALF, head_dim) for head_dim in (64, 128)),
@@ -214,6 +243,8 @@ KEYS = [
     *(Key("attention_decode", (HALF, dim, 4), decode_call(dim), ("attention_decode",)) for dim in (128, 64)),
     *(_matmul(HALF, rows) for rows in (16, 512, 64)),
     *(key for hidden in (256, 512) for cell in ("lstm", "gru") for key in _recurrent(cell, hidden)),
+    *(_conv("conv", *sizes) for sizes in CONVOLUTIONS),
+    *(_conv("conv_weight_grad", *sizes) for sizes in CONVOLUTIONS[:3]),
     *(_attention(name, HALF, 64, True) for name in ("attention_fwd", *BACKWARD)),
     *(_rows(cols) for cols in (512, 2048, 8192)),
     *(_matmul(FLOAT, rows) for rows in (8192, 16)),

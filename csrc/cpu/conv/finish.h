@@ -31,6 +31,7 @@ struct Finish {
       if (preact) store_n(preact + at, z, count);
       return store_n(to + at, act.forward(z), count);
     }
+    if (step == 2 && !residual && !preact) return store_every_other(to + at, act.forward(z), count);
     Acc<S> sums[kLanes<Acc<S>>] __attribute__((aligned(64)));
     store(sums, z);
     if (residual)
@@ -42,13 +43,70 @@ struct Finish {
   }
 };
 
+// Any row of the table, as a call: a kernel of its own for each would be most of this library's code.
+template <class V>
+__attribute__((noinline)) V activate(const Activation& activation, V x) {
+  V y = x;
+  pointwise::for_activation(activation, [&](auto act) { y = act.forward(x); });
+  return y;
+}
+struct AnyActivation {
+  Activation activation;
+  template <class V>
+  PF_MEMBER V forward(V x) const {
+    return activate(activation, x);
+  }
+};
+
+template <class Act>
+constexpr bool kIsRelu = false;
+template <>
+inline constexpr bool kIsRelu<pointwise::Relu> = true;
+
+// sums[rows, `pitch` apart][count], to be written `row_step` and `step` apart from `at` on; of one channel, or, if they
+// are adjacent there (step 1), of channels.
+template <class T>
+struct SumRows {
+  const T* sums;
+  int64_t rows, pitch, count;
+  int64_t at, row_step, step;
+  int64_t channel;  // the first
+  bool has_channels;
+};
+
+// Finish as a call: compiled once for an activation, whatever sums them.
+template <class S>
+struct FinishRows {
+  const void* finish;
+  void (*call)(const void* finish, const SumRows<Acc<S>>& rows);
+
+  template <class Act>
+  explicit FinishRows(const Finish<S, Act>& of)
+      : finish(&of), call([](const void* finish, const SumRows<Acc<S>>& rows) {
+          constexpr int lanes = kLanes<Acc<S>>;
+          const Finish<S, Act> of = *(const Finish<S, Act>*)finish;
+          Vec<Acc<S>> bias = splat<Vec<Acc<S>>>(rows.has_channels ? Acc<S>(0) : of.bias_of(rows.channel));
+          for (int64_t r = 0; r < rows.rows; r++)
+            for (int64_t i = 0; i < rows.count; i += lanes) {
+              const int64_t left = min_of(lanes, rows.count - i);
+              if (rows.has_channels) bias = of.bias_of(rows.channel + i, left);
+              of(rows.at + r * rows.row_step + i * rows.step, rows.step, load(rows.sums + r * rows.pitch + i) + bias,
+                 left);
+            }
+        }) {}
+  void operator()(const SumRows<Acc<S>>& rows) const { call(finish, rows); }
+};
+
 template <class S, class F>
 PF_INLINE void for_finish(const Conv& p, F f) {
   auto with = [&](auto act) {
     f(Finish<S, decltype(act)>{(const S*)p.bias, (const S*)p.residual, (S*)p.y, (S*)p.preact, act});
   };
   if (p.activation.row < 0) return with(NoActivation{});
-  pointwise::for_activation(p.activation, with);
+  bool is_relu = false;
+  pointwise::for_activation(p.activation, [&](auto act) { is_relu = kIsRelu<decltype(act)>; });
+  if (is_relu) return with(pointwise::Relu{});
+  with(AnyActivation{p.activation});
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Convolution: the three operations, each by columns or by rows as its tensors lie.
+// Convolution: the three operations, each by columns or by rows as its tensors lie, or channel by channel (depthwise).
+#include "depthwise_weight_grad.h"
 #include "weight_grad.h"
 #include "winograd.h"
 
@@ -9,27 +10,64 @@ namespace {
 // Channels of what is written are adjacent: as columns they leave in whole vectors.
 PF_INLINE bool has_adjacent_channels(const ConvStrides& s, int64_t channels) { return s.channel == 1 && channels > 1; }
 
+constexpr int64_t kMaxDepthwiseRows = 8;  // channels of the result that read one channel
+
+enum Method { kByColumns, kByRows, kWinograd, kDepthwisePlanes, kDepthwiseRows };
+
+template <class S>
+Method method_of(const Correlation<S>& p, ConvAlgorithm algorithm) {
+  const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+  if (algorithm == ConvAlgorithm::winograd) return kWinograd;
+  if (p.channels == 1 && p.rows <= kMaxDepthwiseRows) {
+    if (by_rows && p.rows == 1 && p.from_stride.channel == 1) return kDepthwiseRows;
+    if (!by_rows || p.groups > 1) return kDepthwisePlanes;
+  }
+  return by_rows ? kByRows : kByColumns;
+}
+
 template <class S, class F>
 void product(const Correlation<S>& p, ConvAlgorithm algorithm, void* workspace, const F& finish, int num_threads) {
-  const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
-  if (algorithm == ConvAlgorithm::winograd)
-    winograd_product(p, by_rows, workspace, finish, num_threads);
-  else if (by_rows)
-    rows_product(p, workspace, finish, num_threads);
-  else
-    columns_product(p, workspace, finish, num_threads);
+  switch (method_of(p, algorithm)) {
+    case kByColumns: return columns_product(p, workspace, finish, num_threads);
+    case kByRows: return rows_product(p, workspace, finish, num_threads);
+    case kWinograd: {
+      const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+      return winograd_product(p, by_rows, workspace, finish, num_threads);
+    }
+    case kDepthwisePlanes: return depthwise_planes(p, workspace, FinishRows<S>(finish), num_threads);
+    case kDepthwiseRows: return depthwise_rows(p, workspace, FinishRows<S>(finish), num_threads);
+  }
 }
 
 template <class S>
 int64_t bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threads) {
-  const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
-  if (algorithm == ConvAlgorithm::winograd) return WinogradPlan<S>::plan(p, by_rows, num_threads).bytes();
-  return by_rows ? RowsPlan<S>::plan(p, num_threads).bytes() : ColumnsPlan<S>::plan(p, num_threads).bytes();
+  switch (method_of(p, algorithm)) {
+    case kByColumns: return ColumnsPlan<S>::plan(p, num_threads).bytes();
+    case kByRows: return RowsPlan<S>::plan(p, num_threads).bytes();
+    case kWinograd: {
+      const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+      return WinogradPlan<S>::plan(p, by_rows, num_threads).bytes();
+    }
+    case kDepthwisePlanes: return DepthwisePlanesPlan<S>(p, num_threads).bytes();
+    case kDepthwiseRows: return DepthwiseRowsPlan<S>::plan(p, num_threads).bytes();
+  }
+  return 0;
 }
 
 // In the gradient of the weight the steps of the forward's sum are columns: are their vectors of channels or of places?
 PF_INLINE bool weight_grad_has_planes(const Conv& p) {
   return !has_adjacent_channels(p.x_stride, p.shape.groups * p.shape.in_channels);
+}
+
+template <class S>
+Method weight_grad_method_of(const Conv& p) {
+  const Correlation<S> forward = forward_of<S>(p);
+  const bool has_planes = weight_grad_has_planes(p);
+  if (forward.channels == 1 && forward.rows <= kMaxDepthwiseRows) {
+    if (!has_planes && forward.rows == 1 && p.y_stride.channel == 1) return kDepthwiseRows;
+    if (has_planes || forward.groups > 1) return kDepthwisePlanes;
+  }
+  return has_planes ? kByColumns : kByRows;
 }
 
 }  // namespace
@@ -73,6 +111,13 @@ void weight_grad(const Conv& p, int num_threads) {
     using S = decltype(storage);
     const Correlation<S> forward = forward_of<S>(p);
     const ConvStrides& dy = p.y_stride;
+    const DepthwiseGradient<S> gradient = {(const S*)p.y, dy};
+    switch (weight_grad_method_of<S>(p)) {
+      case kDepthwisePlanes:
+        return depthwise_planes_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
+      case kDepthwiseRows: return depthwise_rows_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
+      default: break;
+    }
     const bool has_planes = weight_grad_has_planes(p);
     const int64_t taps = forward.taps(), height = forward.axes[1].taps, width = forward.axes[2].taps;
     auto dweight_at = [&](int64_t column) {
@@ -90,8 +135,13 @@ void weight_grad(const Conv& p, int num_threads) {
 void weight_grad_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
-    *p.workspace_bytes =
-        WeightGradPlan<S>::plan(forward_of<S>(p.conv), weight_grad_has_planes(p.conv), num_threads).bytes();
+    const Correlation<S> forward = forward_of<S>(p.conv);
+    switch (weight_grad_method_of<S>(p.conv)) {
+      case kDepthwisePlanes: *p.workspace_bytes = PlanesGradPlan<S>(forward, num_threads).bytes(); break;
+      case kDepthwiseRows: *p.workspace_bytes = RowsGradPlan<S>(forward, num_threads).bytes(forward); break;
+      default:
+        *p.workspace_bytes = WeightGradPlan<S>::plan(forward, weight_grad_has_planes(p.conv), num_threads).bytes();
+    }
   });
 }
 

@@ -25,21 +25,24 @@ PF_INLINE void transform_patch(V (&d)[kPatch][kPatch]) {
   }
 }
 
-template <class T>
-PF_INLINE void transform_filter(const T (&g)[3][3], T (&u)[kPatch][kPatch]) {
-  T half[kPatch][3];
+template <class V>
+PF_INLINE void transform_filter(const V (&g)[3][3], V (&u)[kPatch][kPatch]) {
+  const V a_half = splat<V>(0.5);
+  V half[kPatch][3];
+  PF_UNROLL
   for (int j = 0; j < 3; j++) {
-    const T outer = g[0][j] + g[2][j];
+    const V outer = g[0][j] + g[2][j];
     half[0][j] = g[0][j];
-    half[1][j] = (outer + g[1][j]) * T(0.5);
-    half[2][j] = (outer - g[1][j]) * T(0.5);
+    half[1][j] = (outer + g[1][j]) * a_half;
+    half[2][j] = (outer - g[1][j]) * a_half;
     half[3][j] = g[2][j];
   }
+  PF_UNROLL
   for (int i = 0; i < kPatch; i++) {
-    const T outer = half[i][0] + half[i][2];
+    const V outer = half[i][0] + half[i][2];
     u[i][0] = half[i][0];
-    u[i][1] = (outer + half[i][1]) * T(0.5);
-    u[i][2] = (outer - half[i][1]) * T(0.5);
+    u[i][1] = (outer + half[i][1]) * a_half;
+    u[i][2] = (outer - half[i][1]) * a_half;
     u[i][3] = half[i][2];
   }
 }
@@ -102,7 +105,7 @@ struct WinogradPlan {
     plan.threads = p.threads(num_threads);
     const int64_t patches = patches_of(p).positions();
     if (by_rows) {
-      constexpr int64_t fits = 6144, most = 96, least = 24;  // fits channels: 384 KB of patches
+      constexpr int64_t fits = 6144, most = 96, least = 48;  // fits channels: 384 KB of patches
       int64_t width = min_of(max_of(fits / max_of(p.channels, 1), least), most);
       if (plan.threads > 1) width = min_of(width, ceil_div(patches * p.groups, 2 * plan.threads));
       plan.width = round_up(max_of(width, 1), gemm::kTileRows);
@@ -123,23 +126,37 @@ struct WinogradPlan {
   int64_t bytes() const { return filter_bytes + threads * thread_bytes; }
 };
 
-// The transformed weight: [group][place][row][channel], or by rows [group][place][panel][channel][kPanel].
+// The transformed weight: [group][place][row][channel], or by rows [group][place][panel][channel][kPanel], zeros in
+// rows that are not there. A vector is of filters that are adjacent in the result.
 template <class S, class T>
 void transform_filters(const Correlation<S>& p, const WinogradPlan<S>& plan, T* out) {
   constexpr int64_t panel = gemm::kPanel<T>;
+  constexpr int lanes = kLanes<T>;
   const int64_t rows = plan.by_rows ? round_up(p.rows, panel) : p.rows, place_stride = rows * p.channels;
-  parallel_ranges(p.groups * rows, 4, plan.threads, [&](int64_t first, int64_t last) {
+  const int64_t outer = plan.by_rows ? rows / lanes : rows,
+                inner = plan.by_rows ? p.channels : ceil_div(p.channels, lanes);
+  const int64_t apart = plan.by_rows ? p.weight_row : p.weight_channel;
+  int64_t taps[9];
+  for (int t = 0; t < 9; t++) taps[t] = p.weight_at(0, t / 3, t % 3);
+  parallel_ranges(p.groups * outer, 1, plan.threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
-      const int64_t group = i / rows, row = i % rows;
-      const S* from = p.weight + group * p.weight_group + row * p.weight_row;
-      T* to = out + group * kPlaces * place_stride;
-      to += plan.by_rows ? row / panel * panel * p.channels + row % panel : row * p.channels;
-      for (int64_t c = 0; c < p.channels; c++, from += p.weight_channel, to += plan.by_rows ? panel : 1) {
-        T g[3][3], u[kPatch][kPatch];
-        for (int h = 0; h < 3; h++)
-          for (int w = 0; w < 3; w++) g[h][w] = row < p.rows ? get(from + p.weight_at(0, h, w)) : T(0);
+      const int64_t group = i / outer, row = i % outer * (plan.by_rows ? lanes : 1);
+      for (int64_t n = 0; n < inner; n++) {
+        const int64_t channel = n * (plan.by_rows ? 1 : lanes);
+        const int64_t there = plan.by_rows ? p.rows - row : p.channels - channel;
+        const S* from = p.weight + group * p.weight_group + row * p.weight_row + channel * p.weight_channel;
+        T elements[9][lanes] __attribute__((aligned(64)));
+        for (int64_t l = 0; l < lanes; l++, from += apart)
+          for (int t = 0; t < 9; t++) elements[t][l] = l < there ? get(from + taps[t]) : T(0);
+        Vec<T> g[3][3], u[kPatch][kPatch];
+        PF_UNROLL
+        for (int t = 0; t < 9; t++) g[t / 3][t % 3] = load(elements[t]);
         transform_filter(g, u);
-        for (int k = 0; k < kPlaces; k++) to[k * place_stride] = u[k / kPatch][k % kPatch];
+        T* to = out + group * kPlaces * place_stride;
+        to += plan.by_rows ? (row / panel * p.channels + channel) * panel + row % panel : row * p.channels + channel;
+        PF_UNROLL
+        for (int k = 0; k < kPlaces; k++)
+          store_n(to + k * place_stride, u[k / kPatch][k % kPatch], plan.by_rows ? lanes : there);
       }
     }
   });

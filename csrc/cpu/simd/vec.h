@@ -269,6 +269,13 @@ PF_INLINE void store_n(float* p, vf x, int64_t count) {
   store_first(p, x, (int)count);
 }
 
+template <class S>
+PF_INLINE void store_every_other(S* p, Vec<Acc<S>> x, int64_t count) {
+  Acc<S> buffer[kLanes<Acc<S>>] __attribute__((aligned(64)));
+  *(Vec<Acc<S>>*)buffer = x;
+  for (int64_t i = 0; i < count; i++) put(p + 2 * i, buffer[i]);
+}
+
 // Between two looks at memory that another thread will write.
 PF_INLINE void spin_pause() {
 #if defined(__x86_64__)

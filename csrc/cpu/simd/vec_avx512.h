@@ -50,3 +50,13 @@ PF_INLINE double reduce_max(vd x) { return _mm512_reduce_max_pd((__m512d)x); }
 // Past the caches, to an aligned address; stream_fence() before another thread reads it.
 PF_INLINE void store_stream(float* p, vf x) { _mm512_stream_ps(p, (__m512)x); }
 PF_INLINE void stream_fence() { _mm_sfence(); }
+
+// The first `count` lanes to every other element, nothing in between.
+PF_INLINE void store_every_other(float* p, vf x, int64_t count) {
+  const __m512i low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  const uint32_t there = count >= 16 ? 0x55555555u : 0x55555555u & ((1u << 2 * count) - 1);
+  _mm512_mask_storeu_ps(p, (__mmask16)there, _mm512_permutexvar_ps(low, (__m512)x));
+  if (count > 8)
+    _mm512_mask_storeu_ps(p + 16, (__mmask16)(there >> 16),
+                          _mm512_permutexvar_ps(_mm512_add_epi32(low, _mm512_set1_epi32(8)), (__m512)x));
+}

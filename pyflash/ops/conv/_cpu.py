@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pyflash import _cpu
+from pyflash.auto import conv as auto
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.pointwise._cpu_activation import ACTIVATION_IDS
@@ -31,15 +32,11 @@ def can_be_winograd(kernel, stride, dilation, dtype):
     return (*kernel, *stride, *dilation) == (3, 3, 1, 1, 1, 1) and dtype == torch.float32
 
 
-# From how many channels of a group, the smaller of both sides, fewer products pay for the transforms.
-WINOGRAD_CHANNELS = 32
-
-
 def _is_winograd(name, weight, groups, stride, dilation):
     out_channels, in_channels, *kernel = weight.shape
     if name == "conv_weight_grad" or not can_be_winograd(kernel, stride, dilation, weight.dtype):
         return False
-    return min(out_channels // groups, in_channels) >= WINOGRAD_CHANNELS
+    return min(out_channels // groups, in_channels) >= auto.WINOGRAD_CHANNELS
 
 
 def _run(name, x, weight, y, bias, residual, preact, activation, stride, padding, dilation, groups):

@@ -30,13 +30,19 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """torch's rule; three dimensions have no such format."""
+    """What torch's `suggest_memory_format` says, in steps that torch.compile follows into a backward; three dimensions have
+    no such format."""
     if x.dim() not in _FORMATS:
         return False
-    strides = x.stride()
-    if strides[-1] < strides[1] * x.shape[1]:  # most of the others, without what the rule takes
+    sizes, strides = x.shape, x.stride()
+    if strides[-1] < strides[1] * sizes[1] or strides[1] == 0:  # most of the others
         return False
-    return torch._prims_common.suggest_memory_format(x) is _FORMATS[x.dim()]
+    least = 0
+    for dim in (1, *range(x.dim() - 1, 1, -1), 0):
+        if sizes[dim] == 0 or strides[dim] < least or (dim == 0 and least == strides[1]):
+            return False
+        least = strides[dim] * sizes[dim]
+    return True
 
 
 def _memory_format(a: Tensor, b: Tensor) -> torch.memory_format:

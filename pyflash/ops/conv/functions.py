@@ -23,6 +23,13 @@ from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, re
 
 Size = int | Sequence[int]
 
+# How a backend computes which shapes, where auto gives it the call at all.
+ALGORITHMS = {
+    "cpu": f"float32 3x3 of stride 1 by Winograd's F(2x2, 3x3) from {auto.WINOGRAD_CHANNELS} channels on, depthwise by kernels"
+    " of its own, all else directly; a strided input gradient by phases",
+    "triton": "implicit GEMM; depthwise and groups below 16 channels directly; a strided input gradient by phases",
+}
+
 ONLY_TORCHS = "arguments that only torch's function takes"
 
 
@@ -37,6 +44,7 @@ class _Convolution:
             rules=auto.rules(name),
             sizes=auto.SIZES,
             second_derivative=second_derivative,
+            notes=ALGORITHMS,
         )
         self.refused = Refused(self.operation, self._size_of, self._key_of)
 
@@ -105,7 +113,9 @@ class _Convolution:
         if self.is_transposed:
             y = conv_input_grad(x, weight, bias, *geometry, backend)
         else:
-            residual = _expanded(residual, (x.shape[0], weight.shape[0], *geometry.size))
+            shape = weight.shape[0], *geometry.size
+            residual = _expanded(residual, (x.shape[0], *shape) if is_batch else shape)
+            residual = residual if residual is None or is_batch else residual.unsqueeze(0)
             y = conv_fwd(x, weight, bias, residual, *geometry, activation, backend)
         return y if is_batch else shaped(y, y.shape[1:])
 

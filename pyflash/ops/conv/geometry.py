@@ -46,7 +46,10 @@ def _remembered(find):
     def geometry(x_shape, weight_shape, *options):
         if torch.compiler.is_compiling() or not _are_numbers(options):
             return find(x_shape, weight_shape, *options)
-        return cached(x_shape, weight_shape, *hashable(options))
+        try:
+            return cached(x_shape, weight_shape, *hashable(options))
+        except TypeError:  # symbolic sizes are not to be remembered
+            return find(x_shape, weight_shape, *options)
 
     return geometry
 

@@ -1,0 +1,56 @@
+"""Convolution in one, two and three dimensions: forward, and the gradients of input and weight, each the adjoint of another.
+
+Tensors are [N, C, *spatial] of any strides; fastest with adjacent channels (channels_last). `padding` is what lies before
+the input, what lies after follows from the sizes. float32, bfloat16 or float16; sums in float32.
+"""
+
+from pyflash.kernels.conv import direct, product, weight_grad
+from pyflash.kernels.conv.axes import Shape
+
+_LEAST_CHANNELS = 16  # of a group, for which a matrix product is worth it
+
+
+def conv_fwd(
+    x, weight, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, y, preact
+):  # fmt: skip
+    """Fill y = activation(conv(x, weight) + bias + residual) and, if save_preact, preact: the same before the activation.
+
+    Args:
+        x: [N, groups * Ci, *in]; weight: [groups * Co, Ci, *kernel]; bias: [groups * Co] or None.
+        residual: [N, groups * Co, *size] or None; y, preact: the same.
+        activation: a name of the activation table, or "" for none; first, second: the values of its parameters.
+    """
+    shape = Shape(x, weight, y, stride, padding, dilation, groups, False)
+    _launch(shape, x, weight, bias, residual, (activation, first, second), y, preact if save_preact else None)
+
+
+def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, dx):
+    """Fill dx [N, groups * Ci, *size] with the adjoint of conv_fwd in x, plus bias [groups * Ci]: the gradient of x, and a
+    transposed convolution. dy: [N, groups * Co, *out]; weight: [groups * Co, Ci, *kernel]."""
+    shape = Shape(dy, weight, dx, stride, padding, dilation, groups, True)
+    _launch(shape, dy, weight, bias, None, ("", 0.0, 0.0), dx, None)
+
+
+def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, dweight):
+    """Fill dweight [groups * Co, Ci, *size] with the adjoint of conv_fwd in weight: dy [N, groups * Co, *out] times x
+    [N, groups * Ci, *in], summed over samples and places of dy."""
+    shape = Shape(x, dweight, dy, stride, padding, dilation, groups, False)
+    if not dweight.numel():
+        return
+    if not shape.results:
+        dweight.zero_()
+    elif _is_thin(shape):
+        weight_grad.direct(shape, dy, x, dweight)
+    else:
+        weight_grad.product(shape, dy, x, dweight)
+
+
+def _is_thin(shape):
+    """Groups of so few channels that a matrix product would be padding for the most part."""
+    return shape.groups > 1 and min(shape.K, shape.N) < _LEAST_CHANNELS
+
+
+def _launch(shape, a, weight, bias, residual, activation, y, preact):
+    if y.numel():
+        way = direct if _is_thin(shape) else product
+        way.conv(shape, a, weight, bias, residual, activation, y, preact)
