@@ -13,11 +13,12 @@ from pyflash.auto import MEASURED, tables
 NOT_MEASURED = "not measured"
 
 # On a CPU, from how many channels of a group, the smaller of both sides, the fewer products of F(2x2, 3x3) pay for its
-# transforms. Zen 5, two threads, times as fast as the direct kernel at 64 to 256 channels: 1.4 to 1.7.
+# transforms. Zen 5, two threads, 256 channels of 14x14: 535 and 720 GFLOP/s of a direct convolution (NCHW, channels_last),
+# where the direct kernel reached 350 and 400 in another run.
 WINOGRAD_CHANNELS = 32
 
 # Which kernels serve a shape, and in which memory format: a table has points of each.
-SHAPES = ("pointwise", "dense", "strided", "depthwise", "grouped")
+SHAPES = ("pointwise", "3x3", "dense", "strided", "depthwise")
 KINDS = tuple(shape + layout for shape in SHAPES for layout in ("", " channels_last"))
 
 
@@ -30,6 +31,7 @@ class Size(NamedTuple):
     groups: int
     kernel: int  # its elements
     is_strided: bool
+    is_3x3: bool  # of two dimensions, stride and dilation 1
     channels_last: bool
     training: bool  # are gradients needed
 
@@ -40,9 +42,11 @@ class Size(NamedTuple):
     @property
     def kind(self) -> str:
         if self.groups > 1:
-            shape = "depthwise" if self.inputs == 1 else "grouped"
+            shape = "depthwise"
         else:
-            shape = "strided" if self.is_strided else "pointwise" if self.kernel == 1 else "dense"
+            shape = (
+                "strided" if self.is_strided else "pointwise" if self.kernel == 1 else "3x3" if self.is_3x3 else "dense"
+            )
         return f"{shape} channels_last" if self.channels_last else shape
 
 
@@ -51,6 +55,21 @@ MEASURED_AS = {f"{name}{n}d": name for name in ("conv", "conv_transpose") for n 
     "conv_bias_act": "conv"
 }
 SIZES = f"({', '.join(Size._fields)})"
+# Beyond these the points of a table, which have 64 channels and more and kernels of 16 where they are strided, say nothing.
+LEAST_CHANNELS = 32  # of a group, in and out
+LEAST_STRIDED_KERNEL = 9
+
+
+def is_3x3(kernel, stride, dilation) -> bool:
+    return (*kernel, *stride, *dilation) == (3, 3, 1, 1, 1, 1)
+
+
+def is_like_points(size: Size) -> bool:
+    if size.groups > 1:
+        return size.inputs == size.outputs == 1 and not size.is_strided
+    if size.is_strided and size.kernel < LEAST_STRIDED_KERNEL:
+        return False
+    return min(size.inputs, size.outputs) >= LEAST_CHANNELS
 
 
 def rules(name: str):
@@ -58,6 +77,8 @@ def rules(name: str):
 
     @tables.remembered
     def decide(where, size, dtype) -> str:
+        if not is_like_points(size):
+            return NOT_MEASURED
         channels = size.groups * size.inputs, size.groups * size.outputs
         mode = "training" if size.training else "inference"
         ours = tables.ours(where, MEASURED_AS[name], size.kind, dtype, mode, (size.positions, *channels, size.kernel))

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import run
-from tests.conv.convs import FORMATS, ON_CPU, assert_sums_within, laid_out, lengths_of
 
 import pyflash.functional as PF
 from pyflash.auto import conv as auto
+from tests.conv.convs import FORMATS, ON_CPU, assert_sums_within, laid_out, lengths_of
 
 CASES = [  # x, rows of the weight, padding, groups
     ((1, 1, 3, 3), 1, 0, 1),

@@ -46,7 +46,7 @@ SIZES = {
     minima("rms_norm", inference=9, training=5): [(0, 0, False), (1, 5, True), (1 << 30, 1 << 10, False)],
     softmax.softmax_rules("softmin"): [(0, 0, 1, False), (1, 5, 7, True), (1 << 30, 1 << 10, 1, False)],
     conv.rules("conv2d"): [
-        conv.Size(positions, channels, channels, groups, kernel, kernel > 9, layout, training)
+        conv.Size(positions, channels, channels, groups, kernel, kernel > 9, kernel == 9, layout, training)
         for positions, channels, groups, kernel in ((0, 1, 1, 1), (1, 1, 7, 9), (1 << 20, 1 << 10, 1, 9), (9, 9, 9, 49))
         for layout in (False, True) for training in (False, True)
     ],
@@ -336,9 +336,9 @@ def size_of(point):
     if point.operation in ("conv", "conv_transpose"):
         positions, inputs, outputs, kernel = point.sizes
         shape, _, layout = point.kind.partition(" ")
-        groups = {"depthwise": inputs, "grouped": 32}.get(shape, 1)
+        groups = inputs if shape == "depthwise" else 1
         of_group = inputs // groups, outputs // groups, groups
-        return conv.Size(positions, *of_group, kernel, shape == "strided", bool(layout), training)
+        return conv.Size(positions, *of_group, kernel, shape == "strided", shape == "3x3", bool(layout), training)
     if point.operation == "interpolate":
         return *point.sizes, point.kind, training
     return *point.sizes, training

@@ -154,7 +154,7 @@ def of_sizes(name: str, kind: str, positions: int, inputs: int, outputs: int, ke
     shape, _, layout = kind.partition(" ")
     side, batch = isqrt(kernel), gcd(8, positions)
     width = max(1, isqrt(positions // batch))
-    groups = {"depthwise": inputs, "grouped": 32}.get(shape, 1)
+    groups = inputs if shape == "depthwise" else 1
     stride = 2 if shape == "strided" else 1
     common = {"stride": stride, "padding": (side - 1) // 2, "groups": groups, "channels_last": bool(layout)}
     if name == "conv_transpose":

@@ -27,14 +27,10 @@ def _axes(x, y, kernel, stride, padding, dilation):
     return tuple(field for axis in axes for field in axis)
 
 
-def can_be_winograd(kernel, stride, dilation, dtype):
-    """By F(2x2, 3x3), of two dimensions. Its rounding is within twice torch's in float32 only."""
-    return (*kernel, *stride, *dilation) == (3, 3, 1, 1, 1, 1) and dtype == torch.float32
-
-
 def _is_winograd(name, weight, groups, stride, dilation):
+    """Only in float32 is the rounding of F(2x2, 3x3) within twice torch's."""
     out_channels, in_channels, *kernel = weight.shape
-    if name == "conv_weight_grad" or not can_be_winograd(kernel, stride, dilation, weight.dtype):
+    if name == "conv_weight_grad" or weight.dtype != torch.float32 or not auto.is_3x3(kernel, stride, dilation):
         return False
     return min(out_channels // groups, in_channels) >= auto.WINOGRAD_CHANNELS
 

@@ -84,6 +84,7 @@ class _Convolution:
             groups=geometry.groups,
             kernel=prod(kernel),
             is_strided=max(geometry.stride) > 1,
+            is_3x3=auto.is_3x3(kernel, geometry.stride, geometry.dilation),
             channels_last=is_channels_last(x) or is_channels_last(weight),
             training=training,
         )
