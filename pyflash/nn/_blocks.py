@@ -389,7 +389,7 @@ def may_be_fused(module: torch.nn.Module) -> bool:
     cls: Any = class_of(module)
     if is_fused(module):
         return True
-    if cls.__module__.split(".")[0] in ("torch", "pyflash") or "forward" in vars(module):
+    if cls.__module__.startswith(("torch.", "pyflash.nn.")) or "forward" in vars(module):
         return False
     if not any(ORIGINALS.get(class_of(child), class_of(child)) in CONVS for child in module.children()):
         return False

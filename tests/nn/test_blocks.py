@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from helpers import use
 
 import pyflash
+import pyflash.models
 from pyflash.nn import _blocks
 from tests.frame.test_replace import Block, ResNet
 from tests.nn.test_chains import results, settled, taken
@@ -363,3 +364,14 @@ def test_report_replace_and_restore():
     dry = pyflash.replace(ResNet(), dry_run=True)
     assert not any(map(_blocks.is_fused, dry.modules()))
     assert not any(map(_blocks.is_fused, pyflash.replace(ResNet(), only=torch.nn.Conv2d).modules()))
+
+
+def test_the_library_s_own_resnet():
+    theirs = settled(pyflash.models.resnet18(num_classes=3)).eval()
+    ours = pyflash.replace(copy.deepcopy(theirs))
+    assert sum(map(_blocks.is_fused, ours.modules())) == 9
+    assert sum(row.reason.startswith("folded into") for row in pyflash.report(ours).rows) == 20
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad(), use("cpu"):
+        expected = theirs(x)
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
