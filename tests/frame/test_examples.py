@@ -102,7 +102,7 @@ def test_digits(drawn, backend, tmp_path, capsys):
     with use(backend) if backend else nullcontext():
         assert drawn.main(["--epochs", "6", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
     printed = capsys.readouterr().out
-    assert "all comparisons passed" in printed and "4 ReLU, 3 Linear, 2 Conv2d, 2 MaxPool2d" in printed
+    assert "all comparisons passed" in printed and "4 ReLU, 3 Linear, 2 Sequential, 2 Conv2d, 2 MaxPool2d" in printed
     assert "held out 100.00%" in printed
     assert (tmp_path / "digits.png").exists() or "no picture" in printed
 

@@ -216,4 +216,6 @@ def poisoned(tensor: torch.Tensor) -> torch.Tensor:
     span = span_of(tensor)
     memory = torch.full((span + GUARD,), GUARD_VALUE, dtype=tensor.dtype, device=tensor.device)
     memory[:span] = float("nan") if tensor.dtype.is_floating_point else 85
+    if type(memory) is not torch.Tensor:  # of a device that tests stand in for, whose tensors have no storage to share
+        return memory.as_strided(tensor.shape, tensor.stride())
     return memory.new_empty(0).set_(memory.untyped_storage(), 0, tensor.shape, tensor.stride())
