@@ -57,11 +57,7 @@ struct Step {
   template <class S>
   static Step at(const Correlation<S>& p, int64_t k) {
     Step step;
-    for (int i = kConvDims - 1; i >= 0; i--) {
-      step.tap[i] = k % p.axes[i].taps;
-      k /= p.axes[i].taps;
-    }
-    step.channel = k;
+    step.channel = split(k, step.tap, p.axes, &Axis::taps);
     return step;
   }
   template <class S>
@@ -163,8 +159,8 @@ void pack_rows(const Correlation<S>& p, T* out, int threads) {
   });
 }
 
-template <class S, class F>
-void columns_product(const Correlation<S>& p, void* workspace, const F& finish, int num_threads) {
+template <class S>
+void columns_product(const Correlation<S>& p, void* workspace, const FinishRows<S>& finish, int num_threads) {
   typedef Acc<S> T;
   constexpr int64_t panel = gemm::kPanel<T>;
   const ColumnsPlan<S> plan = ColumnsPlan<S>::plan(p, num_threads);
@@ -203,16 +199,11 @@ void columns_product(const Correlation<S>& p, void* workspace, const F& finish, 
         T* tile = strip + i * panel;
         gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, row_stride, b, tile, k == 0);
         if (k + chunk < depth) continue;
-        for (int64_t r = 0; r < count; r++) {
-          const int64_t channel = group * p.rows + row + i + r;
-          const Vec<T> bias = splat<Vec<T>>(finish.bias_of(channel));
-          for (int64_t w = 0; w < written.count; w++) {
-            const Run& run = written.run[w];
-            const T* sums = tile + r * panel + run.column;
-            const int64_t to = run.to + channel * p.to_stride.channel;
-            for (int64_t c = 0; c < run.count; c += kLanes<T>)
-              finish(to + c * to_step, to_step, load(sums + c) + bias, min_of(kLanes<T>, run.count - c));
-          }
+        const int64_t channel = group * p.rows + row + i;
+        for (int64_t w = 0; w < written.count; w++) {
+          const Run& run = written.run[w];
+          finish({tile + run.column, count, panel, run.count, run.to + channel * p.to_stride.channel,
+                  p.to_stride.channel, to_step, channel, false, 1});
         }
       }
       k += kChunk;

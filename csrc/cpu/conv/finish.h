@@ -72,6 +72,7 @@ struct SumRows {
   int64_t at, row_step, step;
   int64_t channel;  // the first
   bool has_channels;
+  int64_t channel_step = 0;  // from the channel of one row to that of the next
 };
 
 // Finish as a call: compiled once for an activation, whatever sums them.
@@ -85,14 +86,16 @@ struct FinishRows {
       : finish(&of), call([](const void* finish, const SumRows<Acc<S>>& rows) {
           constexpr int lanes = kLanes<Acc<S>>;
           const Finish<S, Act> of = *(const Finish<S, Act>*)finish;
-          Vec<Acc<S>> bias = splat<Vec<Acc<S>>>(rows.has_channels ? Acc<S>(0) : of.bias_of(rows.channel));
-          for (int64_t r = 0; r < rows.rows; r++)
+          for (int64_t r = 0; r < rows.rows; r++) {
+            Vec<Acc<S>> bias{};
+            if (!rows.has_channels) bias = splat<Vec<Acc<S>>>(of.bias_of(rows.channel + r * rows.channel_step));
             for (int64_t i = 0; i < rows.count; i += lanes) {
               const int64_t left = min_of(lanes, rows.count - i);
               if (rows.has_channels) bias = of.bias_of(rows.channel + i, left);
               of(rows.at + r * rows.row_step + i * rows.step, rows.step, load(rows.sums + r * rows.pitch + i) + bias,
                  left);
             }
+          }
         }) {}
   void operator()(const SumRows<Acc<S>>& rows) const { call(finish, rows); }
 };

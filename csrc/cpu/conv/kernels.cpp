@@ -12,12 +12,12 @@ PF_INLINE bool has_adjacent_channels(const ConvStrides& s, int64_t channels) { r
 
 constexpr int64_t kMaxDepthwiseRows = 8;  // channels of the result that read one channel
 
-enum Method { kByColumns, kByRows, kWinograd, kDepthwisePlanes, kDepthwiseRows };
+enum Method { kByColumns, kByRows, kWinogradColumns, kWinogradRows, kDepthwisePlanes, kDepthwiseRows };
 
 template <class S>
 Method method_of(const Correlation<S>& p, ConvAlgorithm algorithm) {
   const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
-  if (algorithm == ConvAlgorithm::winograd) return kWinograd;
+  if (algorithm == ConvAlgorithm::winograd) return by_rows ? kWinogradRows : kWinogradColumns;
   if (p.channels == 1 && p.rows <= kMaxDepthwiseRows) {
     if (by_rows && p.rows == 1 && p.from_stride.channel == 1) return kDepthwiseRows;
     if (!by_rows || p.groups > 1) return kDepthwisePlanes;
@@ -25,17 +25,16 @@ Method method_of(const Correlation<S>& p, ConvAlgorithm algorithm) {
   return by_rows ? kByRows : kByColumns;
 }
 
-template <class S, class F>
-void product(const Correlation<S>& p, ConvAlgorithm algorithm, void* workspace, const F& finish, int num_threads) {
+template <class S>
+void product(const Correlation<S>& p, ConvAlgorithm algorithm, void* workspace, const FinishRows<S>& finish,
+             int num_threads) {
   switch (method_of(p, algorithm)) {
     case kByColumns: return columns_product(p, workspace, finish, num_threads);
     case kByRows: return rows_product(p, workspace, finish, num_threads);
-    case kWinograd: {
-      const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
-      return winograd_product(p, by_rows, workspace, finish, num_threads);
-    }
-    case kDepthwisePlanes: return depthwise_planes(p, workspace, FinishRows<S>(finish), num_threads);
-    case kDepthwiseRows: return depthwise_rows(p, workspace, FinishRows<S>(finish), num_threads);
+    case kWinogradColumns: return winograd_product(p, false, workspace, finish, num_threads);
+    case kWinogradRows: return winograd_product(p, true, workspace, finish, num_threads);
+    case kDepthwisePlanes: return depthwise_planes(p, workspace, finish, num_threads);
+    case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
   }
 }
 
@@ -44,10 +43,8 @@ int64_t bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threa
   switch (method_of(p, algorithm)) {
     case kByColumns: return ColumnsPlan<S>::plan(p, num_threads).bytes();
     case kByRows: return RowsPlan<S>::plan(p, num_threads).bytes();
-    case kWinograd: {
-      const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
-      return WinogradPlan<S>::plan(p, by_rows, num_threads).bytes();
-    }
+    case kWinogradColumns: return WinogradPlan<S>::plan(p, false, num_threads).bytes();
+    case kWinogradRows: return WinogradPlan<S>::plan(p, true, num_threads).bytes();
     case kDepthwisePlanes: return DepthwisePlanesPlan<S>(p, num_threads).bytes();
     case kDepthwiseRows: return DepthwiseRowsPlan<S>::plan(p, num_threads).bytes();
   }
@@ -75,8 +72,9 @@ Method weight_grad_method_of(const Conv& p) {
 void fwd(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
-    for_finish<S>(
-        p, [&](const auto& finish) { product(forward_of<S>(p), p.algorithm, p.workspace, finish, num_threads); });
+    for_finish<S>(p, [&](const auto& finish) {
+      product(forward_of<S>(p), p.algorithm, p.workspace, FinishRows<S>(finish), num_threads);
+    });
   });
 }
 
@@ -90,7 +88,8 @@ void fwd_sizes(const ConvSizes& p, int num_threads) {
 void input_grad(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
-    const Finish<S, NoActivation> finish = {(const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
+    const Finish<S, NoActivation> plain = {(const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
+    const FinishRows<S> finish(plain);
     for_phases<S>(p,
                   [&](const Correlation<S>& phase) { product(phase, p.algorithm, p.workspace, finish, num_threads); });
   });

@@ -127,6 +127,16 @@ void for_phases(const Conv& p, F f) {
   }
 }
 
+// A number as a place in three dimensions of the sizes that `size` names; what is left of it is returned.
+PF_INLINE int64_t split(int64_t number, int64_t (&place)[kConvDims], const Axis (&axes)[kConvDims],
+                        int64_t Axis::* size) {
+  for (int i = kConvDims - 1; i >= 0; i--) {
+    place[i] = number % (axes[i].*size);
+    number /= axes[i].*size;
+  }
+  return number;
+}
+
 // Where a result is, and where its first tap reads, which may be outside.
 struct Place {
   int64_t n, j[kConvDims];
@@ -134,11 +144,7 @@ struct Place {
   template <class S>
   static Place at(const Correlation<S>& p, int64_t position) {
     Place place;
-    for (int i = kConvDims - 1; i >= 0; i--) {
-      place.j[i] = position % p.axes[i].count;
-      position /= p.axes[i].count;
-    }
-    place.n = position;
+    place.n = split(position, place.j, p.axes, &Axis::count);
     return place;
   }
   template <class S>

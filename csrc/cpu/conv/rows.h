@@ -140,8 +140,8 @@ void pack_panels(const Correlation<S>& p, int64_t panels, T* out, int threads) {
   });
 }
 
-template <class S, class F>
-void rows_product(const Correlation<S>& p, void* workspace, const F& finish, int num_threads) {
+template <class S>
+void rows_product(const Correlation<S>& p, void* workspace, const FinishRows<S>& finish, int num_threads) {
   typedef Acc<S> T;
   constexpr int64_t panel_width = gemm::kPanel<T>;
   const RowsPlan<S> plan = RowsPlan<S>::plan(p, num_threads);
@@ -182,12 +182,13 @@ void rows_product(const Correlation<S>& p, void* workspace, const F& finish, int
           T* tile = sums + (panel * plan.block_rows + i) * panel_width;
           gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, pitch, b, tile, k == 0);
           if (k + chunk < depth) continue;
-          for (int64_t r = 0; r < count; r++) {
-            for (int64_t c = 0; c < columns; c += kLanes<T>) {
-              const int64_t channel = group * p.rows + column + c, left = min_of(kLanes<T>, columns - c);
-              finish(to_at[i + r] + channel * p.to_stride.channel, p.to_stride.channel,
-                     load(tile + r * panel_width + c) + finish.bias_of(channel, left), left);
-            }
+          const int64_t channel = group * p.rows + column;
+          for (int64_t r = 0, even; r < count; r += even) {
+            // Results that are as far apart as the first two leave together.
+            const int64_t* to = to_at + i + r;
+            const int64_t apart = r + 1 < count ? to[1] - to[0] : 0;
+            for (even = 1; r + even < count && to[even] - to[even - 1] == apart; even++) continue;
+            finish({tile + r * panel_width, even, panel_width, columns, to[0] + channel, apart, 1, channel, true});
           }
         }
       }

@@ -163,9 +163,9 @@ void transform_filters(const Correlation<S>& p, const WinogradPlan<S>& plan, T* 
 }
 
 // One task by columns: a panel of patches, all rows.
-template <class S, class T, class F>
+template <class S, class T>
 void winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, const WinogradPlan<S>& plan,
-                      const T* filters, int64_t group, int64_t first, char* memory, const F& finish) {
+                      const T* filters, int64_t group, int64_t first, char* memory, const FinishRows<S>& finish) {
   constexpr int64_t panel = gemm::kPanel<T>;
   constexpr int lanes = kLanes<T>;
   const int64_t columns = min_of(panel, patches.positions() - first);
@@ -206,15 +206,14 @@ void winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, co
     }
     for (int64_t i = 0; i < row_count; i++) {
       const int64_t channel = group * p.rows + row + i;
-      const Vec<T> bias = splat<Vec<T>>(finish.bias_of(channel));
       for (int v = 0; v < vectors; v++) {
         Vec<T> y[2][2];
         transform_sums(sums + i * panel + v * lanes, plan.height * panel, y);
         PF_UNROLL
         for (int r = 0; r < 2; r++) {
           T* to = results + r * 2 * panel + v * 2 * lanes;
-          store(to, shuffle<LowInTurn<lanes>>(y[r][0], y[r][1]) + bias);
-          store(to + lanes, shuffle<HighInTurn<lanes>>(y[r][0], y[r][1]) + bias);
+          store(to, shuffle<LowInTurn<lanes>>(y[r][0], y[r][1]));
+          store(to + lanes, shuffle<HighInTurn<lanes>>(y[r][0], y[r][1]));
         }
       }
       Place place = Place::at(patches, first);
@@ -224,9 +223,7 @@ void winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, co
         const int64_t there = min_of(2 * run.count, p.axes[2].count - 2 * place.j[2]);
         for (int64_t r = 0; r < min_of(2, rows_left); r++) {
           const int64_t to = run.to + channel * p.to_stride.channel + r * h_step;
-          const T* from_results = results + r * 2 * panel + 2 * run.column;
-          for (int64_t c = 0; c < there; c += lanes)
-            finish(to + c * w_step, w_step, load(from_results + c), min_of(lanes, there - c));
+          finish({results + r * 2 * panel + 2 * run.column, 1, 0, there, to, 0, w_step, channel, false});
         }
         place.next_row(patches);
       }
@@ -235,9 +232,9 @@ void winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, co
 }
 
 // One task by rows: plan.width patches, all channels of the result, a panel of them at a time.
-template <class S, class T, class F>
+template <class S, class T>
 void winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const WinogradPlan<S>& plan,
-                   const T* filters, int64_t group, int64_t first, char* memory, const F& finish) {
+                   const T* filters, int64_t group, int64_t first, char* memory, const FinishRows<S>& finish) {
   constexpr int64_t panel = gemm::kPanel<T>;
   constexpr int lanes = kLanes<T>;
   const int64_t row_count = min_of(plan.width, patches.positions() - first), panels = ceil_div(p.rows, panel);
@@ -245,7 +242,8 @@ void winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const
   T* gathered = (T*)memory;
   T* transformed = gathered + kPlaces * p.channels + panel;   // [place][patch][channel]
   T* sums = transformed + kPlaces * plan.width * p.channels;  // [place][patch][kPanel]
-  Place* places = (Place*)(sums + kPlaces * plan.width * panel + panel);
+  T* results = sums + kPlaces * plan.width * panel + panel;   // [2][2][kPanel]
+  Place* places = (Place*)(results + 4 * panel);
   const Pieces pieces(patches, 0, kPlaces * p.channels);
   for (int64_t i = 0; i < row_count; i++) {
     places[i] = Place::at(patches, first + i);
@@ -263,7 +261,7 @@ void winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const
   const int64_t h_step = p.axes[1].to_step * p.to_stride.spatial[1],
                 w_step = p.axes[2].to_step * p.to_stride.spatial[2];
   for (int64_t n = 0; n < panels; n++) {
-    const int64_t column = n * panel, columns = min_of(panel, p.rows - column);
+    const int64_t column = n * panel, columns = min_of(panel, p.rows - column), channel = group * p.rows + column;
     const int vectors = (int)ceil_div(columns, lanes);
     for (int64_t place = 0; place < kPlaces; place++) {
       const T* b = filters + ((group * kPlaces + place) * panels + n) * p.channels * panel;
@@ -285,21 +283,21 @@ void winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const
       const int64_t rows_left = min_of(2, p.axes[1].count - 2 * places[i].j[1]);
       const int64_t columns_left = min_of(2, p.axes[2].count - 2 * places[i].j[2]);
       for (int64_t c = 0; c < columns; c += lanes) {
-        const int64_t channel = group * p.rows + column + c, left = min_of(lanes, columns - c);
-        const Vec<T> bias = finish.bias_of(channel, left);
         Vec<T> y[2][2];
         transform_sums(sums + i * panel + c, plan.width * panel, y);
-        for (int64_t h = 0; h < rows_left; h++)
-          for (int64_t w = 0; w < columns_left; w++)
-            finish(to + h * h_step + w * w_step + channel * p.to_stride.channel, p.to_stride.channel, y[h][w] + bias,
-                   left);
+        PF_UNROLL
+        for (int r = 0; r < 4; r++) store(results + r * panel + c, y[r / 2][r % 2]);
       }
+      for (int64_t h = 0; h < rows_left; h++)
+        finish({results + 2 * h * panel, columns_left, panel, columns, to + h * h_step + channel, w_step, 1, channel,
+                true});
     }
   }
 }
 
-template <class S, class F>
-void winograd_product(const Correlation<S>& p, bool by_rows, void* workspace, const F& finish, int num_threads) {
+template <class S>
+void winograd_product(const Correlation<S>& p, bool by_rows, void* workspace, const FinishRows<S>& finish,
+                      int num_threads) {
   typedef Acc<S> T;
   const WinogradPlan<S> plan = WinogradPlan<S>::plan(p, by_rows, num_threads);
   const Correlation<S> patches = patches_of(p);
