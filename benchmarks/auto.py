@@ -52,6 +52,7 @@ from pyflash.cli import explain
 from pyflash.cli._progress import Progress
 from pyflash.ops.core import backends
 from pyflash.ops.linear.linear import OPERATIONS as PRODUCTS
+from pyflash.ops.norm.batch_norm import SIZES as BATCHES
 from pyflash.ops.norm.channels import SIZES as CHANNELS
 from pyflash.ops.norm.rows import SIZES as ROWS
 from pyflash.ops.pool.windows import SIZES as WINDOWS
@@ -202,8 +203,8 @@ OPERATIONS = tuple(KINDS)
 CONVOLUTIONS = tuple(dict.fromkeys(auto_conv.MEASURED_AS.values()))
 SOFTMAXES = tuple(name for name in OPERATIONS if name in auto_softmax.MEASURED_AS)
 NORMS, CHANNEL_NORMS, POOLS = (
-    tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes == sizes)
-    for sizes in (ROWS, CHANNELS, WINDOWS)
+    tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes in sizes)
+    for sizes in ((ROWS,), (BATCHES, CHANNELS), (WINDOWS,))
 )
 
 

@@ -9,6 +9,7 @@ import torch
 import pyflash.functional as PF
 from pyflash.auto import (
     attention,
+    batch_norm,
     conv,
     embedding,
     linear,
@@ -51,6 +52,7 @@ SIZES = {
         for layout in (False, True) for training in (False, True)
     ],
     pooling.rules("avg_pool2d"): [(0, False, False), (1 << 40, True, True), (1 << 18, False, True)],
+    batch_norm.rules("batch_norm"): [(0, 0, False, True), (1, 5, True, False), (1 << 20, 1 << 10, False, True), (9, 9, True)],
     normalize.rules: [(0, 0, False), (1, 1 << 30, True), (1 << 20, 1 << 10, False)],
     local_response.rules: [(0, False, 5, True), (1 << 40, True, 5, True), (1 << 40, False, 99, True), (9, True, 5, False)],
     attention.rules: [

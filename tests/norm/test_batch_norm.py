@@ -11,6 +11,9 @@ import pyflash
 import pyflash.functional as PF
 import pyflash.nn as nn
 from pyflash.activations import ACTIVATIONS
+from pyflash.auto import SMALL, tables
+from pyflash.auto.batch_norm import rules
+from pyflash.ops.core import backends
 from pyflash.ops.norm.channels import _bwd, _fwd
 from tests.norm.norms import in_order
 
@@ -422,3 +425,16 @@ def test_module_counts_no_call_that_raises():
     with use("cpu"), pytest.raises(ValueError):
         module(torch.randn(1, 4))
     assert module.num_batches_tracked == 0 and not module.running_mean.any()
+
+
+def test_an_answer_of_auto_is_of_its_mode():
+    """In evaluation torch makes one pass, too; the same batch in training is the table's to say."""
+    x, mean, var = torch.randn(8, 64, 28, 28), torch.zeros(64), torch.ones(64)
+    place = tables.place("cpu")
+    for training in (True, False, True):
+        before = backends.counts.copy()
+        with use("auto"):
+            PF.batch_norm(x, mean, var, training=training)
+        reason = rules("batch_norm").decide(place, (8 * 28 * 28, 64, False, not training), x.dtype)
+        assert list(backends.counts - before) == [("batch_norm", "torch" if reason else "cpu", reason)]
+        assert training or reason == SMALL

@@ -7,20 +7,21 @@ import numbers
 import torch
 import torch.nn.functional as F
 
-from pyflash.auto.minima import minima
+from pyflash.auto.batch_norm import rules
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
-from pyflash.ops.norm.channels import SIZES, channel_norm, mixed_types, move_to, residual_refusal, size, size_of
+from pyflash.ops.norm.channels import channel_norm, mixed_types, move_to, residual_refusal, size, size_of
 from pyflash.ops.pointwise.activation import activated_in_turn
 from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, resolve
 
+SIZES = "(elements of a channel, channels, are gradients needed, is it evaluation)"
 OPERATION, OPERATION_ACT = (
     Operation(
         name,
         dtypes={"cpu": FLOATS, "triton": FLOATS},
-        rules=minima(name, inference=65536, training=65536),
+        rules=rules(name),
         sizes=SIZES,
     )
     for name in ("batch_norm", "batch_norm_act")
@@ -63,7 +64,7 @@ def _torchs(input, residual, activation, *args):
 def _batch_norm(operation, refused, input, residual, activation, running_mean, running_var, weight, bias, training, momentum, eps):  # fmt: skip
     """Both functions; activation resolved."""
     name, args = operation.name, (running_mean, running_var, weight, bias, training, momentum, eps)
-    if refused.holds(input, weight, bias, residual):
+    if refused.holds(input, weight, bias, residual, training):
         try:
             return _torchs(input, residual, activation, *args)
         except (RuntimeError, TypeError, ValueError):
@@ -86,7 +87,9 @@ def _batch_norm(operation, refused, input, residual, activation, running_mean, r
         elif any([t is not None and t.dim() != 1 for t in parameters.values()]):
             reason = "a parameter has more than one dimension"
         reason = reason or residual_refusal(input, residual)
-    backend = choose(operation, input, (residual, *parameters.values()), size(input, residual, weight, bias), reason)
+    given = size(input, residual, weight, bias)
+    size_now = None if given is None else (*given, not training)
+    backend = choose(operation, input, (residual, *parameters.values()), size_now, reason)
     if backend is None:
         return _torchs(input, residual, activation, *args)
     y, new_mean, new_var = channel_norm(
@@ -98,7 +101,16 @@ def _batch_norm(operation, refused, input, residual, activation, running_mean, r
     return y
 
 
-_refused, _refused_act = Refused(OPERATION, size_of), Refused(OPERATION_ACT, size_of)
+def _size_of(training, input, weight, bias, residual, of_batch):
+    size = size_of(training, input)
+    return None if size is None else (*size, not of_batch)
+
+
+def _key_of(input, weight, bias, residual, of_batch):
+    return input.shape, input.dtype, input.is_cpu, bool(of_batch)
+
+
+_refused, _refused_act = (Refused(operation, _size_of, _key_of) for operation in (OPERATION, OPERATION_ACT))
 
 
 def batch_norm(
