@@ -9,6 +9,7 @@ import torch
 import torch.utils.checkpoint as torch_checkpoint
 from torch.overrides import TorchFunctionMode
 
+from pyflash.nn import _chains
 from pyflash.nn._twins import ORIGINALS
 from pyflash.ops.core.backends import _state, use_backend
 from pyflash.ops.core.public import STANDS_FOR
@@ -70,21 +71,25 @@ def _again_as_now(function):
     return again
 
 
-def _without_mode(forward):
-    """`forward` of a module of ours, with the mode off where it is the innermost and nobody else's module is inside: what it
-    calls is ours already, and each shape that it reads would go through the mode."""
+def _has_modules(module) -> bool:
+    return bool(module._modules)
 
-    @functools.wraps(forward)
-    def quietly(self, *args, **kwargs):
-        if torch.compiler.is_compiling() or self._modules or not torch._C._len_torch_function_stack():
-            return forward(self, *args, **kwargs)
+
+def _without_mode(function, may_call_others=lambda first: False):
+    """The forward of a module of ours, or what runs a chain of them, with the mode off where it is the innermost and nobody
+    else's module is called: what is called is ours already, and each shape that it reads would go through the mode."""
+
+    @functools.wraps(function)
+    def quietly(first, *args, **kwargs):
+        if torch.compiler.is_compiling() or may_call_others(first) or not torch._C._len_torch_function_stack():
+            return function(first, *args, **kwargs)
         mode = torch._C._pop_torch_function_stack()
         try:
             if isinstance(mode, overrides):
-                return forward(self, *args, **kwargs)
+                return function(first, *args, **kwargs)
         finally:
             torch._C._push_on_torch_function_stack(mode)
-        return forward(self, *args, **kwargs)
+        return function(first, *args, **kwargs)
 
     return quietly
 
@@ -92,7 +97,7 @@ def _without_mode(forward):
 class _Active:
     """What is wrapped while any `overrides` is active, and given back after; in a thread without the mode it does what it did.
 
-    The forward of our modules, whose functions are ours without a mode. And the function that torch.utils.checkpoint keeps
+    The forward of our modules, and what runs chains of them: their functions are ours without a mode. And the function that torch.utils.checkpoint keeps
     for the backward: autograd calls it when the mode is off, and nothing that a mode is asked about tells it so. Both kinds
     of checkpoint come through one place each, whoever imported `checkpoint` before.
     """
@@ -109,7 +114,8 @@ class _Active:
                 self._wrap_checkpoints()
                 self.forwards = {cls: cls.forward for cls in ORIGINALS if "forward" in vars(cls)}
                 for cls, forward in self.forwards.items():
-                    cls.forward = _without_mode(forward)
+                    cls.forward = _without_mode(forward, _has_modules)
+                self.run_chain, _chains.run = _chains.run, _without_mode(_chains.run)
 
     def leave(self):
         with self.lock:
@@ -119,6 +125,7 @@ class _Active:
                 torch_checkpoint._CheckpointFrame.__init__ = self.init
                 for cls, forward in self.forwards.items():
                     cls.forward = forward
+                _chains.run = self.run_chain
 
     def _wrap_checkpoints(self):
         reentrant, frame = torch_checkpoint.CheckpointFunction, torch_checkpoint._CheckpointFrame

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pyflash.nn._chains import chain_of, run
+from pyflash.nn import _chains
+from pyflash.nn._chains import chain_of
 from pyflash.nn._twins import twin
 
 __all__ = ["Sequential"]
@@ -27,6 +28,6 @@ class Sequential(torch.nn.Sequential):
                 input = modules[at](input)
                 at += 1
             else:
-                input = run(chain, input)
+                input = _chains.run(chain, input)
                 at += len(chain.modules)
         return input

@@ -1,6 +1,7 @@
 """overrides: calls of torch.nn.functional, and checkpoints inside."""
 
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pyflash
 from pyflash.ops.core import backends
+from pyflash.overrides import overrides
 from tests.frame.test_replace import transformer
 
 CALLS = {
@@ -231,3 +233,22 @@ def test_our_modules_read_nothing_through_the_mode():
             modules[0](torch.ones(4, 9))
         assert torch._C._len_torch_function_stack() == 1
     assert [type(module).forward for module in modules] == forwards
+
+
+def test_a_chain_runs_without_the_mode(monkeypatch):
+    """As a module of ours does: what it calls is ours, and each shape that it reads would cost a call of the mode."""
+    asked = Counter()
+    answer = overrides.__torch_function__
+
+    def counting(self, function, types, args=(), kwargs=None):
+        asked[function] += 1
+        return answer(self, function, types, args, kwargs)
+
+    monkeypatch.setattr(overrides, "__torch_function__", counting)
+    chain = pyflash.nn.Sequential(pyflash.nn.Conv2d(3, 4, 3), pyflash.nn.BatchNorm2d(4), pyflash.nn.ReLU()).eval()
+    x = torch.randn(2, 3, 9, 9)
+    expected = chain(x)
+    with pyflash.overrides():
+        found = chain(x)
+    assert torch.equal(found, expected) and not asked
+    assert torch.equal(chain(x), expected)
