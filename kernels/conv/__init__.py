@@ -52,5 +52,6 @@ def _is_thin(shape):
 
 def _launch(shape, a, weight, bias, residual, activation, y, preact):
     if y.numel():
+        bias = None if bias is None else bias.contiguous()
         way = direct if _is_thin(shape) else product
         way.conv(shape, a, weight, bias, residual, activation, y, preact)

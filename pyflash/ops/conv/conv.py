@@ -295,11 +295,6 @@ class _WeightGrad(Function):
         return ddy, dx, *(None,) * 6
 
 
-def _in_one_piece(bias):
-    """As kernels read it: of one channel after the other."""
-    return bias if bias is None or bias.is_contiguous() else bias.contiguous()
-
-
 def conv_fwd(x, weight, bias, residual, size, stride, padding, dilation, groups, activation, backend):
     """activation(x * weight + bias + residual) by one backend; differentiable.
 
@@ -312,7 +307,6 @@ def conv_fwd(x, weight, bias, residual, size, stride, padding, dilation, groups,
         stride, padding, dilation: likewise; padding before the input, of any sign.
         activation: a row of the table and the values of its parameters, or NO_ACTIVATION.
     """
-    bias = _in_one_piece(bias)
     given = [t for t in (x, weight, bias, residual) if t is not None]
     save_preact = (
         bool(activation[0])
@@ -334,7 +328,7 @@ def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, b
         bias: [G*Ci], or None.
         size: of the result, [N, G*Ci, *size].
     """
-    return apply(_InputGrad, dy, weight, _in_one_piece(bias), size, stride, padding, dilation, groups, backend)
+    return apply(_InputGrad, dy, weight, bias, size, stride, padding, dilation, groups, backend)
 
 
 def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, backend):
