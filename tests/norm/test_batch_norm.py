@@ -342,9 +342,10 @@ def test_empty(backend):
 def test_statistics_after_many_steps(options, backend):
     mine, its = nn.BatchNorm2d(6, **options), torch.nn.BatchNorm2d(6, **options)
     its64 = copy.deepcopy(its).double()
+    steps = range(100 if backend.startswith("cpu") else 5)
+    batches = [torch.randn(3, 6, 4, 4) * (step % 3 + 1) + step % 7 for step in steps]
     with use(backend):
-        for step in range(100 if backend.startswith("cpu") else 5):
-            x = torch.randn(3, 6, 4, 4) * (step % 3 + 1) + step % 7
+        for x in batches:
             mine(x), its(x), its64(x.double())
         assert list(mine.state_dict()) == list(its.state_dict())
         if options.get("track_running_stats", True):

@@ -44,7 +44,7 @@ CASES = (
 )  # fmt: skip
 
 GPU = tuple(
-    gpu_case(f"{shape.mode} {'channels_last' * shape.channels_last}", shape, small, *BOTH, dtype=dtype)
+    gpu_case(f"{shape.mode}{' channels_last' * shape.channels_last}", shape, small, *BOTH, dtype=dtype)
     for shape, small in (
         (Shape((32, 64, 256, 256), (512, 512), "bilinear"), Shape((1, 2, 5, 7), (10, 14), "bilinear")),
         (Shape((32, 64, 256, 256), (512, 512), "nearest", True), Shape((1, 3, 5, 7), (10, 14), "nearest", True)),

@@ -43,7 +43,7 @@ CASES = (
 )  # fmt: skip
 
 GPU = tuple(
-    gpu_case(f"{shape.mode} {'channels_last' * shape.channels_last}", shape, small, *BOTH, dtype=dtype)
+    gpu_case(f"{shape.mode}{' channels_last' * shape.channels_last}", shape, small, *BOTH, dtype=dtype)
     for shape, small in (
         (Shape((32, 64, 256, 256), (3, 3, 3, 3), "reflect"), Shape((1, 2, 7, 9), (3, 3, 3, 3), "reflect")),
         (Shape((64, 64, 256, 256), (1, 1, 1, 1), "constant", True), Shape((1, 3, 5, 7), (1, 1, 1, 1), "constant", True)),
