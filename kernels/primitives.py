@@ -103,9 +103,9 @@ def _power_of_two(k):
 
 
 @triton.jit
-def exp(x):
+def exp(x, COARSE: tl.constexpr = False):
     """e^x within 2 ulp, subnormals included; `tl.exp` alone multiplies by log2(e) first and is 60 ulp off at -80."""
-    if x.dtype == tl.float64:
+    if COARSE or x.dtype == tl.float64:
         y = tl.exp(x)
     else:
         k, r = _reduce_by_ln2(_clamp(x, -105.0, 89.0))
@@ -116,8 +116,17 @@ def exp(x):
 
 
 @triton.jit
-def expm1(x):
+def expm1(x, COARSE: tl.constexpr = False):
     """e^x - 1 within 2 ulp: 2^k expm1(r) + (2^k - 1), with the Taylor series of expm1 on |r| <= ln(2) / 2."""
+    if COARSE:
+        y = tl.where(tl.abs(x) < 0.0625, x * (1 + x * (0.5 + x * 0.16666666666666666)), tl.exp(x) - 1)
+    else:
+        y = _expm1(x)
+    return y
+
+
+@triton.jit
+def _expm1(x):
     if x.dtype == tl.float64:
         clamped = _clamp(x, -40.0, 710.0)
         k, r = _reduce_by_ln2(clamped)
@@ -133,12 +142,16 @@ def expm1(x):
 
 
 @triton.jit
-def log1p(x):
+def log1p(x, COARSE: tl.constexpr = False):
     """log(1 + x): the quotient undoes the rounding of 1 + x (Kahan)."""
     u = 1 + x
-    exact = (u == 1) | (u == float("inf"))
-    y = tl.log(u) * (x / tl.where(exact, 1.0, u - 1))
-    return tl.where(u == 1, x, tl.where(u == float("inf"), u, y))
+    if COARSE:
+        y = tl.where(tl.abs(x) < 0.00390625, x - 0.5 * x * x, tl.log(u))
+    else:
+        exact = (u == 1) | (u == float("inf"))
+        y = tl.log(u) * (x / tl.where(exact, 1.0, u - 1))
+        y = tl.where(u == 1, x, tl.where(u == float("inf"), u, y))
+    return y
 
 
 @triton.jit

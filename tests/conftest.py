@@ -67,7 +67,7 @@ def on_its_device(request, seeded):
     """Tests of the triton backend make their tensors on the GPU, where there is one; all others on the CPU."""
     parameters = getattr(getattr(request.node, "callspec", None), "params", {})
     if parameters.get("backend") == "triton" or request.node.get_closest_marker("on_device"):
-        with helpers.on_device(helpers.DEVICE):
+        with helpers.on_device(helpers.DEVICE), torch.backends.cudnn.flags(allow_tf32=False):
             yield
     else:
         yield

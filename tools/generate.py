@@ -49,11 +49,14 @@ class Renderer:
         raise ValueError(f"the activation table cannot use {ast.unparse(node)!r}")
 
 
+# Of these there is a short form for results that are rounded to 16 bits.
+COARSE = "exp", "expm1", "log1p", "tanh", "sigmoid", "gelu_sigmoid", "normal_cdf", "normal_pdf"
+
 TRITON = Renderer(
     {name: f"primitives.{name}" for name in FUNCTIONS} | {"where": "tl.where", "abs": "tl.abs"},
     number="{!r}",
     parameter="{}",
-    last={name: ["COARSE"] for name in ("tanh", "sigmoid", "gelu_sigmoid", "normal_cdf", "normal_pdf")},
+    last={name: ["COARSE"] for name in COARSE},
 )
 CPP = Renderer(
     {name: name for name in FUNCTIONS} | {"where": "select"}, number="constant<V>({!r})", parameter="constant<V>({})"

@@ -60,12 +60,12 @@ def silu_bwd(dy, x, COARSE: tl.constexpr):
 
 @triton.jit
 def mish_fwd(x, COARSE: tl.constexpr):
-    return x * ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) / ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 2.0))
+    return x * ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) / ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 2.0))
 
 
 @triton.jit
 def mish_bwd(dy, x, COARSE: tl.constexpr):
-    return dy * (((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) / ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 2.0)) + ((x * primitives.sigmoid(x, COARSE)) * ((4.0 * ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 1.0)) / (((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 2.0) * ((primitives.exp(tl.where(x < 20.0, x, 20.0)) * (primitives.exp(tl.where(x < 20.0, x, 20.0)) + 2.0)) + 2.0)))))
+    return dy * (((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) / ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 2.0)) + ((x * primitives.sigmoid(x, COARSE)) * ((4.0 * ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 1.0)) / (((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 2.0) * ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 2.0)))))
 
 
 @triton.jit
@@ -90,32 +90,32 @@ def sigmoid_bwd(dy, y, COARSE: tl.constexpr):
 
 @triton.jit
 def elu_fwd(x, alpha, COARSE: tl.constexpr):
-    return tl.where(x > 0.0, x, alpha * primitives.expm1(x))
+    return tl.where(x > 0.0, x, alpha * primitives.expm1(x, COARSE))
 
 
 @triton.jit
 def elu_bwd(dy, x, alpha, COARSE: tl.constexpr):
-    return tl.where(x > 0.0, dy, (dy * alpha) * primitives.exp(x))
+    return tl.where(x > 0.0, dy, (dy * alpha) * primitives.exp(x, COARSE))
 
 
 @triton.jit
 def selu_fwd(x, COARSE: tl.constexpr):
-    return tl.where(x > 0.0, 1.0507009873554805 * x, 1.7580993408473766 * primitives.expm1(x))
+    return tl.where(x > 0.0, 1.0507009873554805 * x, 1.7580993408473766 * primitives.expm1(x, COARSE))
 
 
 @triton.jit
 def selu_bwd(dy, x, COARSE: tl.constexpr):
-    return tl.where(x > 0.0, 1.0507009873554805 * dy, (dy * 1.7580993408473766) * primitives.exp(x))
+    return tl.where(x > 0.0, 1.0507009873554805 * dy, (dy * 1.7580993408473766) * primitives.exp(x, COARSE))
 
 
 @triton.jit
 def celu_fwd(x, alpha, COARSE: tl.constexpr):
-    return tl.where(x > 0.0, x, alpha * primitives.expm1(x * (1.0 / alpha)))
+    return tl.where(x > 0.0, x, alpha * primitives.expm1(x * (1.0 / alpha), COARSE))
 
 
 @triton.jit
 def celu_bwd(dy, x, alpha, COARSE: tl.constexpr):
-    return tl.where(x > 0.0, dy, dy * primitives.exp(x * (1.0 / alpha)))
+    return tl.where(x > 0.0, dy, dy * primitives.exp(x * (1.0 / alpha), COARSE))
 
 
 @triton.jit
@@ -180,7 +180,7 @@ def softshrink_bwd(dy, x, lambd, COARSE: tl.constexpr):
 
 @triton.jit
 def softplus_fwd(x, beta, threshold, COARSE: tl.constexpr):
-    return tl.where(x * beta > threshold, x, (tl.where(x * beta > 0.0, x * beta, 0.0) + primitives.log1p(primitives.exp(-tl.abs(x * beta)))) / beta)
+    return tl.where(x * beta > threshold, x, (tl.where(x * beta > 0.0, x * beta, 0.0) + primitives.log1p(primitives.exp(-tl.abs(x * beta), COARSE), COARSE)) / beta)
 
 
 @triton.jit
@@ -190,7 +190,7 @@ def softplus_bwd(dy, x, beta, threshold, COARSE: tl.constexpr):
 
 @triton.jit
 def logsigmoid_fwd(x, COARSE: tl.constexpr):
-    return tl.where(x < 0.0, x, 0.0) - primitives.log1p(primitives.exp(-tl.abs(x)))
+    return tl.where(x < 0.0, x, 0.0) - primitives.log1p(primitives.exp(-tl.abs(x), COARSE), COARSE)
 
 
 @triton.jit

@@ -41,8 +41,8 @@ def _entry(index_ptr, weight_ptr, entry, mask, ACC: tl.constexpr):
 @triton.jit
 def _resample(
     x_ptr, y_ptr, first0_ptr, index0_ptr, weight0_ptr, first1_ptr, index1_ptr, weight1_ptr, first2_ptr, index2_ptr,
-    weight2_ptr, numel, in0, in1, in2, out0, out1, out2, inner, taps0, taps1, taps2, FILL: tl.constexpr,
-    ACC: tl.constexpr, IS_LARGE: tl.constexpr, BLOCK: tl.constexpr,
+    weight2_ptr, numel, in0, in1, in2, out0, out1, out2, inner, TAPS0: tl.constexpr, TAPS1: tl.constexpr,
+    TAPS2: tl.constexpr, FILL: tl.constexpr, ACC: tl.constexpr, IS_LARGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y [outer, out0, out1, out2, inner] from x [outer, in0, in1, in2, inner]; IS_LARGE: one of them passes 2^31."""
     pid = tl.program_id(0)
@@ -62,13 +62,13 @@ def _resample(
     first1, count1 = _entries(first1_ptr, place1, mask)
     first2, count2 = _entries(first2_ptr, place2, mask)
     acc = tl.zeros([BLOCK], ACC)
-    for tap0 in range(taps0):
+    for tap0 in range(TAPS0):
         mask0 = mask & (tap0 < count0)
         from0, weight0 = _entry(index0_ptr, weight0_ptr, first0 + tap0, mask0, ACC)
-        for tap1 in range(taps1):
+        for tap1 in range(TAPS1):
             mask1 = mask0 & (tap1 < count1)
             from1, weight1 = _entry(index1_ptr, weight1_ptr, first1 + tap1, mask1, ACC)
-            for tap2 in range(taps2):
+            for tap2 in range(TAPS2):
                 mask2 = mask1 & (tap2 < count2)
                 from2, weight2 = _entry(index2_ptr, weight2_ptr, first2 + tap2, mask2, ACC)
                 at = (((outer * in0 + from0) * in1 + from1) * in2 + from2) * inner + element
@@ -140,11 +140,13 @@ def _one():
 def _launch(x, y, tables, outer, inner, fill, acc):
     sizes_in, sizes_out, taps = zip(*((t.size_in, t.size_out, t.taps) for t in tables))
     numel, read = (outer * inner * prod(sizes) for sizes in (sizes_out, sizes_in))
+    # Loops over few taps are unrolled, so that all loads are under way at once; longer ones share kernels.
+    taps = [n if n <= 4 else triton.next_power_of_2(n) for n in taps]
     block = tuning.POINTWISE_BLOCK
     grid = (launch.cdiv(numel, block),)
     _resample[grid](
-        x, y, *_on_device(tables, x.device), numel, *sizes_in, *sizes_out, inner, *taps, FILL=fill, ACC=acc,
-        IS_LARGE=max(numel, read) >= 1 << 31, BLOCK=block,
+        x, y, *_on_device(tables, x.device), numel, *sizes_in, *sizes_out, inner, TAPS0=taps[0], TAPS1=taps[1],
+        TAPS2=taps[2], FILL=fill, ACC=acc, IS_LARGE=max(numel, read) >= 1 << 31, BLOCK=block,
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, processor, tables
+from pyflash.auto import MEASURED, SMALL, processor, tables
+from pyflash.auto.gpu import GPU_ELEMENTS
 
 MIN_SIZE = 1 << 22  # of scores times (head_dim + value_dim): half the multiplications. Set on Zen 4
 FUSED = ("plain", "causal", "mask")  # the kinds that torch has a kernel for on a CPU; on a GPU dropout, too

@@ -1,7 +1,7 @@
 """Batch normalisation: with the statistics of the batch, which are what torch is slow at, as the tables say; in evaluation,
 where torch reads and writes once too, where there are many elements."""
 
-from pyflash.auto import SMALL, tables
+from pyflash.auto import SMALL, gpu, tables
 from pyflash.auto.minima import minima
 
 # Elements. Zen 5, torch's time over ours in evaluation, contiguous and channels_last, two threads: alone 0.3 and 0.3 at 2^16
@@ -16,7 +16,9 @@ def rules(name: str):
     @tables.remembered
     def decide(where, size, dtype) -> str:
         elements, channels, training, evaluates = (*size, False)[:4]
-        if evaluates and not where.is_gpu and elements * channels < IN_EVALUATION[name]:
+        if evaluates and where.is_gpu:
+            return gpu.NOT_MEASURED
+        if evaluates and elements * channels < IN_EVALUATION[name]:
             return SMALL
         return of_batch.decide(where, (elements, channels, training), dtype)
 

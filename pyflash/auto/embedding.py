@@ -1,6 +1,6 @@
 """Look-ups in a table, and sums over bags of them: reading rows is torch's as much as ours; their gradient is not."""
 
-from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, processor, tables
+from pyflash.auto import MEASURED, SMALL, gpu, processor, tables
 
 SIZES = "(indices, rows and columns of the weight, are gradients needed)"
 BAG_SIZES = "(indices, rows and columns of the weight, are gradients needed, mode)"
@@ -16,7 +16,7 @@ FAST_WITHOUT_GRADIENTS = ("mean", "max")
 def decide(name: str, where: processor.Place, size, dtype) -> str:
     """size: as SIZES or BAG_SIZES says."""
     if size == RENORMALISED:
-        return "not measured on a GPU" if where.is_gpu else ""
+        return ""
     indices, rows, columns, training, *kind = size
     elements = (indices + rows * training) * columns
     if not where.is_gpu and elements < MIN_ELEMENTS:
@@ -26,7 +26,7 @@ def decide(name: str, where: processor.Place, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return "not measured on a GPU" if elements < GPU_ELEMENTS or not training else ""
+        return gpu.decide(name, elements, training, dtype)
     if not training and not set(kind) & set(FAST_WITHOUT_GRADIENTS):
         return COPIES
     return ""

@@ -1,6 +1,6 @@
 """Local response normalisation, which torch composes of eight operations."""
 
-from pyflash.auto import MEASURED, SMALL, tables
+from pyflash.auto import MEASURED, SMALL, gpu, tables
 
 WINDOW = 16  # channels: of longer windows every one is summed anew, and no table speaks of them
 # Zen 5, one thread, torch's time over ours, inference and training: 1.7 and 1.7 at 2^9 elements, 4.2 and 3.3 at 2^12.
@@ -22,5 +22,5 @@ def rules(where, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return "not measured on a GPU"
+        return gpu.decide("local_response_norm", elements, training, dtype)
     return SMALL if elements < MIN_ELEMENTS[mode] else ""

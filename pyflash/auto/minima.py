@@ -2,12 +2,12 @@
 
 from math import prod
 
-from pyflash.auto import MEASURED, SMALL, tables
+from pyflash.auto import MEASURED, SMALL, gpu, tables
 
 
 def minima(name: str, *, inference: int, training: int):
     """Rules for `Operation(rules=...)` of sizes (..., are gradients needed): the table's answer; where it is silent, ours
-    from this many elements on, and on a GPU not before it was measured there.
+    from this many elements on, and on a GPU what was measured there.
 
     Args:
         name: the operation's in the tables.
@@ -23,7 +23,7 @@ def minima(name: str, *, inference: int, training: int):
         if ours is not None:
             return "" if ours else MEASURED
         if where.is_gpu:
-            return "not measured on a GPU"
+            return gpu.decide(name, prod(sizes), is_training, dtype)
         return SMALL if prod(sizes) < least[mode] else ""
 
     return rules

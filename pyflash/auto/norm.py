@@ -1,8 +1,6 @@
 """LayerNorm, alone and with the residual sum."""
 
-import torch
-
-from pyflash.auto import GPU_ELEMENTS, MEASURED, NO_TABLE, SMALL, processor, tables
+from pyflash.auto import MEASURED, NO_TABLE, SMALL, gpu, processor, tables
 
 # Where no table speaks: below it Python's share of a call outweighs the kernel's. The sum is a pass over memory to be saved.
 MIN_ELEMENTS = {"layer_norm": 524288, "add_layer_norm": 262144}
@@ -14,10 +12,8 @@ def decide(name: str, where: processor.Place, size, dtype) -> str:
     ours = tables.ours(where, name, "", dtype, "training" if training else "inference", (rows, columns))
     if ours is not None:
         return "" if ours else MEASURED
-    if where.is_gpu:  # on an H200, bfloat16, times torch's speed: 1.4 to 2.1, backward 1.6 to 3.0, the sum 1.4 to 2.0
-        if dtype not in (torch.bfloat16, torch.float16):
-            return "not measured on a GPU"
-        return SMALL if rows * columns < GPU_ELEMENTS else ""
+    if where.is_gpu:
+        return gpu.decide(name, rows * columns, training, dtype)
     if rows * columns < MIN_ELEMENTS[name]:
         return SMALL
     return NO_TABLE if name == "layer_norm" and where.family not in processor.MEASURED_BY_HAND else ""

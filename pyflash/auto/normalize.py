@@ -1,6 +1,6 @@
 """Vectors over their norm: how many elements are worth a call, and how many vectors make work for threads."""
 
-from pyflash.auto import MEASURED, SMALL, tables
+from pyflash.auto import MEASURED, SMALL, gpu, tables
 
 # Zen 5, one thread, torch's time over ours of rows, inference and training: 0.7 and 1.5 at 2^15 elements, 1.0 and 2.5 at 2^17,
 # 1.3 and 4.9 at 2^19; of columns 9.5 and 4.2 at 2^16.
@@ -19,5 +19,5 @@ def rules(where, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return "not measured on a GPU"
+        return gpu.decide("normalize", vectors * n, training, dtype)
     return SMALL if vectors * n < MIN_ELEMENTS[mode] else ""

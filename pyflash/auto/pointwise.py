@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from pyflash.activations import ACTIVATIONS
-from pyflash.auto import GPU_ELEMENTS, MEASURED, SMALL, processor, tables
+from pyflash.auto import MEASURED, SMALL, gpu, processor, tables
 
 # Where no table speaks. Measured in benchmarks/results, rows "activation", ours over torch's speed, forward at 64x3072
 # and 4096x3072. 2026-11-22-cpu-granite-rapids: gelu_tanh 2.7x and 1.0x; silu 0.9x and 1.0x; sigmoid 0.9x and 1.0x; relu
@@ -22,10 +22,6 @@ OURS_ON_CPU = ("gelu_tanh",)
 OURS_ON_ZEN = ("tanh",)  # torch's comes from Intel's library, which is slow on other processors
 MIN_ACTIVATED = 65536  # below it Python's share of a call outweighs the kernel's
 LARGE_BYTES = 32 << 20
-# On an H200, 64 M elements, bfloat16: gelu 1.27 and 1.23 in the backward, silu 1.08 and 1.04, tanh 1.04 and 1.00, relu 1.0;
-# in float32 1.0, gelu 0.9.
-OURS_ON_GPU = ("gelu", "silu")
-
 
 CHEAP = {"where", "abs"}
 
@@ -48,9 +44,7 @@ def decide_activation(name: str, where: processor.Place, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        if name not in OURS_ON_GPU or dtype != torch.bfloat16:
-            return "torch's own kernel is as fast on a GPU"
-        return SMALL if elements < GPU_ELEMENTS else ""
+        return gpu.decide(name, elements, training, dtype)
     if elements < MIN_ACTIVATED:
         return SMALL
     best = OURS_ON_CPU + OURS_ON_ZEN if where.family in processor.MEASURED_BY_HAND else OURS_ON_CPU
@@ -71,8 +65,9 @@ def dropout_rules(where, elements: int, dtype) -> str:
     ours = tables.ours(where, "dropout", "", dtype, "any", (elements,))
     if ours is not None:
         return "" if ours else MEASURED
-    # On an H200, 64 M elements: forward and backward 1.1 in bfloat16, forward 1.19 in float32.
-    return SMALL if elements < (GPU_ELEMENTS if where.is_gpu else MIN_DROPPED) else ""
+    if where.is_gpu:
+        return gpu.decide("dropout", elements, False, dtype)
+    return SMALL if elements < MIN_DROPPED else ""
 
 
 @tables.remembered
@@ -81,7 +76,9 @@ def rrelu_rules(where, elements: int, dtype) -> str:
     ours = tables.ours(where, "rrelu", "", dtype, "any", (elements,))
     if ours is not None:
         return "" if ours else MEASURED
-    return SMALL if elements < (GPU_ELEMENTS if where.is_gpu else MIN_DROPPED) else ""
+    if where.is_gpu:
+        return gpu.decide("rrelu", elements, True, dtype)
+    return SMALL if elements < MIN_DROPPED else ""
 
 
 # Of whole channels torch draws few numbers and makes two passes or more, where ours is one: on two busy Zen 5 cores, 6 M
@@ -96,4 +93,6 @@ def channel_dropout_rules(where, elements: int, dtype) -> str:
     ours = tables.ours(where, "dropout2d", "", dtype, "any", (elements,))
     if ours is not None:
         return "" if ours else MEASURED
-    return SMALL if elements < (GPU_ELEMENTS if where.is_gpu else MIN_DROPPED_CHANNELS) else ""
+    if where.is_gpu:
+        return gpu.decide("dropout2d", elements, True, dtype)
+    return SMALL if elements < MIN_DROPPED_CHANNELS else ""

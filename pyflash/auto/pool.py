@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pyflash.auto import MEASURED, SMALL, tables
+from pyflash.auto import MEASURED, SMALL, gpu, tables
 
 
 class Least(NamedTuple):
@@ -40,6 +40,7 @@ def rules(name: str):
     @tables.remembered
     def decide(where, size, dtype) -> str:
         elements, training, channels_last = (*size, False)[:3]
+        of_layout = channels_last and name == "max_unpool2d"
         if not (channels_last or name.startswith(BY_WINDOWS)):  # what the tables are of
             ours = tables.ours(
                 where, MEASURED_AS.get(name, name), "", dtype, "training" if training else "inference", (elements,)
@@ -47,7 +48,7 @@ def rules(name: str):
             if ours is not None:
                 return "" if ours else MEASURED
         if where.is_gpu:
-            return "not measured on a GPU"
+            return gpu.decide(f"{name} channels_last" if of_layout else name, elements, training, dtype)
         return SMALL if elements < least[2 * channels_last + training] else ""
 
     return decide

@@ -1,6 +1,6 @@
 """What `auto` prefers for images: torch's loops over channels that come last are good, those over the others are not."""
 
-from pyflash.auto import MEASURED, SMALL, tables
+from pyflash.auto import MEASURED, SMALL, gpu, tables
 
 # Zen 5, one thread, 16x16 places to 32x32, torch's time over ours: contiguous 0.9 at 16 thousand elements, 2.9 (bilinear) and
 # 4.3 (nearest) at 64 thousand; channels last 0.5 to 1.3 up to 4 million, and 3 where the result has large pages.
@@ -17,5 +17,7 @@ def interpolate_rules(where, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return "not measured on a GPU"
+        return gpu.decide(
+            f"interpolate {kind}" if kind.startswith("nearest") else "interpolate", elements, is_training, dtype
+        )
     return SMALL if elements < LEAST[kind] else ""

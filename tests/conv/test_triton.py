@@ -16,7 +16,7 @@ from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, conv_weight_grad
 from pyflash.ops.pointwise.argument import resolve
 from tests.conv.convs import FORMATS, assert_sums_within, lengths_of
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.on_device]
 
 
 @pytest.fixture(autouse=True)

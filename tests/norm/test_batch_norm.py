@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
+from helpers import DEVICE, FLOAT_DTYPES, assert_error_within, backend_params, run, use
 
 import pyflash
 import pyflash.functional as PF
@@ -86,6 +86,8 @@ def results(function, tensors, running, training, dy, dtype=None, backend=None):
 def test_matches_float64(backend, dtype, training):
     for case in CASES[:: 3 if backend == "triton" else 1]:
         tensors, running, activation, dy = make_case(case, dtype)
+        if DEVICE != "cpu" and tensors[1] is None and tensors[2] is not None:
+            continue  # a bias alone is an error in torch's CUDA backward
         args = tensors, running, training, dy
         truth = results(torchs(activation), *args, dtype=torch.float64)
         theirs, found = results(torchs(activation), *args), results(ours(activation), *args, backend=backend)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from activations import CALLS
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, by_cpu, run, use
 from operator_arguments import SEED
 
 import pyflash.functional as PF
@@ -214,7 +214,10 @@ def test_the_kernel_drops_what_dropouts_reference_drops(backend, dtype, shape):
         for d in (dtype, torch.float64)
     )
     assert_error_within(ours[:2], theirs[:2], truth[:2], dy * 3, residual)
-    assert_error_within(ours[2:], theirs[2:], truth[2:], dy.double().abs().sum().view(1) / 8)
+    rounded = (
+        torch.finfo(dtype).eps / torch.finfo(ours[2].dtype).eps if backend == "triton" else 1
+    )  # dx, before the sum
+    assert_error_within(ours[2:], theirs[2:], truth[2:], dy.double().abs().sum().view(1) / 8 * rounded)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "auto", "torch"])
@@ -277,7 +280,7 @@ def test_special_values(backend):
         dict(gain=2.0, clamp=1e38),
         dict(act="linear", gain=0.5),
     ):
-        theirs = run(lambda x, o=options: stylegans(x, **o), [x], dy)
+        theirs = run(by_cpu(lambda x, o=options: stylegans(x, **o)), [x], dy)
         ours = run(lambda x, o=options: PF.bias_act(x, **o), [x], dy, backend=backend)
         torch.testing.assert_close(ours, theirs, equal_nan=True)
         assert torch.equal(ours[0].signbit() & ~ours[0].isnan(), theirs[0].signbit() & ~theirs[0].isnan())

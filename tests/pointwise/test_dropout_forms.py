@@ -66,10 +66,13 @@ def test_matches_the_reference(backend, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_channels_word_is_that_of_its_number(backend):
     name = backend.partition(":")[0]
+    ones, word = torch.ones(5, 30), seed()
     with use(backend):
-        of_elements = dropout(torch.ones(5, 30), seed(), 0.5, name)
-        for layout in ("contiguous", "channels_last"):
-            y = _op(torch.ones_like(make((5, 30, 4, 3), layout)), seed(), 0.5, False, True, False, name)
+        of_elements = dropout(ones, word, 0.5, name)
+    for layout in ("contiguous", "channels_last"):
+        x = torch.ones_like(make((5, 30, 4, 3), layout))
+        with use(backend):
+            y = _op(x, word, 0.5, False, True, False, name)
             assert torch.equal(y, of_elements[:, :, None, None].expand_as(y))
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, by_cpu, run, use
 
 import pyflash
 import pyflash.functional as PF
@@ -93,7 +93,7 @@ def test_matches_float64(backend, dtype):
     for shape, layout, arguments, _why in of_backend(CASES, backend, dtype):
         x = laid_out(shape, layout, dtype)
         dy = gradient(x, arguments)
-        theirs = run(partial(F.interpolate, **arguments), [x], dy)
+        theirs = run(by_cpu(partial(F.interpolate, **arguments)), [x], dy)
         truth = run(partial(F.interpolate, **arguments), [x], dy, torch.float64)
         ours = run(partial(PF.interpolate, **arguments), [x], dy, backend=backend)
         assert ours[0].stride() == theirs[0].stride()
@@ -108,7 +108,7 @@ def test_filtered_matches_float64(backend, dtype):
     for shape, layout, arguments, _why in of_backend(FILTERED, backend, dtype):
         x = laid_out(shape, layout, dtype)
         dy = gradient(x, arguments)
-        theirs = [t.to(dtype) for t in run(partial(F.interpolate, **arguments), [x], dy, wide)]
+        theirs = [t.to(dtype) for t in run(by_cpu(partial(F.interpolate, **arguments)), [x], dy, wide)]
         truth = run(partial(F.interpolate, **arguments), [x], dy, torch.float64)
         ours = run(partial(PF.interpolate, **arguments), [x], dy, backend=backend)
         assert ours[0].stride() == theirs[0].stride()

@@ -1,0 +1,91 @@
+"""What `auto` prefers on a GPU of which no table speaks: what an H200 took, and how large a call has to be.
+
+From GPU_ELEMENTS on, a call that is bound by memory takes an H200 longer than launching it takes the host: 60 to 250 us of
+ours, 10 to 60 of torch's. Below, a faster kernel waits for its launch.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from pyflash.auto import SMALL
+
+GPU_ELEMENTS = 1 << 26
+NOT_MEASURED = "not measured on a GPU"
+AS_FAST = "torch's own is as fast or faster on a GPU, by what an H200 took"
+LEAST = 1.04  # of a ratio; a tie is torch's
+
+
+class Times(NamedTuple):
+    """torch's time over ours, kernels only: of a forward, and of forward and backward together; 0: not measured."""
+
+    inference: float
+    training: float
+
+
+# Rows `gpu` of the benchmarks, about 64 M elements; the least where an operation has several, a layout say. They are in
+# benchmarks/results/nvidia-h200: layer_norm and dropout in 2026-11-26-smoke-second.jsonl, all others in 2026-11-27-smoke.jsonl.
+IN_HALVES = {
+    "layer_norm": Times(1.4, 1.1),
+    "add_layer_norm": Times(1.5, 1.1),
+    "rms_norm": Times(1.22, 1.17),
+    "add_rms_norm": Times(1.36, 0),
+    "batch_norm": Times(1.15, 1.53),
+    "batch_norm_act": Times(1.39, 1.01),  # contiguous 3.29 and 3.27
+    "group_norm_act": Times(2.80, 1.23),
+    "instance_norm": Times(2.33, 1.05),
+    "local_response_norm": Times(8.11, 4.21),
+    "normalize": Times(2.13, 5.83),
+    "softmax rows": Times(1.58, 1.76),
+    "gelu": Times(1.26, 1.24),
+    "gelu_tanh": Times(1.17, 1.10),
+    "silu": Times(1.06, 1.04),
+    "mish": Times(1.11, 1.08),
+    "sigmoid": Times(1.09, 1.04),
+    "elu": Times(1.31, 1.12),
+    "selu": Times(1.32, 1.15),
+    "celu": Times(1.24, 1.08),
+    "softshrink": Times(1.09, 1.04),
+    "softsign": Times(3.39, 5.62),
+    "tanhshrink": Times(1.33, 1.91),
+    "dropout": Times(1.26, 1.10),
+    "dropout2d": Times(2.21, 2.22),
+    "gated_act": Times(1.72, 1.77),
+    "glu": Times(2.09, 1.85),
+    "prelu": Times(2.37, 1.54),
+    "bias_act": Times(3.80, 1.93),
+    "bias_act_dropout_add": Times(2.00, 1.28),
+    "max_pool2d": Times(1.71, 1.27),
+    "avg_pool2d": Times(2.29, 1.90),
+    "max_unpool2d": Times(0.52, 0.64),
+    "max_unpool2d channels_last": Times(1.21, 1.55),
+    "interpolate": Times(0.18, 0.81),
+    "interpolate nearest channels_last": Times(6.68, 1.24),
+    "pad": Times(1.58, 1.18),
+    "embedding": Times(0.27, 0.94),
+    "embedding_bag": Times(0.76, 0),
+}
+IN_FLOAT32 = {
+    **dict.fromkeys(("relu", "silu", "tanh"), Times(1.0, 1.0)),
+    "gelu": Times(0.90, 0.96),
+    "softmax rows": Times(1.55, 1.81),
+    "log_softmax columns": Times(5.79, 3.76),
+    "dropout": Times(1.15, 0),
+    "rrelu": Times(2.42, 1.44),
+    "prelu": Times(1.43, 1.37),
+    "bias_act": Times(3.58, 2.66),
+    "interpolate": Times(0.37, 0.55),
+    "interpolate nearest channels_last": Times(4.42, 1.11),
+    "pad": Times(1.55, 0.90),
+    "embedding": Times(4.70, 0.27),
+    "embedding_bag": Times(0.94, 0.18),
+}
+BY_DTYPE = {torch.bfloat16: IN_HALVES, torch.float16: IN_HALVES, torch.float32: IN_FLOAT32}
+
+
+def decide(name: str, elements: int, training: bool, dtype: torch.dtype) -> str:
+    """Why torch is to be preferred; empty where a kernel of ours is. name: a row's above."""
+    times = BY_DTYPE.get(dtype, {}).get(name, Times(0, 0))[training]
+    if not times:
+        return NOT_MEASURED
+    return AS_FAST if times < LEAST else SMALL if elements < GPU_ELEMENTS else ""
