@@ -31,6 +31,12 @@ def dropout_block(dtype):
 SORT_BLOCK = 64 if INTERPRETED.value else 512
 
 
+def resample_block(columns):
+    """Rows and columns to a program, two blocks of elements together: rows share what a column's places are."""
+    block_c = min(triton.next_power_of_2(columns), POINTWISE_BLOCK)
+    return dict(BLOCK_R=max(1, 2 * POINTWISE_BLOCK // block_c), BLOCK_C=block_c)
+
+
 def embedding_block(cols):
     """Rows of a table that a program copies, and how much of each: 2048 elements together."""
     block_n = min(triton.next_power_of_2(cols), 64 if INTERPRETED.value else 1024)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.embedding.sort import first_of, sort_by_row
+from pyflash.kernels.embedding.sort import bags_of_places, bounds_of_rows, sort_by_row
 from pyflash.kernels.primitives import acc_of, cast, scalar
 
 
@@ -30,17 +30,15 @@ def _gather(
 @launch.cached
 @triton.jit(do_not_specialize=["n"])
 def _sum_rows(
-    dy_ptr, keys_ptr, places_ptr, dweight_ptr, bounds_ptr, per_sample_ptr, counts_ptr, winners_ptr, dy_row_stride, n, cols,
-    bags, SCALE: tl.constexpr, ACC: tl.constexpr, STEPS: tl.constexpr, BAG_STEPS: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    dy_ptr, first_ptr, last_ptr, places_ptr, dweight_ptr, bags_ptr, per_sample_ptr, counts_ptr, winners_ptr,
+    dy_row_stride, cols, SCALE: tl.constexpr, ACC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dweight of one row, BLOCK_N columns; its places are read BLOCK_K at a time. With bounds_ptr a place stands for its
+    """dweight of one row, BLOCK_N columns; its places are read BLOCK_K at a time. With bags_ptr a place stands for its
     bag's row of dy: times per_sample, over the bag's count, or where it is the winner."""
     row = tl.program_id(0).to(tl.int64)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < cols
-    first = first_of(keys_ptr, n, row, STEPS)
-    last = first_of(keys_ptr, n, row + 1, STEPS)
+    first, last = tl.load(first_ptr + row), tl.load(last_ptr + row)
     total = tl.zeros([BLOCK_N], ACC)
     for start in range(first, last, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
@@ -48,8 +46,8 @@ def _sum_rows(
         mask = mask_k[:, None] & mask_n[None, :]
         place = tl.load(places_ptr + offs_k, mask=mask_k, other=0)
         of_row = place
-        if bounds_ptr is not None:
-            of_row = tl.minimum(tl.maximum(first_of(bounds_ptr, bags + 1, place + 1, BAG_STEPS) - 1, 0), bags - 1)
+        if bags_ptr is not None:
+            of_row = tl.load(bags_ptr + place, mask=mask_k, other=0)
         dy = cast(tl.load(dy_ptr + of_row[:, None] * dy_row_stride + offs_n[None, :], mask=mask, other=0.0), ACC)
         if per_sample_ptr is not None:
             dy *= cast(tl.load(per_sample_ptr + place, mask=mask_k, other=0.0), ACC)[:, None]
@@ -147,16 +145,17 @@ def sum_rows(dy, indices, rows, padding_idx, scale_grad_by_freq, bounds, per_sam
     n, cols = indices.shape[0], dweight.shape[1]
     if dweight.numel() == 0:
         return
-    bags = 0 if bounds is None else bounds.shape[0] - 1
-    if n == 0 or (bounds is not None and bags == 0):
+    if n == 0 or (bounds is not None and bounds.shape[0] == 1):
         dweight.zero_()
         return
-    keys, places = sort_by_row(indices, rows, padding_idx, None if bounds is None else bounds[bags:])
+    keys, places = sort_by_row(indices, rows, padding_idx, None if bounds is None else bounds[-1:])
+    first, last = bounds_of_rows(keys, rows)
+    bags = None if bounds is None else bags_of_places(bounds, n)
     block_n = tuning.embedding_block(cols)["BLOCK_N"]
     _sum_rows[(rows, launch.cdiv(cols, block_n))](
-        dy, keys, places, dweight, bounds, per_sample, counts, winners, dy.stride(0), n, cols, bags,
-        SCALE=scale_grad_by_freq, ACC=acc_of(dy), STEPS=n.bit_length(), BAG_STEPS=(bags + 1).bit_length(),
-        BLOCK_K=max(1, min(16, 4096 // block_n)), BLOCK_N=block_n,
+        dy, first, last, places, dweight, bags, per_sample, counts, winners, dy.stride(0), cols,
+        SCALE=scale_grad_by_freq, ACC=acc_of(dy), BLOCK_K=max(1, min(16, 4096 // block_n)), BLOCK_N=block_n,
+        num_warps=1 if block_n <= 128 else 4,
     )  # fmt: skip
 
 

@@ -87,6 +87,43 @@ def first_of(keys_ptr, n, row, STEPS: tl.constexpr):
     return low
 
 
+@launch.cached
+@triton.jit
+def _bounds(keys_ptr, first_ptr, last_ptr, n, rows, BLOCK: tl.constexpr):
+    """Where in the ascending keys each row begins and ends; rows that are not there keep the zeros they have."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(keys_ptr + offs, mask=offs < n, other=rows)
+    before = tl.load(keys_ptr + offs - 1, mask=(offs > 0) & (offs < n), other=-1)
+    after = tl.load(keys_ptr + offs + 1, mask=offs + 1 < n, other=-1)
+    tl.store(first_ptr + row, offs, mask=(row < rows) & (row != before))
+    tl.store(last_ptr + row, offs + 1, mask=(row < rows) & (row != after))
+
+
+def bounds_of_rows(keys, rows):
+    """(first, behind the last) of each row's places in what sort_by_row returned, int64 [2, rows]."""
+    bounds = torch.zeros(2, rows, dtype=torch.int64, device=keys.device)
+    n, block = keys.shape[0], tuning.SORT_BLOCK
+    _bounds[(launch.cdiv(n, block),)](keys, bounds[0], bounds[1], n, rows, BLOCK=block)
+    return bounds
+
+
+@launch.cached
+@triton.jit
+def _bags(bounds_ptr, bags_ptr, n, bags, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """The bag of each place: the last that begins there or before."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    bag = first_of(bounds_ptr, bags + 1, place + 1, STEPS) - 1
+    tl.store(bags_ptr + place, tl.minimum(tl.maximum(bag, 0), bags - 1), mask=place < n)
+
+
+def bags_of_places(bounds, n):
+    """int64 [n]; bounds: [bags + 1], ascending."""
+    bags, block = bounds.shape[0] - 1, tuning.SORT_BLOCK
+    found = torch.empty(n, dtype=torch.int64, device=bounds.device)
+    _bags[(launch.cdiv(n, block),)](bounds, found, n, bags, STEPS=(bags + 1).bit_length(), BLOCK=block)
+    return found
+
+
 def sort_by_row(indices, rows, padding, end=None):
     """(rows that were looked up, ascending; the place of each), both int64 [n]. Places of the row `padding`, and those from
     the number in the tensor `end` on, come last, as those of a row after the last."""

@@ -1,8 +1,8 @@
 """Resampling over three axes: a place of the output is the weighted sum of the places of the input that the axes' tables
 list. Interpolation, padding, and their gradients, which have the tables transposed: no place is written to twice.
 
-A program computes BLOCK elements of the output, one after another in memory; what it reads lies side by side where that
-does. Tables are a few KB, and stay in the first cache.
+A program computes a tile of rows and columns of the output: what depends on the row is worked out once a row, what depends
+on the column once for all rows of the tile. Tables are a few KB, and stay in the first cache.
 """
 
 import functools
@@ -41,42 +41,47 @@ def _entry(index_ptr, weight_ptr, entry, mask, ACC: tl.constexpr):
 @triton.jit
 def _resample(
     x_ptr, y_ptr, first0_ptr, index0_ptr, weight0_ptr, first1_ptr, index1_ptr, weight1_ptr, first2_ptr, index2_ptr,
-    weight2_ptr, numel, in0, in1, in2, out0, out1, out2, inner, TAPS0: tl.constexpr, TAPS1: tl.constexpr,
-    TAPS2: tl.constexpr, FILL: tl.constexpr, ACC: tl.constexpr, IS_LARGE: tl.constexpr, BLOCK: tl.constexpr,
+    weight2_ptr, rows, in0, in1, in2, out0, out1, out2, inner, TAPS0: tl.constexpr, TAPS1: tl.constexpr,
+    TAPS2: tl.constexpr, FILL: tl.constexpr, ACC: tl.constexpr, IS_LARGE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """y [outer, out0, out1, out2, inner] from x [outer, in0, in1, in2, inner]; IS_LARGE: one of them passes 2^31."""
+    """y [outer, out0, out1, out2, inner] from x [outer, in0, in1, in2, inner]; a row has out2 * inner elements. IS_LARGE: one
+    of them passes 2^31."""
     pid = tl.program_id(0)
+    blocks = tl.cdiv(out2 * inner, BLOCK_C)
+    first_row = pid // blocks
     if IS_LARGE:  # divisions of 64 bits take several times as long
-        pid = pid.to(tl.int64)
-    offs = pid * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < numel
-    element = offs % inner
-    place = offs // inner
-    place2 = place % out2
-    place = place // out2
-    place1 = place % out1
-    place = place // out1
-    place0 = place % out0
-    outer = place // out0
-    first0, count0 = _entries(first0_ptr, place0, mask)
-    first1, count1 = _entries(first1_ptr, place1, mask)
-    first2, count2 = _entries(first2_ptr, place2, mask)
-    acc = tl.zeros([BLOCK], ACC)
-    for tap0 in range(TAPS0):
-        mask0 = mask & (tap0 < count0)
-        from0, weight0 = _entry(index0_ptr, weight0_ptr, first0 + tap0, mask0, ACC)
-        for tap1 in range(TAPS1):
-            mask1 = mask0 & (tap1 < count1)
-            from1, weight1 = _entry(index1_ptr, weight1_ptr, first1 + tap1, mask1, ACC)
-            for tap2 in range(TAPS2):
-                mask2 = mask1 & (tap2 < count2)
-                from2, weight2 = _entry(index2_ptr, weight2_ptr, first2 + tap2, mask2, ACC)
-                at = (((outer * in0 + from0) * in1 + from1) * in2 + from2) * inner + element
-                term = weight0 * weight1 * weight2 * cast(tl.load(x_ptr + at, mask=mask2, other=0.0), ACC)
+        first_row = first_row.to(tl.int64)
+    row = first_row * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask_r = row < rows
+    place1 = row % out1
+    place0 = row // out1 % out0
+    outer = (row // out1 // out0).to(tl.int64)
+    first0, count0 = _entries(first0_ptr, place0, mask_r)
+    first1, count1 = _entries(first1_ptr, place1, mask_r)
+    column = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = column < out2 * inner
+    first2, count2 = _entries(first2_ptr, column // inner, mask_c)
+    acc = tl.zeros([BLOCK_R, BLOCK_C], ACC)
+    for tap2 in range(TAPS2):
+        mask2 = mask_c & (tap2 < count2)
+        from2, weight2 = _entry(index2_ptr, weight2_ptr, first2 + tap2, mask2, ACC)
+        at2 = from2 * inner + column % inner
+        for tap0 in range(TAPS0):
+            mask0 = mask_r & (tap0 < count0)
+            from0, weight0 = _entry(index0_ptr, weight0_ptr, first0 + tap0, mask0, ACC)
+            for tap1 in range(TAPS1):
+                mask1 = mask0 & (tap1 < count1)
+                from1, weight1 = _entry(index1_ptr, weight1_ptr, first1 + tap1, mask1, ACC)
+                x_rows = x_ptr + ((outer * in0 + from0) * in1 + from1) * (in2 * inner)
+                mask = mask1[:, None] & mask2[None, :]
+                x = cast(tl.load(x_rows[:, None] + at2[None, :], mask=mask, other=0.0), ACC)  # [BLOCK_R, BLOCK_C]
+                term = (weight0 * weight1)[:, None] * weight2[None, :] * x
                 acc = tl.where(tap0 + tap1 + tap2 == 0, term, acc + term)  # 0 + -0 would be 0
-    is_empty = (count0 == 0) | (count1 == 0) | (count2 == 0)
+    is_empty = ((count0 == 0) | (count1 == 0))[:, None] | (count2 == 0)[None, :]
     acc = tl.where(is_empty, FILL, acc)
-    tl.store(y_ptr + offs, cast(acc, y_ptr.dtype.element_ty), mask=mask)
+    y_ptrs = y_ptr + row.to(tl.int64)[:, None] * (out2 * inner) + column[None, :]
+    tl.store(y_ptrs, cast(acc, y_ptr.dtype.element_ty), mask=mask_r[:, None] & mask_c[None, :])
 
 
 _hosts = {}  # addresses of tables -> what is copied of them, and the tables, so that no other gets their addresses
@@ -142,11 +147,12 @@ def _launch(x, y, tables, outer, inner, fill, acc):
     numel, read = (outer * inner * prod(sizes) for sizes in (sizes_out, sizes_in))
     # Loops over few taps are unrolled, so that all loads are under way at once; longer ones share kernels.
     taps = [n if n <= 4 else triton.next_power_of_2(n) for n in taps]
-    block = tuning.POINTWISE_BLOCK
-    grid = (launch.cdiv(numel, block),)
+    columns = sizes_out[2] * inner
+    block = tuning.resample_block(columns)
+    grid = (launch.cdiv(numel // columns, block["BLOCK_R"]) * launch.cdiv(columns, block["BLOCK_C"]),)
     _resample[grid](
-        x, y, *_on_device(tables, x.device), numel, *sizes_in, *sizes_out, inner, TAPS0=taps[0], TAPS1=taps[1],
-        TAPS2=taps[2], FILL=fill, ACC=acc, IS_LARGE=max(numel, read) >= 1 << 31, BLOCK=block,
+        x, y, *_on_device(tables, x.device), numel // columns, *sizes_in, *sizes_out, inner, TAPS0=taps[0], TAPS1=taps[1],
+        TAPS2=taps[2], FILL=fill, ACC=acc, IS_LARGE=max(numel, read) >= 1 << 31, **block,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, needs_values, run, use
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, by_cpu, needs_values, run, use
 
 import pyflash
 import pyflash.functional as PF
@@ -58,7 +58,7 @@ def test_matches_torch(backend, dtype):
         indices, weight, options = make(case, dtype, (torch.int64, torch.int32)[number % 2])
         dy = torch.randn(*indices.shape, weight.shape[1], dtype=dtype)
         truth = run(calls(F.embedding, options), [indices, weight], dy, torch.float64)
-        theirs = run(calls(F.embedding, options), [indices, weight], dy)
+        theirs = run(by_cpu(calls(F.embedding, options)), [indices, weight], dy)
         ours = run(calls(PF.embedding, options), [indices, weight], dy, backend=backend)
         assert torch.equal(ours[0], theirs[0]) and ours[0].shape == theirs[0].shape, case[-1]
         assert_error_within(ours, theirs, truth, dy)
@@ -122,14 +122,12 @@ def test_max_norm(backend, dtype, norm_type):
         indices = torch.tensor([[8, 0, 8], [3, 4, 0]])
         norms = torch.linalg.vector_norm(weight.double(), norm_type, 1)
         max_norm = norms[[0, 3, 4, 8]].mean().item()
-        # Rows that torch's CUDA kernel leaves as they are where their elements are not adjacent.
-        theirs, ours, truth = (
-            weight.clone(memory_format=torch.contiguous_format),
-            weight.clone(),
-            weight.contiguous().double(),
-        )
-        expected = F.embedding(indices, theirs, None, max_norm, norm_type)
-        F.embedding(indices, truth, None, max_norm, norm_type)
+        # By the CPU: torch's CUDA kernel takes powers of negative numbers, and rows whose elements are not adjacent for others.
+        theirs, truth = (weight.to("cpu", dtype, copy=True).contiguous() for dtype in (weight.dtype, torch.float64))
+        ours = weight.clone()
+        expected = F.embedding(indices.cpu(), theirs, None, max_norm, norm_type)
+        F.embedding(indices.cpu(), truth, None, max_norm, norm_type)
+        expected, theirs, truth = (t.to(weight.device) for t in (expected, theirs, truth))
         version = ours._version
         with use(backend):
             y = PF.embedding(indices, ours, None, max_norm, norm_type)
