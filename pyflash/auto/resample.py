@@ -17,7 +17,5 @@ def interpolate_rules(where, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return gpu.decide(
-            f"interpolate {kind}" if kind.startswith("nearest") else "interpolate", elements, is_training, dtype
-        )
+        return gpu.NOT_MEASURED
     return SMALL if elements < LEAST[kind] else ""

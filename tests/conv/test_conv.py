@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import FLOAT_DTYPES, by_cpu, run, use
+from helpers import DEVICE, FLOAT_DTYPES, by_cpu, run, use
 from property_tests import given, settings, st
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -128,7 +128,8 @@ def test_matches_float64(backend, dtype, name):
             found, torchs = check(partial(call, ours, options), partial(call, theirs, options), tensors, dtype, backend)
         except AssertionError as error:
             raise AssertionError(f"{why}: {error}") from None
-        if len(x_shape) == 4 and x_shape[0]:  # of three dimensions torch's own formats differ from type to type
+        # Of three dimensions torch's own formats differ from type to type, and on CUDA from shape to shape.
+        if len(x_shape) == 4 and x_shape[0] and DEVICE == "cpu":
             assert list(map(order_of, found)) == list(map(order_of, torchs)), why
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import FLOAT_DTYPES, backend_params, by_cpu, run, use
+from helpers import DEVICE, FLOAT_DTYPES, backend_params, by_cpu, run, use
 
 import pyflash.functional as PF
 import pyflash.nn as nn
@@ -66,7 +66,8 @@ def test_matches_float64(backend, dtype):
         truth = run(torchs(groups, activation), tensors, dy, torch.float64)
         found = run(ours(groups, activation), tensors, dy, backend=backend)
         assert case[2] == "transposed" or found[0].stride() == theirs[0].stride(), case
-        assert_channels_within(found, theirs, truth, dy, tensors)
+        # A GPU adds in another order: in float64 that is 5 ulp of the largest term.
+        assert_channels_within(found, theirs, truth, dy, tensors, floor_ulp=4.0 if DEVICE == "cpu" else 8.0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
