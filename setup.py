@@ -2,8 +2,8 @@
 `python -m pyflash info`. PYFLASH_REQUIRE_NATIVE=1: a native build that fails fails the whole.
 
 A family of operations is a folder, csrc/cpu/<family>/kernels.cpp: it is compiled once per instruction set, in parallel, and
-again only when something that it includes has changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set (with generic),
-for a quick edit loop; PYFLASH_NO_NATIVE=1 none.
+again only when something that it includes has changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set, for
+a quick edit loop; PYFLASH_NO_NATIVE=1 none.
 """
 
 import os
@@ -49,7 +49,7 @@ def instruction_sets():
     """{name: flags} of those to be built."""
     isas = X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else {"generic": ["-DPF_VECTOR_BYTES=16"]}
     only = os.environ.get("PYFLASH_BUILD_ISA")
-    return {isa: flags for isa, flags in isas.items() if not only or isa in (only, "generic")}
+    return {isa: flags for isa, flags in isas.items() if not only or isa == only}
 
 
 def native_sources():

@@ -22,6 +22,8 @@ PYBIND11_MODULE(_cpu, m) {
       throw py::import_error(
           std::string("PYFLASH_CPU_ISA is '") + wanted +
           "': not an instruction set of this build and processor; python -m pyflash info lists them");
+  if (selected_isa() < 0)
+    throw py::import_error("pyflash's native core was built for instruction sets that this processor has not");
   // Of memory that nothing was written to yet: 2 MB pages, where the system has them and gives them.
   m.def("prefer_large_pages", [](Address address, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
