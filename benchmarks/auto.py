@@ -229,7 +229,13 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
     """As many channels go in as come out; the kernels that models have of each kind."""
     for name, kind in product(CONVOLUTIONS, auto_conv.KINDS):
         shape = kind.partition(" ")[0]
-        kernels = {"pointwise": (1,), "dense": (25,), "strided": (16,), "depthwise": (9, 49)}.get(shape, (9,))
+        kernels = {
+            "pointwise": (1,),
+            "dense": (25,),
+            "strided": (16,),
+            "depthwise": (9, 49),
+            auto_conv.DEPTHWISE_1D: (3, 31),
+        }.get(shape, (9,))
         if name == "conv_transpose" and shape != "strided":
             continue  # models have no others
         for dtype, mode, places, count, kernel in product(dtypes, modes, positions, channels, kernels):

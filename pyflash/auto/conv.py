@@ -19,7 +19,8 @@ WINOGRAD_CHANNELS = 32
 
 # Which kernels serve a shape, and in which memory format: a table has points of each.
 SHAPES = ("pointwise", "3x3", "dense", "strided", "depthwise")
-KINDS = tuple(shape + layout for shape in SHAPES for layout in ("", " channels_last"))
+DEPTHWISE_1D = "depthwise1d"  # torch's is several times slower than its images'
+KINDS = (*(shape + layout for shape in SHAPES for layout in ("", " channels_last")), DEPTHWISE_1D)
 
 
 class Size(NamedTuple):
@@ -34,6 +35,7 @@ class Size(NamedTuple):
     is_3x3: bool  # of two dimensions, stride and dilation 1
     channels_last: bool
     training: bool  # are gradients needed
+    is_1d: bool = False
 
     @property
     def macs(self) -> int:
@@ -42,6 +44,8 @@ class Size(NamedTuple):
     @property
     def kind(self) -> str:
         if self.groups > 1:
+            if self.is_1d and not self.channels_last:
+                return DEPTHWISE_1D
             shape = "depthwise"
         else:
             shape = (
@@ -50,7 +54,7 @@ class Size(NamedTuple):
         return f"{shape} channels_last" if self.channels_last else shape
 
 
-# One table for all ranks: a row is an image of one row, to a kernel.
+# One table for all ranks but depthwise rows: a row is an image of one row, to a kernel.
 MEASURED_AS = {f"{name}{n}d": name for name in ("conv", "conv_transpose") for n in (1, 2, 3)} | {
     "conv_bias_act": "conv"
 }

@@ -338,9 +338,11 @@ def size_of(point):
     if point.operation in ("conv", "conv_transpose"):
         positions, inputs, outputs, kernel = point.sizes
         shape, _, layout = point.kind.partition(" ")
-        groups = inputs if shape == "depthwise" else 1
+        groups, is_1d = inputs if "depthwise" in shape else 1, shape == conv.DEPTHWISE_1D
         of_group = inputs // groups, outputs // groups, groups
-        return conv.Size(positions, *of_group, kernel, shape == "strided", shape == "3x3", bool(layout), training)
+        return conv.Size(
+            positions, *of_group, kernel, shape == "strided", shape == "3x3", bool(layout), training, is_1d
+        )
     if point.operation == "interpolate":
         return *point.sizes, point.kind, training
     return *point.sizes, training

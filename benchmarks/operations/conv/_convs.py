@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.operation import Case, Operation
+from pyflash.auto.conv import DEPTHWISE_1D
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 INFERENCE, TRAINED = ("forward",), ("forward", "backward", "training")
@@ -150,9 +151,12 @@ def both_layouts(name: str, shape: Shape, modes, **settings) -> tuple[Case, Case
 
 
 def of_sizes(name: str, kind: str, positions: int, inputs: int, outputs: int, kernel: int) -> Shape:
-    """A batch of images with about so many places, on which a square kernel is laid."""
+    """A batch of images, or rows, with about so many places, on which a square kernel is laid."""
     shape, _, layout = kind.partition(" ")
     side, batch = isqrt(kernel), gcd(8, positions)
+    if shape == DEPTHWISE_1D:
+        x_shape, weight_shape = (batch, inputs, positions // batch), (outputs, 1, kernel)
+        return Shape(x_shape, weight_shape, padding=(kernel - 1) // 2, groups=inputs)
     width = max(1, isqrt(positions // batch))
     groups = inputs if shape == "depthwise" else 1
     stride = 2 if shape == "strided" else 1

@@ -26,12 +26,21 @@ struct FixedTaps {
   template <class S, int kTile, class Load>
   PF_INLINE void add(const Axis&, const SourceRow<S>& row, int64_t w, const Acc<S>* weight, int64_t pitch,
                      Vec<Acc<S>> (&sums)[kTile], const Load& load_source) {
+    constexpr int kReach = (kTile - 1) * kStep + kTaps;
+    if (w >= 0 && w + kReach <= row.size)
+      add_where<true>(row, w, weight, pitch, sums, load_source);
+    else
+      add_where<false>(row, w, weight, pitch, sums, load_source);
+  }
+  template <bool kInside, class S, int kTile, class Load>
+  PF_INLINE void add_where(const SourceRow<S>& row, int64_t w, const Acc<S>* weight, int64_t pitch,
+                           Vec<Acc<S>> (&sums)[kTile], const Load& load_source) {
     Vec<Acc<S>> taps[kTaps];
     PF_UNROLL
     for (int t = 0; t < kTaps; t++) taps[t] = load(weight + t * pitch);
     PF_UNROLL
     for (int i = 0; i < (kTile - 1) * kStep + kTaps; i++) {
-      if (!is_inside(w + i, row.size)) continue;
+      if (!kInside && !is_inside(w + i, row.size)) continue;
       const Vec<Acc<S>> x = load_source(row.at + (w + i) * row.step);
       PF_UNROLL
       for (int t = 0; t < kTaps; t++)

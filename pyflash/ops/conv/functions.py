@@ -87,6 +87,7 @@ class _Convolution:
             is_3x3=auto.is_3x3(kernel, geometry.stride, geometry.dilation),
             channels_last=is_channels_last(x) or is_channels_last(weight),
             training=training,
+            is_1d=len(kernel) == 1,
         )
 
     def __call__(self, torchs, x, weight, bias, residual, activation, *options):
