@@ -269,6 +269,7 @@ def conv(empty, dtype, form):
         kernels.conv_fwd(
             x,
             weight,
+            None,
             bias,
             residual if what else None,
             y.shape[2:],

@@ -56,6 +56,7 @@ void define_operation(py::module_& m, const char* name, const char* sizes_name, 
     p.x = t.address<void>("x");
     p.weight = t.address<void>("weight");
     p.y = t.address<void>("y");
+    p.scale = t.address("scale");
     p.bias = t.address("bias");
     p.residual = t.address("residual");
     p.preact = t.address<void>("preact");

@@ -29,12 +29,13 @@ struct ConvShape {
   ConvAxis axes[kConvDims];                          // depth, height, width
 };
 
-// fwd writes y = activation(conv(x, weight) + bias + residual), input_grad writes x from y (the output's gradient) and
-// weight, plus bias, weight_grad writes weight from y and x.
+// fwd writes y = activation(scale conv(x, weight) + bias + residual), input_grad writes x from y (the output's
+// gradient) and weight, plus bias, weight_grad writes weight from y and x.
 struct Conv {
   void* x;               // [batch, groups * in_channels, x's sizes], dtype
   void* weight;          // [groups * out_channels, in_channels, kernel's sizes], dtype
   void* y;               // [batch, groups * out_channels, y's sizes], dtype
+  const void* scale;     // one for each channel of y, dtype, contiguous; or null; fwd only
   const void* bias;      // one for each channel of what is written, dtype, contiguous; or null
   const void* residual;  // as y; or null; fwd only
   void* preact;          // as y: before the activation; or null; fwd only

@@ -11,24 +11,25 @@ _LEAST_CHANNELS = 16  # of a group, for which a matrix product is worth it
 
 
 def conv_fwd(
-    x, weight, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, y, preact
+    x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, y,
+    preact,
 ):  # fmt: skip
-    """Fill y = activation(conv(x, weight) + bias + residual) and, if save_preact, preact: the same before the activation.
+    """Fill y = activation(scale conv(x, weight) + bias + residual) and, if save_preact, preact: the same before the activation.
 
     Args:
-        x: [N, groups * Ci, *in]; weight: [groups * Co, Ci, *kernel]; bias: [groups * Co] or None.
+        x: [N, groups * Ci, *in]; weight: [groups * Co, Ci, *kernel]; scale, bias: [groups * Co] or None.
         residual: [N, groups * Co, *size] or None; y, preact: the same.
         activation: a name of the activation table, or "" for none; first, second: the values of its parameters.
     """
     shape = Shape(x, weight, y, stride, padding, dilation, groups, False)
-    _launch(shape, x, weight, bias, residual, (activation, first, second), y, preact if save_preact else None)
+    _launch(shape, x, weight, scale, bias, residual, (activation, first, second), y, preact if save_preact else None)
 
 
 def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, dx):
     """Fill dx [N, groups * Ci, *size] with the adjoint of conv_fwd in x, plus bias [groups * Ci]: the gradient of x, and a
     transposed convolution. dy: [N, groups * Co, *out]; weight: [groups * Co, Ci, *kernel]."""
     shape = Shape(dy, weight, dx, stride, padding, dilation, groups, True)
-    _launch(shape, dy, weight, bias, None, ("", 0.0, 0.0), dx, None)
+    _launch(shape, dy, weight, None, bias, None, ("", 0.0, 0.0), dx, None)
 
 
 def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, dweight):
@@ -50,8 +51,8 @@ def _is_thin(shape):
     return shape.groups > 1 and min(shape.K, shape.N) < _LEAST_CHANNELS
 
 
-def _launch(shape, a, weight, bias, residual, activation, y, preact):
+def _launch(shape, a, weight, scale, bias, residual, activation, y, preact):
     if y.numel():
-        bias = None if bias is None else bias.contiguous()
+        scale, bias = (None if t is None else t.contiguous() for t in (scale, bias))
         way = direct if _is_thin(shape) else product
-        way.conv(shape, a, weight, bias, residual, activation, y, preact)
+        way.conv(shape, a, weight, scale, bias, residual, activation, y, preact)

@@ -55,7 +55,7 @@ def _replaced(values, AT: tl.constexpr, value):
 @launch.cached
 @triton.jit
 def _conv_direct(
-    a, weight, bias_ptr, residual, y, preact, depth, height, width, batch, groups, K, N, phases,
+    a, weight, scale_ptr, bias_ptr, residual, y, preact, depth, height, width, batch, groups, K, N, phases,
     first: "fp64", second: "fp64",  # noqa: F821
     ACTIVATION: tl.constexpr, IS_ADJOINT: tl.constexpr, LEAVES_D: tl.constexpr, LEAVES_H: tl.constexpr,
     LEAVES_W: tl.constexpr, IS_LARGE: tl.constexpr, RUN: tl.constexpr, SCALE: tl.constexpr, STEP: tl.constexpr,
@@ -132,12 +132,12 @@ def _conv_direct(
         out_d, out_h, out_w = out_d * stride_d + phase_d, out_h * stride_h + phase_h, out_w * stride_w + phase_w
     for r in tl.static_range(RUN):
         finish(
-            acc[r], bias_ptr, residual, y, preact, sample, out_d, out_h, out_w + r, is_row & (out_w + r < width[1]),
-            channel, is_channel, first, second, ACTIVATION,
+            acc[r], scale_ptr, bias_ptr, residual, y, preact, sample, out_d, out_h, out_w + r,
+            is_row & (out_w + r < width[1]), channel, is_channel, first, second, ACTIVATION,
         )  # fmt: skip
 
 
-def conv(shape, a, weight, bias, residual, activation, y, preact):
+def conv(shape, a, weight, scale, bias, residual, activation, y, preact):
     """Fills y for an axes.Shape; `activation` is a name and the values of its parameters."""
     channels, is_last = y.shape[1], y.stride(1) == 1
     weight = _channels_last(shape, weight)
@@ -150,7 +150,7 @@ def conv(shape, a, weight, bias, residual, activation, y, preact):
     grid = (launch.cdiv(results, config["BLOCK_S"]) * launch.cdiv(channels, config["BLOCK_C"]) * shape.phases,)
     tensors = (axes.strided(t, order) for t in (residual, y, preact))
     _conv_direct[grid](
-        axes.strided(a, order), Strided(weight, tuple(weight.stride(1 + i) for i in order)), bias, *tensors,
+        axes.strided(a, order), Strided(weight, tuple(weight.stride(1 + i) for i in order)), scale, bias, *tensors,
         depth, height, width, shape.batch, shape.groups, shape.K, shape.N, shape.phases, *activation[1:],
         ACTIVATION=activation[0], **shape.constants(order), RUN=run.length, SCALE=run.scale, STEP=run.step, TAPS=run.taps,
         **config,

@@ -16,15 +16,17 @@ from pyflash.kernels.strided import tile_from
 
 
 @triton.jit
-def finish(acc, bias_ptr, residual, y, preact, sample, d, h, w, is_row, channel, is_channel, first, second,
+def finish(acc, scale_ptr, bias_ptr, residual, y, preact, sample, d, h, w, is_row, channel, is_channel, first, second,
            ACTIVATION: tl.constexpr):  # fmt: skip
-    """What follows the sums acc [rows, channels]: bias, residual, activation, stores.
+    """What follows the sums acc [rows, channels]: scale, bias, residual, activation, stores.
 
     sample, d, h, w, is_row: [rows], where each lies in the result and whether it is one; channel, is_channel: [channels].
-    bias: [all channels]; residual, y, preact: Strided [batch, all channels, D, H, W]; all but y may be None.
+    scale, bias: [all channels]; residual, y, preact: Strided [batch, all channels, D, H, W]; all but y may be None.
     """
     mask = is_row[:, None] & is_channel[None, :]
     column = channel.to(tl.int64)[None, :]
+    if scale_ptr is not None:
+        acc *= cast(tl.load(scale_ptr + channel, mask=is_channel, other=0.0), tl.float32)[None, :]  # [channels]
     if bias_ptr is not None:
         acc += cast(tl.load(bias_ptr + channel, mask=is_channel, other=0.0), tl.float32)[None, :]  # [channels]
     if residual is not None:
@@ -41,17 +43,17 @@ def finish(acc, bias_ptr, residual, y, preact, sample, d, h, w, is_row, channel,
 @launch.cached
 @triton.jit
 def _conv(
-    a, weight, bias_ptr, residual, y, preact, depth, height, width, batch, groups, K, N, phases,
+    a, weight, scale_ptr, bias_ptr, residual, y, preact, depth, height, width, batch, groups, K, N, phases,
     first: "fp64", second: "fp64",  # noqa: F821
     ACTIVATION: tl.constexpr, IS_ADJOINT: tl.constexpr, LEAVES_D: tl.constexpr, LEAVES_H: tl.constexpr,
     LEAVES_W: tl.constexpr, IS_LARGE: tl.constexpr, ONE_TAP: tl.constexpr, FOLDS: tl.constexpr, EVEN_K: tl.constexpr, PART: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y = activation(sum over taps and channels of a * weight + bias + residual): a tile [BLOCK_M results of a phase,
+    """y = activation(scale (sum over taps and channels of a * weight) + bias + residual): a tile [BLOCK_M results of a phase,
     BLOCK_N channels of a group] a program.
 
     a: Strided [batch, groups * K, *in]; weight: Strided with the strides of (N, K, taps of each axis, groups);
-    bias: [groups * N]; residual, y, preact: Strided [batch, groups * N, *out]; all of these but y may be None.
+    scale, bias: [groups * N]; residual, y, preact: Strided [batch, groups * N, *out]; all of these but y may be None.
     FOLDS: the sum goes over taps * K at once, for few channels. PART: so many steps are a sum of their own; 0: all.
     """
     pid = tl.program_id(0)
@@ -135,12 +137,12 @@ def _conv(
     if IS_ADJOINT:
         d, h, w = d * stride_d + phase_d, h * stride_h + phase_h, w * stride_w + phase_w
     finish(
-        acc, bias_ptr, residual, y, preact, sample, d, h, w, offs_m < M, group * N + offs_n, offs_n < N, first, second,
+        acc, scale_ptr, bias_ptr, residual, y, preact, sample, d, h, w, offs_m < M, group * N + offs_n, offs_n < N, first, second,
         ACTIVATION,
     )  # fmt: skip
 
 
-def conv(shape, a, weight, bias, residual, activation, y, preact):
+def conv(shape, a, weight, scale, bias, residual, activation, y, preact):
     """Fills y for an axes.Shape; `activation` is a name and the values of its parameters."""
     precision, folds = tuning.convolution_precision(), shape.K < 16 and shape.taps > 1
     # The error of a sum grows with the root of its length: long exact ones are sums of parts, as in linear.
@@ -155,7 +157,7 @@ def conv(shape, a, weight, bias, residual, activation, y, preact):
     grid = (tiles * shape.groups * shape.phases,)
     block_k = config["BLOCK_K"]
     _conv[grid](
-        a, shape.weight_of(weight), bias, residual, y, preact, *places, shape.batch, shape.groups, shape.K, shape.N,
+        a, shape.weight_of(weight), scale, bias, residual, y, preact, *places, shape.batch, shape.groups, shape.K, shape.N,
         shape.phases, *activation[1:], ACTIVATION=activation[0], **shape.constants(), ONE_TAP=shape.taps == 1,
         FOLDS=folds, EVEN_K=shape.K % block_k == 0, PART=512 // block_k if is_long else 0, PRECISION=precision, **config,
     )  # fmt: skip

@@ -1,9 +1,9 @@
 """Modules, one behind the other, that run as one: a convolution, a batch norm and an activation, or two of these; a Linear
 and an activation.
 
-In evaluation the batch norm is folded into the weight of the convolution; in training it takes the activation into its own
-pass. Nothing is kept between calls: the folded weight is made of the parameters and buffers as they are now, and gradients
-go through it to them.
+In evaluation the batch norm is folded into the convolution, whose sums it scales and shifts before they are written; in
+training it takes the activation into its own pass. Nothing is kept between calls: scale and shift are made of the parameters
+and buffers as they are now, and gradients go through them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pyflash.nn._twins import ORIGINALS, class_of, is_bare
 from pyflash.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, normalise
 from pyflash.nn.conv import Conv1d, Conv2d, Conv3d, convolve
 from pyflash.nn.linear import Linear
+from pyflash.ops.conv.functions import conv_scale_bias_act
 from pyflash.ops.core.backends import _state
 from pyflash.ops.core.checks import spread
 from pyflash.ops.core.dtypes import HALVES, acc_dtype
@@ -64,7 +65,7 @@ class Chain(NamedTuple):
         return found if self.norm is None else {**found, self.norm: FOLDED}
 
     def folds(self) -> bool:
-        """In the mode its modules are in: is the batch norm an affine function of each channel, which a weight can take?"""
+        """In the mode its modules are in: is the batch norm an affine function of each channel?"""
         conv, norm = self.conv, self.norm
         if conv is None or norm is None or norm.training or norm.running_mean is None or norm.running_var is None:
             return False
@@ -135,14 +136,16 @@ def run(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
 
 
 def run_folded(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
-    """As `run`, in one call: with the batch norm, if there is one, in the weight of the convolution."""
+    """As `run`, in one call: with the batch norm, if there is one, in what ends the convolution."""
     conv, norm = chain.conv, chain.norm
-    weight, bias = (conv.weight, conv.bias) if norm is None else folded(conv, norm)
-    return convolve(conv, F.conv_bias_act, input, weight, bias, activation=chain.activation, residual=residual)
+    scale, bias = (None, conv.bias) if norm is None else folded(conv, norm)
+    behind = {"scale": scale, "activation": chain.activation, "residual": residual}
+    return convolve(conv, conv_scale_bias_act, input, conv.weight, bias, **behind)
 
 
 def _is_worth_folding(chain: Chain, input: Tensor) -> bool:
-    """Is a pass over the weight, and one to read what it wrote, less than the pass over the result that it saves?"""
+    """Where torch convolves, the weight takes the scale: is a pass over it, and one to read what it wrote, less than the pass
+    over the result that it saves?"""
     # The torch backend is the reference, to the bit. Without a batch, BatchNorm1d reads the result's channels as one.
     if _state.wish == "torch" or input.dim() != _RANK[type(chain.conv)] + 2 or not chain.folds():
         return False
@@ -154,14 +157,13 @@ def _is_worth_folding(chain: Chain, input: Tensor) -> bool:
 
 
 def folded(conv, norm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that gives what `norm`, in evaluation, makes of the result of `conv`:
-    weight gamma / sqrt(var + eps) and beta + (bias - mean) gamma / sqrt(var + eps). Jacob et al. 2018, arXiv:1712.05877,
+    """What makes of the sums of `conv` what `norm`, in evaluation, makes of its result: scale gamma / sqrt(var + eps) and bias
+    beta + (bias - mean) gamma / sqrt(var + eps), in the weight's type. Jacob et al. 2018, arXiv:1712.05877,
     section 3.2."""
     wide = acc_dtype(conv.weight.dtype)
     scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
-    weight = conv.weight * scale.view(-1, *[1] * (conv.weight.dim() - 1))
     mean = norm.running_mean.to(wide)
     bias = (-mean if conv.bias is None else conv.bias - mean) * scale
     bias = bias if norm.bias is None else bias + norm.bias
-    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
+    return scale.to(conv.weight.dtype), bias.to(conv.weight.dtype)

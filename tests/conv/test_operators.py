@@ -57,7 +57,7 @@ def gradients(x, weight, dy, size, *options):
 
 def of_operators(x, weight, dy, size, options, backend):
     with torch.no_grad():
-        y = conv_fwd(x, weight, None, None, size, *options, NO_ACTIVATION, backend)
+        y = conv_fwd(x, weight, None, None, None, size, *options, NO_ACTIVATION, backend)
         dx = conv_input_grad(dy, weight, None, x.shape[2:], *options, backend)
         return y, dx, conv_weight_grad(dy, x, weight.shape[2:], *options, backend)
 
@@ -91,7 +91,7 @@ def test_sums_of_nothing_are_zero_and_the_bias(backend):
             y = by_definition(x, weight, size, *options, groups) + bias.view(-1, 1, 1)
             with use(backend):
                 torch.testing.assert_close(
-                    conv_fwd(x, weight, bias, None, size, *options, groups, NO_ACTIVATION, name), y
+                    conv_fwd(x, weight, None, bias, None, size, *options, groups, NO_ACTIVATION, name), y
                 )
                 found = conv_input_grad(dy, weight, bias_in, inputs, *options, groups, name)
                 torch.testing.assert_close(found, dx.to(x) + bias_in.view(-1, 1, 1))
@@ -102,14 +102,17 @@ def test_sums_of_nothing_are_zero_and_the_bias(backend):
 def differentiable_calls(x, weight, dy, size, options, name):
     """(function, its tensors) of every operator, and of the activations that are derived from what went in and what came out."""
     given = [t.contiguous() if 0 in t.stride() else t for t in (x, weight, dy)]
-    given += [torch.randn_like(dy), torch.randn(weight.shape[0]).to(x), torch.randn(x.shape[1]).to(x)]
-    x, weight, dy, residual, bias, bias_in = (t.requires_grad_() for t in given)
-    yield lambda x, weight: conv_fwd(x, weight, None, None, size, *options, NO_ACTIVATION, name), (x, weight)
+    given += [torch.randn_like(dy), *torch.randn(2, weight.shape[0]).to(x), torch.randn(x.shape[1]).to(x)]
+    x, weight, dy, residual, bias, scale, bias_in = (t.requires_grad_() for t in given)
+    yield lambda x, weight: conv_fwd(x, weight, None, None, None, size, *options, NO_ACTIVATION, name), (x, weight)
     yield lambda *t: conv_input_grad(*t, x.shape[2:], *options, name), (dy, weight, bias_in)
     yield lambda *t: conv_weight_grad(*t, weight.shape[2:], *options, name), (dy, x)
     gelu, tanh = resolve("test", "gelu"), resolve("test", "tanh")
-    yield lambda *t: conv_fwd(*t, size, *options, gelu, name), (x, weight, bias, residual)
-    yield lambda *t: conv_fwd(*t, size, *options, tanh, name), (x, weight, bias, residual)
+    yield lambda *t: conv_fwd(*t, size, *options, gelu, name), (x, weight, scale, bias, residual)
+    yield lambda *t: conv_fwd(*t, size, *options, tanh, name), (x, weight, scale, bias, residual)
+    no_scale = lambda function: lambda x, weight, *t: conv_fwd(x, weight, None, *t, size, *options, function, name)  # noqa: E731
+    yield no_scale(gelu), (x, weight, bias, residual)
+    yield no_scale(tanh), (x, weight, bias, residual)
 
 
 @pytest.mark.parametrize("backend", OF_FLOAT64)
@@ -137,7 +140,7 @@ def test_a_gradient_keeps_the_memory_format_that_torch_gives_it():
         return [g.stride() for d in arriving for g in (y, *torch.autograd.grad(y, given, d, retain_graph=True))]
 
     for layouts in (("", ""), ("channels_last", ""), ("", "channels_last"), ("channels_last", "channels_last")):
-        ours = strides(lambda x, w: conv_fwd(x, w, None, None, *options, NO_ACTIVATION, "torch"), layouts)
+        ours = strides(lambda x, w: conv_fwd(x, w, None, None, None, *options, NO_ACTIVATION, "torch"), layouts)
         assert ours == strides(lambda x, w: torch.conv2d(x, w, padding=1), layouts)
 
 
@@ -157,7 +160,7 @@ def test_flops_are_what_torch_counts(name):
 
     def ours(x, weight):
         if name == "conv2d":
-            return conv_fwd(x, weight, None, None, size, *options, NO_ACTIVATION, "torch")
+            return conv_fwd(x, weight, None, None, None, size, *options, NO_ACTIVATION, "torch")
         return conv_input_grad(x, weight, None, size, *options, "torch")
 
     def theirs(x, weight):
@@ -189,17 +192,18 @@ def test_a_memory_format_is_what_torch_suggests():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_added_and_applied(backend):
-    """bias, then the residual, then the activation; and the pre-activation only where it is wanted."""
+    """scale, bias, then the residual, then the activation; and the pre-activation only where it is wanted."""
     name = backend.partition(":")[0]
     x, weight, dy = case((6, 5), (3, 3), (6, 5), 1, "contiguous", dtype_of(backend))
-    bias, residual = on_its_device(torch.randn(2).to(x.dtype)), torch.randn_like(dy).mT.contiguous().mT
+    scale, bias = on_its_device(torch.randn(2, 2).to(x.dtype))
+    residual = torch.randn_like(dy).mT.contiguous().mT
     options = [6, 5], [1, 1], [1, 1], [1, 1], 1
-    preact = torch.conv2d(x, weight, bias, padding=1) + residual
+    preact = torch.conv2d(x, weight, padding=1) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1) + residual
     with use(backend):
         for activation in ("gelu", "tanh", ("leaky_relu", {"negative_slope": 0.2})):
             of = resolve("test", activation)
             for save in (False, True):
-                y, saved = torch.ops.pyflash.conv_fwd(x, weight, bias, residual, *options, *of, save, name)
+                y, saved = torch.ops.pyflash.conv_fwd(x, weight, scale, bias, residual, *options, *of, save, name)
                 expected = getattr(torch.nn.functional, of[0])(preact, *of[1:2] if of[1] else ())
                 torch.testing.assert_close(y, expected)
                 assert saved.numel() == (preact.numel() if save else 0)

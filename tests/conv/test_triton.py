@@ -66,7 +66,7 @@ def of_operators(x, weight, dy, options, backend):
         bias, bias_in = (torch.linspace(-1, 1, n).to(x) for n in (dy.shape[1], x.shape[1]))
         silu = resolve("test", "silu")
         return (
-            conv_fwd(x, weight, bias, dy, dy.shape[2:], *options, silu, backend),
+            conv_fwd(x, weight, 1 - bias, bias, dy, dy.shape[2:], *options, silu, backend),
             conv_input_grad(dy, weight, bias_in, x.shape[2:], *options, backend),
             conv_weight_grad(dy, x, weight.shape[2:], *options, backend),
         )
@@ -136,7 +136,7 @@ def test_tf32_as_cudnns_convolutions_have_it(monkeypatch):
         for precision in ("ieee", "tf32"):
             torch.backends.cudnn.conv.fp32_precision = precision
             seen.clear()
-            kernels.conv_fwd(x, weight, None, None, (5, 5), *options, "", 0.0, 0.0, False, dy, None)
+            kernels.conv_fwd(x, weight, None, None, None, (5, 5), *options, "", 0.0, 0.0, False, dy, None)
             kernels.conv_input_grad(dy, weight, None, (5, 5), *options, x)
             kernels.conv_weight_grad(dy, x, (3, 3), *options, weight)
             assert seen == [precision] * 3

@@ -9,8 +9,21 @@ namespace PF_ISA::conv {
 
 namespace {
 
-constexpr int64_t kChannelBlock = 256;      // channels of a tile's strip of sums, which stays in the first-level cache
+constexpr int64_t kChannelBlock = 128;  // channels of a tile's strip of sums, which stays in the first-level cache
+constexpr int64_t kSumPitch =
+    kChannelBlock + 16;                     // a power of two would put the strip's rows into few sets of the cache
 constexpr int64_t kTaskProducts = 1 << 16;  // of a task, or handing it out costs more than a few percent
+
+// A loaded vector as it is: left to itself the compiler loads it again for every product.
+template <class V>
+PF_INLINE V in_register(V x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__SSE2__)
+  asm("" : "+x"(x));
+#endif
+  return x;
+}
 
 // One row of the source, and where the width's taps read in it.
 template <class S>
@@ -38,10 +51,11 @@ struct FixedTaps {
     Vec<Acc<S>> taps[kTaps];
     PF_UNROLL
     for (int t = 0; t < kTaps; t++) taps[t] = load(weight + t * pitch);
+    const S* at = row.at + w * row.step;
     PF_UNROLL
-    for (int i = 0; i < (kTile - 1) * kStep + kTaps; i++) {
+    for (int i = 0; i < (kTile - 1) * kStep + kTaps; i++, at += row.step) {
       if (!kInside && !is_inside(w + i, row.size)) continue;
-      const Vec<Acc<S>> x = load_source(row.at + (w + i) * row.step);
+      const Vec<Acc<S>> x = in_register(load_source(at));
       PF_UNROLL
       for (int t = 0; t < kTaps; t++)
         if (i >= t && (i - t) % kStep == 0 && (i - t) / kStep < kTile)
@@ -87,7 +101,7 @@ struct TapWindow {
   }
 };
 
-// Sums of kTile results and `channels` channels from `channel` on, to out[result][kChannelBlock].
+// Sums of kTile results and `channels` channels from `channel` on, to out[result][kSumPitch].
 template <class S>
 using SumTile = void (*)(const Correlation<S>& p, const S* image, const TapWindow& window, int64_t w,
                          const Acc<S>* weight, int64_t pitch, int64_t channel, int64_t channels, Acc<S>* out);
@@ -111,7 +125,7 @@ void sum_tile(const Correlation<S>& p, const S* image, const TapWindow& window, 
                                      load_source);
       }
     PF_UNROLL
-    for (int o = 0; o < kTile; o++) store(out + o * kChannelBlock + c, sums[o]);
+    for (int o = 0; o < kTile; o++) store(out + o * kSumPitch + c, sums[o]);
   };
   if (channels < kLanes<T>)
     return vector(0, [&](const S* at) __attribute__((always_inline)) { return load_n(at, channels); });
@@ -172,9 +186,9 @@ struct DepthwiseRowsPlan {
     const int64_t row_products = max_of(1, p.axes[2].count * p.groups * p.taps());
     plan.task_rows = max_of(1, min_of(ceil_div(kTaskProducts, row_products), plan.rows / (4 * plan.threads)));
     plan.tasks = ceil_div(plan.rows, plan.task_rows);
-    plan.pitch = round_up(p.groups, kLanes<T>);
+    plan.pitch = round_up(p.groups, kLanes<T>) + kLanes<T>;  // likewise
     plan.weight_bytes = round_up(p.taps() * plan.pitch * sizeof(T), 64);
-    plan.thread_bytes = plan.tile * kChannelBlock * sizeof(T);
+    plan.thread_bytes = plan.tile * kSumPitch * sizeof(T);
     return plan;
   }
   int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
@@ -216,7 +230,7 @@ void depthwise_rows(const Correlation<S>& p, void* workspace, const FinishRows<S
           const int64_t channels = min_of(kChannelBlock, p.groups - c);
           sum(p, image, window, tile * p.axes[2].from_step + p.axes[2].tap_first, weight, plan.pitch, c, channels,
               sums);
-          finish({sums + (j - tile) * kChannelBlock, min_of(plan.tile, width - j), kChannelBlock, channels,
+          finish({sums + (j - tile) * kSumPitch, min_of(plan.tile, width - j), kSumPitch, channels,
                   to + j * to_step + c, to_step, 1, c, true});
         }
       }

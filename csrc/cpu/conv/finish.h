@@ -1,4 +1,4 @@
-// The end of a convolution, as its sums leave the registers: bias, residual, activation.
+// The end of a convolution, as its sums leave the registers: scale, bias, residual, activation.
 #pragma once
 #include "../../common/conv.h"
 #include "../pointwise/activations.h"
@@ -14,18 +14,33 @@ struct NoActivation {
   }
 };
 
+// What a channel's sums become before anything is added to them that lies beside the result.
+template <class T>
+struct Affine {
+  T scale, bias;
+  PF_MEMBER T operator()(T sums) const { return fma(sums, scale, bias); }
+};
+
 template <class S, class Act>
 struct Finish {
-  const S *bias, *residual;
+  typedef Vec<Acc<S>> V;
+  const S *scale, *bias, *residual;
   S *to, *preact;
   Act act;
 
-  PF_MEMBER Acc<S> bias_of(int64_t channel) const { return bias ? get(bias + channel) : Acc<S>(0); }
-  PF_MEMBER Vec<Acc<S>> bias_of(int64_t channel, int64_t count) const {
-    return bias ? load_n(bias + channel, count) : Vec<Acc<S>>{};
+  PF_MEMBER Affine<V> of_channel(int64_t channel) const {
+    return {splat<V>(scale ? get(scale + channel) : Acc<S>(1)), splat<V>(bias ? get(bias + channel) : Acc<S>(0))};
+  }
+  PF_MEMBER Affine<V> of_channels(int64_t channel, int64_t count) const {
+    return {scale ? load_n(scale + channel, count) : splat<V>(Acc<S>(1)), bias ? load_n(bias + channel, count) : V{}};
   }
   // The first `count` lanes of z are results, `step` elements apart, from `at` on.
-  PF_MEMBER void operator()(int64_t at, int64_t step, Vec<Acc<S>> z, int64_t count) const {
+  PF_MEMBER void operator()(int64_t at, int64_t step, V z, int64_t count) const {
+    if (step == 1 && count == kLanes<Acc<S>>) {
+      if (residual) z += load(residual + at);
+      if (preact) store(preact + at, z);
+      return store(to + at, act.forward(z));
+    }
     if (step == 1) {
       if (residual) z += load_n(residual + at, count);
       if (preact) store_n(preact + at, z, count);
@@ -84,17 +99,22 @@ struct FinishRows {
   template <class Act>
   explicit FinishRows(const Finish<S, Act>& of)
       : finish(&of), call([](const void* finish, const SumRows<Acc<S>>& rows) {
-          constexpr int lanes = kLanes<Acc<S>>;
+          constexpr int64_t lanes = kLanes<Acc<S>>;
           const Finish<S, Act> of = *(const Finish<S, Act>*)finish;
-          for (int64_t r = 0; r < rows.rows; r++) {
-            Vec<Acc<S>> bias{};
-            if (!rows.has_channels) bias = splat<Vec<Acc<S>>>(of.bias_of(rows.channel + r * rows.channel_step));
+          auto write = [&](int64_t r, int64_t i, const auto& affine) __attribute__((always_inline)) {
+            of(rows.at + r * rows.row_step + i * rows.step, rows.step, affine(load(rows.sums + r * rows.pitch + i)),
+               min_of(lanes, rows.count - i));
+          };
+          if (rows.has_channels) {
             for (int64_t i = 0; i < rows.count; i += lanes) {
-              const int64_t left = min_of(lanes, rows.count - i);
-              if (rows.has_channels) bias = of.bias_of(rows.channel + i, left);
-              of(rows.at + r * rows.row_step + i * rows.step, rows.step, load(rows.sums + r * rows.pitch + i) + bias,
-                 left);
+              const auto affine = of.of_channels(rows.channel + i, min_of(lanes, rows.count - i));
+              for (int64_t r = 0; r < rows.rows; r++) write(r, i, affine);
             }
+            return;
+          }
+          for (int64_t r = 0; r < rows.rows; r++) {
+            const auto affine = of.of_channel(rows.channel + r * rows.channel_step);
+            for (int64_t i = 0; i < rows.count; i += lanes) write(r, i, affine);
           }
         }) {}
   void operator()(const SumRows<Acc<S>>& rows) const { call(finish, rows); }
@@ -103,7 +123,7 @@ struct FinishRows {
 template <class S, class F>
 PF_INLINE void for_finish(const Conv& p, F f) {
   auto with = [&](auto act) {
-    f(Finish<S, decltype(act)>{(const S*)p.bias, (const S*)p.residual, (S*)p.y, (S*)p.preact, act});
+    f(Finish<S, decltype(act)>{(const S*)p.scale, (const S*)p.bias, (const S*)p.residual, (S*)p.y, (S*)p.preact, act});
   };
   if (p.activation.row < 0) return with(NoActivation{});
   bool is_relu = false;

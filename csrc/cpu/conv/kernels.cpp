@@ -88,7 +88,7 @@ void fwd_sizes(const ConvSizes& p, int num_threads) {
 void input_grad(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
-    const Finish<S, NoActivation> plain = {(const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
+    const Finish<S, NoActivation> plain = {nullptr, (const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
     const FinishRows<S> finish(plain);
     for_phases<S>(p,
                   [&](const Correlation<S>& phase) { product(phase, p.algorithm, p.workspace, finish, num_threads); });

@@ -35,7 +35,7 @@ def _is_winograd(name, weight, groups, stride, dilation):
     return min(out_channels // groups, in_channels) >= auto.WINOGRAD_CHANNELS
 
 
-def _run(name, x, weight, y, bias, residual, preact, activation, stride, padding, dilation, groups):
+def _run(name, x, weight, y, scale, bias, residual, preact, activation, stride, padding, dilation, groups):
     out_channels, in_channels, *kernel = weight.shape
     problem = (
         _strides(x), _strides(weight), _strides(y), x.shape[0], groups, in_channels, out_channels // groups,
@@ -46,32 +46,32 @@ def _run(name, x, weight, y, bias, residual, preact, activation, stride, padding
     workspace = take_workspace(getattr(_cpu, f"{name}_sizes")(problem, threads))
     tensors = (
         x.data_ptr(), weight.data_ptr(), y.data_ptr(),
-        0 if bias is None else bias.data_ptr(), 0 if residual is None else residual.data_ptr(),
+        0 if scale is None else scale.data_ptr(), 0 if bias is None else bias.data_ptr(), 0 if residual is None else residual.data_ptr(),
         0 if preact is None else preact.data_ptr(), workspace.data_ptr(), *activation,
     )  # fmt: skip
     getattr(_cpu, name)(tensors, problem, threads)
 
 
 def conv_fwd(
-    x, weight, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, y, preact
+    x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, y,
+    preact,
 ):  # fmt: skip
     if residual is not None and residual.stride() != y.stride():
         residual = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype).copy_(residual)
     act = (ACTIVATION_IDS[activation], first, second) if activation else _NO_ACTIVATION
-    bias = None if bias is None else bias.contiguous()
-    _run(
-        "conv_fwd", x, weight, y, bias, residual, preact if save_preact else None, act, stride, padding, dilation, groups
-    )  # fmt: skip
+    scale, bias = (None if t is None else t.contiguous() for t in (scale, bias))
+    preact = preact if save_preact else None
+    _run("conv_fwd", x, weight, y, scale, bias, residual, preact, act, stride, padding, dilation, groups)
 
 
 def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, dx):
     bias = None if bias is None else bias.contiguous()
-    _run("conv_input_grad", dx, weight, dy, bias, None, None, _NO_ACTIVATION, stride, padding, dilation, groups)
+    _run("conv_input_grad", dx, weight, dy, None, bias, None, None, _NO_ACTIVATION, stride, padding, dilation, groups)
 
 
 def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, dweight):
     _run(
-        "conv_weight_grad", x, dweight, _dense(dy, x), None, None, None, _NO_ACTIVATION, stride, padding, dilation, groups
+        "conv_weight_grad", x, dweight, _dense(dy, x), None, None, None, None, _NO_ACTIVATION, stride, padding, dilation, groups
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Convolution and its two gradients: three bilinear operators, each the others' derivative, to any order.
 
-    conv_fwd           y  = activation(x * weight + bias + residual)
+    conv_fwd           y  = activation(scale (x * weight) + bias + residual)
     conv_input_grad    dx = the adjoint in x of dy: transposed convolution's forward, too
     conv_weight_grad   dweight
 
@@ -78,8 +78,17 @@ def _as_torch_pads(x, size, kernel, stride, padding, dilation):
     return _shifted(x, padding, after), [0] * len(size)
 
 
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """The weight whose convolution is `scale` times that of `weight`, channel by channel."""
+    return weight * scale.view(-1, *[1] * (weight.dim() - 1))
+
+
+def _by_channel(t, y):
+    return t.view(-1, *[1] * (y.dim() - 2))
+
+
 def _plus_bias(y, bias):
-    return y if bias is None else y + bias.view(-1, *[1] * (y.dim() - 2))
+    return y if bias is None else y + _by_channel(bias, y)
 
 
 def _has_no_terms(a: Tensor, b: Tensor, shape) -> bool:
@@ -96,8 +105,9 @@ def _convolved(x, weight, bias, size, stride, padding, dilation, groups):
 
 
 def _reference_fwd(
-    x, weight, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact
+    x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact
 ):
+    weight = weight if scale is None else scaled(weight, scale)
     z = _convolved(x, weight, bias, size, stride, padding, dilation, groups)
     z = z if residual is None else z + residual
     y = ACTIVATIONS[activation].of(z, (first, second)) if activation else z
@@ -132,7 +142,7 @@ def _reference_weight_grad(dy, x, size, stride, padding, dilation, groups):
 # ---- operators
 
 
-def _fwd_outputs(x, weight, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact):  # fmt: skip
+def _fwd_outputs(x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact):  # fmt: skip
     y = _new_empty(x, weight, (x.shape[0], weight.shape[0], *size))
     return y, torch.empty_like(y) if save_preact else x.new_empty(0)
 
@@ -146,7 +156,7 @@ def _weight_grad_outputs(dy, x, size, stride, padding, dilation, groups):
 
 
 # As torch's formulas, and so a weight's gradient counts groups as if there were one.
-def _fwd_flops(x, weight, bias, residual, size, *_, **__):
+def _fwd_flops(x, weight, scale, bias, residual, size, *_, **__):
     return 2 * x.shape[0] * prod(size) * weight.numel()
 
 
@@ -160,8 +170,8 @@ def _weight_grad_flops(dy, x, size, *_, **__):
 
 _OPTIONS = "SymInt[] size, int[] stride, int[] padding, int[] dilation, int groups"
 _fwd = Op(
-    f"conv_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, {_OPTIONS}, str activation, float first,"
-    " float second, bool save_preact, str backend) -> (Tensor y, Tensor preact)",
+    f"conv_fwd(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, {_OPTIONS}, str activation,"
+    " float first, float second, bool save_preact, str backend) -> (Tensor y, Tensor preact)",
     outputs=_fwd_outputs,
     reference=_reference_fwd,
     differentiable=True,
@@ -207,14 +217,15 @@ def _in_format_of(dy: Tensor, a: Tensor, b: Tensor) -> Tensor:
 class _Conv(Function):
     @staticmethod
     def forward(
-        x, weight, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, backend
+        x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact,
+        backend,
     ):  # fmt: skip
         options = size, stride, padding, dilation, groups, activation, first, second, save_preact, backend
-        return _fwd(x, weight, bias, residual, *options)
+        return _fwd(x, weight, scale, bias, residual, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        x, weight, bias, residual, ctx.size, *rest, save_preact, ctx.backend = inputs
+        x, weight, scale, bias, residual, ctx.size, *rest, save_preact, ctx.backend = inputs
         ctx.geometry, ctx.activation = rest[:4], rest[4:]
         y, preact = outputs
         ctx.mark_non_differentiable(preact)
@@ -222,30 +233,33 @@ class _Conv(Function):
         if not save_preact:  # what the pre-activation is computed from again
             bias = residual = None
         saved = None if not ctx.activation[0] else preact if save_preact else y
-        ctx.save_for_backward(x, weight, bias, residual, saved)
+        ctx.save_for_backward(x, weight, scale, bias, residual, saved)
 
     @staticmethod
     def backward(ctx, dy, _):
         if dy is None:
-            return (None,) * 14
-        x, weight, bias, residual, saved = ctx.saved_tensors
-        need_dx, need_dweight, need_dbias, need_dresidual = ctx.needs_input_grad[:4]
+            return (None,) * 15
+        x, weight, scale, bias, residual, saved = ctx.saved_tensors
+        need_dx, need_dweight, need_dscale, need_dbias, need_dresidual = ctx.needs_input_grad[:5]
         name, *_ = ctx.activation
         if name:
             if torch.is_grad_enabled() and ACTIVATIONS[name].saves == "x":
                 # The saved pre-activation knows nothing of what it was computed from.
                 options = *ctx.geometry, *NO_ACTIVATION, False, ctx.backend
-                saved = apply(_Conv, x, weight, bias, residual, ctx.size, *options)[0]
+                saved = apply(_Conv, x, weight, scale, bias, residual, ctx.size, *options)[0]
             dy = activation_bwd(dy, saved, *ctx.activation, ctx.backend)
-        dx = dweight = None
+        dx = dweight = dscale = None
+        if need_dscale:
+            sums = conv_fwd(x, weight, None, None, None, ctx.size, *ctx.geometry, NO_ACTIVATION, ctx.backend)
+            dscale = _sum_of_channels(dy * sums)
         if need_dx or need_dweight:
-            dz = _in_format_of(dy, x, weight)
+            dz = _in_format_of(dy if scale is None else dy * _by_channel(scale, dy), x, weight)
             if need_dx:
                 dx = apply(_InputGrad, dz, weight, None, x.shape[2:], *ctx.geometry, ctx.backend)
             if need_dweight:
                 dweight = apply(_WeightGrad, dz, x, weight.shape[2:], *ctx.geometry, ctx.backend)
         dbias = _sum_of_channels(dy) if need_dbias else None
-        return dx, dweight, dbias, dy if need_dresidual else None, *(None,) * 10
+        return dx, dweight, dscale, dbias, dy if need_dresidual else None, *(None,) * 10
 
 
 class _InputGrad(Function):
@@ -266,7 +280,7 @@ class _InputGrad(Function):
         if need_ddy or need_dweight:
             x = _in_format_of(ddx, dy, weight)
             if need_ddy:
-                ddy = conv_fwd(x, weight, None, None, dy.shape[2:], *ctx.geometry, NO_ACTIVATION, ctx.backend)
+                ddy = conv_fwd(x, weight, None, None, None, dy.shape[2:], *ctx.geometry, NO_ACTIVATION, ctx.backend)
             if need_dweight:
                 dweight = apply(_WeightGrad, dy, x, weight.shape[2:], *ctx.geometry, ctx.backend)
         return ddy, dweight, _sum_of_channels(ddx) if need_dbias else None, *(None,) * 6
@@ -289,25 +303,25 @@ class _WeightGrad(Function):
         weight = _in_format_of(ddweight, dy, x)
         ddy = dx = None
         if need_ddy:
-            ddy = conv_fwd(x, weight, None, None, dy.shape[2:], *ctx.geometry, NO_ACTIVATION, ctx.backend)
+            ddy = conv_fwd(x, weight, None, None, None, dy.shape[2:], *ctx.geometry, NO_ACTIVATION, ctx.backend)
         if need_dx:
             dx = apply(_InputGrad, dy, weight, None, x.shape[2:], *ctx.geometry, ctx.backend)
         return ddy, dx, *(None,) * 6
 
 
-def conv_fwd(x, weight, bias, residual, size, stride, padding, dilation, groups, activation, backend):
-    """activation(x * weight + bias + residual) by one backend; differentiable.
+def conv_fwd(x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, backend):
+    """activation(scale (x * weight) + bias + residual) by one backend; differentiable.
 
     Args:
         x: [N, G*Ci, *in], any strides.
         weight: [G*Co, Ci, *kernel], any strides.
-        bias: [G*Co], or None.
+        scale, bias: [G*Co], or None.
         residual: [N, G*Co, *size], any strides, or None.
         size: of the result, for each of one, two or three dimensions.
         stride, padding, dilation: likewise; padding before the input, of any sign.
         activation: a row of the table and the values of its parameters, or NO_ACTIVATION.
     """
-    given = [t for t in (x, weight, bias, residual) if t is not None]
+    given = [t for t in (x, weight, scale, bias, residual) if t is not None]
     save_preact = (
         bool(activation[0])
         and ACTIVATIONS[activation[0]].saves == "x"
@@ -315,7 +329,7 @@ def conv_fwd(x, weight, bias, residual, size, stride, padding, dilation, groups,
         and any([t.requires_grad for t in given])
     )
     options = size, stride, padding, dilation, groups, *activation, save_preact, backend
-    call, args = way(_Conv, (x, weight, bias, residual, *options))
+    call, args = way(_Conv, (x, weight, scale, bias, residual, *options))
     return call(*args)[0]
 
 

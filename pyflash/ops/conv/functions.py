@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyflash.auto import conv as auto
-from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last
+from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last, scaled
 from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed
 from pyflash.ops.core.autograd import shaped
 from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation, _state
@@ -90,17 +90,17 @@ class _Convolution:
             is_1d=len(kernel) == 1,
         )
 
-    def __call__(self, torchs, x, weight, bias, residual, activation, *options):
-        """The result for these tensors; torchs() is torch's, which also says what is wrong with them."""
+    def __call__(self, torchs, x, weight, bias, residual, activation, *options, scale=None):
+        """The result for these tensors; torchs() is torch's, which also says what is wrong with them. scale: as bias."""
         if self.refused.holds(x, weight, bias, residual, *options):
             return torchs()
-        given = [t for t in (x, weight, bias, residual) if t is not None]
+        given = [t for t in (x, weight, scale, bias, residual) if t is not None]
         if not all([isinstance(t, Tensor) for t in given]) or x is None or weight is None:
             return torchs()  # its error, or torch.fx's record of the call
         training = torch.is_grad_enabled() and any([t.requires_grad for t in given])
         geometry, refused = None, NOT_PLAIN
         if all([is_plain(t) for t in given]):
-            x, weight, bias, residual = cast_by_autocast((x, weight, bias, residual))
+            x, weight, scale, bias, residual = cast_by_autocast((x, weight, scale, bias, residual))
             geometry, refused = self._geometry_of(x, weight, bias, residual, options), ONLY_TORCHS
         if geometry is None:
             result = torchs()
@@ -118,7 +118,7 @@ class _Convolution:
             shape = weight.shape[0], *geometry.size
             residual = _expanded(residual, (x.shape[0], *shape) if is_batch else shape)
             residual = residual if residual is None or is_batch else residual.unsqueeze(0)
-            y = conv_fwd(x, weight, bias, residual, *geometry, activation, backend)
+            y = conv_fwd(x, weight, scale, bias, residual, *geometry, activation, backend)
         return y if is_batch else shaped(y, y.shape[1:])
 
 
@@ -283,6 +283,16 @@ def conv_bias_act(
         ValueError: no such activation, or a weight of other than 3, 4 or 5 dimensions.
         RuntimeError, TypeError: torch's; a residual that does not fit.
     """
+    return conv_scale_bias_act(
+        input, weight, bias, stride, padding, dilation, groups, activation=activation, residual=residual
+    )
+
+
+def conv_scale_bias_act(
+    input, weight, bias, stride, padding, dilation, groups, *, scale=None, activation=None, residual=None
+):  # fmt: skip
+    """As conv_bias_act, of sums that are multiplied by scale [C_out] first: a batch norm in evaluation. torch's convolution has
+    it in a copy of the weight."""
     name, of = "conv_bias_act", resolve("conv_bias_act", activation)
     expect_tensors(name, ("bias", "residual"), input=input, weight=weight, bias=bias, residual=residual)
     n = weight.dim() - 2
@@ -297,8 +307,8 @@ def conv_bias_act(
     options = stride, padding, dilation, groups
 
     def torchs():
-        y = getattr(F, f"conv{n}d")(input, weight, bias, *options)
+        y = getattr(F, f"conv{n}d")(input, weight if scale is None else scaled(weight, scale), bias, *options)
         added = None if residual is None else _expanded(cast_by_autocast((residual,))[0], y.shape)
         return activated_in_turn(y, added, of)
 
-    return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options)
+    return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options, scale=scale)
