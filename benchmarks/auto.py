@@ -124,7 +124,8 @@ def declared(point: Point) -> tuple[Operation, Case]:
     if point.operation == "activation":
         return activation.OPERATION, case(activation.Shape(kind, 1, *sizes))
     if point.operation in CONVOLUTIONS:
-        return _convs.OPERATION, case(_convs.of_sizes(point.operation, kind, *sizes))
+        shape = _convs.of_sizes(point.operation, kind, *sizes)
+        return _convs.OPERATION, case(replace(shape, has_norm=point.operation == auto_conv.WITH_NORM))
     if point.operation in NORMS:
         alone = point.operation.removeprefix("add_")
         return load(alone), case(_norms.Shape(*sizes, alone != point.operation))
@@ -195,12 +196,13 @@ def kinds() -> dict[str, tuple[str, ...]]:
         if operation.rules and not name.startswith(pool.BY_WINDOWS):
             looked_up, of_name = explain.asked_as(name)
             found.setdefault(looked_up, {}).update(dict.fromkeys(of_name))
+    found[auto_conv.WITH_NORM] = dict.fromkeys(auto_conv.KINDS)
     return {name: tuple(of_name) for name, of_name in found.items()}
 
 
 KINDS = kinds()
 OPERATIONS = tuple(KINDS)
-CONVOLUTIONS = tuple(dict.fromkeys(auto_conv.MEASURED_AS.values()))
+CONVOLUTIONS = (*dict.fromkeys(auto_conv.MEASURED_AS.values()), auto_conv.WITH_NORM)
 SOFTMAXES = tuple(name for name in OPERATIONS if name in auto_softmax.MEASURED_AS)
 NORMS, CHANNEL_NORMS, POOLS = (
     tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes in sizes)
@@ -238,7 +240,11 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
         }.get(shape, (9,))
         if name == "conv_transpose" and shape != "strided":
             continue  # models have no others
-        for dtype, mode, places, count, kernel in product(dtypes, modes, positions, channels, kernels):
+        if name == auto_conv.WITH_NORM:  # in evaluation, and of the type that people infer with on a CPU
+            dtypes_of, modes_of = [d for d in dtypes if d == "float32"], modes[:1]
+        else:
+            dtypes_of, modes_of = dtypes, modes
+        for dtype, mode, places, count, kernel in product(dtypes_of, modes_of, positions, channels, kernels):
             yield Point(name, kind, dtype, mode, (places, count, count, kernel))
 
 

@@ -73,11 +73,12 @@ def tuned(arch):
     return json.loads(path.read_text())["keys"] if path.exists() else {}
 
 
-def tunable(shape_class):
+def tunable(shape_class, fitted=lambda config, *shape, **options: config):
     """Decorates a choice of rows: a measured row of the same shape class goes first.
 
     Args:
         shape_class: of the arguments after the architecture; what one measured row stands for.
+        fitted: what a measured row becomes for one shape of its class.
     """
 
     def decorate(rows):
@@ -89,7 +90,7 @@ def tunable(shape_class):
                 return TRIAL[name]
             table = tuned(arch)
             found = table and table.get(config.key(*shape, **options))
-            return found["config"] if found else rows(arch, *shape, **options)
+            return fitted(found["config"], *shape, **options) if found else rows(arch, *shape, **options)
 
         config.rows = rows
         config.key = lambda *shape, **options: "/".join([name, *map(str, shape_class(*shape, **options))])
@@ -341,7 +342,7 @@ def _conv_class(dtype, M, N, K, is_gathered):
     return _width(dtype), *sizes, "gathered" if is_gathered else "adjacent"
 
 
-@tunable(_conv_class)
+@tunable(_conv_class, lambda config, dtype, M, N, K, is_gathered: _depth(config, K))
 def conv(arch, dtype, M, N, K, is_gathered):
     """M places and N channels of a result; K channels, or channels and taps, over which an inner sum goes; is_gathered: are
     they apart in memory?"""

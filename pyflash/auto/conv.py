@@ -36,6 +36,7 @@ class Size(NamedTuple):
     channels_last: bool
     training: bool  # are gradients needed
     is_1d: bool = False
+    has_norm: bool = False  # behind it: a batch norm in evaluation, and perhaps an activation
 
     @property
     def macs(self) -> int:
@@ -58,6 +59,7 @@ class Size(NamedTuple):
 MEASURED_AS = {f"{name}{n}d": name for name in ("conv", "conv_transpose") for n in (1, 2, 3)} | {
     "conv_bias_act": "conv"
 }
+WITH_NORM = "conv_norm"  # torch's two or three passes over the result are in its time
 SIZES = f"({', '.join(Size._fields)})"
 # Beyond these the points of a table, which have 64 channels and more and kernels of 16 where they are strided, say nothing.
 LEAST_CHANNELS = 32  # of a group, in and out
@@ -85,7 +87,8 @@ def rules(name: str):
             return NOT_MEASURED
         channels = size.groups * size.inputs, size.groups * size.outputs
         mode = "training" if size.training else "inference"
-        ours = tables.ours(where, MEASURED_AS[name], size.kind, dtype, mode, (size.positions, *channels, size.kernel))
+        measured = WITH_NORM if size.has_norm else MEASURED_AS[name]
+        ours = tables.ours(where, measured, size.kind, dtype, mode, (size.positions, *channels, size.kernel))
         if ours is not None:
             return "" if ours else MEASURED
         return NOT_MEASURED

@@ -9,7 +9,6 @@ and buffers as they are now, and gradients go through them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +20,7 @@ from pyflash.nn._twins import ORIGINALS, class_of, is_bare
 from pyflash.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, normalise
 from pyflash.nn.conv import Conv1d, Conv2d, Conv3d, convolve
 from pyflash.nn.linear import Linear
-from pyflash.ops.conv.functions import conv_scale_bias_act
-from pyflash.ops.core.backends import _state
-from pyflash.ops.core.checks import spread
+from pyflash.ops.conv.functions import conv_norm_act
 from pyflash.ops.core.dtypes import HALVES, acc_dtype
 from pyflash.ops.pointwise.argument import ActivationArgument
 
@@ -126,44 +123,39 @@ def run(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
     linear, conv, norm, _, activation = chain
     if linear is not None:
         return F.linear_act(input, linear.weight, linear.bias, activation)
-    if conv is not None and (norm is None or _is_worth_folding(chain, input)):
+    if conv is not None and norm is None:
+        behind = {"activation": activation, "residual": residual}
+        return convolve(conv, F.conv_bias_act, input, conv.weight, conv.bias, **behind)
+    # Without a batch, BatchNorm1d reads the result's channels as one.
+    if conv is not None and input.dim() == _RANK[type(conv)] + 2 and chain.folds():
         return run_folded(chain, input, residual)
-    if conv is not None:
-        return run(chain.without_conv(), conv(input), residual)
-    if activation is None and residual is None:
-        return norm(input)
-    return normalise(norm, input, F.batch_norm_act, activation=activation, residual=residual)
+    return run_apart(chain, input, residual)
+
+
+def run_apart(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """As `run`, a batch norm by itself; it takes the activation into its own pass."""
+    if chain.conv is not None:
+        return run(chain.without_conv(), chain.conv(input), residual)
+    if chain.activation is None and residual is None:
+        return chain.norm(input)
+    return normalise(chain.norm, input, F.batch_norm_act, activation=chain.activation, residual=residual)
 
 
 def run_folded(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
-    """As `run`, in one call: with the batch norm, if there is one, in what ends the convolution."""
-    conv, norm = chain.conv, chain.norm
-    scale, bias = (None, conv.bias) if norm is None else folded(conv, norm)
-    behind = {"scale": scale, "activation": chain.activation, "residual": residual}
-    return convolve(conv, conv_scale_bias_act, input, conv.weight, bias, **behind)
+    """As `run`, the batch norm in what ends the convolution."""
+    return convolve(
+        chain.conv, conv_norm_act, input, chain.conv.weight, chain.conv.bias, affine=lambda: affine_of(chain.conv, chain.norm),
+        unfused=lambda: run_apart(chain, input, residual), activation=chain.activation, residual=residual,
+    )  # fmt: skip
 
 
-def _is_worth_folding(chain: Chain, input: Tensor) -> bool:
-    """Where torch convolves, the weight takes the scale: is a pass over it, and one to read what it wrote, less than the pass
-    over the result that it saves?"""
-    # The torch backend is the reference, to the bit. Without a batch, BatchNorm1d reads the result's channels as one.
-    if _state.wish == "torch" or input.dim() != _RANK[type(chain.conv)] + 2 or not chain.folds():
-        return False
-    if torch.compiler.is_exporting():  # sizes are not known yet
-        return True
-    stride = spread(chain.conv.stride, input.dim() - 2) or (1,)  # of whatever a user made it
-    positions = input.shape[0] * prod(input.shape[2:]) // prod(stride)
-    return positions * chain.conv.out_channels >= 2 * chain.conv.weight.numel()
-
-
-def folded(conv, norm) -> tuple[Tensor, Tensor]:
-    """What makes of the sums of `conv` what `norm`, in evaluation, makes of its result: scale gamma / sqrt(var + eps) and bias
-    beta + (bias - mean) gamma / sqrt(var + eps), in the weight's type. Jacob et al. 2018, arXiv:1712.05877,
-    section 3.2."""
+def affine_of(conv, norm) -> tuple[Tensor, Tensor]:
+    """(scale, bias) that make of the sums of `conv` what `norm`, in evaluation, makes of its result: gamma / sqrt(var + eps)
+    and beta + (bias - mean) gamma / sqrt(var + eps), in the weight's type. Jacob et al. 2018, arXiv:1712.05877, section 3.2."""
     wide = acc_dtype(conv.weight.dtype)
-    scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    mean, scale = norm.running_mean.to(wide), torch.rsqrt(norm.running_var.to(wide) + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
-    mean = norm.running_mean.to(wide)
-    bias = (-mean if conv.bias is None else conv.bias - mean) * scale
-    bias = bias if norm.bias is None else bias + norm.bias
+    if conv.bias is not None:
+        mean = mean - conv.bias
+    bias = -mean * scale if norm.bias is None else torch.addcmul(norm.bias.to(wide), mean, scale, value=-1)
     return scale.to(conv.weight.dtype), bias.to(conv.weight.dtype)

@@ -310,10 +310,9 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def rule_of(point):
-    name = {"activation": point.kind, "rnn": "gru", "conv": "conv2d", "conv_transpose": "conv_transpose2d"}.get(
-        point.operation, point.operation
-    )
-    return backends.OPERATIONS[name].rules
+    names = {"activation": point.kind, "rnn": "gru", "conv": "conv2d", "conv_transpose": "conv_transpose2d"}
+    names[conv.WITH_NORM] = "conv_bias_act"
+    return backends.OPERATIONS[names.get(point.operation, point.operation)].rules
 
 
 def size_of(point):
@@ -335,14 +334,13 @@ def size_of(point):
         cell = "rnn_tanh" if cell == "rnn" else cell
         steps, batch, hidden = point.sizes
         return rnn.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
-    if point.operation in ("conv", "conv_transpose"):
+    if point.operation in ("conv", "conv_transpose", conv.WITH_NORM):
         positions, inputs, outputs, kernel = point.sizes
         shape, _, layout = point.kind.partition(" ")
         groups, is_1d = inputs if "depthwise" in shape else 1, shape == conv.DEPTHWISE_1D
         of_group = inputs // groups, outputs // groups, groups
-        return conv.Size(
-            positions, *of_group, kernel, shape == "strided", shape == "3x3", bool(layout), training, is_1d
-        )
+        of_kind = shape == "strided", shape == "3x3", bool(layout)
+        return conv.Size(positions, *of_group, kernel, *of_kind, training, is_1d, point.operation == conv.WITH_NORM)
     if point.operation == "interpolate":
         return *point.sizes, point.kind, training
     return *point.sizes, training

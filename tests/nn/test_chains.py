@@ -109,7 +109,7 @@ def test_what_runs():
     assert taken(model.eval(), x) == {"conv_bias_act": 1}
     with torch.no_grad():
         assert taken(model, x) == {"conv_bias_act": 1}
-    assert taken(model, x[:, :, :3, :3]) == {"conv2d": 1, "batch_norm_act": 1}  # the weight is more than the result
+    assert "conv_bias_act" not in taken(model, x, "auto")  # no table speaks of so few channels
     assert taken(model[:1], x) == {"conv2d": 1}
     assert taken(model[1:], torch.randn(2, 6, 9, 9)) == {"batch_norm_act": 1}
     unknown = pyflash.replace(CASES["no running statistics"]()).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import gcd, isqrt, prod
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ class Shape:
     has_bias: bool = True
     activation: str | None = None
     has_residual: bool = False
+    has_norm: bool = False  # a batch norm in evaluation, in place of a bias
     channels_last: bool = False
 
     @property
@@ -68,6 +70,8 @@ def inputs(case: Case) -> tuple[torch.Tensor, ...]:
     if shape.channels_last:
         images = [t.contiguous(memory_format=FORMATS[t.dim()]) for t in images]
     x, weight, *residual = images
+    if shape.has_norm:
+        return x, weight, *torch.randn(3, outputs), torch.rand(outputs) + 0.5
     return x, weight, *([torch.randn(outputs)] * shape.has_bias), *residual
 
 
@@ -79,6 +83,10 @@ def _apart(shape: Shape, rest):
 
 def torchs(case: Case):
     shape, function = case.shape, torch_function(case.shape)
+    if shape.has_norm:
+        return lambda x, weight, gamma, beta, mean, var: F.relu(
+            F.batch_norm(function(x, weight, None), mean, var, gamma, beta), inplace=True
+        )
 
     def call(x, weight, *rest):
         bias, residual = _apart(shape, rest)
@@ -93,6 +101,8 @@ def ours(case: Case):
     from pyflash import functional
 
     shape = case.shape
+    if shape.has_norm:
+        return normed(case)
     if not (shape.activation or shape.has_residual):
         function = torch_function(shape, functional)
         return lambda x, weight, *rest: function(x, weight, *(rest or (None,)))
@@ -102,6 +112,24 @@ def ours(case: Case):
         options = arguments(shape)
         return functional.conv_bias_act(
             x, weight, bias, **options, activation=shape.activation, residual=residual
+        )  # fmt: skip
+
+    return call
+
+
+def normed(case: Case):
+    """As a Sequential of Conv, BatchNorm and ReLU has it."""
+    from pyflash.nn._chains import affine_of
+    from pyflash.ops.conv.functions import conv_norm_act
+
+    shape, unfused = case.shape, torchs(case)
+
+    def call(x, weight, gamma, beta, mean, var):
+        conv = SimpleNamespace(weight=weight, bias=None)
+        norm = SimpleNamespace(running_mean=mean, running_var=var, weight=gamma, bias=beta, eps=1e-5)
+        return conv_norm_act(
+            x, weight, None, **arguments(shape), affine=lambda: affine_of(conv, norm), activation="relu",
+            unfused=lambda: unfused(x, weight, gamma, beta, mean, var),
         )  # fmt: skip
 
     return call

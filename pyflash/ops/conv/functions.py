@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyflash.auto import conv as auto
-from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last, scaled
+from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last
 from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed
 from pyflash.ops.core.autograd import shaped
 from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation, _state
@@ -34,11 +34,15 @@ ONLY_TORCHS = "arguments that only torch's function takes"
 
 
 class _Convolution:
-    """A function of this file, by its name, and how its arguments are read. Of any rank where n is None: the weight's."""
+    """A function of this file, by its name, and how its arguments are read. Of any rank where n is None: the weight's.
+    has_norm: the operation of another with a batch norm in its scale and bias, whose time is compared with torch's of both."""
 
-    def __init__(self, name: str, n: int | None, geometry, second_derivative: str = IN_KERNELS):
-        self.n, self.geometry, self.is_transposed = n, geometry, geometry is of_transposed
-        self.operation = Operation(
+    def __init__(
+        self, name: str, n: int | None, geometry, second_derivative: str = IN_KERNELS, operation: Operation | None = None
+    ):  # fmt: skip
+        self.n, self.geometry = n, geometry
+        self.is_transposed, self.has_norm = geometry is of_transposed, operation is not None
+        self.operation = operation or Operation(
             name,
             dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64},
             rules=auto.rules(name),
@@ -88,6 +92,7 @@ class _Convolution:
             channels_last=is_channels_last(x) or is_channels_last(weight),
             training=training,
             is_1d=len(kernel) == 1,
+            has_norm=self.has_norm,
         )
 
     def __call__(self, torchs, x, weight, bias, residual, activation, *options, scale=None):
@@ -138,6 +143,7 @@ def _expanded(residual, shape):
 _CONV = {n: _Convolution(f"conv{n}d", n, of_conv) for n in (1, 2, 3)}
 _TRANSPOSED = {n: _Convolution(f"conv_transpose{n}d", n, of_transposed) for n in (1, 2, 3)}
 _BIAS_ACT = _Convolution("conv_bias_act", None, of_conv, f"{IN_KERNELS}, the activation's {IN_TORCH}")
+_NORM_ACT = _Convolution("conv_bias_act", None, of_conv, operation=_BIAS_ACT.operation)
 
 
 def _conv(n, torchs, input, weight, bias, *options):
@@ -283,16 +289,6 @@ def conv_bias_act(
         ValueError: no such activation, or a weight of other than 3, 4 or 5 dimensions.
         RuntimeError, TypeError: torch's; a residual that does not fit.
     """
-    return conv_scale_bias_act(
-        input, weight, bias, stride, padding, dilation, groups, activation=activation, residual=residual
-    )
-
-
-def conv_scale_bias_act(
-    input, weight, bias, stride, padding, dilation, groups, *, scale=None, activation=None, residual=None
-):  # fmt: skip
-    """As conv_bias_act, of sums that are multiplied by scale [C_out] first: a batch norm in evaluation. torch's convolution has
-    it in a copy of the weight."""
     name, of = "conv_bias_act", resolve("conv_bias_act", activation)
     expect_tensors(name, ("bias", "residual"), input=input, weight=weight, bias=bias, residual=residual)
     n = weight.dim() - 2
@@ -307,8 +303,26 @@ def conv_scale_bias_act(
     options = stride, padding, dilation, groups
 
     def torchs():
-        y = getattr(F, f"conv{n}d")(input, weight if scale is None else scaled(weight, scale), bias, *options)
+        y = getattr(F, f"conv{n}d")(input, weight, bias, *options)
         added = None if residual is None else _expanded(cast_by_autocast((residual,))[0], y.shape)
         return activated_in_turn(y, added, of)
 
-    return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options, scale=scale)
+    return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options)
+
+
+def conv_norm_act(
+    input, weight, bias, stride, padding, dilation, groups, *, affine, unfused, activation=None, residual=None
+):  # fmt: skip
+    """activation(batch norm(conv(input, weight) + bias) + residual) in evaluation, by conv_bias_act and a scale.
+
+    Args:
+        affine: called for scale and bias [C_out] of the sums: what the norm does to them, and the bias.
+        unfused: called for the result where torch convolves.
+    """
+    options = stride, padding, dilation, groups
+    if _NORM_ACT.refused.answer(input, weight, None, residual, *options):
+        return unfused()  # which counts what it takes
+    scale, bias = affine()
+    return _NORM_ACT(
+        unfused, input, weight, bias, residual, resolve("conv_bias_act", activation), *options, scale=scale
+    )

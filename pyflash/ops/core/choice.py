@@ -72,6 +72,14 @@ class Refused:
     def holds(self, x, *others) -> bool | None:
         """Does `auto` leave this call to torch? Then it is counted. None where the wish is another, while a graph is made,
         or for a subclass of Tensor: `choose` says more of those. False says that the rules, asked, gave it to our kernels."""
+        counted = self.answer(x, *others)
+        if not counted:
+            return None if counted is None else False
+        counts[counted] += 1
+        return True
+
+    def answer(self, x, *others) -> tuple | None:
+        """As `holds`, what would be counted, OURS or None, without counting it."""
         if _state.wish != "auto" or type(x) is not Tensor or is_dynamo_compiling():
             return None
         if torch._C._get_tracing_state() is not None:  # sizes are tensors then, and would be remembered
@@ -83,10 +91,7 @@ class Refused:
         counted = self.answers.get(key, _UNASKED)
         if type(counted) is dict:
             counted = self._look(key, x, *others)
-        if not counted:
-            return None if counted is None else False
-        counts[counted] += 1
-        return True
+        return counted
 
     def _look(self, key, *tensors) -> tuple[str, str, str] | None:
         """What is counted, or None, of a call whose key has no value or a dictionary."""
