@@ -20,7 +20,7 @@ from pyflash.nn._twins import ORIGINALS, class_of, is_bare
 from pyflash.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, normalise
 from pyflash.nn.conv import Conv1d, Conv2d, Conv3d, convolve
 from pyflash.nn.linear import Linear
-from pyflash.ops.conv.functions import conv_norm_act
+from pyflash.ops.conv.functions import conv_norm_act, is_norm_apart
 from pyflash.ops.core.dtypes import HALVES, acc_dtype
 from pyflash.ops.pointwise.argument import ActivationArgument
 
@@ -127,8 +127,10 @@ def run(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
         behind = {"activation": activation, "residual": residual}
         return convolve(conv, F.conv_bias_act, input, conv.weight, conv.bias, **behind)
     # Without a batch, BatchNorm1d reads the result's channels as one.
-    if conv is not None and input.dim() == _RANK[type(conv)] + 2 and chain.folds():
-        return run_folded(chain, input, residual)
+    if conv is not None and not norm.training and input.dim() == _RANK[type(conv)] + 2:
+        options = conv.stride, conv.padding, conv.dilation, conv.groups
+        if not is_norm_apart(input, conv.weight, residual, *options) and chain.folds():
+            return run_folded(chain, input, residual)
     return run_apart(chain, input, residual)
 
 
@@ -143,9 +145,10 @@ def run_apart(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Te
 
 def run_folded(chain: Chain, input: Tensor, residual: Tensor | None = None) -> Tensor:
     """As `run`, the batch norm in what ends the convolution."""
+    scale, bias = affine_of(chain.conv, chain.norm)
     return convolve(
-        chain.conv, conv_norm_act, input, chain.conv.weight, chain.conv.bias, affine=lambda: affine_of(chain.conv, chain.norm),
-        unfused=lambda: run_apart(chain, input, residual), activation=chain.activation, residual=residual,
+        chain.conv, conv_norm_act, input, chain.conv.weight, bias, scale=scale, activation=chain.activation, residual=residual,
+        unfused=lambda: run_apart(chain, input, residual),
     )  # fmt: skip
 
 

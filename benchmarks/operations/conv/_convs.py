@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from math import gcd, isqrt, prod
 from types import SimpleNamespace
 
@@ -120,17 +121,18 @@ def ours(case: Case):
 def normed(case: Case):
     """As a Sequential of Conv, BatchNorm and ReLU has it."""
     from pyflash.nn._chains import affine_of
-    from pyflash.ops.conv.functions import conv_norm_act
+    from pyflash.ops.conv.functions import conv_norm_act, is_norm_apart
 
     shape, unfused = case.shape, torchs(case)
 
     def call(x, weight, gamma, beta, mean, var):
+        options, apart = arguments(shape), partial(unfused, x, weight, gamma, beta, mean, var)
+        if is_norm_apart(x, weight, None, *options.values()):
+            return apart()
         conv = SimpleNamespace(weight=weight, bias=None)
         norm = SimpleNamespace(running_mean=mean, running_var=var, weight=gamma, bias=beta, eps=1e-5)
-        return conv_norm_act(
-            x, weight, None, **arguments(shape), affine=lambda: affine_of(conv, norm), activation="relu",
-            unfused=lambda: unfused(x, weight, gamma, beta, mean, var),
-        )  # fmt: skip
+        scale, bias = affine_of(conv, norm)
+        return conv_norm_act(x, weight, bias, **options, scale=scale, activation="relu", unfused=apart)
 
     return call
 

@@ -63,19 +63,20 @@ class _Convolution:
         geometry = self._geometry_of(x, weight, bias, residual, options)
         return None if geometry is None else self._size(training, x, weight, geometry)
 
-    def _geometry_of(self, x, weight, bias, residual, options) -> Geometry | None:
+    def _geometry_of(self, x, weight, bias, residual, options, scale=None) -> Geometry | None:
         """None where torch refuses these arguments, or may."""
         n = weight.dim() - 2
         if n != self.n and not (self.n is None and 1 <= n <= 3):
             return None
-        for t in (weight, bias, residual):
+        for t in (weight, scale, bias, residual):
             if t is not None and (t.dtype != x.dtype or t.device != x.device):
                 return None
         geometry = self.geometry(x.shape, weight.shape, *options)
-        if geometry is not None and bias is not None:
+        if geometry is not None:
             outputs = weight.shape[1] * geometry.groups if self.is_transposed else weight.shape[0]
-            if bias.dim() != 1 or bias.shape[0] != outputs:
-                return None
+            for t in (scale, bias):
+                if t is not None and (t.dim() != 1 or t.shape[0] != outputs):
+                    return None
         return geometry
 
     def _size(self, training, x, weight, geometry) -> auto.Size:
@@ -106,7 +107,7 @@ class _Convolution:
         geometry, refused = None, NOT_PLAIN
         if all([is_plain(t) for t in given]):
             x, weight, scale, bias, residual = cast_by_autocast((x, weight, scale, bias, residual))
-            geometry, refused = self._geometry_of(x, weight, bias, residual, options), ONLY_TORCHS
+            geometry, refused = self._geometry_of(x, weight, bias, residual, options, scale), ONLY_TORCHS
         if geometry is None:
             result = torchs()
             choose(self.operation, x, given, refused=refused)
@@ -310,19 +311,17 @@ def conv_bias_act(
     return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options)
 
 
-def conv_norm_act(
-    input, weight, bias, stride, padding, dilation, groups, *, affine, unfused, activation=None, residual=None
-):  # fmt: skip
-    """activation(batch norm(conv(input, weight) + bias) + residual) in evaluation, by conv_bias_act and a scale.
+def is_norm_apart(input, weight, residual, *options) -> bool:
+    """Does `auto` leave to torch a convolution, a batch norm in evaluation and what is behind it, together?"""
+    return bool(_NORM_ACT.refused.answer(input, weight, None, residual, *options))
 
-    Args:
-        affine: called for scale and bias [C_out] of the sums: what the norm does to them, and the bias.
-        unfused: called for the result where torch convolves.
-    """
+
+def conv_norm_act(
+    input, weight, bias, stride, padding, dilation, groups, *, scale, unfused, activation=None, residual=None
+):  # fmt: skip
+    """activation(scale conv(input, weight) + bias + residual), a batch norm in evaluation being the scale and a part of the
+    bias; unfused() where torch convolves."""
     options = stride, padding, dilation, groups
-    if _NORM_ACT.refused.answer(input, weight, None, residual, *options):
-        return unfused()  # which counts what it takes
-    scale, bias = affine()
     return _NORM_ACT(
         unfused, input, weight, bias, residual, resolve("conv_bias_act", activation), *options, scale=scale
     )
