@@ -2,8 +2,8 @@
 `python -m pyflash info`. PYFLASH_REQUIRE_NATIVE=1: a native build that fails fails the whole.
 
 A family of operations is a folder, csrc/cpu/<family>/kernels.cpp: it is compiled once per instruction set, in parallel, and
-again only when something that it includes has changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set, for
-a quick edit loop; PYFLASH_NO_NATIVE=1 none.
+again only when something that it includes has changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set, for a
+quick edit loop; PYFLASH_NO_NATIVE=1 none.
 """
 
 import os

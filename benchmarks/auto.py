@@ -257,6 +257,7 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["linear"], [""], ["float32"], BOTH, (1, 8, 32, 128, 512, 2048), features, features)
     yield from grid(["linear_act"], [""], ["float32"], BOTH, (1, 32, 512), features, features)
     yield from grid(PRODUCTS, [""], ["float64", *HALVES], BOTH, (1, 32, 512), (256, 1024), (256, 1024))
+    yield from grid(PRODUCTS, [""], ["float64"], BOTH, (1, 32), (32,), (32,))  # small ones are torch's
     kinds = ("plain", "causal", "mask", "weights")
     shapes = [*squares(8, 32, 128, 512, 1024), (1, 64), (1, 1024)]
     yield from attentions(kinds, ["float32", "bfloat16"], ["inference"], (1, 16), shapes)

@@ -40,7 +40,6 @@ def rules(name: str):
     @tables.remembered
     def decide(where, size, dtype) -> str:
         elements, training, channels_last = (*size, False)[:3]
-        of_layout = channels_last and name == "max_unpool2d"
         if not (channels_last or name.startswith(BY_WINDOWS)):  # what the tables are of
             ours = tables.ours(
                 where, MEASURED_AS.get(name, name), "", dtype, "training" if training else "inference", (elements,)
@@ -48,7 +47,7 @@ def rules(name: str):
             if ours is not None:
                 return "" if ours else MEASURED
         if where.is_gpu:
-            return gpu.decide(f"{name} channels_last" if of_layout else name, elements, training, dtype)
+            return gpu.decide(f"{name} channels_last" if channels_last else name, elements, training, dtype)
         return SMALL if elements < least[2 * channels_last + training] else ""
 
     return decide

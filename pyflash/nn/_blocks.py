@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from functools import lru_cache, wraps
 from types import FunctionType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional
@@ -29,9 +30,13 @@ from pyflash.nn._chains import Chain, chain_of
 from pyflash.nn._fuse import activation_of
 from pyflash.nn._twins import FUSED_OF, ORIGINALS, _scriptable, class_of, set_class
 from pyflash.ops.conv.geometry import of_conv
+from pyflash.ops.core.backends import _state as _wish
+from pyflash.ops.core.backends import counts
 from pyflash.ops.core.checks import device_type
+from pyflash.ops.core.choice import follows_rules
 from pyflash.ops.pointwise.argument import ActivationArgument
 
+FUSED_OPERATIONS = {"conv_bias_act", "batch_norm_act", "linear_act"}
 CONVS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 _NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 _MODULES = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "functional": torch.nn.functional}
@@ -354,16 +359,50 @@ def record_of(block, training: bool | None = None) -> Record | None:
     return cls._pyflash_records[state]
 
 
+# block -> what decides in a call -> did `auto` leave all of its chains to torch? Then its own forward is as good, and cheaper:
+# a walk of the record takes 40 us a chain. It may be asked of a block that has changed since: the result is the same.
+_left_to_torch: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
+follows_rules.append(_left_to_torch)
+CALLS = 64  # of a block, that are remembered
+
+
+def _deciding(block, args) -> tuple:
+    inputs = [(x.shape, x.stride(), x.dtype, x.is_cpu) for x in args]
+    return *inputs, block.training, torch.is_grad_enabled(), torch.get_num_threads()
+
+
+def _fuses_nothing(block, args) -> bool:
+    return _wish.wish == "auto" and _left_to_torch.get(block, {}).get(_deciding(block, args), False)
+
+
+def _run(record: Record, block, args):
+    """What the record gives; it is remembered whether a chain of it was ours."""
+    if _wish.wish != "auto":
+        return record.run(block, args)
+    known, key = _left_to_torch.setdefault(block, {}), _deciding(block, args)
+    if key in known:
+        return record.run(block, args)
+    before = counts.copy()
+    result = record.run(block, args)
+    ours = [name for name, backend, _ in counts - before if backend != "torch"]
+    if len(known) >= CALLS:
+        known.clear()
+    known[key] = not set(ours) & FUSED_OPERATIONS
+    return result
+
+
 @lru_cache(maxsize=256)
 def _fused(cls: Any) -> Any:
     @wraps(cls.forward)  # torch.fx and torch.export read the signature
     def forward(self, *args, **kwargs):
         record = None
         if not (kwargs or torch.compiler.is_compiling()) and all([type(x) is Tensor for x in args]):
+            if _fuses_nothing(self, args):
+                return cls.forward(self, *args)
             record = record_of(self)
         if record is None or len(args) != record.inputs:
             return cls.forward(self, *args, **kwargs)
-        return record.run(self, args)
+        return _run(record, self, args)
 
     members = {
         FUSED_OF: cls,
@@ -390,6 +429,8 @@ def may_be_fused(module: torch.nn.Module) -> bool:
     if is_fused(module):
         return True
     if cls.__module__.startswith(("torch.", "pyflash.nn.")) or "forward" in vars(module):
+        return False
+    if cls.__hash__ is not object.__hash__:  # what is remembered of a block is found by it
         return False
     if not any(ORIGINALS.get(class_of(child), class_of(child)) in CONVS for child in module.children()):
         return False

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 import pyflash.functional as PF
+from pyflash.activations import ACTIVATIONS
 from pyflash.auto import (
+    SMALL,
     attention,
     batch_norm,
     conv,
     embedding,
+    gpu,
     linear,
     local_response,
     normalize,
@@ -423,3 +426,18 @@ def test_every_point_of_the_walk_is_a_case_of_the_suite():
             operation, case = auto.declared(point)
             reference = Reference(operation, case, auto.MODES[point.mode], "cpu")
             reference.check(reference.bind(reference.build(operation.pyflash)))
+
+
+def test_a_gpu_without_a_table():
+    """Ours is what an H200 was seen to win, and large enough that the launch is not what one waits for."""
+    enough = gpu.GPU_ELEMENTS
+    assert gpu.decide("glu", enough, True, torch.bfloat16) == gpu.decide("glu", enough, False, torch.float16) == ""
+    assert gpu.decide("glu", enough - 1, True, torch.bfloat16) == SMALL
+    assert gpu.decide("glu", enough, True, torch.float32) == gpu.NOT_MEASURED
+    assert gpu.decide("batch_norm_act", enough, False, torch.bfloat16) == ""
+    assert gpu.decide("batch_norm_act", enough, True, torch.bfloat16) == gpu.AS_FAST
+    asked = {name.partition(" ")[0] for times in gpu.BY_DTYPE.values() for name in times}
+    assert asked <= {*backends.OPERATIONS, *ACTIVATIONS, "softmax", "log_softmax"}
+    where = Place("sm90")
+    for rows, expected in ((pooling.rules("max_unpool2d"), [gpu.AS_FAST, ""]), (pooling.rules("max_pool2d"), ["", ""])):
+        assert [rows.decide(where, (enough, True, last), torch.bfloat16) for last in (False, True)] == expected

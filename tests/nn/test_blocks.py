@@ -14,6 +14,7 @@ from helpers import use
 import pyflash
 import pyflash.models
 from pyflash.nn import _blocks
+from pyflash.ops.core import choice
 from tests.frame.test_replace import Block, ResNet
 from tests.nn.test_chains import results, settled, taken
 
@@ -375,3 +376,23 @@ def test_the_library_s_own_resnet():
     with torch.no_grad(), use("cpu"):
         expected = theirs(x)
         torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_block_whose_chains_are_all_torchs_is_called_as_it_is(monkeypatch):
+    """From the second call alike on; after a change of the rules, or for another wish, the record is asked again."""
+    block, runs = pyflash.replace(Block(8, 8, 1)).eval(), []
+    run = _blocks.Record.run
+    monkeypatch.setattr(_blocks.Record, "run", lambda *args: runs.append(args) or run(*args))
+    x = torch.randn(2, 8, 6, 5)
+    with torch.no_grad():
+        first, second = block(x), block(x)
+        assert torch.equal(first, second) and len(runs) == 1
+        block(x.to(memory_format=torch.channels_last)), block(x[:1])
+        assert len(runs) == 3
+        choice.forget_refused()
+        block(x)
+        assert len(runs) == 4
+        with use("cpu"):
+            torch.testing.assert_close(block(x), first)
+            block(x)
+        assert len(runs) == 6

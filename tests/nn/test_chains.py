@@ -330,3 +330,14 @@ def test_compile_export_and_fx():
         torch.testing.assert_close(compiled(x), theirs(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(list(ours.buffers()), list(theirs.buffers()))
     torch.testing.assert_close(torch.func.vmap(model)(x[:, None]), model(x)[:, None], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias"])
+def test_a_norm_of_other_channels_is_torchs_error(name):
+    """What reads as many channels as the convolution has would read behind it."""
+    model = pyflash.replace(chain(2, torch.nn.ReLU())).eval()
+    norm = model[1]
+    wrong = torch.ones(2)
+    setattr(norm, name, wrong if "running" in name else torch.nn.Parameter(wrong))
+    with use("cpu"), torch.no_grad(), pytest.raises(RuntimeError):
+        model(like(model))

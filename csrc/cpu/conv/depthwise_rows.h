@@ -10,9 +10,8 @@ namespace PF_ISA::conv {
 namespace {
 
 constexpr int64_t kChannelBlock = 128;  // channels of a tile's strip of sums, which stays in the first-level cache
-constexpr int64_t kSumPitch =
-    kChannelBlock + 16;                     // a power of two would put the strip's rows into few sets of the cache
-constexpr int64_t kTaskProducts = 1 << 16;  // of a task, or handing it out costs more than a few percent
+constexpr int64_t kSumPitch = kChannelBlock + 16;  // a power of two would put the strip's rows into few cache sets
+constexpr int64_t kTaskProducts = 1 << 16;         // of a task, or handing it out costs more than a few percent
 
 // A loaded vector as it is: left to itself the compiler loads it again for every product.
 template <class V>

@@ -6,6 +6,7 @@ compiled or exported graph carries it) or None: torch's own function is called, 
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -127,12 +128,13 @@ class Refused:
 
 
 _all_refused: list[Refused] = []
+follows_rules: list[MutableMapping] = []  # what others remember of the rules' answers
 
 
 def forget_refused() -> None:
     """After a change of what the rules read: the instruction set, a table."""
-    for refused in _all_refused:
-        refused.answers.clear()
+    for answers in (*(refused.answers for refused in _all_refused), *follows_rules):
+        answers.clear()
 
 
 def _subclass_of(tensors) -> str:
