@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from benchmarks import aot
+from benchmarks import aot, aot_cases
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -48,7 +48,7 @@ WEIGHTS = [
 RECURRENT = [
     f"sm{arch}/recurrent/{cell}/{dtype}/{hidden}/rnn_{kernel}"
     for arch in (80, 90)
-    for cell, dtype, hidden in aot.RECURRENT
+    for cell, dtype, hidden in aot_cases.RECURRENT
     for kernel in ("fwd", "bwd")
 ]
 LINEAR = [

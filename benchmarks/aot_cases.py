@@ -1,0 +1,415 @@
+"""What the ahead-of-time table compiles: the launchers that are called, at which sizes, for which architectures."""
+
+# W_hh in shared memory, re-read by a program that walks all steps, and a launch a step.
+RECURRENT = (
+    ("gru", "bfloat16", 64),
+    ("lstm", "bfloat16", 128),
+    ("lstm", "bfloat16", 512),
+    ("lstm", "float32", 128),
+    ("gru", "float32", 512),
+)
+
+
+# Rows that a program holds, longer ones, and columns of both kinds.
+SOFTMAXES = (
+    ("4096", (1024, 4096), 1),
+    ("32768", (1024, 32768), 1),
+    ("columns", (4, 64, 1024), 1),
+    ("columns/1024", (4, 1024, 1024), 1),
+)
+
+# Convolutions: (label, channels of a group in and out, groups, size, kernel, stride, memory format, activation or gradient).
+# ResNet-50's 3x3, its pointwise layers (row: contiguous, whose places are in a row), the first of a stage, its stem;
+# ConvNeXt's and MobileNetV2's depthwise ones; ResNeXt's groups.
+CONVOLUTIONS = (
+    ("3x3/forward", 256, 256, 1, 14, 3, 1, "last", "relu"),
+    ("3x3/input_grad", 256, 256, 1, 14, 3, 1, "last", "input_grad"),
+    ("3x3/weight_grad", 256, 256, 1, 14, 3, 1, "last", "weight_grad"),
+    ("3x3/gelu", 64, 64, 1, 56, 3, 1, "last", "gelu"),
+    ("3x3/contiguous", 64, 64, 1, 56, 3, 1, "first", "gelu"),
+    ("3x3/contiguous/weight_grad", 64, 64, 1, 56, 3, 1, "first", "weight_grad"),
+    ("1x1/forward", 256, 1024, 1, 14, 1, 1, "last", ""),
+    ("1x1/row", 64, 256, 1, 56, 1, 1, "first", "relu"),
+    ("1x1/row/weight_grad", 64, 256, 1, 56, 1, 1, "first", "weight_grad"),
+    ("stride/input_grad", 128, 128, 1, 56, 3, 2, "last", "input_grad"),
+    ("stem/forward", 3, 64, 1, 224, 7, 2, "last", "relu"),
+    ("stem/weight_grad", 3, 64, 1, 224, 7, 2, "last", "weight_grad"),
+    ("depthwise/forward", 1, 1, 384, 28, 7, 1, "last", ""),
+    ("depthwise/input_grad", 1, 1, 384, 28, 3, 2, "last", "input_grad"),
+    ("depthwise/weight_grad", 1, 1, 384, 28, 7, 1, "last", "weight_grad"),
+    ("depthwise/contiguous", 1, 1, 384, 28, 3, 1, "first", ""),
+    ("groups/forward", 4, 4, 32, 56, 3, 1, "last", ""),
+)
+
+# What is compiled without a word: every kernel once for each architecture that the tests promise something of, at most
+# 130 compilations. --full is everything.
+SHORT = (
+    *(
+        f"sm{arch}/{case}"
+        for arch in (80, 90)
+        for case in (
+            "attention/bfloat16/64",
+            "attention/bfloat16/128",
+            "attention/float32/64",
+            "attention_weights/bfloat16/64",
+            "decode/bfloat16/128",
+            "linear/bfloat16/gelu",
+            "recurrent/lstm/bfloat16/128",
+            "row_wise/bfloat16",
+            "resample/bfloat16",
+        )
+    ),
+    "sm90/attention/bfloat16/64/bias",
+    "sm90/linear/bfloat16/dgrad",
+    "sm90/linear/bfloat16/wgrad",
+    "sm90/layer_norm/bfloat16/32768",
+    "sm90/rms_norm/bfloat16/4096",
+    "sm90/channel_norm/bfloat16/batch",
+    "sm90/embedding/bfloat16",
+    "sm90/embedding_bag/float32",
+    "sm90/rotary/bfloat16",
+    "sm90/pool/bfloat16/2d",
+    "sm80/conv/bfloat16/3x3/forward",
+    "sm90/conv/bfloat16/3x3/gelu",
+    "sm90/conv/bfloat16/3x3/contiguous",
+    "sm90/conv/bfloat16/3x3/weight_grad",
+    "sm90/conv/bfloat16/depthwise/forward",
+    "sm90/conv/bfloat16/depthwise/weight_grad",
+    "sm90/softmax/bfloat16/4096",
+    "sm90/softmax/bfloat16/columns/1024",
+    "sm100/attention/bfloat16/64",
+    "sm100/decode/bfloat16/128",
+    "sm100/linear/bfloat16/gelu",
+)
+
+
+def cases():
+    """name -> (architecture, call, its arguments). A row of the table is a name and the kernel's."""
+    rows = {}
+
+    def add(arch, call, label, **arguments):
+        rows[f"sm{arch}/{call.__name__}/{label}"] = (arch, call.__name__, arguments)
+
+    for arch in (80, 86, 90, 100):
+        for head_dim in (64, 128, 256):
+            add(arch, attention, f"bfloat16/{head_dim}", dtype="bfloat16", head_dim=head_dim)
+        add(arch, decode, "bfloat16/128", dtype="bfloat16", head_dim=128)
+        add(arch, linear, "bfloat16/gelu", dtype="bfloat16")
+        for kind in ("forward", "dgrad", "wgrad"):
+            add(arch, linear, f"bfloat16/{kind}", dtype="bfloat16", kind=kind)
+        if arch == 86:
+            continue
+        for head_dim in (64, 128):
+            add(arch, attention, f"float32/{head_dim}", dtype="float32", head_dim=head_dim)
+        for dtype in ("bfloat16", "float32"):
+            add(arch, attention_weights, f"{dtype}/64", dtype=dtype, head_dim=64)
+        add(arch, linear, "float32/gelu", dtype="float32")
+    for arch in (80, 90):
+        add(arch, attention, "float16/64", dtype="float16", head_dim=64)
+        add(arch, attention, "bfloat16/96", dtype="bfloat16", head_dim=96)
+        add(arch, attention, "bfloat16/64/full", dtype="bfloat16", head_dim=64, window=(-1, -1))
+        add(arch, attention, "bfloat16/128/full", dtype="bfloat16", head_dim=128, window=(-1, -1))
+        add(arch, attention, "bfloat16/64/window", dtype="bfloat16", head_dim=64, window=(256, 0))
+        add(arch, attention, "bfloat16/64/bias", dtype="bfloat16", head_dim=64, window=(-1, -1), bias=True)
+        add(arch, attention, "bfloat16/64/dropout", dtype="bfloat16", head_dim=64, dropout_p=0.1)
+        add(arch, attention, "bfloat16/64/varlen", dtype="bfloat16", head_dim=64, varlen=True)
+        for dtype in ("bfloat16", "float32"):
+            add(arch, attention_weights, f"{dtype}/128", dtype=dtype, head_dim=128)
+        extras = dict(dtype="bfloat16", window=(-1, 0), bias=True, dropout_p=0.1)
+        for head_dim in (64, 128):
+            add(arch, attention_weights, f"bfloat16/{head_dim}/extras", head_dim=head_dim, **extras)
+        add(arch, row_wise, "bfloat16", dtype="bfloat16")
+        for dtype in ("bfloat16", "float32"):
+            add(arch, resample, dtype, dtype=dtype)
+        for cols in (8192, 16384, 32768):
+            add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
+        for cols in (4096, 32768):
+            add(arch, rms_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
+        add(arch, embedding, "bfloat16", dtype="bfloat16")
+        add(arch, embedding_bag, "float32", dtype="float32")
+        add(arch, rotary, "bfloat16", dtype="bfloat16")
+        add(arch, pool, "bfloat16/2d", dtype="bfloat16")
+        for label, sizes, dim in SOFTMAXES:
+            add(arch, softmax, f"bfloat16/{label}", sizes=sizes, dim=dim)
+        for label, groups, is_last in (("batch", 0, False), ("batch_last", 0, True), ("group_last", 32, True)):
+            add(arch, channel_norm, f"bfloat16/{label}", dtype="bfloat16", groups=groups, is_last=is_last)
+        for label, *form in CONVOLUTIONS:
+            add(arch, conv, f"bfloat16/{label}", dtype="bfloat16", form=form)
+        add(arch, conv, "float32/3x3/forward", dtype="float32", form=CONVOLUTIONS[0][1:])
+        add(arch, conv, "float32/3x3/weight_grad", dtype="float32", form=CONVOLUTIONS[2][1:])
+        for cell, dtype, hidden in RECURRENT:
+            add(arch, recurrent, f"{cell}/{dtype}/{hidden}", cell=cell, dtype=dtype, hidden=hidden)
+    return rows
+
+
+def attention(empty, dtype, head_dim, window=(-1, 0), bias=False, dropout_p=0.0, varlen=False):
+    """Forward and backward, causal unless said, 32 query heads on 8 key heads, in [batch, length, heads] order."""
+    from pyflash.kernels.attention import dense as kernels
+
+    scalars = dropout_p, head_dim**-0.5, 0.0, *window
+    seed = empty(1, dtype="int64")
+    if varlen:
+        q, out, dout, dq = (empty(4096, 32, head_dim, dtype=dtype) for _ in range(4))
+        k, v, dk, dv = (empty(4096, 8, head_dim, dtype=dtype) for _ in range(4))
+        lse, cu_seqlens = empty(32, 4096), empty(5, dtype="int32")
+        lengths = None, seed, 1024, 1024
+        kernels.attention_varlen_fwd(q, k, v, cu_seqlens, cu_seqlens, *lengths, *scalars, True, out, lse)
+        kernels.attention_varlen_bwd(
+            dout, None, q, k, v, out, lse, cu_seqlens, cu_seqlens, *lengths, *scalars, True, dq, dk, dv
+        )
+        return
+    q, out, dout, dq = (empty(4, 1024, 32, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
+    k, v, dk, dv = (empty(4, 1024, 8, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
+    lse = empty(*((2,) if bias else ()), 4, 32, 1024)
+    mask = empty(1, 32, 1024, 1024, dtype=dtype).expand(4, -1, -1, -1) if bias else None
+    dmask = empty(1, 32, 1024, 1024, dtype=dtype) if bias else None
+    kernels.attention_fwd(q, k, v, mask, None, seed, *scalars, 0, out, lse)
+    kernels.attention_bwd(dout, None, q, k, v, out, lse, mask, None, seed, *scalars, 0, bias, dq, dk, dv, dmask)
+
+
+def attention_weights(empty, dtype, head_dim, window=(-1, -1), bias=False, dropout_p=0.0):
+    """Forward and backward of the matrix, all keys visible unless said, as nn.MultiheadAttention asks for it."""
+    from pyflash.kernels.attention import weights as kernels
+
+    scalars = dropout_p, head_dim**-0.5, 0.0, *window, 0
+    seed = empty(1, dtype="int64")
+    q, k, dq, dk = (empty(4, 1024, 16, head_dim, dtype=dtype).transpose(1, 2) for _ in range(4))
+    weights, dweights = (empty(4, 16, 1024, 1024, dtype=dtype) for _ in range(2))
+    lse = empty(*((2,) if bias else ()), 4, 16, 1024)
+    mask = empty(1, 16, 1024, 1024, dtype=dtype).expand(4, -1, -1, -1) if bias else None
+    dmask = empty(1, 16, 1024, 1024, dtype=dtype) if bias else None
+    kernels.attention_weights_fwd(q, k, mask, seed, *scalars, weights, lse)
+    kernels.attention_weights_bwd(dweights, q, k, weights, lse, mask, seed, *scalars, bias, dq, dk, dmask)
+
+
+def decode(empty, dtype, head_dim):
+    from pyflash.kernels.attention import decode as kernels
+
+    q, out = (empty(1, 32, 1, head_dim, dtype=dtype) for _ in range(2))
+    k, v = (empty(1, 8, 8192, head_dim, dtype=dtype) for _ in range(2))
+    kernels.attention_decode(q, k, v, empty(1, dtype="int32"), None, 1.0, 0.0, -1, 0, out, empty(1, 32, 1))
+
+
+def linear(empty, dtype, kind="gelu"):
+    """The product with a fused GELU, or one of the three that a plain layer takes."""
+    from pyflash.kernels import linear as kernels
+
+    x, weight, bias = empty(1024, 512, dtype=dtype), empty(2048, 512, dtype=dtype), empty(2048, dtype=dtype)
+    y, preact = (empty(1024, 2048, dtype=dtype) for _ in range(2))
+    if kind == "gelu":
+        kernels.linear_fwd(x, weight, bias, "gelu", 0.0, 0.0, True, y, preact)
+    elif kind == "forward":
+        kernels.linear_fwd(x, weight, bias, "", 0.0, 0.0, False, y, None)
+    else:
+        grads = empty(1024, 512, dtype=dtype), empty(2048, 512, dtype=dtype), bias
+        kernels.linear_bwd(y, x, weight, None, "", 0.0, 0.0, kind == "dgrad", kind == "wgrad", False, *grads)
+
+
+def conv(empty, dtype, form):
+    """A forward with what follows it, an input gradient or a weight gradient, of 32 images."""
+    from pyflash.kernels import conv as kernels
+
+    inputs, outputs, groups, size, kernel, stride, layout, what = form
+
+    def image(channels, size):
+        shape = (32, channels, size, size) if layout == "first" else (32, size, size, channels)
+        return empty(*shape, dtype=dtype) if layout == "first" else empty(*shape, dtype=dtype).permute(0, 3, 1, 2)
+
+    x, (y, preact, residual) = image(inputs * groups, size), (image(outputs * groups, size // stride) for _ in range(3))
+    shape = (outputs * groups, inputs, kernel, kernel)
+    weight = empty(*shape, dtype=dtype)
+    if layout == "last":
+        weight = empty(*(shape[i] for i in (0, 2, 3, 1)), dtype=dtype).permute(0, 3, 1, 2)
+    bias = empty(outputs * groups, dtype=dtype)
+    geometry = (stride, stride), (kernel // 2, kernel // 2), (1, 1), groups
+    if what == "input_grad":
+        kernels.conv_input_grad(y, weight, None, x.shape[2:], *geometry, x)
+    elif what == "weight_grad":
+        kernels.conv_weight_grad(y, x, weight.shape[2:], *geometry, weight)
+    else:
+        kernels.conv_fwd(
+            x,
+            weight,
+            None,
+            bias,
+            residual if what else None,
+            y.shape[2:],
+            *geometry,
+            what,
+            0.0,
+            0.0,
+            what == "gelu",
+            y,
+            preact,
+        )
+
+
+def recurrent(empty, cell, dtype, hidden):
+    """One direction of 64 rows, 128 steps; the backward of stored gates."""
+    from pyflash.auto.recurrent import GATES
+    from pyflash.kernels.recurrent import layers as kernels
+
+    gates, length, batch = GATES[cell], 128, 64
+    x, y, dy, dx = (empty(length, batch, hidden, dtype=dtype) for _ in range(4))
+    h_0, c_0, h_n, c_n, dh_n, dc_n, dh_0, dc_0 = (empty(1, batch, hidden, dtype=dtype) for _ in range(8))
+    shapes = (gates * hidden, hidden), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,)
+    weights, dweights = ([empty(*shape, dtype=dtype) for shape in shapes] for _ in range(2))
+    cells, saved = empty(1, length, batch, hidden), empty(1, length, batch, 4, hidden)
+    if cell != "lstm":
+        c_0 = dc_n = None
+    if cell.startswith("rnn"):
+        saved = empty(0)
+    form = cell, False
+    kernels.rnn_fwd(x, h_0, c_0, weights, None, None, *form, True, True, y, h_n, c_n, cells, saved)
+    needs = [True, True, c_0 is not None, *[True] * 4]
+    kernels.rnn_bwd(
+        x, dy, dh_n, dc_n, None, h_0, c_0, weights, None, None, y, cells, saved, *form, needs, dx, dh_0, dc_0, *dweights
+    )
+
+
+def layer_norm(empty, dtype, cols):
+    """Rows that no program holds in its registers."""
+    from pyflash.kernels.norm import layer_norm as kernels
+
+    x, y, dx = (empty(1024, cols, dtype=dtype) for _ in range(3))
+    weight, bias, dweight, dbias = (empty(cols, dtype=dtype) for _ in range(4))
+    mean, rstd = empty(1024), empty(1024)
+    kernels.layer_norm_fwd(x, None, weight, bias, 1e-5, y, None, mean, rstd)
+    kernels.layer_norm_bwd(y, None, x, weight, mean, rstd, True, True, True, dx, dweight, dbias)
+
+
+def rms_norm(empty, dtype, cols):
+    """LayerNorm's kernels without a mean: what is left of them. In registers up to 8192 columns."""
+    from pyflash.kernels.norm import rms_norm as kernels
+
+    x, y, dx = (empty(1024, cols, dtype=dtype) for _ in range(3))
+    weight, dweight = (empty(cols, dtype=dtype) for _ in range(2))
+    rstd = empty(1024)
+    kernels.rms_norm_fwd(x, None, weight, 1e-6, y, None, rstd)
+    kernels.rms_norm_bwd(y, None, x, weight, rstd, True, True, dx, dweight)
+
+
+def embedding(empty, dtype):
+    """BERT's words, 8 x 512 of them: look-up, gradient and renormalised rows."""
+    from pyflash.kernels.embedding import embedding as kernels
+
+    weight, dweight = (empty(30522, 768, dtype=dtype) for _ in range(2))
+    y, indices = empty(4096, 768, dtype=dtype), empty(4096, dtype="int64")
+    kernels.embedding_fwd(weight, indices, y)
+    kernels.embedding_bwd(y, indices, 30522, 0, False, dweight)
+    kernels.embedding_renorm(weight, indices, 1.0, 2.0, y)
+
+
+def embedding_bag(empty, dtype):
+    """DLRM's, 2048 bags of 32: the sum with factors, the gradients of table and factors, and the maximum's."""
+    from pyflash.kernels.embedding import bag as kernels
+
+    weight, dweight, y = empty(100000, 64, dtype=dtype), empty(100000, 64, dtype=dtype), empty(2048, 64, dtype=dtype)
+    indices, factors, dfactors = empty(65536, dtype="int64"), empty(65536, dtype=dtype), empty(65536, dtype=dtype)
+    bounds, counts, winners = (empty(*shape, dtype="int64") for shape in ((2049,), (2048,), (2048, 64)))
+    for mode, per_sample in (("max", None), ("sum", factors)):  # one row of the table a kernel: the last
+        kernels.embedding_bag_fwd(weight, indices, bounds, per_sample, mode, -1, y, counts, winners)
+        kernels.embedding_bag_bwd(y, indices, bounds, per_sample, counts, winners, 100000, mode, -1, False, dweight)
+    kernels.embedding_bag_dots(y, weight, indices, bounds, -1, dfactors)
+
+
+def rotary(empty, dtype):
+    """Llama's: views of projections, each with both ways to pair elements."""
+    from pyflash.kernels.embedding import rotary as kernels
+
+    x, y = (empty(1, 2048, 32, 128, dtype=dtype).transpose(1, 2) for _ in range(2))
+    cos, sin = empty(1, 2048, 64), empty(1, 2048, 64)
+    for interleaved in (True, False):  # one row of the table: the last
+        kernels.rotary(x, cos, sin, interleaved, False, y)
+
+
+def pool(empty, dtype):
+    """Windows of 3 x 3 that overlap, on images."""
+    from pyflash.kernels.pool import avg_pool, max_pool, max_unpool
+
+    x, dx, (y, dy) = (
+        *(empty(8, 64, 112, 112, dtype=dtype) for _ in range(2)),
+        [empty(8, 64, 56, 56, dtype=dtype) for _ in range(2)],
+    )
+    indices = empty(8, 64, 56, 56, dtype="int32")
+    windows = (56, 56), (3, 3), (2, 2), (1, 1)
+    max_pool.max_pool_fwd(x, *windows, (1, 1), 32, y, indices)
+    max_pool.max_pool_bwd(dy, indices, x.shape, False, *windows, (1, 1), dx)
+    avg_pool.avg_pool_fwd(x, *windows, True, 0, y)
+    avg_pool.avg_pool_bwd(dy, x.shape, False, *windows, True, 0, dx)
+    places = empty(8, 64, 56, 56, dtype="int64")
+    max_unpool.max_unpool_fwd(y, places, (112, 112), False, x)
+    max_unpool.max_unpool_bwd(dx, places, 2, False, dy)
+
+
+def softmax(empty, sizes, dim):
+    """Softmax of a half type into float32, as attention's scores, and its backward; the logarithm in one type."""
+    from pyflash.kernels.softmax import softmax as kernels
+
+    x, dx, log_y = (empty(*sizes, dtype="bfloat16") for _ in range(3))
+    y, dy = empty(*sizes), empty(*sizes)
+    kernels.softmax_fwd(x, dim, "log_softmax", log_y.dtype, log_y)
+    kernels.softmax_fwd(x, dim, "softmax", y.dtype, y)
+    kernels.softmax_bwd(dy, y, dim, "softmax", dx.dtype, dx)
+
+
+def channel_norm(empty, dtype, groups, is_last):
+    """BatchNorm with ReLU, or GroupNorm with SiLU, after a residual, and the norms of a pixel's channels; 8 images of 256."""
+    from pyflash.kernels.norm import channels as kernels
+    from pyflash.kernels.norm import local_response, normalize
+
+    batch, channels, positions = 8, 256, 3136
+    shape = (batch, positions, channels) if is_last else (batch, channels, positions)
+    x, residual, y, dy, dx, dresidual = (empty(*shape, dtype=dtype) for _ in range(6))
+    if is_last:
+        x, residual, y, dy, dx, dresidual = (t.transpose(1, 2) for t in (x, residual, y, dy, dx, dresidual))
+    weight, bias, running, new = (empty(channels) for _ in range(4))
+    mean, rstd = (empty(batch * groups if groups else channels) for _ in range(2))
+    tracked = (None, None) if groups else (running, running)
+    ending = "silu" if groups else "relu", 0.0, 0.0
+    kernels.channel_norm_fwd(
+        x, residual, weight, bias, *tracked, groups, True, 0.1, 1e-5, *ending, y, mean, rstd, new, new
+    )
+    kernels.channel_norm_bwd(
+        dy, x, residual, weight, bias, mean, rstd, groups, True, *ending, not groups, *[True] * 4, dx, dresidual, weight,
+        bias,
+    )  # fmt: skip
+    local_response.local_response_norm_fwd(x, 5, 1e-4, 0.75, 2.0, y)
+    local_response.local_response_norm_bwd(dy, x, 5, 1e-4, 0.75, 2.0, dx)
+    shape = (batch * positions, channels, 1) if is_last else (batch, channels, positions)
+    x, y, dy, dx = (empty(*shape, dtype=dtype) for _ in range(4))
+    norm = empty(shape[0], shape[2])
+    normalize.normalize_fwd(x, "two", 1e-12, y, norm)
+    normalize.normalize_bwd(dy, x, norm, "two", 1e-12, dx)
+
+
+def row_wise(empty, dtype):
+    """LayerNorm with a residual, dropout and an activation, and what is pointwise besides."""
+    from pyflash.kernels.norm import layer_norm
+    from pyflash.kernels.pointwise import activation, bias_act, dropout, gated, prelu, rrelu
+
+    x, residual, y, summed = (empty(4096, 1024, dtype=dtype) for _ in range(4))
+    weight, bias, dweight, dbias = (empty(1024, dtype=dtype) for _ in range(4))
+    mean, rstd = empty(4096), empty(4096)
+    layer_norm.layer_norm_fwd(x, residual, weight, bias, 1e-5, y, summed, mean, rstd)
+    layer_norm.layer_norm_bwd(y, x, summed, weight, mean, rstd, True, True, True, residual, dweight, dbias)
+    seed, sums = empty(1, dtype="int64"), empty(1024)
+    dropout.dropout(x, seed, 0.1, y)
+    activation.activation_fwd(x, "gelu", 0.0, 0.0, y)
+    bias_act.bias_act_fwd(x, bias, residual, seed, 1, "gelu", 0.0, 0.0, 1.0, -1.0, 0.1, y)
+    bias_act.bias_act_bwd(y, x, bias, seed, 1, "gelu", 0.0, 0.0, 1.0, -1.0, 0.1, True, residual, sums)
+    gated.gated_fwd(x, residual, False, "silu", 0.0, 0.0, y)
+    gated.gated_bwd(y, x, residual, False, "silu", 0.0, 0.0, y, summed)
+    prelu.prelu_fwd(x, weight, y)
+    prelu.prelu_bwd(y, x, weight, True, residual, sums)
+    rrelu.rrelu(x, x, seed, 0.1, 0.3, y)
+
+
+def resample(empty, dtype):
+    """An image of twice the size, bilinear; its gradient has the same kernel."""
+    from pyflash.kernels.resample import resample as kernels
+    from pyflash.ops.resample.tables import identity, interpolated
+
+    x, y = empty(8, 64, 64, 64, dtype=dtype), empty(8, 64, 128, 128, dtype=dtype)
+    axis = interpolated("bilinear", False, 64, 128, 0.0, False, False, False)
+    kernels.resample(x, 8 * 64, (identity(1), axis, axis), 1, 0.0, y)
