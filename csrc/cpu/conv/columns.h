@@ -107,7 +107,7 @@ struct ColumnsPlan {
   bool is_in_place;  // the weight
   int threads;
   int64_t panels, block_rows, blocks;
-  int64_t weight_bytes, thread_bytes;
+  int64_t packed_bytes, thread_bytes;
 
   static ColumnsPlan plan(const Correlation<S>& p, int num_threads) {
     ColumnsPlan plan;
@@ -127,11 +127,11 @@ struct ColumnsPlan {
         max_of(ceil_div(p.rows, kMaxBlockRows), plan.threads > 1 && there < tasks ? ceil_div(tasks, there) : 1);
     plan.block_rows = max_of(round_up(ceil_div(p.rows, plan.blocks), gemm::kTileRows), gemm::kTileRows);
     plan.blocks = ceil_div(p.rows, plan.block_rows);
-    plan.weight_bytes = plan.is_in_place ? 0 : round_up(p.groups * p.rows * p.depth() * sizeof(T), 64);
+    plan.packed_bytes = plan.is_in_place ? 0 : round_up(p.groups * p.rows * p.depth() * sizeof(T), 64);
     plan.thread_bytes = (kChunk + 1 + plan.block_rows + 1) * gemm::kPanel<T> * sizeof(T);
     return plan;
   }
-  int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
+  int64_t bytes() const { return threads * thread_bytes; }
 };
 
 // The weight as [group][row][channel][tap]. Channels are the outer loop of a few rows: of the input's gradient those
@@ -160,20 +160,20 @@ void pack_rows(const Correlation<S>& p, T* out, int threads) {
 }
 
 template <class S>
-void columns_product(const Correlation<S>& p, void* workspace, const FinishRows<S>& finish, int num_threads) {
+void columns_product(const Correlation<S>& p, PackedWeight packed, void* workspace, const FinishRows<S>& finish,
+                     int num_threads) {
   typedef Acc<S> T;
   constexpr int64_t panel = gemm::kPanel<T>;
   const ColumnsPlan<S> plan = ColumnsPlan<S>::plan(p, num_threads);
   const int64_t depth = p.depth(), positions = p.positions();
-  char* memory = (char*)workspace;
-  const T* rows = (const T*)memory;
+  const T* rows = (const T*)packed.memory;
   int64_t row_stride = depth, group_stride = p.rows * depth;
   if (plan.is_in_place) {
     rows = (const T*)p.weight;
     row_stride = p.weight_row;
     group_stride = p.weight_group;
-  } else {
-    pack_rows(p, (T*)memory, plan.threads);
+  } else if (!packed.is_done) {
+    pack_rows(p, (T*)packed.memory, plan.threads);
   }
   const int64_t to_step = p.axes[2].to_step * p.to_stride.spatial[2];
   parallel_tasks(p.groups * plan.panels * plan.blocks, plan.threads, [&](int64_t task, int thread) {
@@ -183,7 +183,7 @@ void columns_product(const Correlation<S>& p, void* workspace, const FinishRows<
     const int vectors = (int)ceil_div(columns, kLanes<T>);
     const S* from = p.from + group * p.channels * p.from_stride.channel;
     const T* a = rows + group * group_stride + row * row_stride;
-    T* b = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
+    T* b = (T*)((char*)workspace + thread * plan.thread_bytes);
     T* strip = b + (kChunk + 1) * panel;
     const Runs<T> runs(p, first, columns);
     Runs<T> written = runs;

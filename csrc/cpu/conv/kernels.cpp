@@ -26,29 +26,38 @@ Method method_of(const Correlation<S>& p, ConvAlgorithm algorithm) {
 }
 
 template <class S>
-void product(const Correlation<S>& p, ConvAlgorithm algorithm, void* workspace, const FinishRows<S>& finish,
-             int num_threads) {
+void product(const Correlation<S>& p, ConvAlgorithm algorithm, PackedWeight packed, void* workspace,
+             const FinishRows<S>& finish, int num_threads) {
   switch (method_of(p, algorithm)) {
-    case kByColumns: return columns_product(p, workspace, finish, num_threads);
-    case kByRows: return rows_product(p, workspace, finish, num_threads);
-    case kWinogradColumns: return winograd_product(p, false, workspace, finish, num_threads);
-    case kWinogradRows: return winograd_product(p, true, workspace, finish, num_threads);
+    case kByColumns: return columns_product(p, packed, workspace, finish, num_threads);
+    case kByRows: return rows_product(p, packed, workspace, finish, num_threads);
+    case kWinogradColumns: return winograd_product(p, false, packed, workspace, finish, num_threads);
+    case kWinogradRows: return winograd_product(p, true, packed, workspace, finish, num_threads);
     case kDepthwisePlanes: return depthwise_planes(p, workspace, finish, num_threads);
     case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
   }
 }
 
+struct Bytes {
+  int64_t packed, workspace;
+};
+
+template <class Plan>
+Bytes bytes_with_weight(const Plan& plan) {
+  return {round_up(plan.packed_bytes, 64), plan.bytes()};
+}
+
 template <class S>
-int64_t bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threads) {
+Bytes bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threads) {
   switch (method_of(p, algorithm)) {
-    case kByColumns: return ColumnsPlan<S>::plan(p, num_threads).bytes();
-    case kByRows: return RowsPlan<S>::plan(p, num_threads).bytes();
-    case kWinogradColumns: return WinogradPlan<S>::plan(p, false, num_threads).bytes();
-    case kWinogradRows: return WinogradPlan<S>::plan(p, true, num_threads).bytes();
-    case kDepthwisePlanes: return DepthwisePlanesPlan<S>(p, num_threads).bytes();
-    case kDepthwiseRows: return DepthwiseRowsPlan<S>::plan(p, num_threads).bytes();
+    case kByColumns: return bytes_with_weight(ColumnsPlan<S>::plan(p, num_threads));
+    case kByRows: return bytes_with_weight(RowsPlan<S>::plan(p, num_threads));
+    case kWinogradColumns: return bytes_with_weight(WinogradPlan<S>::plan(p, false, num_threads));
+    case kWinogradRows: return bytes_with_weight(WinogradPlan<S>::plan(p, true, num_threads));
+    case kDepthwisePlanes: return {0, DepthwisePlanesPlan<S>(p, num_threads).bytes()};
+    case kDepthwiseRows: return {0, DepthwiseRowsPlan<S>::plan(p, num_threads).bytes()};
   }
-  return 0;
+  return {};
 }
 
 // In the gradient of the weight the steps of the forward's sum are columns: are their vectors of channels or of places?
@@ -73,7 +82,7 @@ void fwd(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
     for_finish<S>(p, [&](const auto& finish) {
-      product(forward_of<S>(p), p.algorithm, p.workspace, FinishRows<S>(finish), num_threads);
+      product(forward_of<S>(p), p.algorithm, {p.packed, p.is_packed}, p.workspace, FinishRows<S>(finish), num_threads);
     });
   });
 }
@@ -81,7 +90,9 @@ void fwd(const Conv& p, int num_threads) {
 void fwd_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
-    *p.workspace_bytes = bytes_of(forward_of<S>(p.conv), p.conv.algorithm, num_threads);
+    const Bytes bytes = bytes_of(forward_of<S>(p.conv), p.conv.algorithm, num_threads);
+    *p.packed_bytes = bytes.packed;
+    *p.workspace_bytes = bytes.workspace;
   });
 }
 
@@ -90,17 +101,22 @@ void input_grad(const Conv& p, int num_threads) {
     using S = decltype(storage);
     const Finish<S, NoActivation> plain = {nullptr, (const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
     const FinishRows<S> finish(plain);
-    for_phases<S>(p,
-                  [&](const Correlation<S>& phase) { product(phase, p.algorithm, p.workspace, finish, num_threads); });
+    char* packed = (char*)p.packed;
+    for_phases<S>(p, [&](const Correlation<S>& phase) {
+      product(phase, p.algorithm, {packed, p.is_packed}, p.workspace, finish, num_threads);
+      packed += bytes_of(phase, p.algorithm, num_threads).packed;
+    });
   });
 }
 
 void input_grad_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
-    *p.workspace_bytes = 0;
+    *p.packed_bytes = *p.workspace_bytes = 0;
     for_phases<S>(p.conv, [&](const Correlation<S>& phase) {
-      *p.workspace_bytes = max_of(*p.workspace_bytes, bytes_of(phase, p.conv.algorithm, num_threads));
+      const Bytes bytes = bytes_of(phase, p.conv.algorithm, num_threads);
+      *p.packed_bytes += bytes.packed;
+      *p.workspace_bytes = max_of(*p.workspace_bytes, bytes.workspace);
     });
   });
 }
@@ -135,6 +151,7 @@ void weight_grad_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
     const Correlation<S> forward = forward_of<S>(p.conv);
+    *p.packed_bytes = 0;
     switch (weight_grad_method_of<S>(p.conv)) {
       case kDepthwisePlanes: *p.workspace_bytes = PlanesGradPlan<S>(forward, num_threads).bytes(); break;
       case kDepthwiseRows: *p.workspace_bytes = RowsGradPlan<S>(forward, num_threads).bytes(forward); break;
