@@ -17,8 +17,8 @@ import copy
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,12 @@ WANTED_DIGITS, LEAST_SHARE = 9, 0.02  # a digit is there with so many of the sam
 TIMED_BLOCKS, TIMED_STEPS = 5, 10
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     generator: type
     discriminator: type
     epochs: int
-    sizes: dict = field(default_factory=dict)
-    training: dict = field(default_factory=dict)
+    sizes: dict
+    training: dict
 
 
 RECIPES = {
@@ -194,11 +193,11 @@ def run(name: str, epochs: int | None, out: Path) -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=RECIPES, default="dcgan")
-    parser.add_argument("--quick", action="store_true", help="a quarter of the epochs")
+    parser.add_argument("--quick", action="store_true", help="half of the epochs")
     parser.add_argument("--epochs", type=demo.at_least_one, help="instead of the default")
     parser.add_argument("--out", type=Path, default=Path("gan-output"), help="folder of the pictures")
     options = parser.parse_args(arguments)
-    epochs = RECIPES[options.model].epochs // 4 if options.quick else None
+    epochs = RECIPES[options.model].epochs // 2 if options.quick else None
     return run(options.model, options.epochs or epochs, options.out)
 
 

@@ -144,3 +144,58 @@ def test_digits_of_scikit_learn(tmp_path, capsys):
     """The true ones, where it is installed."""
     pytest.importorskip("sklearn")
     assert load("digits_cnn").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+@pytest.fixture
+def adversaries(monkeypatch):
+    """The digits' GAN with drawings that are quickly learnt, and few of everything."""
+    example = load("digits_gan")
+
+    def squares():
+        """A bright pair of rows or of columns, in one of five places: ten drawings."""
+        shown = torch.arange(640) % 10
+        x = torch.full((640, 1, 8, 8), -0.9)
+        for i in range(640):
+            place = int(shown[i]) % 5 + 1
+            x[(i, 0, slice(place, place + 2)) if shown[i] < 5 else (i, 0, slice(None), slice(place, place + 2))] = 0.9
+        return x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3)), shown
+
+    monkeypatch.setattr(example, "digits", squares)
+    for name, value in (("HELD_OUT", 200), ("SAMPLES", 300), ("TIMED_BLOCKS", 1), ("TIMED_STEPS", 1)):
+        monkeypatch.setattr(example, name, value)
+    return example
+
+
+@pytest.mark.parametrize("model", ["dcgan", "wgan-gp", "style"])
+def test_adversaries(model, adversaries, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(adversaries, "WANTED_SHARE", 2.0)  # the whole is tried here, what it learns with true digits
+    monkeypatch.setattr(adversaries, "WANTED_DIGITS", 0)
+    assert adversaries.main(["--model", model, "--epochs", "2", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "it has learned to write digits" in printed and "a step: torch.nn" in printed
+    assert (tmp_path / model / "losses.png").exists() or "no picture" in printed
+
+
+def test_adversaries_that_learn_nothing_fail(adversaries, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(adversaries.RECIPES["dcgan"].training, "learning_rate", 0.0)
+    assert adversaries.main(["--epochs", "1", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED: the distance is" in printed and "FAILED: samples show" in printed
+
+
+def test_the_distance_is_frechets(adversaries):
+    """Of features that are shifted: the square of the shift. Of features twice as wide: the trace of the covariance."""
+    judge = adversaries.Judge.__new__(adversaries.Judge)
+    features = torch.randn(500, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    judge.real, judge._features = features, lambda x: x
+    assert judge.distance(features) == pytest.approx(0, abs=1e-9)
+    assert judge.distance(features + 2) == pytest.approx(6 * 4)
+    assert judge.distance(features * 2 - features.mean(0)) == pytest.approx(features.T.cov().trace().item())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["dcgan", "wgan-gp", "style"])
+def test_adversaries_of_scikit_learn(model, tmp_path, capsys):
+    """The true digits, where it is installed."""
+    pytest.importorskip("sklearn")
+    assert load("digits_gan").main(["--model", model, "--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
