@@ -107,9 +107,20 @@ void weight_grad_product(const Correlation<S>& p, const Gradient<S>& dy, S* dwei
         }
       }
     }
+    S* to = dweight + group * group_stride + row * row_stride;
+    int64_t at[panel_width];
+    bool is_adjacent = true;
     for (int64_t c = 0; c < columns; c++) {
-      S* to = dweight + group * group_stride + row * row_stride + dweight_at(column + c);
-      for (int64_t i = 0; i < row_count; i++) put(to + i * row_stride, sums[i * panel_width + c]);
+      at[c] = dweight_at(column + c);
+      is_adjacent &= at[c] == at[0] + c;
+    }
+    // Row by row: one below the other, every element would be on a page of its own.
+    for (int64_t i = 0; i < row_count; i++, to += row_stride) {
+      const T* sum = sums + i * panel_width;
+      if (is_adjacent)
+        for (int64_t c = 0; c < columns; c += kLanes<T>) store_n(to + at[0] + c, load(sum + c), columns - c);
+      else
+        for (int64_t c = 0; c < columns; c++) put(to + at[c], sum[c]);
     }
   });
 }
