@@ -70,13 +70,77 @@ struct Step {
   }
 };
 
-// Steps [begin, end) of the columns, to out[step][kPanel]; a vector more may be written after the last.
+// A vector of a run's columns, for one tap, of which what lies outside the source is zero.
+struct Segment {
+  int64_t from;    // of its first lane, in the channel's plane
+  int32_t column;  // of the panel
+  uint32_t there;  // a bit for each element from the first one on; of sources that are far apart, for each lane
+};
+
 template <class S, class T>
-void gather_columns(const Correlation<S>& p, const S* from, const Runs<T>& runs, int64_t begin, int64_t end, T* out) {
+struct Segments {
+  Segment segment[gemm::kPanel<T>];
+  int64_t count = 0, apart;  // elements of the source from lane to lane
+
+  Segments(const Correlation<S>& p, const Runs<T>& runs, const int64_t (&tap)[kConvDims])
+      : apart(p.axes[2].from_step * p.from_stride.spatial[2]) {
+    const Axis(&axes)[kConvDims] = p.axes;
+    const ConvStrides& stride = p.from_stride;
+    for (int64_t i = 0; i < runs.count; i++) {
+      const Run& run = runs.run[i];
+      const int64_t d = run.index[0] + tap[0] * axes[0].tap_step, h = run.index[1] + tap[1] * axes[1].tap_step;
+      const int64_t w = run.index[2] + tap[2] * axes[2].tap_step;
+      const bool is_there = is_inside(d, axes[0].from) && is_inside(h, axes[1].from);
+      const Inside inside(w, axes[2].from_step, is_there ? run.count : 0, axes[2].from);
+      const int64_t from = run.from + d * stride.spatial[0] + h * stride.spatial[1] + w * stride.spatial[2];
+      for (int64_t c = 0; c < run.count; c += kLanes<T>) {
+        const int64_t begin = min_of(max_of(inside.begin - c, 0), kLanes<T>), end = min_of(inside.end - c, kLanes<T>);
+        const int64_t scale = apart == 2 ? 2 : 1;
+        const uint64_t one = 1, bits = begin < end ? (one << (scale * (end - 1) + 1)) - (one << scale * begin) : 0;
+        segment[count++] = {bits ? from + c * apart : 0, (int32_t)(run.column + c), (uint32_t)bits};
+      }
+    }
+  }
+  // One row of the panel. Vectors overlap: the next one overwrites what is beyond a run.
+  PF_MEMBER void copy(const S* plane, T* out) const {
+    constexpr int lanes = kLanes<T>;
+    if (apart == 1)
+      copy(plane, out, [](const S* at, uint32_t there) __attribute__((always_inline)) {
+        return load_masked(at, there);
+      });
+    else if (apart == 2)
+      copy(plane, out, [](const S* at, uint32_t there) __attribute__((always_inline)) {
+        const Vec<T> low = load_masked(at, there & ((1u << lanes) - 1)), high = load_masked(at + lanes, there >> lanes);
+        return shuffle<EvenLanes>(low, high);
+      });
+    else
+      copy(plane, out, [&](const S* at, uint32_t there) __attribute__((always_inline)) {
+        T lane[lanes] __attribute__((aligned(64)));
+        for (int i = 0; i < lanes; i++) lane[i] = there >> i & 1 ? get(at + i * apart) : T(0);
+        return load(lane);
+      });
+  }
+
+ private:
+  template <class Load>
+  PF_MEMBER void copy(const S* plane, T* out, const Load& load_there) const {
+    for (int64_t i = 0; i < count; i++) {
+      const Segment& s = segment[i];
+      const Vec<T> x = load_there(plane + s.from, s.there);
+      if (s.column + kLanes<T> <= gemm::kPanel<T>)
+        store(out + s.column, x);
+      else
+        store_n(out + s.column, x, gemm::kPanel<T> - s.column);
+    }
+  }
+};
+
+// Steps [begin, end) of the columns, one after the other.
+template <class S, class T>
+void gather_each(const Correlation<S>& p, const S* from, const Runs<T>& runs, int64_t begin, int64_t end, T* out) {
   const Axis(&axes)[kConvDims] = p.axes;
   const ConvStrides& stride = p.from_stride;
   const int64_t apart = axes[2].from_step * stride.spatial[2];
-  if (begin == end) return;
   Step step = Step::at(p, begin);
   for (int64_t k = begin; k < end; k++, step.next(p), out += gemm::kPanel<T>) {
     const S* plane = from + step.channel * stride.channel;
@@ -97,6 +161,23 @@ void gather_columns(const Correlation<S>& p, const S* from, const Runs<T>& runs,
            to + inside.begin);
       clear(to, inside.end, run.count);
     }
+  }
+}
+
+constexpr int64_t kManyChannels = 4;  // from how many on the segments of a tap, found once, save more than they cost
+
+// Steps [begin, end) of the columns, to out[step][kPanel]; a vector more may be written after the last.
+template <class S, class T>
+void gather_columns(const Correlation<S>& p, const S* from, const Runs<T>& runs, int64_t begin, int64_t end, T* out) {
+  const int64_t taps = p.taps();
+  if (begin == end) return;
+  if (end - begin < kManyChannels * taps) return gather_each(p, from, runs, begin, end, out);
+  Step step = Step::at(p, begin);
+  for (int64_t k = begin; k < begin + taps; k++, step.next(p)) {
+    const Segments<S, T> segments(p, runs, step.tap);
+    const S* plane = from + step.channel * p.from_stride.channel;
+    for (int64_t row = k; row < end; row += taps, plane += p.from_stride.channel)
+      segments.copy(plane, out + (row - begin) * gemm::kPanel<T>);
   }
 }
 

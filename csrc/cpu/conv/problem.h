@@ -172,11 +172,15 @@ PF_INLINE bool is_inside(int64_t i, int64_t size) { return (uint64_t)i < (uint64
 struct Inside {
   int64_t begin, end;
   Inside(int64_t first, int64_t step, int64_t count, int64_t size) {
-    begin = first >= 0 ? 0 : step == 1 ? -first : ceil_div(-first, step);
+    begin = first >= 0 ? 0 : steps(-first, step);
     const int64_t left = size - first;
-    end = left <= 0 ? 0 : step == 1 ? left : ceil_div(left, step);
+    end = left <= 0 ? 0 : steps(left, step);
     begin = min_of(begin, count);
     end = max_of(begin, min_of(end, count));
+  }
+  // Divisions are slow.
+  PF_INLINE int64_t steps(int64_t distance, int64_t step) {
+    return step == 1 ? distance : step == 2 ? (distance + 1) / 2 : ceil_div(distance, step);
   }
 };
 
