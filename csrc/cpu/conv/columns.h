@@ -105,9 +105,8 @@ struct Segments {
   PF_MEMBER void copy(const S* plane, T* out) const {
     constexpr int lanes = kLanes<T>;
     if (apart == 1)
-      copy(plane, out, [](const S* at, uint32_t there) __attribute__((always_inline)) {
-        return load_masked(at, there);
-      });
+      copy(plane, out,
+           [](const S* at, uint32_t there) __attribute__((always_inline)) { return load_masked(at, there); });
     else if (apart == 2)
       copy(plane, out, [](const S* at, uint32_t there) __attribute__((always_inline)) {
         const Vec<T> low = load_masked(at, there & ((1u << lanes) - 1)), high = load_masked(at + lanes, there >> lanes);
@@ -185,13 +184,12 @@ void gather_columns(const Correlation<S>& p, const S* from, const Runs<T>& runs,
 template <class S>
 struct ColumnsPlan {
   typedef Acc<S> T;
-  bool is_in_place;  // the weight
+  bool is_in_place[2];  // the weight of each phase
   int threads;
   int64_t panels, block_rows, blocks;
-  int64_t weight_bytes, thread_bytes;
+  int64_t phase_bytes[2], weight_bytes, thread_bytes;
 
-  static ColumnsPlan plan(const Correlation<S>& p, int num_threads) {
-    ColumnsPlan plan;
+  static bool reads_weight_in_place(const Correlation<S>& p) {
     int64_t natural = 1;
     bool is_natural = sizeof(S) == sizeof(T);
     for (int i = kConvDims - 1; i >= 0; i--) {
@@ -200,7 +198,11 @@ struct ColumnsPlan {
       is_natural &= a.weight_first == 0;
       natural *= a.taps;
     }
-    plan.is_in_place = is_natural && (p.channels == 1 || p.weight_channel == natural);
+    return is_natural && (p.channels == 1 || p.weight_channel == natural);
+  }
+  static ColumnsPlan plan(const Correlation<S>* phases, int64_t count, int num_threads) {
+    const Correlation<S>& p = phases[0];
+    ColumnsPlan plan;
     plan.threads = p.threads(num_threads);
     plan.panels = ceil_div(p.positions(), gemm::kPanel<T>);
     const int64_t tasks = 4 * plan.threads, there = max_of(1, plan.panels * p.groups);
@@ -208,8 +210,15 @@ struct ColumnsPlan {
         max_of(ceil_div(p.rows, kMaxBlockRows), plan.threads > 1 && there < tasks ? ceil_div(tasks, there) : 1);
     plan.block_rows = max_of(round_up(ceil_div(p.rows, plan.blocks), gemm::kTileRows), gemm::kTileRows);
     plan.blocks = ceil_div(p.rows, plan.block_rows);
-    plan.weight_bytes = plan.is_in_place ? 0 : round_up(p.groups * p.rows * p.depth() * sizeof(T), 64);
-    plan.thread_bytes = (kChunk + 1 + plan.block_rows + 1) * gemm::kPanel<T> * sizeof(T);
+    plan.weight_bytes = 0;
+    for (int64_t i = 0; i < count; i++) {
+      plan.is_in_place[i] = reads_weight_in_place(phases[i]);
+      plan.phase_bytes[i] = plan.weight_bytes;
+      if (!plan.is_in_place[i]) plan.weight_bytes += round_up(p.groups * p.rows * phases[i].depth() * sizeof(T), 64);
+    }
+    // Columns of a chunk, sums of each phase, a tile of two in turn.
+    const int64_t in_turn = count > 1 ? 2 * gemm::kTileRows : 0;
+    plan.thread_bytes = (kChunk + 1 + count * plan.block_rows + in_turn + 1) * gemm::kPanel<T> * sizeof(T);
     return plan;
   }
   int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
@@ -217,78 +226,147 @@ struct ColumnsPlan {
 
 // The weight as [group][row][channel][tap]. Channels are the outer loop of a few rows: of the input's gradient those
 // rows are adjacent in the weight.
-template <class S, class T>
+template <int kTaps, class S, class T>
 void pack_rows(const Correlation<S>& p, T* out, int threads) {
-  constexpr int64_t few = 32;
+  constexpr int64_t few = 8, most = 64;  // rows whose ends may all fall into one cache set; taps at a time
+  constexpr int64_t kAhead = 8;
   const Axis(&axes)[kConvDims] = p.axes;
-  const int64_t depth = p.depth(), blocks = ceil_div(p.rows, few);
+  const int64_t depth = p.depth(), taps = p.taps(), blocks = ceil_div(p.rows, few);
   int64_t step[kConvDims];
   for (int i = 0; i < kConvDims; i++) step[i] = axes[i].weight_step * p.weight_tap[i];
   parallel_ranges(p.groups * blocks, 1, threads, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++) {
-      const int64_t group = i / blocks, begin = i % blocks * few, end = min_of(p.rows, begin + few);
-      const S* from = p.weight + group * p.weight_group + p.weight_at(0, 0, 0);
-      for (int64_t c = 0; c < p.channels; c++)
-        for (int64_t row = begin; row < end; row++) {
-          const S* at = from + row * p.weight_row + c * p.weight_channel;
-          T* to = out + (group * p.rows + row) * depth + c * p.taps();
-          for (int64_t d = 0; d < axes[0].taps; d++)
-            for (int64_t h = 0; h < axes[1].taps; h++)
-              for (int64_t w = 0; w < axes[2].taps; w++) *to++ = get(at + d * step[0] + h * step[1] + w * step[2]);
+    for (int64_t t = 0; t < taps; t += most) {
+      const int64_t count = kTaps ? kTaps : min_of(most, taps - t);
+      int64_t offset[most];
+      for (int64_t i = 0; i < count; i++) {
+        const int64_t line = (t + i) / axes[2].taps;
+        offset[i] = line / axes[1].taps * step[0] + line % axes[1].taps * step[1] + (t + i) % axes[2].taps * step[2];
+      }
+      for (int64_t i = first; i < last; i++) {
+        const int64_t group = i / blocks, begin = i % blocks * few, end = min_of(p.rows, begin + few);
+        const S* from = p.weight + group * p.weight_group + p.weight_at(0, 0, 0);
+        for (int64_t c = 0; c < p.channels; c++) {
+          const S* ahead = from + begin * p.weight_row + (c + kAhead) * p.weight_channel;
+          if (p.weight_row <= kLine<S>) prefetch_rows(ahead, 0, 1, (end - begin) * p.weight_row);
+          for (int64_t row = begin; row < end; row++) {
+            const S* at = from + row * p.weight_row + c * p.weight_channel;
+            T* to = out + (group * p.rows + row) * depth + c * taps + t;
+            for (int64_t n = 0; n < count; n++) to[n] = get(at + offset[n]);
+          }
         }
+      }
+    }
+  });
+}
+// The same of one tap, where rows are adjacent in the weight.
+template <class S, class T>
+void transpose_rows(const Correlation<S>& p, T* out, int threads) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t blocks = ceil_div(p.rows, lanes);
+  parallel_ranges(p.groups * blocks, 1, threads, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      const int64_t group = i / blocks, row = i % blocks * lanes, rows = min_of(lanes, p.rows - row);
+      const S* from = p.weight + group * p.weight_group + row * p.weight_row + p.weight_at(0, 0, 0);
+      T* to = out + (group * p.rows + row) * p.channels;
+      for (int64_t c = 0; c < p.channels; c += lanes) {
+        const int64_t channels = min_of(lanes, p.channels - c);
+        Vec<T> square[lanes];
+        for (int64_t n = 0; n < lanes; n++) {
+          __builtin_prefetch(from + (c + lanes + n) * p.weight_channel);
+          square[n] = n < channels ? load_n(from + (c + n) * p.weight_channel, rows) : Vec<T>{};
+        }
+        transpose(square);
+        for (int64_t n = 0; n < rows; n++) store_n(to + n * p.channels + c, square[n], channels);
+      }
     }
   });
 }
 
+template <class S, class T>
+void pack_rows(const Correlation<S>& p, T* out, int threads) {
+  switch (p.taps()) {
+    case 1:
+      if (p.weight_row == 1) return transpose_rows(p, out, threads);
+      return pack_rows<1>(p, out, threads);
+    case 2: return pack_rows<2>(p, out, threads);
+    case 4: return pack_rows<4>(p, out, threads);
+    default: return pack_rows<0>(p, out, threads);
+  }
+}
+
+// `phases`: one sum, or two whose columns lie in turn in the result and are written together.
 template <class S>
-void columns_product(const Correlation<S>& p, void* workspace, const FinishRows<S>& finish, int num_threads) {
+void columns_product(const Correlation<S>* phases, int64_t phase_count, void* workspace, const FinishRows<S>& finish,
+                     int num_threads) {
   typedef Acc<S> T;
   constexpr int64_t panel = gemm::kPanel<T>;
-  const ColumnsPlan<S> plan = ColumnsPlan<S>::plan(p, num_threads);
-  const int64_t depth = p.depth(), positions = p.positions();
+  constexpr int lanes = kLanes<T>;
+  const ColumnsPlan<S> plan = ColumnsPlan<S>::plan(phases, phase_count, num_threads);
+  const Correlation<S>& p = phases[0];
+  const int64_t positions = p.positions();
   char* memory = (char*)workspace;
-  const T* rows = (const T*)memory;
-  int64_t row_stride = depth, group_stride = p.rows * depth;
-  if (plan.is_in_place) {
-    rows = (const T*)p.weight;
-    row_stride = p.weight_row;
-    group_stride = p.weight_group;
-  } else {
-    pack_rows(p, (T*)memory, plan.threads);
-  }
-  const int64_t to_step = p.axes[2].to_step * p.to_stride.spatial[2];
+  for (int64_t i = 0; i < phase_count; i++)
+    if (!plan.is_in_place[i]) pack_rows(phases[i], (T*)(memory + plan.phase_bytes[i]), plan.threads);
+  const bool in_turn = phase_count > 1;
+  const int64_t to_step = in_turn ? p.to_stride.spatial[2] : p.axes[2].to_step * p.to_stride.spatial[2];
+  const int64_t width = p.axes[2].count + (in_turn ? phases[1].axes[2].count : 0);
   parallel_tasks(p.groups * plan.panels * plan.blocks, plan.threads, [&](int64_t task, int thread) {
     const int64_t block = task % plan.blocks, group = task / plan.blocks / plan.panels;
     const int64_t first = task / plan.blocks % plan.panels * panel, columns = min_of(panel, positions - first);
     const int64_t row = block * plan.block_rows, row_count = min_of(plan.block_rows, p.rows - row);
-    const int vectors = (int)ceil_div(columns, kLanes<T>);
+    const int vectors = (int)ceil_div(columns, lanes);
     const S* from = p.from + group * p.channels * p.from_stride.channel;
-    const T* a = rows + group * group_stride + row * row_stride;
     T* b = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
-    T* strip = b + (kChunk + 1) * panel;
-    const Runs<T> runs(p, first, columns);
-    Runs<T> written = runs;
-    written.join(to_step);
-    int64_t k = 0;
-    do {  // once for a depth of 0: zeros
-      const int64_t chunk = min_of(kChunk, depth - k);
-      gather_columns(p, from, runs, k, k + chunk, b);
-      for (int64_t i = 0, count; i < row_count; i += count) {
-        count = gemm::next_tile_rows(row_count - i);
-        const T* a_tile = a + i * row_stride + k;
-        prefetch_rows(a_tile + count * row_stride, row_stride, min_of(count, row_count - i - count), chunk);
-        T* tile = strip + i * panel;
-        gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, row_stride, b, tile, k == 0);
-        if (k + chunk < depth) continue;
-        const int64_t channel = group * p.rows + row + i;
-        for (int64_t w = 0; w < written.count; w++) {
-          const Run& run = written.run[w];
-          finish({tile + run.column, count, panel, run.count, run.to + channel * p.to_stride.channel,
-                  p.to_stride.channel, to_step, channel, false, 1});
-        }
+    T* sums = b + (kChunk + 1) * panel;
+    T* both = sums + phase_count * plan.block_rows * panel;
+    Runs<T> written(p, first, columns);
+    if (!in_turn) written.join(to_step);
+    // Of the rows from `i` on, whose sums of all phases are there.
+    auto write = [&](int64_t i, int64_t count) {
+      const T* tile = sums + i * panel;
+      const int64_t channel = group * p.rows + row + i;
+      if (in_turn)
+        for (int64_t r = 0; r < count; r++)
+          for (int64_t c = 0; c < columns; c += lanes) {
+            const T* even = tile + r * panel + c;
+            const Vec<T> x = load(even), y = load(even + plan.block_rows * panel);
+            store(both + 2 * (r * panel + c), shuffle<InTurn<lanes, 0>>(x, y));
+            store(both + 2 * (r * panel + c) + lanes, shuffle<InTurn<lanes, lanes / 2>>(x, y));
+          }
+      for (int64_t w = 0; w < written.count; w++) {
+        const Run& run = written.run[w];
+        const int64_t to = run.to + channel * p.to_stride.channel;
+        const int64_t left = width - 2 * (run.index[2] - p.axes[2].tap_first);  // in turn: of the row
+        finish({in_turn ? both + 2 * run.column : tile + run.column, count, in_turn ? 2 * panel : panel,
+                in_turn ? min_of(2 * run.count, left) : run.count, to, p.to_stride.channel, to_step, channel, false,
+                1});
       }
-      k += kChunk;
-    } while (k < depth);
+    };
+    for (int64_t n = 0; n < phase_count; n++) {
+      Correlation<S> phase = phases[n];
+      phase.axes[2].count = p.axes[2].count;  // the second may have one less, which is not written
+      const int64_t depth = phase.depth();
+      const int64_t row_stride = plan.is_in_place[n] ? p.weight_row : depth;
+      const T* a = plan.is_in_place[n] ? (const T*)p.weight + group * p.weight_group
+                                       : (const T*)(memory + plan.phase_bytes[n]) + group * p.rows * depth;
+      a += row * row_stride;
+      T* strip = sums + n * plan.block_rows * panel;
+      const Runs<T> runs(phase, first, columns);
+      int64_t k = 0;
+      do {  // once for a depth of 0: zeros
+        const int64_t chunk = min_of(kChunk, depth - k);
+        gather_columns(phase, from, runs, k, k + chunk, b);
+        for (int64_t i = 0, count; i < row_count; i += count) {
+          count = gemm::next_tile_rows(row_count - i);
+          const T* a_tile = a + i * row_stride + k;
+          prefetch_rows(a_tile + count * row_stride, row_stride, min_of(count, row_count - i - count), chunk);
+          gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, row_stride, b, strip + i * panel,
+                                                                    k == 0);
+          if (k + chunk == depth && n + 1 == phase_count) write(i, count);
+        }
+        k += kChunk;
+      } while (k < depth);
+    }
   });
 }
 

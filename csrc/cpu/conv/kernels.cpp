@@ -29,7 +29,7 @@ template <class S>
 void product(const Correlation<S>& p, ConvAlgorithm algorithm, void* workspace, const FinishRows<S>& finish,
              int num_threads) {
   switch (method_of(p, algorithm)) {
-    case kByColumns: return columns_product(p, workspace, finish, num_threads);
+    case kByColumns: return columns_product(&p, 1, workspace, finish, num_threads);
     case kByRows: return rows_product(p, workspace, finish, num_threads);
     case kWinogradColumns: return winograd_product(p, false, workspace, finish, num_threads);
     case kWinogradRows: return winograd_product(p, true, workspace, finish, num_threads);
@@ -41,7 +41,7 @@ void product(const Correlation<S>& p, ConvAlgorithm algorithm, void* workspace, 
 template <class S>
 int64_t bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threads) {
   switch (method_of(p, algorithm)) {
-    case kByColumns: return ColumnsPlan<S>::plan(p, num_threads).bytes();
+    case kByColumns: return ColumnsPlan<S>::plan(&p, 1, num_threads).bytes();
     case kByRows: return RowsPlan<S>::plan(p, num_threads).bytes();
     case kWinogradColumns: return WinogradPlan<S>::plan(p, false, num_threads).bytes();
     case kWinogradRows: return WinogradPlan<S>::plan(p, true, num_threads).bytes();
@@ -90,8 +90,11 @@ void input_grad(const Conv& p, int num_threads) {
     using S = decltype(storage);
     const Finish<S, NoActivation> plain = {nullptr, (const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
     const FinishRows<S> finish(plain);
-    for_phases<S>(p,
-                  [&](const Correlation<S>& phase) { product(phase, p.algorithm, p.workspace, finish, num_threads); });
+    for_phases<S>(p, [&](const Correlation<S>* phases, int64_t count) {
+      if (method_of(phases[0], p.algorithm) == kByColumns)
+        return columns_product(phases, count, p.workspace, finish, num_threads);
+      for (int64_t i = 0; i < count; i++) product(phases[i], p.algorithm, p.workspace, finish, num_threads);
+    });
   });
 }
 
@@ -99,8 +102,11 @@ void input_grad_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
     *p.workspace_bytes = 0;
-    for_phases<S>(p.conv, [&](const Correlation<S>& phase) {
-      *p.workspace_bytes = max_of(*p.workspace_bytes, bytes_of(phase, p.conv.algorithm, num_threads));
+    for_phases<S>(p.conv, [&](const Correlation<S>* phases, int64_t count) {
+      auto takes = [&](int64_t bytes) { *p.workspace_bytes = max_of(*p.workspace_bytes, bytes); };
+      if (method_of(phases[0], p.conv.algorithm) == kByColumns)
+        return takes(ColumnsPlan<S>::plan(phases, count, num_threads).bytes());
+      for (int64_t i = 0; i < count; i++) takes(bytes_of(phases[i], p.conv.algorithm, num_threads));
     });
   });
 }

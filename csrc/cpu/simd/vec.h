@@ -256,15 +256,6 @@ PF_INLINE Vec<Acc<S>> load_n(const S* p, int64_t count, Acc<S> fill = 0) {
 PF_INLINE vf load_n(const float* p, int64_t count, float fill = 0) {
   return count >= kF32 ? load(p) : load_first(p, (int)count, fill);
 }
-// Lanes of which bits are set; the others are zero and are not touched in memory.
-template <class S>
-PF_INLINE Vec<Acc<S>> load_masked(const S* p, uint32_t bits) {
-  constexpr int lanes = kLanes<Acc<S>>;
-  if (bits == (1u << lanes) - 1) return load(p);
-  Acc<S> buffer[lanes] __attribute__((aligned(64)));
-  for (int i = 0; i < lanes; i++) buffer[i] = bits >> i & 1 ? get(p + i) : 0;
-  return *(const Vec<Acc<S>>*)buffer;
-}
 template <class S>
 PF_INLINE void store_n(S* p, Vec<Acc<S>> x, int64_t count) {
   constexpr int lanes = kLanes<Acc<S>>;

@@ -38,7 +38,6 @@ struct Memory<f16> {
 PF_INLINE vf load_first(const float* p, int count, float fill) {
   return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << count) - 1), p);
 }
-PF_INLINE vf load_masked(const float* p, uint32_t bits) { return (vf)_mm512_maskz_loadu_ps((__mmask16)bits, p); }
 PF_INLINE void store_first(float* p, vf x, int count) {
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)x);
 }
