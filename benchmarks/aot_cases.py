@@ -223,7 +223,7 @@ def conv(empty, dtype, form):
     bias = empty(outputs * groups, dtype=dtype)
     geometry = (stride, stride), (kernel // 2, kernel // 2), (1, 1), groups
     if what == "input_grad":
-        kernels.conv_input_grad(y, weight, None, x.shape[2:], *geometry, x)
+        kernels.conv_input_grad(y, weight, None, x.shape[2:], *geometry, False, x)
     elif what == "weight_grad":
         kernels.conv_weight_grad(y, x, weight.shape[2:], *geometry, weight)
     else:
@@ -239,6 +239,7 @@ def conv(empty, dtype, form):
             0.0,
             0.0,
             what == "gelu",
+            False,
             y,
             preact,
         )

@@ -1,6 +1,9 @@
 #include "../common/conv.h"
+
+#include <pybind11/stl.h>
+
 #include "activation.h"
-#include "bindings.h"
+#include "fingerprints.h"
 #include "reader.h"
 
 PF_KERNEL(conv, fwd, Conv)
@@ -41,14 +44,14 @@ void read_problem(Reader& r, Conv& p) {
 
 void define_operation(py::module_& m, const char* name, const char* sizes_name, const Kernel<Conv>& kernel,
                       const Kernel<ConvSizes>& sizes) {
-  // Bytes of the workspace of the operation with the same problem and number of threads.
+  // (bytes of the packed weight, bytes of the workspace) of the operation with this problem and number of threads.
   m.def(sizes_name, [sizes_name, &sizes](const py::tuple& problem, int num_threads) {
     Reader r(problem, sizes_name, "problem");
-    int64_t workspace_bytes = 0;
+    int64_t packed_bytes = 0, workspace_bytes = 0;
     Conv p{};
     read_problem(r, p);
-    call(sizes, {p, &workspace_bytes}, num_threads);
-    return workspace_bytes;
+    call(sizes, {p, &packed_bytes, &workspace_bytes}, num_threads);
+    return py::make_tuple(packed_bytes, workspace_bytes);
   });
   m.def(name, [name, &kernel](const py::tuple& tensors, const py::tuple& problem, int num_threads) {
     Reader t(tensors, name, "tensors"), r(problem, name, "problem");
@@ -60,6 +63,8 @@ void define_operation(py::module_& m, const char* name, const char* sizes_name, 
     p.bias = t.address("bias");
     p.residual = t.address("residual");
     p.preact = t.address<void>("preact");
+    p.packed = t.address<void>("packed");
+    p.is_packed = t.flag("is_packed");
     p.workspace = t.address<void>("workspace");
     p.activation = read_activation(t, -1);
     t.done();
@@ -72,6 +77,9 @@ void define_operation(py::module_& m, const char* name, const char* sizes_name, 
 
 // The tuples that ops/conv/_cpu.py makes.
 PF_BINDINGS(m) {
+  py::class_<Fingerprints>(m, "Fingerprints")
+      .def(py::init<std::vector<Matrix>, int>(), py::call_guard<py::gil_scoped_release>())
+      .def("is_current", &Fingerprints::is_current, py::call_guard<py::gil_scoped_release>());
   define_operation(m, "conv_fwd", "conv_fwd_sizes", conv::fwd, conv::fwd_sizes);
   define_operation(m, "conv_input_grad", "conv_input_grad_sizes", conv::input_grad, conv::input_grad_sizes);
   define_operation(m, "conv_weight_grad", "conv_weight_grad_sizes", conv::weight_grad, conv::weight_grad_sizes);

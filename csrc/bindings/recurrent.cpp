@@ -1,14 +1,9 @@
-#include <array>
-#include <atomic>
-
 #include <pybind11/stl.h>
 
-#include "../common/core.h"
 #include "../common/recurrent.h"
-#include "bindings.h"
+#include "fingerprints.h"
 #include "reader.h"
 
-PF_KERNEL(core, fingerprint, Fingerprint)
 PF_KERNEL(recurrent, pack, RnnPack)
 PF_KERNEL(recurrent, sizes, RnnSizes)
 PF_KERNEL(recurrent, fwd, RnnFwd)
@@ -67,40 +62,25 @@ void read_weights(const py::list& from, const RnnShape& s, const char* operation
 
 typedef std::vector<std::array<int64_t, 3>> Places;  // (address, rows, columns) of each weight, dense
 
-// Packed weights that are kept, and what their weights were when they were packed: a step of a stream brings little but
-// addresses.
+std::vector<Matrix> matrices_of(const Places& places, Dtype dtype) {
+  const int64_t bytes = dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+  std::vector<Matrix> matrices;
+  for (const auto& [address, rows, columns] : places) matrices.push_back({address, rows, columns * bytes});
+  return matrices;
+}
+
+// Packed weights that are kept: a step of a stream brings little but addresses.
 struct RnnKept {
   RnnFwd p = {};
-  Places weights;
   int64_t whole_rows;  // from so many sequences times steps on, a call compares every element, else those of one phase
-  std::array<uint64_t, kPhases> phases;
-  uint64_t whole;
-  mutable std::atomic<uint32_t> calls{0};
+  Fingerprints fingerprints;
 
-  // Before they are packed: what changes from here on is seen.
-  RnnKept(const py::tuple& of, Places of_weights, int64_t from_rows, int num_threads)
-      : weights(std::move(of_weights)), whole_rows(from_rows) {
-    p.shape = shape_of(of, "RnnKept");
-    for (int64_t i = 0; i < kPhases; i++) phases[i] = fingerprint_now(i, num_threads);
-    whole = fingerprint_now(-1, num_threads);
-  }
-  // One hash of all weights' values.
-  uint64_t fingerprint_now(int64_t phase, int num_threads) const {
-    const int64_t bytes = p.shape.dtype == Dtype::f64 ? 8 : p.shape.dtype == Dtype::f32 ? 4 : 2;
-    uint64_t all = 0;
-    for (const auto& [address, rows, columns] : weights) {
-      uint64_t hash = 0;
-      call(core::fingerprint, {at<void>(address), rows, columns * bytes, phase, &hash}, num_threads);
-      all = (all ^ hash) * 0x9e3779b97f4a7c15ull;
-    }
-    return all;
-  }
-  // Are the weights, which the caller has seen where they lay, those that were packed, as far as a call of this many
-  // sequences times steps looks?
+  RnnKept(const py::tuple& of, const Places& weights, int64_t from_rows, int num_threads)
+      : p{shape_of(of, "RnnKept")},
+        whole_rows(from_rows),
+        fingerprints(matrices_of(weights, p.shape.dtype), num_threads) {}
   bool is_current(int64_t rows, int num_threads) const {
-    if (rows >= whole_rows) return fingerprint_now(-1, num_threads) == whole;
-    const int64_t phase = calls++ % kPhases;
-    return fingerprint_now(phase, num_threads) == phases[phase];
+    return fingerprints.is_current(rows >= whole_rows, num_threads);
   }
 
   // A layer in one direction, x and y dense: their rows are `step` and `row` apart from step to step and from sequence

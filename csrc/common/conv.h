@@ -39,16 +39,19 @@ struct Conv {
   const void* bias;      // one for each channel of what is written, dtype, contiguous; or null
   const void* residual;  // as y; or null; fwd only
   void* preact;          // as y: before the activation; or null; fwd only
+  void* packed;          // ConvSizes::packed_bytes, 64-byte aligned: the weight as fwd or input_grad read it
   void* workspace;       // ConvSizes::workspace_bytes, 64-byte aligned
   ConvStrides x_stride, weight_stride, y_stride;
   ConvShape shape;
   Activation activation;    // its row is -1: none; fwd only
   ConvAlgorithm algorithm;  // of fwd and input_grad
   Dtype dtype;
+  bool is_packed;  // `packed` holds this weight, of an earlier call with a problem of the same packing
 };
 
-// How much workspace an operation with these fields, addresses apart, and this number of threads wants.
+// How much memory an operation with these fields, addresses apart, and this number of threads wants.
 struct ConvSizes {
   Conv conv;
+  int64_t* packed_bytes;  // the same for any number of threads
   int64_t* workspace_bytes;
 };

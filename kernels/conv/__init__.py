@@ -11,8 +11,8 @@ _LEAST_CHANNELS = 16  # of a group, for which a matrix product is worth it
 
 
 def conv_fwd(
-    x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, y,
-    preact,
+    x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact,
+    keeps_weight, y, preact,
 ):  # fmt: skip
     """Fill y = activation(scale conv(x, weight) + bias + residual) and, if save_preact, preact: the same before the activation.
 
@@ -25,7 +25,7 @@ def conv_fwd(
     _launch(shape, x, weight, scale, bias, residual, (activation, first, second), y, preact if save_preact else None)
 
 
-def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, dx):
+def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, keeps_weight, dx):
     """Fill dx [N, groups * Ci, *size] with the adjoint of conv_fwd in x, plus bias [groups * Ci]: the gradient of x, and a
     transposed convolution. dy: [N, groups * Co, *out]; weight: [groups * Co, Ci, *kernel]."""
     shape = Shape(dy, weight, dx, stride, padding, dilation, groups, True)

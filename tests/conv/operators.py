@@ -18,22 +18,22 @@ def tensors(size, inputs, kernel, groups, **layout):
 def conv_fwd():
     for size, inputs, kernel, *options in (PLANE, LINE, VOLUME):
         x, weight, dy = tensors(size, inputs, kernel, options[-1])
-        yield x, weight, None, None, None, size, *options, "", 0.0, 0.0, False
+        yield x, weight, None, None, None, size, *options, "", 0.0, 0.0, False, False
         bias = torch.randn(weight.shape[0])
-        yield x, weight, 1 - bias, bias, dy, size, *options, "leaky_relu", 0.2, 0.0, True
+        yield x, weight, 1 - bias, bias, dy, size, *options, "leaky_relu", 0.2, 0.0, True, False
     size, inputs, kernel, *options = PLANE
     x, weight, _ = tensors(size, inputs, kernel, options[-1], memory_format=torch.channels_last)
-    yield x, weight, None, None, None, size, *options, "gelu", 0.0, 0.0, True
+    yield x, weight, None, None, None, size, *options, "gelu", 0.0, 0.0, True, False
 
 
 def conv_input_grad():
     for size, inputs, kernel, *options in (PLANE, LINE, VOLUME):
         x, weight, dy = tensors(size, inputs, kernel, options[-1])
-        yield dy, weight, None, inputs, *options
-        yield dy, weight, torch.randn(x.shape[1]), inputs, *options
+        yield dy, weight, None, inputs, *options, False
+        yield dy, weight, torch.randn(x.shape[1]), inputs, *options, False
     size, inputs, kernel, *options = PLANE
     _, weight, dy = tensors(size, inputs, kernel, options[-1], memory_format=torch.channels_last)
-    yield dy, weight, None, inputs, *options
+    yield dy, weight, None, inputs, *options, False
 
 
 def conv_weight_grad():

@@ -203,7 +203,9 @@ def test_what_is_added_and_applied(backend):
         for activation in ("gelu", "tanh", ("leaky_relu", {"negative_slope": 0.2})):
             of = resolve("test", activation)
             for save in (False, True):
-                y, saved = torch.ops.pyflash.conv_fwd(x, weight, scale, bias, residual, *options, *of, save, name)
+                y, saved = torch.ops.pyflash.conv_fwd(
+                    x, weight, scale, bias, residual, *options, *of, save, False, name
+                )
                 expected = getattr(torch.nn.functional, of[0])(preact, *of[1:2] if of[1] else ())
                 torch.testing.assert_close(y, expected)
                 assert saved.numel() == (preact.numel() if save else 0)

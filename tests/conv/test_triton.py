@@ -136,8 +136,8 @@ def test_tf32_as_cudnns_convolutions_have_it(monkeypatch):
         for precision in ("ieee", "tf32"):
             torch.backends.cudnn.conv.fp32_precision = precision
             seen.clear()
-            kernels.conv_fwd(x, weight, None, None, None, (5, 5), *options, "", 0.0, 0.0, False, dy, None)
-            kernels.conv_input_grad(dy, weight, None, (5, 5), *options, x)
+            kernels.conv_fwd(x, weight, None, None, None, (5, 5), *options, "", 0.0, 0.0, False, False, dy, None)
+            kernels.conv_input_grad(dy, weight, None, (5, 5), *options, False, x)
             kernels.conv_weight_grad(dy, x, (3, 3), *options, weight)
             assert seen == [precision] * 3
     finally:

@@ -135,7 +135,7 @@ def conv_call(name: str, dtype, inputs: int, outputs: int, size: int, kernel: in
         geometry = (1, 1), (kernel // 2, kernel // 2), (1, 1), 1
         if name == "conv":
             return lambda: conv.conv_fwd(
-                x, weight, None, None, None, y.shape[2:], *geometry, "", 0.0, 0.0, False, y, None
+                x, weight, None, None, None, y.shape[2:], *geometry, "", 0.0, 0.0, False, False, y, None
             ), [y]
         return lambda: conv.conv_weight_grad(dy, x, weight.shape[2:], *geometry, dweight), [dweight]
 

@@ -187,7 +187,7 @@ struct ColumnsPlan {
   bool is_in_place[2];  // the weight of each phase
   int threads;
   int64_t panels, block_rows, blocks;
-  int64_t phase_bytes[2], weight_bytes, thread_bytes;
+  int64_t phase_bytes[2], packed_bytes, thread_bytes;
 
   static bool reads_weight_in_place(const Correlation<S>& p) {
     int64_t natural = 1;
@@ -210,18 +210,18 @@ struct ColumnsPlan {
         max_of(ceil_div(p.rows, kMaxBlockRows), plan.threads > 1 && there < tasks ? ceil_div(tasks, there) : 1);
     plan.block_rows = max_of(round_up(ceil_div(p.rows, plan.blocks), gemm::kTileRows), gemm::kTileRows);
     plan.blocks = ceil_div(p.rows, plan.block_rows);
-    plan.weight_bytes = 0;
+    plan.packed_bytes = 0;
     for (int64_t i = 0; i < count; i++) {
       plan.is_in_place[i] = reads_weight_in_place(phases[i]);
-      plan.phase_bytes[i] = plan.weight_bytes;
-      if (!plan.is_in_place[i]) plan.weight_bytes += round_up(p.groups * p.rows * phases[i].depth() * sizeof(T), 64);
+      plan.phase_bytes[i] = plan.packed_bytes;
+      if (!plan.is_in_place[i]) plan.packed_bytes += round_up(p.groups * p.rows * phases[i].depth() * sizeof(T), 64);
     }
     // Columns of a chunk, sums of each phase, a tile of two in turn.
     const int64_t in_turn = count > 1 ? 2 * gemm::kTileRows : 0;
     plan.thread_bytes = (kChunk + 1 + count * plan.block_rows + in_turn + 1) * gemm::kPanel<T> * sizeof(T);
     return plan;
   }
-  int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
+  int64_t bytes() const { return threads * thread_bytes; }
 };
 
 // The weight as [group][row][channel][tap]. Channels are the outer loop of a few rows: of the input's gradient those
@@ -296,17 +296,17 @@ void pack_rows(const Correlation<S>& p, T* out, int threads) {
 
 // `phases`: one sum, or two whose columns lie in turn in the result and are written together.
 template <class S>
-void columns_product(const Correlation<S>* phases, int64_t phase_count, void* workspace, const FinishRows<S>& finish,
-                     int num_threads) {
+void columns_product(const Correlation<S>* phases, int64_t phase_count, PackedWeight packed, void* workspace,
+                     const FinishRows<S>& finish, int num_threads) {
   typedef Acc<S> T;
   constexpr int64_t panel = gemm::kPanel<T>;
   constexpr int lanes = kLanes<T>;
   const ColumnsPlan<S> plan = ColumnsPlan<S>::plan(phases, phase_count, num_threads);
   const Correlation<S>& p = phases[0];
   const int64_t positions = p.positions();
-  char* memory = (char*)workspace;
   for (int64_t i = 0; i < phase_count; i++)
-    if (!plan.is_in_place[i]) pack_rows(phases[i], (T*)(memory + plan.phase_bytes[i]), plan.threads);
+    if (!plan.is_in_place[i] && !packed.is_done)
+      pack_rows(phases[i], (T*)((char*)packed.memory + plan.phase_bytes[i]), plan.threads);
   const bool in_turn = phase_count > 1;
   const int64_t to_step = in_turn ? p.to_stride.spatial[2] : p.axes[2].to_step * p.to_stride.spatial[2];
   const int64_t width = p.axes[2].count + (in_turn ? phases[1].axes[2].count : 0);
@@ -316,7 +316,7 @@ void columns_product(const Correlation<S>* phases, int64_t phase_count, void* wo
     const int64_t row = block * plan.block_rows, row_count = min_of(plan.block_rows, p.rows - row);
     const int vectors = (int)ceil_div(columns, lanes);
     const S* from = p.from + group * p.channels * p.from_stride.channel;
-    T* b = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
+    T* b = (T*)((char*)workspace + thread * plan.thread_bytes);
     T* sums = b + (kChunk + 1) * panel;
     T* both = sums + phase_count * plan.block_rows * panel;
     Runs<T> written(p, first, columns);
@@ -347,8 +347,9 @@ void columns_product(const Correlation<S>* phases, int64_t phase_count, void* wo
       phase.axes[2].count = p.axes[2].count;  // the second may have one less, which is not written
       const int64_t depth = phase.depth();
       const int64_t row_stride = plan.is_in_place[n] ? p.weight_row : depth;
-      const T* a = plan.is_in_place[n] ? (const T*)p.weight + group * p.weight_group
-                                       : (const T*)(memory + plan.phase_bytes[n]) + group * p.rows * depth;
+      const T* a = plan.is_in_place[n]
+                       ? (const T*)p.weight + group * p.weight_group
+                       : (const T*)((const char*)packed.memory + plan.phase_bytes[n]) + group * p.rows * depth;
       a += row * row_stride;
       T* strip = sums + n * plan.block_rows * panel;
       const Runs<T> runs(phase, first, columns);

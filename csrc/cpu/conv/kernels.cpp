@@ -25,30 +25,50 @@ Method method_of(const Correlation<S>& p, ConvAlgorithm algorithm) {
   return by_rows ? kByRows : kByColumns;
 }
 
+// f(phases, count): as many phases of the input's gradient as its method takes at once.
+template <class S, class F>
+void for_products(const Conv& p, F f) {
+  for_phases<S>(p, [&](const Correlation<S>* phases, int64_t count) {
+    const int64_t at_once = method_of(phases[0], p.algorithm) == kByColumns ? count : 1;
+    for (int64_t i = 0; i < count; i += at_once) f(phases + i, at_once);
+  });
+}
+
 template <class S>
-void product(const Correlation<S>& p, ConvAlgorithm algorithm, void* workspace, const FinishRows<S>& finish,
-             int num_threads) {
+void product(const Correlation<S>* phases, int64_t count, ConvAlgorithm algorithm, PackedWeight packed, void* workspace,
+             const FinishRows<S>& finish, int num_threads) {
+  const Correlation<S>& p = phases[0];
   switch (method_of(p, algorithm)) {
-    case kByColumns: return columns_product(&p, 1, workspace, finish, num_threads);
-    case kByRows: return rows_product(p, workspace, finish, num_threads);
-    case kWinogradColumns: return winograd_product(p, false, workspace, finish, num_threads);
-    case kWinogradRows: return winograd_product(p, true, workspace, finish, num_threads);
+    case kByColumns: return columns_product(phases, count, packed, workspace, finish, num_threads);
+    case kByRows: return rows_product(p, packed, workspace, finish, num_threads);
+    case kWinogradColumns: return winograd_product(p, false, packed, workspace, finish, num_threads);
+    case kWinogradRows: return winograd_product(p, true, packed, workspace, finish, num_threads);
     case kDepthwisePlanes: return depthwise_planes(p, workspace, finish, num_threads);
     case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
   }
 }
 
+struct Bytes {
+  int64_t packed, workspace;
+};
+
+template <class Plan>
+Bytes bytes_with_weight(const Plan& plan) {
+  return {round_up(plan.packed_bytes, 64), plan.bytes()};
+}
+
 template <class S>
-int64_t bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threads) {
+Bytes bytes_of(const Correlation<S>* phases, int64_t count, ConvAlgorithm algorithm, int num_threads) {
+  const Correlation<S>& p = phases[0];
   switch (method_of(p, algorithm)) {
-    case kByColumns: return ColumnsPlan<S>::plan(&p, 1, num_threads).bytes();
-    case kByRows: return RowsPlan<S>::plan(p, num_threads).bytes();
-    case kWinogradColumns: return WinogradPlan<S>::plan(p, false, num_threads).bytes();
-    case kWinogradRows: return WinogradPlan<S>::plan(p, true, num_threads).bytes();
-    case kDepthwisePlanes: return DepthwisePlanesPlan<S>(p, num_threads).bytes();
-    case kDepthwiseRows: return DepthwiseRowsPlan<S>::plan(p, num_threads).bytes();
+    case kByColumns: return bytes_with_weight(ColumnsPlan<S>::plan(phases, count, num_threads));
+    case kByRows: return bytes_with_weight(RowsPlan<S>::plan(p, num_threads));
+    case kWinogradColumns: return bytes_with_weight(WinogradPlan<S>::plan(p, false, num_threads));
+    case kWinogradRows: return bytes_with_weight(WinogradPlan<S>::plan(p, true, num_threads));
+    case kDepthwisePlanes: return {0, DepthwisePlanesPlan<S>(p, num_threads).bytes()};
+    case kDepthwiseRows: return {0, DepthwiseRowsPlan<S>::plan(p, num_threads).bytes()};
   }
-  return 0;
+  return {};
 }
 
 // In the gradient of the weight the steps of the forward's sum are columns: are their vectors of channels or of places?
@@ -72,8 +92,9 @@ Method weight_grad_method_of(const Conv& p) {
 void fwd(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
+    const Correlation<S> forward = forward_of<S>(p);
     for_finish<S>(p, [&](const auto& finish) {
-      product(forward_of<S>(p), p.algorithm, p.workspace, FinishRows<S>(finish), num_threads);
+      product(&forward, 1, p.algorithm, {p.packed, p.is_packed}, p.workspace, FinishRows<S>(finish), num_threads);
     });
   });
 }
@@ -81,7 +102,10 @@ void fwd(const Conv& p, int num_threads) {
 void fwd_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
-    *p.workspace_bytes = bytes_of(forward_of<S>(p.conv), p.conv.algorithm, num_threads);
+    const Correlation<S> forward = forward_of<S>(p.conv);
+    const Bytes bytes = bytes_of(&forward, 1, p.conv.algorithm, num_threads);
+    *p.packed_bytes = bytes.packed;
+    *p.workspace_bytes = bytes.workspace;
   });
 }
 
@@ -90,10 +114,10 @@ void input_grad(const Conv& p, int num_threads) {
     using S = decltype(storage);
     const Finish<S, NoActivation> plain = {nullptr, (const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
     const FinishRows<S> finish(plain);
-    for_phases<S>(p, [&](const Correlation<S>* phases, int64_t count) {
-      if (method_of(phases[0], p.algorithm) == kByColumns)
-        return columns_product(phases, count, p.workspace, finish, num_threads);
-      for (int64_t i = 0; i < count; i++) product(phases[i], p.algorithm, p.workspace, finish, num_threads);
+    char* packed = (char*)p.packed;
+    for_products<S>(p, [&](const Correlation<S>* phases, int64_t count) {
+      product(phases, count, p.algorithm, {packed, p.is_packed}, p.workspace, finish, num_threads);
+      packed += bytes_of(phases, count, p.algorithm, num_threads).packed;
     });
   });
 }
@@ -101,12 +125,11 @@ void input_grad(const Conv& p, int num_threads) {
 void input_grad_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
-    *p.workspace_bytes = 0;
-    for_phases<S>(p.conv, [&](const Correlation<S>* phases, int64_t count) {
-      auto takes = [&](int64_t bytes) { *p.workspace_bytes = max_of(*p.workspace_bytes, bytes); };
-      if (method_of(phases[0], p.conv.algorithm) == kByColumns)
-        return takes(ColumnsPlan<S>::plan(phases, count, num_threads).bytes());
-      for (int64_t i = 0; i < count; i++) takes(bytes_of(phases[i], p.conv.algorithm, num_threads));
+    *p.packed_bytes = *p.workspace_bytes = 0;
+    for_products<S>(p.conv, [&](const Correlation<S>* phases, int64_t count) {
+      const Bytes bytes = bytes_of(phases, count, p.conv.algorithm, num_threads);
+      *p.packed_bytes += bytes.packed;
+      *p.workspace_bytes = max_of(*p.workspace_bytes, bytes.workspace);
     });
   });
 }
@@ -141,6 +164,7 @@ void weight_grad_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
     const Correlation<S> forward = forward_of<S>(p.conv);
+    *p.packed_bytes = 0;
     switch (weight_grad_method_of<S>(p.conv)) {
       case kDepthwisePlanes: *p.workspace_bytes = PlanesGradPlan<S>(forward, num_threads).bytes(); break;
       case kDepthwiseRows: *p.workspace_bytes = RowsGradPlan<S>(forward, num_threads).bytes(forward); break;

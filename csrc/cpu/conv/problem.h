@@ -49,6 +49,12 @@ struct Correlation {
   }
 };
 
+// The weight as a method reads it, and whether it lies there already.
+struct PackedWeight {
+  void* memory;
+  bool is_done;
+};
+
 template <class S>
 Correlation<S> forward_of(const Conv& p) {
   const ConvShape& s = p.shape;

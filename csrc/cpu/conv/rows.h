@@ -104,7 +104,7 @@ struct RowsPlan {
   typedef Acc<S> T;
   int threads;
   int64_t panels, block_rows, blocks;
-  int64_t weight_bytes, thread_bytes;
+  int64_t packed_bytes, thread_bytes;
 
   static RowsPlan plan(const Correlation<S>& p, int num_threads) {
     RowsPlan plan;
@@ -116,12 +116,12 @@ struct RowsPlan {
     if (plan.threads > 1) rows = min_of(rows, ceil_div(positions * p.groups, 2 * plan.threads));
     plan.block_rows = round_up(max_of(rows, 1), gemm::kTileRows);
     plan.blocks = ceil_div(positions, plan.block_rows);
-    plan.weight_bytes = p.groups * plan.panels * p.depth() * gemm::kPanel<T> * sizeof(T);
+    plan.packed_bytes = p.groups * plan.panels * p.depth() * gemm::kPanel<T> * sizeof(T);
     const int64_t of_thread = (plan.block_rows * (kChunk + plan.panels * gemm::kPanel<T>)+gemm::kPanel<T>)*sizeof(T);
     plan.thread_bytes = round_up(of_thread + plan.block_rows * sizeof(int64_t), 64);
     return plan;
   }
-  int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
+  int64_t bytes() const { return threads * thread_bytes; }
 };
 
 // The weight as [group][panel][tap][channel][kPanel].
@@ -141,21 +141,22 @@ void pack_panels(const Correlation<S>& p, int64_t panels, T* out, int threads) {
 }
 
 template <class S>
-void rows_product(const Correlation<S>& p, void* workspace, const FinishRows<S>& finish, int num_threads) {
+void rows_product(const Correlation<S>& p, PackedWeight packed, void* workspace, const FinishRows<S>& finish,
+                  int num_threads) {
   typedef Acc<S> T;
   constexpr int64_t panel_width = gemm::kPanel<T>;
   const RowsPlan<S> plan = RowsPlan<S>::plan(p, num_threads);
   const int64_t depth = p.depth(), positions = p.positions();
-  char* memory = (char*)workspace;
-  pack_panels(p, plan.panels, (T*)memory, plan.threads);
+  T* panels = (T*)packed.memory;
+  if (!packed.is_done) pack_panels(p, plan.panels, panels, plan.threads);
   const bool in_place = reads_in_place(p);
   const int64_t pitch = in_place ? p.from_stride.spatial[2] : kChunk;
   parallel_tasks(p.groups * plan.blocks, plan.threads, [&](int64_t task, int thread) {
     const int64_t group = task / plan.blocks, first = task % plan.blocks * plan.block_rows;
     const int64_t row_count = min_of(plan.block_rows, positions - first);
     const S* from = p.from + group * p.channels * p.from_stride.channel;
-    const T* weight = (const T*)memory + group * plan.panels * depth * panel_width;
-    T* gathered = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
+    const T* weight = panels + group * plan.panels * depth * panel_width;
+    T* gathered = (T*)((char*)workspace + thread * plan.thread_bytes);
     T* sums = gathered + plan.block_rows * kChunk + panel_width;
     int64_t* to_at = (int64_t*)(sums + plan.block_rows * plan.panels * panel_width);
     Place place = Place::at(p, first);

@@ -96,7 +96,7 @@ struct WinogradPlan {
   int64_t width;   // patches of a task
   int64_t tasks;   // of a group
   int64_t height;  // rows, or columns, whose sums are in work at a time
-  int64_t filter_bytes, thread_bytes;
+  int64_t packed_bytes, thread_bytes;
 
   static WinogradPlan plan(const Correlation<S>& p, bool by_rows, int num_threads) {
     constexpr int64_t panel = gemm::kPanel<T>;
@@ -116,14 +116,14 @@ struct WinogradPlan {
     }
     plan.tasks = ceil_div(patches, plan.width);
     const int64_t rows = by_rows ? round_up(p.rows, panel) : p.rows;
-    plan.filter_bytes = round_up(p.groups * kPlaces * rows * p.channels * sizeof(T), 64);
+    plan.packed_bytes = round_up(p.groups * kPlaces * rows * p.channels * sizeof(T), 64);
     const int64_t gathered = by_rows ? kPlaces * p.channels + panel : (kPlaces + 1) * panel;
     const int64_t sums = kPlaces * plan.width * plan.height + panel, results = 4 * panel;
     plan.thread_bytes = round_up(
         (gathered + kPlaces * plan.width * p.channels + sums + results) * sizeof(T) + plan.width * sizeof(Place), 64);
     return plan;
   }
-  int64_t bytes() const { return filter_bytes + threads * thread_bytes; }
+  int64_t bytes() const { return threads * thread_bytes; }
 };
 
 // The transformed weight: [group][place][row][channel], or by rows [group][place][panel][channel][kPanel], zeros in
@@ -296,15 +296,15 @@ void winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const
 }
 
 template <class S>
-void winograd_product(const Correlation<S>& p, bool by_rows, void* workspace, const FinishRows<S>& finish,
-                      int num_threads) {
+void winograd_product(const Correlation<S>& p, bool by_rows, PackedWeight packed, void* workspace,
+                      const FinishRows<S>& finish, int num_threads) {
   typedef Acc<S> T;
   const WinogradPlan<S> plan = WinogradPlan<S>::plan(p, by_rows, num_threads);
   const Correlation<S> patches = patches_of(p);
-  T* filters = (T*)workspace;
-  transform_filters(p, plan, filters);
+  T* filters = (T*)packed.memory;
+  if (!packed.is_done) transform_filters(p, plan, filters);
   parallel_tasks(p.groups * plan.tasks, plan.threads, [&](int64_t task, int thread) {
-    char* memory = (char*)workspace + plan.filter_bytes + thread * plan.thread_bytes;
+    char* memory = (char*)workspace + thread * plan.thread_bytes;
     const int64_t group = task / plan.tasks, first = task % plan.tasks * plan.width;
     if (by_rows)
       winograd_rows<S, T>(p, patches, plan, filters, group, first, memory, finish);

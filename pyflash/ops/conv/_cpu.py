@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 
 from pyflash import _cpu
 from pyflash.auto import conv as auto
+from pyflash.ops.conv._cpu_kept import run_with_kept
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.pointwise._cpu_activation import ACTIVATION_IDS
@@ -35,7 +38,9 @@ def _is_winograd(name, weight, groups, stride, dilation):
     return min(out_channels // groups, in_channels) >= auto.WINOGRAD_CHANNELS
 
 
-def _run(name, x, weight, y, scale, bias, residual, preact, activation, stride, padding, dilation, groups):
+def _run(
+    name, x, weight, y, scale, bias, residual, preact, activation, stride, padding, dilation, groups, keeps_weight=False
+):  # fmt: skip
     out_channels, in_channels, *kernel = weight.shape
     problem = (
         _strides(x), _strides(weight), _strides(y), x.shape[0], groups, in_channels, out_channels // groups,
@@ -43,30 +48,45 @@ def _run(name, x, weight, y, scale, bias, residual, preact, activation, stride, 
         int(_is_winograd(name, weight, groups, stride, dilation)), DTYPES[x.dtype],
     )  # fmt: skip
     threads = torch.get_num_threads()
-    workspace = take_workspace(getattr(_cpu, f"{name}_sizes")(problem, threads))
-    tensors = (
-        x.data_ptr(), weight.data_ptr(), y.data_ptr(),
-        0 if scale is None else scale.data_ptr(), 0 if bias is None else bias.data_ptr(), 0 if residual is None else residual.data_ptr(),
-        0 if preact is None else preact.data_ptr(), workspace.data_ptr(), *activation,
-    )  # fmt: skip
-    getattr(_cpu, name)(tensors, problem, threads)
+    packed_bytes, workspace_bytes = getattr(_cpu, f"{name}_sizes")(problem, threads)
+    workspace = take_workspace(workspace_bytes)
+
+    def run(packed, is_packed):
+        tensors = (
+            *map(_address, (x, weight, y, scale, bias, residual, preact, packed)), is_packed, workspace.data_ptr(), *activation
+        )  # fmt: skip
+        getattr(_cpu, name)(tensors, problem, threads)
+
+    if keeps_weight:  # whose form depends on the phases of what is written, and on whether its channels are adjacent
+        written = y if name == "conv_fwd" else x
+        phases = tuple([min(s, size) for s, size in zip(stride, written.shape[2:])])
+        form = (name, groups, *stride, *padding, *dilation, phases, written.stride(1) == 1, problem[-2:])
+        if run_with_kept(form, weight, packed_bytes, y.shape[0] * prod(y.shape[2:]), run):
+            return
+    run(take_workspace(packed_bytes, "conv_packed") if packed_bytes else None, False)
+
+
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def conv_fwd(
-    x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, y,
-    preact,
+    x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact,
+    keeps_weight, y, preact,
 ):  # fmt: skip
     if residual is not None and residual.stride() != y.stride():
         residual = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype).copy_(residual)
     act = (ACTIVATION_IDS[activation], first, second) if activation else _NO_ACTIVATION
     scale, bias = (None if t is None else t.contiguous() for t in (scale, bias))
     preact = preact if save_preact else None
-    _run("conv_fwd", x, weight, y, scale, bias, residual, preact, act, stride, padding, dilation, groups)
+    _run("conv_fwd", x, weight, y, scale, bias, residual, preact, act, stride, padding, dilation, groups, keeps_weight)
 
 
-def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, dx):
+def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, keeps_weight, dx):
     bias = None if bias is None else bias.contiguous()
-    _run("conv_input_grad", dx, weight, dy, None, bias, None, None, _NO_ACTIVATION, stride, padding, dilation, groups)
+    _run(
+        "conv_input_grad", dx, weight, dy, None, bias, None, None, _NO_ACTIVATION, stride, padding, dilation, groups, keeps_weight
+    )  # fmt: skip
 
 
 def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, dweight):

@@ -105,8 +105,9 @@ def _convolved(x, weight, bias, size, stride, padding, dilation, groups):
 
 
 def _reference_fwd(
-    x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact
-):
+    x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact,
+    keeps_weight,
+):  # fmt: skip
     weight = weight if scale is None else scaled(weight, scale)
     z = _convolved(x, weight, bias, size, stride, padding, dilation, groups)
     z = z if residual is None else z + residual
@@ -114,7 +115,7 @@ def _reference_fwd(
     return y, z if save_preact else z.new_empty(0)
 
 
-def _reference_input_grad(dy, weight, bias, size, stride, padding, dilation, groups):
+def _reference_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, keeps_weight):
     shape = dy.shape[0], weight.shape[1] * groups, *size
     if _has_no_terms(dy, weight, shape):
         return (_plus_bias(dy.new_zeros(shape), bias),)
@@ -142,12 +143,12 @@ def _reference_weight_grad(dy, x, size, stride, padding, dilation, groups):
 # ---- operators
 
 
-def _fwd_outputs(x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact):  # fmt: skip
+def _fwd_outputs(x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact, keeps_weight):  # fmt: skip
     y = _new_empty(x, weight, (x.shape[0], weight.shape[0], *size))
     return y, torch.empty_like(y) if save_preact else x.new_empty(0)
 
 
-def _input_grad_outputs(dy, weight, bias, size, stride, padding, dilation, groups):
+def _input_grad_outputs(dy, weight, bias, size, stride, padding, dilation, groups, keeps_weight):
     return (_new_empty(dy, weight, (dy.shape[0], weight.shape[1] * groups, *size)),)
 
 
@@ -171,7 +172,7 @@ def _weight_grad_flops(dy, x, size, *_, **__):
 _OPTIONS = "SymInt[] size, int[] stride, int[] padding, int[] dilation, int groups"
 _fwd = Op(
     f"conv_fwd(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, {_OPTIONS}, str activation,"
-    " float first, float second, bool save_preact, str backend) -> (Tensor y, Tensor preact)",
+    " float first, float second, bool save_preact, bool keeps_weight, str backend) -> (Tensor y, Tensor preact)",
     outputs=_fwd_outputs,
     reference=_reference_fwd,
     differentiable=True,
@@ -180,7 +181,7 @@ _fwd = Op(
     cpu="pyflash.ops.conv._cpu:conv_fwd",
 )
 _input_grad = Op(
-    f"conv_input_grad(Tensor dy, Tensor weight, Tensor? bias, {_OPTIONS}, str backend) -> Tensor",
+    f"conv_input_grad(Tensor dy, Tensor weight, Tensor? bias, {_OPTIONS}, bool keeps_weight, str backend) -> Tensor",
     outputs=_input_grad_outputs,
     reference=_reference_input_grad,
     differentiable=True,
@@ -218,14 +219,14 @@ class _Conv(Function):
     @staticmethod
     def forward(
         x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, first, second, save_preact,
-        backend,
+        keeps_weight, backend,
     ):  # fmt: skip
-        options = size, stride, padding, dilation, groups, activation, first, second, save_preact, backend
+        options = size, stride, padding, dilation, groups, activation, first, second, save_preact, keeps_weight, backend
         return _fwd(x, weight, scale, bias, residual, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        x, weight, scale, bias, residual, ctx.size, *rest, save_preact, ctx.backend = inputs
+        x, weight, scale, bias, residual, ctx.size, *rest, save_preact, _, ctx.backend = inputs
         ctx.geometry, ctx.activation = rest[:4], rest[4:]
         y, preact = outputs
         ctx.mark_non_differentiable(preact)
@@ -238,14 +239,14 @@ class _Conv(Function):
     @staticmethod
     def backward(ctx, dy, _):
         if dy is None:
-            return (None,) * 15
+            return (None,) * 16
         x, weight, scale, bias, residual, saved = ctx.saved_tensors
         need_dx, need_dweight, need_dscale, need_dbias, need_dresidual = ctx.needs_input_grad[:5]
         name, *_ = ctx.activation
         if name:
             if torch.is_grad_enabled() and ACTIVATIONS[name].saves == "x":
                 # The saved pre-activation knows nothing of what it was computed from.
-                options = *ctx.geometry, *NO_ACTIVATION, False, ctx.backend
+                options = *ctx.geometry, *NO_ACTIVATION, False, False, ctx.backend
                 saved = apply(_Conv, x, weight, scale, bias, residual, ctx.size, *options)[0]
             dy = activation_bwd(dy, saved, *ctx.activation, ctx.backend)
         dx = dweight = dscale = None
@@ -255,21 +256,21 @@ class _Conv(Function):
         if need_dx or need_dweight:
             dz = _in_format_of(dy if scale is None else dy * _by_channel(scale, dy), x, weight)
             if need_dx:
-                dx = apply(_InputGrad, dz, weight, None, x.shape[2:], *ctx.geometry, ctx.backend)
+                dx = apply(_InputGrad, dz, weight, None, x.shape[2:], *ctx.geometry, False, ctx.backend)
             if need_dweight:
                 dweight = apply(_WeightGrad, dz, x, weight.shape[2:], *ctx.geometry, ctx.backend)
         dbias = _sum_of_channels(dy) if need_dbias else None
-        return dx, dweight, dscale, dbias, dy if need_dresidual else None, *(None,) * 10
+        return dx, dweight, dscale, dbias, dy if need_dresidual else None, *(None,) * 11
 
 
 class _InputGrad(Function):
     @staticmethod
-    def forward(dy, weight, bias, size, stride, padding, dilation, groups, backend):
-        return _input_grad(dy, weight, bias, size, stride, padding, dilation, groups, backend)
+    def forward(dy, weight, bias, size, stride, padding, dilation, groups, keeps_weight, backend):
+        return _input_grad(dy, weight, bias, size, stride, padding, dilation, groups, keeps_weight, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        dy, weight, _, _, *ctx.geometry, ctx.backend = inputs
+        dy, weight, _, _, *ctx.geometry, _, ctx.backend = inputs
         ctx.save_for_backward(dy, weight)
 
     @staticmethod
@@ -283,7 +284,7 @@ class _InputGrad(Function):
                 ddy = conv_fwd(x, weight, None, None, None, dy.shape[2:], *ctx.geometry, NO_ACTIVATION, ctx.backend)
             if need_dweight:
                 dweight = apply(_WeightGrad, dy, x, weight.shape[2:], *ctx.geometry, ctx.backend)
-        return ddy, dweight, _sum_of_channels(ddx) if need_dbias else None, *(None,) * 6
+        return ddy, dweight, _sum_of_channels(ddx) if need_dbias else None, *(None,) * 7
 
 
 class _WeightGrad(Function):
@@ -305,8 +306,13 @@ class _WeightGrad(Function):
         if need_ddy:
             ddy = conv_fwd(x, weight, None, None, None, dy.shape[2:], *ctx.geometry, NO_ACTIVATION, ctx.backend)
         if need_dx:
-            dx = apply(_InputGrad, dy, weight, None, x.shape[2:], *ctx.geometry, ctx.backend)
+            dx = apply(_InputGrad, dy, weight, None, x.shape[2:], *ctx.geometry, False, ctx.backend)
         return ddy, dx, *(None,) * 6
+
+
+def _keeps(weight) -> bool:
+    """May a kernel keep the weight as it reads it? Gradients are off, and it is a layer's, which calls again."""
+    return not torch.is_grad_enabled() and isinstance(weight, torch.nn.Parameter)
 
 
 def conv_fwd(x, weight, scale, bias, residual, size, stride, padding, dilation, groups, activation, backend):
@@ -328,7 +334,7 @@ def conv_fwd(x, weight, scale, bias, residual, size, stride, padding, dilation, 
         and torch.is_grad_enabled()
         and any([t.requires_grad for t in given])
     )
-    options = size, stride, padding, dilation, groups, *activation, save_preact, backend
+    options = size, stride, padding, dilation, groups, *activation, save_preact, _keeps(weight), backend
     call, args = way(_Conv, (x, weight, scale, bias, residual, *options))
     return call(*args)[0]
 
@@ -342,7 +348,7 @@ def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, b
         bias: [G*Ci], or None.
         size: of the result, [N, G*Ci, *size].
     """
-    return apply(_InputGrad, dy, weight, bias, size, stride, padding, dilation, groups, backend)
+    return apply(_InputGrad, dy, weight, bias, size, stride, padding, dilation, groups, _keeps(weight), backend)
 
 
 def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, backend):

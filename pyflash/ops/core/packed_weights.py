@@ -1,4 +1,4 @@
-"""Packed weights that outlive a call: those of the recurrent layers, while gradients are off.
+"""Packed weights that outlive a call: those of convolutions and of the recurrent layers, while gradients are off.
 
 What is packed is kept while there is room, and belongs to the storages of its weights: it dies with them (weak references
 to the tensors themselves would forbid torch.utils.swap_tensors). Whoever comes when the room is taken is refused, and

@@ -386,5 +386,5 @@ def linear_act(
 
 
 def clear_cache() -> None:
-    """Forgets the packed weights of every recurrent layer: their memory is free, and there is room for others."""
+    """Forgets the packed weights of every convolution and recurrent layer: their memory is free, and there is room for others."""
     packed_weights.clear()
