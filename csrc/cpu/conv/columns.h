@@ -10,6 +10,7 @@ namespace PF_ISA::conv {
 namespace {
 
 constexpr int64_t kMaxBlockRows = 80 * gemm::kTileRows;
+constexpr int64_t kMaxSpan = 8;
 
 // Neighbouring columns of a panel whose taps read neighbours of one row.
 struct Run {
@@ -180,13 +181,40 @@ void gather_columns(const Correlation<S>& p, const S* from, const Runs<T>& runs,
   }
 }
 
+// Asks for what a gather will read, some channels of it at a time: short pieces of far places, which no prefetcher
+// follows. One tap speaks for all, which are its neighbours.
+template <class S, class T>
+struct Ahead {
+  Segments<S, T> segments;
+  const S* plane;
+  int64_t channel_stride, left, each;  // channels
+
+  // Of steps [begin, end), in `parts` parts.
+  Ahead(const Correlation<S>& p, const S* from, const Runs<T>& runs, int64_t begin, int64_t end, int64_t parts)
+      : segments(p, runs, {p.axes[0].taps / 2, p.axes[1].taps / 2, p.axes[2].taps / 2}),
+        channel_stride(p.from_stride.channel) {
+    const int64_t taps = max_of(1, p.taps()), first = begin / taps;
+    plane = from + first * channel_stride;
+    left = ceil_div(end, taps) - first;
+    each = ceil_div(left, max_of(1, parts));
+  }
+  void operator()() {
+    for (int64_t n = min_of(each, left); n > 0; n--, left--, plane += channel_stride)
+      for (int64_t i = 0; i < segments.count; i++) {
+        const S* at = plane + segments.segment[i].from;
+        __builtin_prefetch(at, 0, 2);
+        if (segments.apart > 1) __builtin_prefetch(at + kLine<S>, 0, 2);
+      }
+  }
+};
+
 // How the product is cut, and what it works in.
 template <class S>
 struct ColumnsPlan {
   typedef Acc<S> T;
   bool is_in_place[2];  // the weight of each phase
   int threads;
-  int64_t panels, block_rows, blocks;
+  int64_t panels, span, block_rows, blocks;  // span: panels of a task
   int64_t phase_bytes[2], packed_bytes, thread_bytes;
 
   static bool reads_weight_in_place(const Correlation<S>& p) {
@@ -210,6 +238,7 @@ struct ColumnsPlan {
         max_of(ceil_div(p.rows, kMaxBlockRows), plan.threads > 1 && there < tasks ? ceil_div(tasks, there) : 1);
     plan.block_rows = max_of(round_up(ceil_div(p.rows, plan.blocks), gemm::kTileRows), gemm::kTileRows);
     plan.blocks = ceil_div(p.rows, plan.block_rows);
+    plan.span = min_of(max_of(there * plan.blocks / (2 * tasks), 1), kMaxSpan);
     plan.packed_bytes = 0;
     for (int64_t i = 0; i < count; i++) {
       plan.is_in_place[i] = reads_weight_in_place(phases[i]);
@@ -310,9 +339,8 @@ void columns_product(const Correlation<S>* phases, int64_t phase_count, PackedWe
   const bool in_turn = phase_count > 1;
   const int64_t to_step = in_turn ? p.to_stride.spatial[2] : p.axes[2].to_step * p.to_stride.spatial[2];
   const int64_t width = p.axes[2].count + (in_turn ? phases[1].axes[2].count : 0);
-  parallel_tasks(p.groups * plan.panels * plan.blocks, plan.threads, [&](int64_t task, int thread) {
-    const int64_t block = task % plan.blocks, group = task / plan.blocks / plan.panels;
-    const int64_t first = task / plan.blocks % plan.panels * panel, columns = min_of(panel, positions - first);
+  auto multiply = [&](int64_t group, int64_t block, int64_t first, int64_t next, int thread) {
+    const int64_t columns = min_of(panel, positions - first);
     const int64_t row = block * plan.block_rows, row_count = min_of(plan.block_rows, p.rows - row);
     const int vectors = (int)ceil_div(columns, lanes);
     const S* from = p.from + group * p.channels * p.from_stride.channel;
@@ -357,17 +385,30 @@ void columns_product(const Correlation<S>* phases, int64_t phase_count, PackedWe
       do {  // once for a depth of 0: zeros
         const int64_t chunk = min_of(kChunk, depth - k);
         gather_columns(phase, from, runs, k, k + chunk, b);
+        const bool is_last = k + chunk == depth, goes_on = !is_last || next < positions;
+        Ahead<S, T> ahead(phase, from,
+                          is_last && goes_on ? Runs<T>(phase, next, min_of(panel, positions - next)) : runs,
+                          is_last ? 0 : k + chunk, goes_on ? min_of(depth, is_last ? kChunk : k + chunk + kChunk) : 0,
+                          row_count / gemm::kTileRows);
         for (int64_t i = 0, count; i < row_count; i += count) {
           count = gemm::next_tile_rows(row_count - i);
           const T* a_tile = a + i * row_stride + k;
           prefetch_rows(a_tile + count * row_stride, row_stride, min_of(count, row_count - i - count), chunk);
+          ahead();
           gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, row_stride, b, strip + i * panel,
                                                                     k == 0);
-          if (k + chunk == depth && n + 1 == phase_count) write(i, count);
+          if (is_last && n + 1 == phase_count) write(i, count);
         }
         k += kChunk;
       } while (k < depth);
     }
+  };
+  const int64_t spans = ceil_div(plan.panels, plan.span);
+  parallel_tasks(p.groups * spans * plan.blocks, plan.threads, [&](int64_t task, int thread) {
+    const int64_t first = task / plan.blocks % spans * plan.span * panel;
+    const int64_t end = min_of(first + plan.span * panel, positions);
+    for (int64_t at = first; at < end; at += panel)
+      multiply(task / plan.blocks / spans, task % plan.blocks, at, at + panel < end ? at + panel : positions, thread);
   });
 }
 
