@@ -349,10 +349,18 @@ void columns_product(const Correlation<S>* phases, int64_t phase_count, PackedWe
     T* both = sums + phase_count * plan.block_rows * panel;
     Runs<T> written(p, first, columns);
     if (!in_turn) written.join(to_step);
+    // f(run, to, count): the elements of each run of the row's channel.
+    auto for_written = [&](int64_t i, const auto& f) __attribute__((always_inline)) {
+      const int64_t channel = group * p.rows + row + i;
+      for (int64_t w = 0; w < written.count; w++) {
+        const Run& run = written.run[w];
+        const int64_t left = width - 2 * (run.index[2] - p.axes[2].tap_first);  // in turn: of the row
+        f(run, run.to + channel * p.to_stride.channel, in_turn ? min_of(2 * run.count, left) : run.count);
+      }
+    };
     // Of the rows from `i` on, whose sums of all phases are there.
     auto write = [&](int64_t i, int64_t count) {
       const T* tile = sums + i * panel;
-      const int64_t channel = group * p.rows + row + i;
       if (in_turn)
         for (int64_t r = 0; r < count; r++)
           for (int64_t c = 0; c < columns; c += lanes) {
@@ -361,14 +369,10 @@ void columns_product(const Correlation<S>* phases, int64_t phase_count, PackedWe
             store(both + 2 * (r * panel + c), shuffle<InTurn<lanes, 0>>(x, y));
             store(both + 2 * (r * panel + c) + lanes, shuffle<InTurn<lanes, lanes / 2>>(x, y));
           }
-      for (int64_t w = 0; w < written.count; w++) {
-        const Run& run = written.run[w];
-        const int64_t to = run.to + channel * p.to_stride.channel;
-        const int64_t left = width - 2 * (run.index[2] - p.axes[2].tap_first);  // in turn: of the row
-        finish({in_turn ? both + 2 * run.column : tile + run.column, count, in_turn ? 2 * panel : panel,
-                in_turn ? min_of(2 * run.count, left) : run.count, to, p.to_stride.channel, to_step, channel, false,
-                1});
-      }
+      for_written(i, [&](const Run& run, int64_t to, int64_t there) {
+        finish({in_turn ? both + 2 * run.column : tile + run.column, count, in_turn ? 2 * panel : panel, there, to,
+                p.to_stride.channel, to_step, group * p.rows + row + i, false, 1});
+      });
     };
     for (int64_t n = 0; n < phase_count; n++) {
       Correlation<S> phase = phases[n];
@@ -395,9 +399,14 @@ void columns_product(const Correlation<S>* phases, int64_t phase_count, PackedWe
           const T* a_tile = a + i * row_stride + k;
           prefetch_rows(a_tile + count * row_stride, row_stride, min_of(count, row_count - i - count), chunk);
           ahead();
+          const bool is_written = is_last && n + 1 == phase_count;
+          if (is_written && to_step == 1)
+            for_written(i, [&](const Run&, int64_t to, int64_t there) {
+              finish.prefetch(to, p.to_stride.channel, count, there);
+            });
           gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, row_stride, b, strip + i * panel,
                                                                     k == 0);
-          if (is_last && n + 1 == phase_count) write(i, count);
+          if (is_written) write(i, count);
         }
         k += kChunk;
       } while (k < depth);

@@ -226,11 +226,12 @@ void depthwise_rows(const Correlation<S>& p, void* workspace, const FinishRows<S
         const int64_t tile = min_of(j, width - plan.tile);  // the last one sums some once more
         window.prefetch(p, image, tile + plan.tile, plan.tile);
         for (int64_t c = 0; c < p.groups; c += kChannelBlock) {
-          const int64_t channels = min_of(kChannelBlock, p.groups - c);
+          const int64_t channels = min_of(kChannelBlock, p.groups - c), results = min_of(plan.tile, width - j);
+          finish.prefetch(to + j * to_step + c, to_step, results, channels);
           sum(p, image, window, tile * p.axes[2].from_step + p.axes[2].tap_first, weight, plan.pitch, c, channels,
               sums);
-          finish({sums + (j - tile) * kSumPitch, min_of(plan.tile, width - j), kSumPitch, channels,
-                  to + j * to_step + c, to_step, 1, c, true});
+          finish(
+              {sums + (j - tile) * kSumPitch, results, kSumPitch, channels, to + j * to_step + c, to_step, 1, c, true});
         }
       }
     }

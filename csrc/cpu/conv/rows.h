@@ -188,9 +188,11 @@ void rows_product(const Correlation<S>& p, PackedWeight packed, void* workspace,
           prefetch_rows(a_tile + count * pitch, pitch, min_of(count, row_count - i - count), chunk);
           prefetch_far(b_next + i / gemm::kTileRows * share, share);
           T* tile = sums + (panel * plan.block_rows + i) * panel_width;
+          const int64_t channel = group * p.rows + column;
+          if (k + chunk == depth)
+            for (int64_t r = 0; r < count; r++) finish.prefetch(to_at[i + r] + channel, 0, 1, columns);
           gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, pitch, b, tile, k == 0);
           if (k + chunk < depth) continue;
-          const int64_t channel = group * p.rows + column;
           for (int64_t r = 0, even; r < count; r += even) {
             // Results that are as far apart as the first two leave together.
             const int64_t* to = to_at + i + r;
