@@ -108,8 +108,15 @@ struct FinishRows {
                min_of(lanes, rows.count - i));
           };
           if (rows.has_channels) {
+            const bool is_plain = !of.residual && !of.preact && rows.step == 1;
             for (int64_t i = 0; i < rows.count; i += lanes) {
               const auto affine = of.of_channels(rows.channel + i, min_of(lanes, rows.count - i));
+              if (is_plain && i + lanes <= rows.count) {
+                S* to = of.to + rows.at + i;
+                for (int64_t r = 0; r < rows.rows; r++)
+                  store(to + r * rows.row_step, of.act.forward(affine(load(rows.sums + r * rows.pitch + i))));
+                continue;
+              }
               for (int64_t r = 0; r < rows.rows; r++) write(r, i, affine);
             }
             return;
