@@ -20,9 +20,10 @@ struct ConvStrides {
   int64_t outer, channel, spatial[kConvDims];
 };
 
-// How sums are computed: tap by tap, or, of a 3x3 kernel in two dimensions, stride and dilation 1, by F(2x2, 3x3).
-enum class ConvAlgorithm : int32_t { direct = 0, winograd = 1 };
-constexpr int kConvAlgorithms = 2;
+// How sums are computed: tap by tap, or, of float32 and a 3x3 kernel in two dimensions, stride and dilation 1, by
+// F(2x2, 3x3) or F(4x4, 3x3).
+enum class ConvAlgorithm : int32_t { direct = 0, winograd_2x2 = 1, winograd_4x4 = 2 };
+constexpr int kConvAlgorithms = 3;
 
 struct ConvShape {
   int64_t batch, groups, in_channels, out_channels;  // channels of one group

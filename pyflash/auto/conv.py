@@ -17,6 +17,11 @@ NOT_MEASURED = "not measured"
 # where the direct kernel reached 350 and 400 in another run.
 WINOGRAD_CHANNELS = 32
 
+# Where the user has lowered the precision of float32 products: from how many places on, by whether channels are adjacent,
+# F(4x4, 3x3) is faster than F(2x2, 3x3); of fewer its patches hang over the edges, or fill no panel. Zen 5, one thread: 14x14
+# 1.0 and 0.83, 8 times 7x7 1.4 and 0.93, 56x56 1.3 and 1.1 times as fast, the latter channels first.
+LEAST_4X4_PLACES = {True: 192, False: 1024}
+
 # Which kernels serve a shape, and in which memory format: a table has points of each.
 SHAPES = ("pointwise", "3x3", "dense", "strided", "depthwise")
 DEPTHWISE_1D = "depthwise1d"  # torch's is several times slower than its images'

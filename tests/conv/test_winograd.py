@@ -1,4 +1,4 @@
-"""3x3 convolutions by F(2x2, 3x3): edges of patches, panels and blocks in both layouts, and how exact it is."""
+"""3x3 convolutions by F(2x2, 3x3) and F(4x4, 3x3): edges of patches, panels and blocks in both layouts, and how exact it is."""
 
 import pytest
 import torch
@@ -18,17 +18,23 @@ CASES = [  # x, rows of the weight, padding, groups
 ]
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
-@pytest.mark.parametrize(("x_shape", "rows", "padding", "groups"), CASES)
-def test_matches_float64(x_shape, rows, padding, groups, layout, backend, monkeypatch):
+@pytest.fixture
+def lowered(monkeypatch):
+    """F(4x4, 3x3) wherever it can be."""
     monkeypatch.setattr(auto, "WINOGRAD_CHANNELS", 1)
+    monkeypatch.setattr(auto, "LEAST_4X4_PLACES", {True: 0, False: 0})
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def problem(x_shape, rows, padding, groups, layout):
+    """(x, weight, bias, residual), dy, and their function by ours and by torch"""
     weight_shape = (rows * groups, x_shape[1] // groups, 3, 3)
     tensors = laid_out(x_shape, layout), laid_out(weight_shape, layout), laid_out(weight_shape[:1])
     options = {"padding": padding, "groups": groups}
     y = F.conv2d(*tensors, **options)
-    residual = laid_out(y.shape)
-    dy = torch.randn_like(y)
 
     def theirs(x, weight, bias, residual):
         return F.relu(F.conv2d(x, weight, bias, **options) + residual)
@@ -36,9 +42,17 @@ def test_matches_float64(x_shape, rows, padding, groups, layout, backend, monkey
     def ours(x, weight, bias, residual):
         return PF.conv_bias_act(x, weight, bias, **options, activation="relu", residual=residual)
 
-    tensors = (*tensors, residual)
+    return (*tensors, laid_out(y.shape)), torch.randn_like(y), ours, theirs
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize(("x_shape", "rows", "padding", "groups"), CASES)
+def test_matches_float64(x_shape, rows, padding, groups, layout, backend, monkeypatch):
+    monkeypatch.setattr(auto, "WINOGRAD_CHANNELS", 1)
+    tensors, dy, ours, theirs = problem(x_shape, rows, padding, groups, layout)
     truth = run(theirs, [t.double() for t in tensors], dy.double())
-    lengths = (*lengths_of(x_shape, weight_shape, y.shape), 1)
+    lengths = (*lengths_of(x_shape, tensors[1].shape, dy.shape), 1)
     assert_sums_within(run(ours, tensors, dy, backend=backend), run(theirs, tensors, dy), truth, lengths=lengths)
 
 
@@ -54,3 +68,64 @@ def test_error_is_within_twice_torchs(layout, backend):
             x = x.contiguous(memory_format=FORMATS[4])
         (y, *_) = run(lambda x, w: PF.conv2d(x, w, padding=1), (x, weight), None, backend=backend)
         assert (y - truth).norm() <= 2 * torchs
+
+
+# The largest factor by which the transforms of F(4x4, 3x3) may enlarge a rounding error: absolute sums of the rows of
+# A^T and B^T and G, each twice, for the points of csrc/cpu/conv/winograd_transforms.h.
+def growth_of_4x4():
+    a, b = 11 / 16, 3 / 2
+    points = torch.tensor([0, a, -a, b, -b], dtype=torch.float64)
+    powers = points[:, None] ** torch.arange(4)  # [5, 4]
+    scale = torch.stack([torch.prod(p - points[points != p]) for p in points])
+    rows = torch.tensor([a * a * b * b + a * a + b * b + 1, *[(1 + a) * (1 + b * b)] * 2, *[(1 + b) * (1 + a * a)] * 2])
+    filters = powers[:, :3].abs().sum(1) / scale.abs()
+    return float((powers.abs().sum(0).max() + 1) ** 2 * (rows.max() * filters.max()) ** 2)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize(("x_shape", "rows", "padding", "groups"), CASES)
+def test_of_lowered_precision(x_shape, rows, padding, groups, layout, backend, lowered):
+    tensors, dy, ours, theirs = problem(x_shape, rows, padding, groups, layout)
+    truth = run(theirs, [t.double() for t in tensors], dy.double())
+    for found, exact in zip(run(ours, tensors, dy, backend=backend), truth):
+        assert (found - exact).abs().max() <= growth_of_4x4() * torch.finfo(torch.float32).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_lowered_precision_is_another_algorithm(backend, layout, lowered):
+    """Its error, of the whole, is larger than that of F(2x2, 3x3), and five times torch's at most: docs/differences.md."""
+    x, weight = torch.randn(1, 128, 32, 32), torch.randn(64, 128, 3, 3)
+    truth = F.conv2d(x.double(), weight.double(), padding=1)
+    torchs = (F.conv2d(x, weight, padding=1) - truth).norm()
+    x = x.contiguous(memory_format=FORMATS[4]) if layout == "channels_last" else x
+    with torch.no_grad():
+        errors = {}
+        for precision in ("medium", "high", "highest"):
+            torch.set_float32_matmul_precision(precision)
+            (y, *_) = run(lambda x, w: PF.conv2d(x, w, padding=1), (x, weight), None, backend=backend)
+            errors[precision] = (y - truth).norm()
+    assert errors["medium"] == errors["high"] > errors["highest"]
+    assert errors["high"] <= 5 * torchs
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_what_is_not_finite_stays_in_its_window(backend, layout, precision, lowered):
+    torch.set_float32_matmul_precision(precision)
+    x, weight, bias = torch.randn(2, 33, 9, 11), torch.randn(35, 33, 3, 3), torch.randn(35)
+    x = x.contiguous(memory_format=FORMATS[4]) if layout == "channels_last" else x
+    largest = torch.finfo(torch.float32).max
+
+    def ours(x, weight):
+        return run(lambda x, w, b: PF.conv_bias_act(x, w, b, padding=1, activation="relu"), (x, weight, bias), None, backend=backend)[0]  # fmt: skip
+
+    for value in (float("inf"), float("-inf"), float("nan"), largest):
+        for of_weight in (False, True):
+            spoilt, w = x.clone(), weight.clone()
+            (w[3, 2, 1] if of_weight else spoilt[1, 4, 5])[1] = value  # the middle of a window is never padding
+            expected = F.relu(F.conv2d(spoilt, w, bias, padding=1))
+            assert not expected.isfinite().all() or value == largest
+            torch.testing.assert_close(ours(spoilt, w), expected, equal_nan=True, atol=1e-4, rtol=1e-5)

@@ -89,6 +89,21 @@ def _convnext(hf):
     return hf.ConvNextModel(hf.ConvNextConfig(depths=[1, 1, 2, 1], drop_path_rate=0.0))
 
 
+def _mobilenet(hf):
+    return hf.MobileNetV2Model(hf.MobileNetV2Config(tf_padding=False), add_pooling_layer=False)
+
+
+def _of_torch(name: str):
+    """A model of ours, written in torch.nn: whole, since it is."""
+
+    def build(_):
+        import pyflash.models
+
+        return getattr(pyflash.models, name)(nn=nn)
+
+    return build
+
+
 def _timm(name: str, **options):
     def build(_):
         import timm
@@ -109,6 +124,9 @@ MODELS = {  # name -> (its maker, what it reads, where its sizes come from)
     "Whisper": (_whisper, SOUND, "Whisper base, 2 of 6 layers each, 10 seconds"),
     "Swin": (_swin, PICTURE, "Swin tiny, 2 of 4 stages"),
     "ResNet": (_resnet, PICTURE, "ResNet-50, a block a stage"),
+    "ResNet-18": (_of_torch("resnet18"), PICTURE, "ResNet-18, whole"),
+    "ResNet-50": (_of_torch("resnet50"), PICTURE, "ResNet-50, whole"),
+    "MobileNetV2": (_mobilenet, PICTURE, "MobileNetV2, whole"),
     "ConvNeXt": (_convnext, PICTURE, "ConvNeXt tiny, 5 of 18 blocks"),
     "Mixer": (_timm("mixer_b16_224", num_blocks=LAYERS), PICTURE, "Mixer B/16, 2 of 12 layers"),
     "ViT of timm": (_timm("vit_base_patch16_224", depth=LAYERS), PICTURE, "ViT B/16, 2 of 12 layers"),

@@ -12,12 +12,11 @@ PF_INLINE bool has_adjacent_channels(const ConvStrides& s, int64_t channels) { r
 
 constexpr int64_t kMaxDepthwiseRows = 8;  // channels of the result that read one channel
 
-enum Method { kByColumns, kByRows, kWinogradColumns, kWinogradRows, kDepthwisePlanes, kDepthwiseRows };
+enum Method { kByColumns, kByRows, kDepthwisePlanes, kDepthwiseRows };
 
 template <class S>
-Method method_of(const Correlation<S>& p, ConvAlgorithm algorithm) {
+Method method_of(const Correlation<S>& p) {
   const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
-  if (algorithm == ConvAlgorithm::winograd) return by_rows ? kWinogradRows : kWinogradColumns;
   if (p.channels == 1 && p.rows <= kMaxDepthwiseRows) {
     if (by_rows && p.rows == 1 && p.from_stride.channel == 1) return kDepthwiseRows;
     if (!by_rows || p.groups > 1) return kDepthwisePlanes;
@@ -29,20 +28,19 @@ Method method_of(const Correlation<S>& p, ConvAlgorithm algorithm) {
 template <class S, class F>
 void for_products(const Conv& p, F f) {
   for_phases<S>(p, [&](const Correlation<S>* phases, int64_t count) {
-    const int64_t at_once = method_of(phases[0], p.algorithm) == kByColumns ? count : 1;
+    const int64_t at_once = method_of(phases[0]) == kByColumns ? count : 1;
     for (int64_t i = 0; i < count; i += at_once) f(phases + i, at_once);
   });
 }
 
+// Tap by tap.
 template <class S>
-void product(const Correlation<S>* phases, int64_t count, ConvAlgorithm algorithm, PackedWeight packed, void* workspace,
-             const FinishRows<S>& finish, int num_threads) {
+void direct(const Correlation<S>* phases, int64_t count, PackedWeight packed, void* workspace,
+            const FinishRows<S>& finish, int num_threads) {
   const Correlation<S>& p = phases[0];
-  switch (method_of(p, algorithm)) {
+  switch (method_of(p)) {
     case kByColumns: return columns_product(phases, count, packed, workspace, finish, num_threads);
     case kByRows: return rows_product(p, packed, workspace, finish, num_threads);
-    case kWinogradColumns: return winograd_product(p, false, packed, workspace, finish, num_threads);
-    case kWinogradRows: return winograd_product(p, true, packed, workspace, finish, num_threads);
     case kDepthwisePlanes: return depthwise_planes(p, workspace, finish, num_threads);
     case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
   }
@@ -58,17 +56,54 @@ Bytes bytes_with_weight(const Plan& plan) {
 }
 
 template <class S>
-Bytes bytes_of(const Correlation<S>* phases, int64_t count, ConvAlgorithm algorithm, int num_threads) {
+Bytes bytes_of_direct(const Correlation<S>* phases, int64_t count, int num_threads) {
   const Correlation<S>& p = phases[0];
-  switch (method_of(p, algorithm)) {
+  switch (method_of(p)) {
     case kByColumns: return bytes_with_weight(ColumnsPlan<S>::plan(phases, count, num_threads));
     case kByRows: return bytes_with_weight(RowsPlan<S>::plan(p, num_threads));
-    case kWinogradColumns: return bytes_with_weight(WinogradPlan<S>::plan(p, false, num_threads));
-    case kWinogradRows: return bytes_with_weight(WinogradPlan<S>::plan(p, true, num_threads));
     case kDepthwisePlanes: return {0, DepthwisePlanesPlan<S>(p, num_threads).bytes()};
     case kDepthwiseRows: return {0, DepthwiseRowsPlan<S>::plan(p, num_threads).bytes()};
   }
   return {};
+}
+
+// f(transforms, by rows?) where the algorithm is one of them and S is float.
+template <class S, class F>
+bool for_winograd(const Correlation<S>& p, ConvAlgorithm algorithm, F f) {
+  if constexpr (std::is_same<S, float>::value) {
+    const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+    if (algorithm == ConvAlgorithm::winograd_2x2) return f(TwoResults{}, by_rows);
+    if (algorithm == ConvAlgorithm::winograd_4x4) return f(FourResults{}, by_rows);
+  }
+  return false;
+}
+
+template <class S>
+Bytes bytes_of(const Correlation<S>* phases, int64_t count, ConvAlgorithm algorithm, int num_threads) {
+  Bytes bytes = bytes_of_direct(phases, count, num_threads);
+  for_winograd(phases[0], algorithm, [&](auto transforms, bool by_rows) {
+    const int64_t tap_by_tap = bytes.packed + bytes.workspace;  // where results are not finite
+    bytes = bytes_with_weight(WinogradPlan<decltype(transforms), S>::plan(phases[0], by_rows, num_threads));
+    bytes.workspace = max_of(bytes.workspace, tap_by_tap);
+    return true;
+  });
+  return bytes;
+}
+
+template <class S>
+void product(const Correlation<S>* phases, int64_t count, ConvAlgorithm algorithm, PackedWeight packed, void* workspace,
+             const FinishRows<S>& finish, int num_threads) {
+  bool is_winograd = false;
+  const bool is_done = for_winograd(phases[0], algorithm, [&](auto transforms, bool by_rows) {
+    is_winograd = true;
+    return winograd_product<decltype(transforms)>(phases[0], by_rows, packed, workspace, finish, num_threads);
+  });
+  if (is_done) return;
+  if (is_winograd) {
+    packed = {workspace, false};
+    workspace = (char*)workspace + bytes_of_direct(phases, count, num_threads).packed;
+  }
+  direct(phases, count, packed, workspace, finish, num_threads);
 }
 
 // In the gradient of the weight the steps of the forward's sum are columns: are their vectors of channels or of places?

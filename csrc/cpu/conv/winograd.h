@@ -1,68 +1,54 @@
-// 3x3 convolutions of stride 1 by F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks"
-// (2016), section 4.1: four results from a patch of 4x4 by 16 products instead of 36. Patches d, filters g and sums m
-// are transformed, B^T d B, G g G^T and A^T m A; in between lie 16 matrix products over the channels.
+// 3x3 convolutions of stride 1 by F(m x m, 3x3): m x m results from a patch of m + 2 a side. Patches, filters and sums
+// are transformed (winograd_transforms.h); in between lie (m + 2)^2 matrix products over the channels. Infinities, NaN
+// and what overflows on the way spoil a patch's results, of which a tap by tap sum has some that are finite: where a
+// result is not, all are computed again so.
 #pragma once
+#include <atomic>
+
 #include "columns.h"
 #include "rows.h"
+#include "winograd_transforms.h"
 
 namespace PF_ISA::conv {
 
 namespace {
 
-constexpr int kPatch = 4, kPlaces = kPatch * kPatch;
-
-template <class V>
-PF_INLINE void transform_patch(V (&d)[kPatch][kPatch]) {
+// In two dimensions: `one` along columns, then along rows, from [kFrom][kFrom] to [kTo][kTo].
+template <int kFrom, int kTo, class V, class One>
+PF_INLINE void transform_square(const V (&from)[kFrom][kFrom], V (&to)[kTo][kTo], One one) {
+  V half[kTo][kFrom];
   PF_UNROLL
-  for (int j = 0; j < kPatch; j++) {
-    const V a = d[0][j] - d[2][j], b = d[1][j] + d[2][j], c = d[2][j] - d[1][j], e = d[1][j] - d[3][j];
-    d[0][j] = a, d[1][j] = b, d[2][j] = c, d[3][j] = e;
+  for (int j = 0; j < kFrom; j++) {
+    V column[kFrom], changed[kTo];
+    PF_UNROLL
+    for (int i = 0; i < kFrom; i++) column[i] = from[i][j];
+    one(column, changed);
+    PF_UNROLL
+    for (int i = 0; i < kTo; i++) half[i][j] = changed[i];
   }
   PF_UNROLL
-  for (int i = 0; i < kPatch; i++) {
-    const V a = d[i][0] - d[i][2], b = d[i][1] + d[i][2], c = d[i][2] - d[i][1], e = d[i][1] - d[i][3];
-    d[i][0] = a, d[i][1] = b, d[i][2] = c, d[i][3] = e;
-  }
+  for (int i = 0; i < kTo; i++) one(half[i], to[i]);
 }
 
-template <class V>
-PF_INLINE void transform_filter(const V (&g)[3][3], V (&u)[kPatch][kPatch]) {
-  const V a_half = splat<V>(0.5);
-  V half[kPatch][3];
+// The results of sums m, which lie `apart` from one another. Adds 0 to `spoilt` where they are finite, NaN elsewhere.
+template <class W, class T>
+PF_INLINE void transform_sums(const T* m, int64_t apart, Vec<T> (&y)[W::results][W::results], Vec<T>& spoilt) {
+  typedef Vec<T> V;
+  V sums[W::patch][W::patch];
   PF_UNROLL
-  for (int j = 0; j < 3; j++) {
-    const V outer = g[0][j] + g[2][j];
-    half[0][j] = g[0][j];
-    half[1][j] = (outer + g[1][j]) * a_half;
-    half[2][j] = (outer - g[1][j]) * a_half;
-    half[3][j] = g[2][j];
-  }
+  for (int k = 0; k < W::patch * W::patch; k++) sums[k / W::patch][k % W::patch] = load(m + k * apart);
+  transform_square(sums, y, [](const V(&from)[W::patch], V(&to)[W::results]) { W::of_sums(from, to); });
   PF_UNROLL
-  for (int i = 0; i < kPatch; i++) {
-    const V outer = half[i][0] + half[i][2];
-    u[i][0] = half[i][0];
-    u[i][1] = (outer + half[i][1]) * a_half;
-    u[i][2] = (outer - half[i][1]) * a_half;
-    u[i][3] = half[i][2];
-  }
+  for (int k = 0; k < W::results * W::results; k++) spoilt += y[k / W::results][k % W::results] * V{};
 }
 
-// The four results of sums m, which lie `apart` from one another.
 template <class T>
-PF_INLINE void transform_sums(const T* m, int64_t apart, Vec<T> (&y)[2][2]) {
-  Vec<T> half[2][kPatch];
-  PF_UNROLL
-  for (int j = 0; j < kPatch; j++) {
-    const Vec<T> a = load(m + j * apart), b = load(m + (kPatch + j) * apart), c = load(m + (2 * kPatch + j) * apart),
-                 d = load(m + (3 * kPatch + j) * apart);
-    half[0][j] = a + b + c;
-    half[1][j] = b - c - d;
-  }
-  PF_UNROLL
-  for (int i = 0; i < 2; i++) {
-    y[i][0] = half[i][0] + half[i][1] + half[i][2];
-    y[i][1] = half[i][1] - half[i][2] - half[i][3];
-  }
+PF_INLINE bool is_any_spoilt(Vec<T> spoilt, int64_t count) {
+  T lanes[kLanes<T>] __attribute__((aligned(64)));
+  store(lanes, spoilt);
+  for (int64_t i = 0; i < count; i++)
+    if (lanes[i] != 0) return true;
+  return false;
 }
 
 // Lanes of two vectors in turn, of the first half and of the second.
@@ -75,22 +61,23 @@ struct HighInTurn {
   static constexpr int lane(int i) { return kCount / 2 + i / 2 + (i & 1) * kCount; }
 };
 
-// The same sum over patches: what lies at patch t are results 2t and 2t + 1 of each dimension.
-template <class S>
+// The same sum over patches: what lies at patch t are results m t to m t + m - 1 of each dimension.
+template <class W, class S>
 PF_INLINE Correlation<S> patches_of(Correlation<S> p) {
   for (int i = 1; i < kConvDims; i++) {
     Axis& a = p.axes[i];
-    a.count = ceil_div(a.count, 2);
-    a.to_step *= 2;
-    a.from_step *= 2;
-    a.taps = kPatch;
+    a.count = ceil_div(a.count, W::results);
+    a.to_step *= W::results;
+    a.from_step *= W::results;
+    a.taps = W::patch;
   }
   return p;
 }
 
-template <class S>
+template <class W, class S>
 struct WinogradPlan {
   typedef Acc<S> T;
+  static constexpr int kPlaces = W::patch * W::patch;
   bool by_rows;
   int threads;
   int64_t width;   // patches of a task
@@ -103,9 +90,9 @@ struct WinogradPlan {
     WinogradPlan plan;
     plan.by_rows = by_rows;
     plan.threads = p.threads(num_threads);
-    const int64_t patches = patches_of(p).positions();
+    const int64_t patches = patches_of<W>(p).positions();
     if (by_rows) {
-      constexpr int64_t fits = 6144, most = 96, least = 48;  // fits channels: 384 KB of patches
+      constexpr int64_t fits = 98304 / kPlaces, most = 96, least = 48;  // fits channels: 384 KB of patches
       int64_t width = min_of(max_of(fits / max_of(p.channels, 1), least), most);
       if (plan.threads > 1) width = min_of(width, ceil_div(patches * p.groups, 2 * plan.threads));
       plan.width = round_up(max_of(width, 1), gemm::kTileRows);
@@ -118,7 +105,7 @@ struct WinogradPlan {
     const int64_t rows = by_rows ? round_up(p.rows, panel) : p.rows;
     plan.packed_bytes = round_up(p.groups * kPlaces * rows * p.channels * sizeof(T), 64);
     const int64_t gathered = by_rows ? kPlaces * p.channels + panel : (kPlaces + 1) * panel;
-    const int64_t sums = kPlaces * plan.width * plan.height + panel, results = 4 * panel;
+    const int64_t sums = kPlaces * plan.width * plan.height + panel, results = W::results * W::results * panel;
     plan.thread_bytes = round_up(
         (gathered + kPlaces * plan.width * p.channels + sums + results) * sizeof(T) + plan.width * sizeof(Place), 64);
     return plan;
@@ -128,8 +115,9 @@ struct WinogradPlan {
 
 // The transformed weight: [group][place][row][channel], or by rows [group][place][panel][channel][kPanel], zeros in
 // rows that are not there. A vector is of filters that are adjacent in the result.
-template <class S, class T>
-void transform_filters(const Correlation<S>& p, const WinogradPlan<S>& plan, T* out) {
+template <class W, class S, class T>
+void transform_filters(const Correlation<S>& p, const WinogradPlan<W, S>& plan, T* out) {
+  constexpr int kPlaces = W::patch * W::patch;
   constexpr int64_t panel = gemm::kPanel<T>;
   constexpr int lanes = kLanes<T>;
   const int64_t rows = plan.by_rows ? round_up(p.rows, panel) : p.rows, place_stride = rows * p.channels;
@@ -148,48 +136,75 @@ void transform_filters(const Correlation<S>& p, const WinogradPlan<S>& plan, T* 
         T elements[9][lanes] __attribute__((aligned(64)));
         for (int64_t l = 0; l < lanes; l++, from += apart)
           for (int t = 0; t < 9; t++) elements[t][l] = l < there ? get(from + taps[t]) : T(0);
-        Vec<T> g[3][3], u[kPatch][kPatch];
+        typedef Vec<T> V;
+        V g[3][3], u[W::patch][W::patch];
         PF_UNROLL
         for (int t = 0; t < 9; t++) g[t / 3][t % 3] = load(elements[t]);
-        transform_filter(g, u);
+        transform_square(g, u, [](const V(&from)[3], V(&to)[W::patch]) { W::of_filter(from, to); });
         T* to = out + group * kPlaces * place_stride;
         to += plan.by_rows ? (row / panel * p.channels + channel) * panel + row % panel : row * p.channels + channel;
         PF_UNROLL
         for (int k = 0; k < kPlaces; k++)
-          store_n(to + k * place_stride, u[k / kPatch][k % kPatch], plan.by_rows ? lanes : there);
+          store_n(to + k * place_stride, u[k / W::patch][k % W::patch], plan.by_rows ? lanes : there);
       }
     }
   });
 }
 
-// One task by columns: a panel of patches, all rows.
-template <class S, class T>
-void winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, const WinogradPlan<S>& plan,
+// A patch of `at(place)`, transformed.
+template <class W, class V, class At>
+PF_INLINE void transform_patch(At at, V (&v)[W::patch][W::patch]) {
+  V d[W::patch][W::patch];
+  PF_UNROLL
+  for (int k = 0; k < W::patch * W::patch; k++) d[k / W::patch][k % W::patch] = load(at(k));
+  transform_square(d, v, [](const V(&from)[W::patch], V(&to)[W::patch]) {
+    PF_UNROLL
+    for (int i = 0; i < W::patch; i++) to[i] = from[i];
+    W::of_patch(to);
+  });
+}
+
+// Rows of results, one for each vector of a patch, as they follow one another in memory.
+template <class T>
+PF_INLINE void store_in_turn(const Vec<T> (&y)[2], T* to) {
+  constexpr int lanes = kLanes<T>;
+  store(to, shuffle<LowInTurn<lanes>>(y[0], y[1]));
+  store(to + lanes, shuffle<HighInTurn<lanes>>(y[0], y[1]));
+}
+template <class T>
+PF_INLINE void store_in_turn(const Vec<T> (&y)[4], T* to) {
+  constexpr int lanes = kLanes<T>;
+  store_in_turn<T>({shuffle<LowInTurn<lanes>>(y[0], y[2]), shuffle<LowInTurn<lanes>>(y[1], y[3])}, to);
+  store_in_turn<T>({shuffle<HighInTurn<lanes>>(y[0], y[2]), shuffle<HighInTurn<lanes>>(y[1], y[3])}, to + 2 * lanes);
+}
+
+// One task by columns: a panel of patches, all rows. False where a result is not finite.
+template <class W, class S, class T>
+bool winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, const WinogradPlan<W, S>& plan,
                       const T* filters, int64_t group, int64_t first, char* memory, const FinishRows<S>& finish) {
   constexpr int64_t panel = gemm::kPanel<T>;
-  constexpr int lanes = kLanes<T>;
+  constexpr int lanes = kLanes<T>, m = W::results, kPlaces = W::patch * W::patch;
   const int64_t columns = min_of(panel, patches.positions() - first);
   const int vectors = (int)ceil_div(columns, lanes);
   const S* from = p.from + group * p.channels * p.from_stride.channel;
   T* gathered = (T*)memory;
   T* transformed = gathered + (kPlaces + 1) * panel;          // [place][channel][kPanel]
   T* sums = transformed + kPlaces * p.channels * panel;       // [place][row][kPanel]
-  T* results = sums + kPlaces * plan.height * panel + panel;  // [2][2 kPanel]
+  T* results = sums + kPlaces * plan.height * panel + panel;  // [m][m kPanel]
   const Runs<T> runs(patches, first, columns);
   for (int64_t c = 0; c < p.channels; c++) {
     gather_columns(patches, from, runs, c * kPlaces, (c + 1) * kPlaces, gathered);
     for (int v = 0; v < vectors; v++) {
-      Vec<T> d[kPatch][kPatch];
-      PF_UNROLL
-      for (int k = 0; k < kPlaces; k++) d[k / kPatch][k % kPatch] = load(gathered + k * panel + v * lanes);
-      transform_patch(d);
+      Vec<T> d[W::patch][W::patch];
+      transform_patch<W>([&](int k) { return gathered + k * panel + v * lanes; }, d);
       PF_UNROLL
       for (int k = 0; k < kPlaces; k++)
-        store(transformed + (k * p.channels + c) * panel + v * lanes, d[k / kPatch][k % kPatch]);
+        store(transformed + (k * p.channels + c) * panel + v * lanes, d[k / W::patch][k % W::patch]);
     }
   }
   const int64_t h_step = p.axes[1].to_step * p.to_stride.spatial[1],
                 w_step = p.axes[2].to_step * p.to_stride.spatial[2];
+  Vec<T> spoilt[gemm::kPanel<T> / lanes] = {};
   for (int64_t row = 0; row < p.rows; row += plan.height) {
     const int64_t row_count = min_of(plan.height, p.rows - row);
     for (int64_t place = 0; place < kPlaces; place++) {
@@ -207,55 +222,53 @@ void winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, co
     for (int64_t i = 0; i < row_count; i++) {
       const int64_t channel = group * p.rows + row + i;
       for (int v = 0; v < vectors; v++) {
-        Vec<T> y[2][2];
-        transform_sums(sums + i * panel + v * lanes, plan.height * panel, y);
+        Vec<T> y[m][m];
+        transform_sums<W>(sums + i * panel + v * lanes, plan.height * panel, y, spoilt[v]);
         PF_UNROLL
-        for (int r = 0; r < 2; r++) {
-          T* to = results + r * 2 * panel + v * 2 * lanes;
-          store(to, shuffle<LowInTurn<lanes>>(y[r][0], y[r][1]));
-          store(to + lanes, shuffle<HighInTurn<lanes>>(y[r][0], y[r][1]));
-        }
+        for (int r = 0; r < m; r++) store_in_turn<T>(y[r], results + m * (r * panel + v * lanes));
       }
       Place place = Place::at(patches, first);
       for (int64_t n = 0; n < runs.count; n++) {
         const Run& run = runs.run[n];
-        const int64_t rows_left = p.axes[1].count - 2 * place.j[1];
-        const int64_t there = min_of(2 * run.count, p.axes[2].count - 2 * place.j[2]);
-        for (int64_t r = 0; r < min_of(2, rows_left); r++) {
+        const int64_t rows_left = p.axes[1].count - m * place.j[1];
+        const int64_t there = min_of(m * run.count, p.axes[2].count - m * place.j[2]);
+        for (int64_t r = 0; r < min_of(m, rows_left); r++) {
           const int64_t to = run.to + channel * p.to_stride.channel + r * h_step;
-          finish({results + r * 2 * panel + 2 * run.column, 1, 0, there, to, 0, w_step, channel, false});
+          finish({results + m * (r * panel + run.column), 1, 0, there, to, 0, w_step, channel, false});
         }
         place.next_row(patches);
       }
     }
   }
+  for (int v = 0; v < vectors; v++)
+    if (is_any_spoilt<T>(spoilt[v], min_of(lanes, columns - v * lanes))) return false;
+  return true;
 }
 
-// One task by rows: plan.width patches, all channels of the result, a panel of them at a time.
-template <class S, class T>
-void winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const WinogradPlan<S>& plan,
+// One task by rows: plan.width patches, all channels of the result, a panel of them at a time. False as above.
+template <class W, class S, class T>
+bool winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const WinogradPlan<W, S>& plan,
                    const T* filters, int64_t group, int64_t first, char* memory, const FinishRows<S>& finish) {
   constexpr int64_t panel = gemm::kPanel<T>;
-  constexpr int lanes = kLanes<T>;
+  constexpr int lanes = kLanes<T>, m = W::results, kPlaces = W::patch * W::patch;
+  Vec<T> spoilt = {};
   const int64_t row_count = min_of(plan.width, patches.positions() - first), panels = ceil_div(p.rows, panel);
   const S* from = p.from + group * p.channels * p.from_stride.channel;
   T* gathered = (T*)memory;
   T* transformed = gathered + kPlaces * p.channels + panel;   // [place][patch][channel]
   T* sums = transformed + kPlaces * plan.width * p.channels;  // [place][patch][kPanel]
-  T* results = sums + kPlaces * plan.width * panel + panel;   // [2][2][kPanel]
-  Place* places = (Place*)(results + 4 * panel);
+  T* results = sums + kPlaces * plan.width * panel + panel;   // [m][m][kPanel]
+  Place* places = (Place*)(results + m * m * panel);
   const Pieces pieces(patches, 0, kPlaces * p.channels);
   for (int64_t i = 0; i < row_count; i++) {
     places[i] = Place::at(patches, first + i);
     gather_rows(patches, from, first + i, 1, pieces, 0, gathered);
     for (int64_t c = 0; c < p.channels; c += lanes) {
-      Vec<T> d[kPatch][kPatch];
-      PF_UNROLL
-      for (int k = 0; k < kPlaces; k++) d[k / kPatch][k % kPatch] = load(gathered + k * p.channels + c);
-      transform_patch(d);
+      Vec<T> d[W::patch][W::patch];
+      transform_patch<W>([&](int k) { return gathered + k * p.channels + c; }, d);
       PF_UNROLL
       for (int k = 0; k < kPlaces; k++)
-        store_n(transformed + (k * plan.width + i) * p.channels + c, d[k / kPatch][k % kPatch], p.channels - c);
+        store_n(transformed + (k * plan.width + i) * p.channels + c, d[k / W::patch][k % W::patch], p.channels - c);
     }
   }
   const int64_t h_step = p.axes[1].to_step * p.to_stride.spatial[1],
@@ -280,37 +293,41 @@ void winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const
     }
     for (int64_t i = 0; i < row_count; i++) {
       const int64_t to = places[i].to(patches);
-      const int64_t rows_left = min_of(2, p.axes[1].count - 2 * places[i].j[1]);
-      const int64_t columns_left = min_of(2, p.axes[2].count - 2 * places[i].j[2]);
+      const int64_t rows_left = min_of(m, p.axes[1].count - m * places[i].j[1]);
+      const int64_t columns_left = min_of(m, p.axes[2].count - m * places[i].j[2]);
       for (int64_t c = 0; c < columns; c += lanes) {
-        Vec<T> y[2][2];
-        transform_sums(sums + i * panel + c, plan.width * panel, y);
+        Vec<T> y[m][m];
+        transform_sums<W>(sums + i * panel + c, plan.width * panel, y, spoilt);
         PF_UNROLL
-        for (int r = 0; r < 4; r++) store(results + r * panel + c, y[r / 2][r % 2]);
+        for (int r = 0; r < m * m; r++) store(results + r * panel + c, y[r / m][r % m]);
       }
       for (int64_t h = 0; h < rows_left; h++)
-        finish({results + 2 * h * panel, columns_left, panel, columns, to + h * h_step + channel, w_step, 1, channel,
+        finish({results + m * h * panel, columns_left, panel, columns, to + h * h_step + channel, w_step, 1, channel,
                 true});
     }
   }
+  return !is_any_spoilt<T>(spoilt, lanes);
 }
 
-template <class S>
-void winograd_product(const Correlation<S>& p, bool by_rows, PackedWeight packed, void* workspace,
+// False where a result is not finite: then all results are to be computed otherwise.
+template <class W, class S>
+bool winograd_product(const Correlation<S>& p, bool by_rows, PackedWeight packed, void* workspace,
                       const FinishRows<S>& finish, int num_threads) {
   typedef Acc<S> T;
-  const WinogradPlan<S> plan = WinogradPlan<S>::plan(p, by_rows, num_threads);
-  const Correlation<S> patches = patches_of(p);
+  const WinogradPlan<W, S> plan = WinogradPlan<W, S>::plan(p, by_rows, num_threads);
+  const Correlation<S> patches = patches_of<W>(p);
   T* filters = (T*)packed.memory;
   if (!packed.is_done) transform_filters(p, plan, filters);
+  std::atomic<bool> is_finite{true};
   parallel_tasks(p.groups * plan.tasks, plan.threads, [&](int64_t task, int thread) {
+    if (!is_finite.load(std::memory_order_relaxed)) return;
     char* memory = (char*)workspace + thread * plan.thread_bytes;
     const int64_t group = task / plan.tasks, first = task % plan.tasks * plan.width;
-    if (by_rows)
-      winograd_rows<S, T>(p, patches, plan, filters, group, first, memory, finish);
-    else
-      winograd_columns<S, T>(p, patches, plan, filters, group, first, memory, finish);
+    const bool is_task_finite = by_rows ? winograd_rows(p, patches, plan, filters, group, first, memory, finish)
+                                        : winograd_columns(p, patches, plan, filters, group, first, memory, finish);
+    if (!is_task_finite) is_finite.store(false, std::memory_order_relaxed);
   });
+  return is_finite.load();
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.pointwise._cpu_activation import ACTIVATION_IDS
 
+DIRECT, WINOGRAD_2X2, WINOGRAD_4X4 = range(3)  # common/conv.h
 _NO_ACTIVATION = (-1, 0.0, 0.0)
 
 
@@ -30,22 +31,28 @@ def _axes(x, y, kernel, stride, padding, dilation):
     return tuple(field for axis in axes for field in axis)
 
 
-def _is_winograd(name, weight, groups, stride, dilation):
-    """Only in float32 is the rounding of F(2x2, 3x3) within twice torch's."""
+def _algorithm(name, weight, written, groups, stride, dilation) -> int:
+    """Tap by tap; or by F(2x2, 3x3), in float32 alone, where its rounding is within twice torch's; or by F(4x4, 3x3)."""
     out_channels, in_channels, *kernel = weight.shape
     if name == "conv_weight_grad" or weight.dtype != torch.float32 or not auto.is_3x3(kernel, stride, dilation):
-        return False
-    return min(out_channels // groups, in_channels) >= auto.WINOGRAD_CHANNELS
+        return DIRECT
+    if min(out_channels // groups, in_channels) < auto.WINOGRAD_CHANNELS:
+        return DIRECT
+    is_lowered = torch.get_float32_matmul_precision() != "highest"
+    places = written.shape[0] * prod(written.shape[2:])
+    return WINOGRAD_4X4 if is_lowered and places >= auto.LEAST_4X4_PLACES[written.stride(1) == 1] else WINOGRAD_2X2
 
 
 def _run(
     name, x, weight, y, scale, bias, residual, preact, activation, stride, padding, dilation, groups, keeps_weight=False
 ):  # fmt: skip
     out_channels, in_channels, *kernel = weight.shape
+    written = x if name == "conv_input_grad" else y
+    algorithm = _algorithm(name, weight, written, groups, stride, dilation)
     problem = (
         _strides(x), _strides(weight), _strides(y), x.shape[0], groups, in_channels, out_channels // groups,
         *_axes(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation),
-        int(_is_winograd(name, weight, groups, stride, dilation)), DTYPES[x.dtype],
+        algorithm, DTYPES[x.dtype],
     )  # fmt: skip
     threads = torch.get_num_threads()
     packed_bytes, workspace_bytes = getattr(_cpu, f"{name}_sizes")(problem, threads)
@@ -58,7 +65,6 @@ def _run(
         getattr(_cpu, name)(tensors, problem, threads)
 
     if keeps_weight:  # whose form depends on the phases of what is written, and on whether its channels are adjacent
-        written = y if name == "conv_fwd" else x
         phases = tuple([min(s, size) for s, size in zip(stride, written.shape[2:])])
         form = (name, groups, *stride, *padding, *dilation, phases, written.stride(1) == 1, problem[-2:])
         if run_with_kept(form, weight, packed_bytes, y.shape[0] * prod(y.shape[2:]), run):
