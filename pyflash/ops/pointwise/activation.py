@@ -220,6 +220,19 @@ def activation_bwd_bwd(ddx, dy, saved, activation, first, second, backend, *, ne
     return ddy if need_ddy else None, dsaved
 
 
+def gradients_at(ddx, dy, z, of, backend, *, need_ddy):
+    """As `activation_bwd_bwd`, of any row by its input z: what arrives at dy and at z from ddx, which arrives at dy times the
+    derivative at z; the second is None where the row is flat. Differentiable."""
+    activation, *_ = of
+    if not activation:
+        return ddx if need_ddy else None, None
+    saved = z if ACTIVATIONS[activation].saves == "x" else activation_fwd(z, *of, backend)
+    if activation not in CURVED:
+        return activation_bwd(ddx, saved, *of, backend) if need_ddy else None, None
+    ddy, dz = activation_bwd_bwd(ddx, dy, saved, *of, backend, need_ddy=need_ddy)
+    return ddy, dz if saved is z else activation_bwd(dz, saved, *of, backend)
+
+
 def derivative(dy, z, activation, *values):
     """dy times the activation's derivative at z, in torch operations: differentiable to any order."""
     row = ACTIVATIONS[activation]
