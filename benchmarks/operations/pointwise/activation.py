@@ -117,3 +117,5 @@ OPERATION = Operation(
     exps=exps,
     gpu=GPU,
 )
+
+POINTS = {"activation": lambda kind, sizes: (OPERATION, Shape(kind, 1, *sizes))}
