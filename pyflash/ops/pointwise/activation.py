@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import pointwise as auto
 from pyflash.ops.core.autograd import Function, apply, vjp
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, PLAIN_TYPES, expect, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
@@ -25,6 +25,7 @@ OPERATION = {
         dtypes={"cpu": FLOATS, "triton": FLOATS},
         rules=auto.activation_rules(name),
         sizes="(elements, are gradients needed)",
+        second_derivative=IN_KERNELS,
     )
     for name in ACTIVATIONS
 }

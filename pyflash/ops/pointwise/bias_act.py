@@ -12,7 +12,7 @@ import torch
 
 from pyflash.auto.minima import minima
 from pyflash.ops.core.autograd import Function, apply
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_dense, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
@@ -31,6 +31,7 @@ OPERATION, OPERATION_ADD = (
         dtypes={"cpu": FLOATS, "triton": FLOATS},
         rules=minima(name, inference=1 << 18, training=1 << 20),
         sizes="(elements, are gradients needed)",
+        second_derivative=f"the activation's {IN_KERNELS}, the rest {IN_TORCH}",
     )
     for name in ("bias_act", "bias_act_dropout_add")
 )

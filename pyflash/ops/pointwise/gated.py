@@ -10,7 +10,7 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.auto.minima import minima
 from pyflash.kernels.gated import halves
 from pyflash.ops.core.autograd import Function, apply, shaped
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
@@ -28,6 +28,7 @@ OPERATION_GLU, OPERATION = (
         dtypes={"cpu": FLOATS, "triton": FLOATS},
         rules=minima(name, inference=inference, training=training),
         sizes="(elements of the result, are gradients needed)",
+        second_derivative=f"the activation's {IN_KERNELS}, the rest {IN_TORCH}",
     )
     for name, inference, training in (("glu", 1 << 23, 1 << 20), ("gated_act", 1 << 18, 1 << 18))
 )
