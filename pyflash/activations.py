@@ -244,7 +244,7 @@ ACTIVATIONS = {
         Activation(
             "tanhshrink", "tanh_rest(x)", "dy * tanh(x) * tanh(x)", "x",
             F.tanhshrink, max_ulp=16, gpu_ulp=8,
-            double_backward="8 * ddx * dy * tanh(x) * sigmoid(2 * x) * sigmoid(-(2 * x))",
+            double_backward="2 * ddx * dy * tanh(x) * (1 - tanh(x) * tanh(x))",
             module="Tanhshrink", meaning="x - tanh(x)",
         ),
         Activation(

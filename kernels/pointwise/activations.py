@@ -285,7 +285,7 @@ def tanhshrink_bwd(dy, x, COARSE: tl.constexpr):
 
 @triton.jit
 def tanhshrink_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
-    return ((((8.0 * ddx) * dy) * primitives.tanh(x, COARSE)) * primitives.sigmoid(2.0 * x, COARSE)) * primitives.sigmoid(-(2.0 * x), COARSE)
+    return (((2.0 * ddx) * dy) * primitives.tanh(x, COARSE)) * (1.0 - (primitives.tanh(x, COARSE) * primitives.tanh(x, COARSE)))
 
 
 @triton.jit
