@@ -133,13 +133,34 @@ def gpu_case(name: str, shape: Any, small: Any, *modes: str, dtype: str = "bfloa
 
 
 def module_of(name: str):
-    """The file of an operation: OPERATION, and STORY for what its figures cannot say."""
+    """The file of an operation: OPERATION, STORY for what its figures cannot say, and POINTS."""
     parts = FILES[name].relative_to(FOLDER).with_suffix("").parts
     return importlib.import_module(".".join(("benchmarks", "operations", *parts)))
 
 
 def load(name: str) -> Operation:
     return module_of(name).OPERATION
+
+
+# ---- what `python -m benchmarks auto` measures (auto.py): a file says as POINTS, for each name that it stands for in the
+# tables of `auto`, (kind, sizes) -> (the operation, the shape of a case)
+
+ROW = 1024  # elements of one, where a rule asks for elements alone
+
+
+def in_rows(elements: int) -> tuple[int, int]:
+    return elements // ROW, ROW
+
+
+def points() -> dict[str, Callable[[str, tuple[int, ...]], tuple[Operation, Any]]]:
+    found: dict = {}
+    for name in OPERATIONS:
+        of_file = getattr(module_of(name), "POINTS", {})
+        twice = found.keys() & of_file.keys()
+        if twice:
+            raise ValueError(f"{name}: another file has points of {', '.join(twice)}")
+        found |= of_file
+    return found
 
 
 def in_dtype(cases: tuple[Case, ...], dtype: str | None) -> list[Case]:

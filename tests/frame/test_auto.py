@@ -357,7 +357,7 @@ def test_every_point_of_the_walk_is_one_that_a_rule_asks_for(device, plant):
     threads = ["one", "several"] if device == "cpu" else [""]
     points = auto.points(device, auto.OPERATIONS, threads)
     assert len({point.key for point in points}) == len(points) > 100
-    assert {point.operation for point in points} == set(auto.OPERATIONS)
+    assert {point.operation for point in points} == set(auto.OPERATIONS) == set(auto.OF_POINT)
     for low in (0.5, 2.0):
         rows = [
             {**vars(point), "sizes": list(point.sizes), "low": low if point.threads != "one" else 0.9 + low / 10}

@@ -51,6 +51,7 @@ NORMALIZE = (0, 0, 0, 0, 0, 1, 1, 0, 1.0, 0)
 LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
 ACTIVATION_BWD = (0, *ACTIVATION_FWD)
+ACTIVATION_BWD_BWD = (0, 0, *ACTIVATION_BWD)
 DROPOUT = (0, 0, 0, 0, 1, 1.0, 0)
 PRELU_FWD = (0, 0, 0, 0, 1, 1, 0)
 PRELU_BWD = (0, 0, 0, 0, 0, 0, *PRELU_FWD[3:])
@@ -140,7 +141,11 @@ def calls():
         "rnn_bwd: tensors ends after 15 fields, before workspace",
         lambda: _cpu.rnn_bwd(shape, layout, weights, weights, tensors[:-1], 1),
     )
-    for name, fields, at in (("activation_fwd", ACTIVATION_FWD, 3), ("activation_bwd", ACTIVATION_BWD, 4)):
+    for name, fields, at in (
+        ("activation_fwd", ACTIVATION_FWD, 3),
+        ("activation_bwd", ACTIVATION_BWD, 4),
+        ("activation_bwd_bwd", ACTIVATION_BWD_BWD, 6),
+    ):
         wrong = partial(replaced, fields)
         for number in (-1, len(ACTIVATIONS)):
             yield (
@@ -191,6 +196,7 @@ def flat_problems():
     }  # fmt: skip
     yield "activation_fwd", _cpu.activation_fwd, ACTIVATION_FWD, 6, {"n": 2}
     yield "activation_bwd", _cpu.activation_bwd, ACTIVATION_BWD, 7, {"n": 3}
+    yield "activation_bwd_bwd", _cpu.activation_bwd_bwd, ACTIVATION_BWD_BWD, 9, {"n": 5}
     for name in ("max_pool_fwd", "max_pool_bwd"):
         yield name, getattr(_cpu, name), MAX_POOL, 9, {"outer": 3, "inner": 4}
     for name in ("avg_pool_fwd", "avg_pool_bwd"):

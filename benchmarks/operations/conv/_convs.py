@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.operation import Case, Operation
-from pyflash.auto.conv import DEPTHWISE_1D
+from pyflash.auto.conv import DEPTHWISE_1D, WITH_NORM
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 INFERENCE, TRAINED = ("forward",), ("forward", "backward", "training")
@@ -196,3 +196,8 @@ def of_sizes(name: str, kind: str, positions: int, inputs: int, outputs: int, ke
             (batch, inputs, width, width), (inputs, outputs // groups, side, side), is_transposed=True, **common
         )
     return Shape((batch, inputs, width * stride, width * stride), (outputs, inputs // groups, side, side), **common)
+
+
+def points(name: str) -> dict:
+    has_norm = name == WITH_NORM
+    return {name: lambda kind, sizes: (OPERATION, replace(of_sizes(name, kind, *sizes), has_norm=has_norm))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -116,3 +117,13 @@ def operation(name: str, **declared) -> Operation:
 
 def case(shape: Shape, *modes: str, **settings) -> Case:
     return Case(shape.name, shape, modes, **settings)
+
+
+def points(operation: Operation, groups=None, activations=(None, "relu")) -> dict:
+    """Of the walk of `python -m benchmarks auto`. groups: None for one to a channel, 0 for those of a batch norm."""
+
+    def point(kind, sizes, activation):
+        of = sizes[1] if groups is None else groups
+        return operation, Shape.of_sizes(*sizes, groups=of, activation=activation)
+
+    return {f"{operation.name}{'_act' * bool(a)}": partial(point, activation=a) for a in activations}

@@ -67,3 +67,11 @@ def operation(name: str, *, parameters: int, eps: float, **declared) -> Operatio
     return Operation(
         name=name, inputs=inputs, torch=torchs, pyflash=ours, flops=lambda case, mode: 0.0, bytes=bytes_, **declared
     )
+
+
+def points(operation: Operation) -> dict:
+    """Alone and with a residual, of the walk of `python -m benchmarks auto`."""
+    return {
+        f"{'add_' * residual}{operation.name}": lambda kind, sizes, r=residual: (operation, Shape(*sizes, r))
+        for residual in (False, True)
+    }

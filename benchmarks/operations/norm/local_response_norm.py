@@ -73,3 +73,5 @@ OPERATION = Operation(
         for last in (False, True)
     ),
 )  # fmt: skip
+
+POINTS = {"local_response_norm": lambda kind, sizes: (OPERATION, Shape((1, 64, sizes[0] >> 10, 16)))}

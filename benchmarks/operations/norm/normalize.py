@@ -68,3 +68,5 @@ OPERATION = Operation(
         gpu_case("64x256x60x80", Shape((64, 256, 60, 80)), Shape((2, 20, 3, 5)), "forward", "backward"),
     ),
 )  # fmt: skip
+
+POINTS = {"normalize": lambda kind, sizes: (OPERATION, Shape(sizes))}
