@@ -68,10 +68,11 @@ def outputs_of(result) -> tuple[torch.Tensor, ...]:
 
 
 def cotangents(outputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    """The same gradients for every provider: drawn in float32 on the CPU, rounded to nothing finer than bfloat16."""
+    """The same gradients for every provider: drawn in float32 on the CPU, rounded to nothing finer than bfloat16. Each lies in
+    memory as its output does, as it would come from an operation behind: what makes pixels of planes is not given planes."""
     generator = torch.Generator().manual_seed(SEED)
     draw = [torch.randn(out.shape, generator=generator).bfloat16() for out in outputs]
-    return [value.to(out.device, out.dtype) for value, out in zip(draw, outputs, strict=True)]
+    return [torch.empty_like(out).copy_(value) for value, out in zip(draw, outputs, strict=True)]
 
 
 @dataclass

@@ -5,6 +5,7 @@ from math import prod
 import torch
 
 from pyflash import _cpu
+from pyflash.ops.core._cpu_order import in_order
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.pool.max_unpool import wrong_place
 
@@ -33,6 +34,7 @@ def max_pool_fwd(x, size, kernel, stride, padding, dilation, index_bits, y, indi
 
 def max_pool_bwd(dy, indices, input_size, channels_last, size, kernel, stride, padding, dilation, dx):
     shape = _shape(input_size, channels_last, size, kernel, stride, padding, dilation)
+    dy = in_order(dy, channels_last)
     problem = dy.data_ptr(), indices.data_ptr(), dx.data_ptr(), *shape, _INDICES[indices.dtype], DTYPES[dy.dtype]
     _cpu.max_pool_bwd(problem, torch.get_num_threads())
 
@@ -46,6 +48,7 @@ def avg_pool_fwd(x, size, kernel, stride, padding, count_include_pad, divisor, y
 
 def avg_pool_bwd(dy, input_size, channels_last, size, kernel, stride, padding, count_include_pad, divisor, dx):
     shape = _shape(input_size, channels_last, size, kernel, stride, padding, (1,) * len(size))
+    dy = in_order(dy, channels_last)
     problem = dy.data_ptr(), dx.data_ptr(), *shape, count_include_pad, divisor, DTYPES[dy.dtype]
     _cpu.avg_pool_bwd(problem, torch.get_num_threads())
 

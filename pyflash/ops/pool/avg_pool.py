@@ -95,7 +95,6 @@ class _AvgPool(Function):
 
     @staticmethod
     def backward(ctx, dy):
-        dy = dy.contiguous(memory_format=memory_format(ctx.channels_last, len(ctx.options[0])))
         return apply(_AvgPoolBwd, dy, ctx.input_size, ctx.channels_last, *ctx.options), *(None,) * 7
 
 

@@ -75,7 +75,7 @@ _fwd = Op(
     triton="pyflash.kernels.pool.max_pool:max_pool_fwd",
     cpu="pyflash.ops.pool._cpu:max_pool_fwd",
 )
-# dy and indices lie in memory as dx does: channels_last or not.
+# indices lie in memory as dx does, channels_last or not; dy in any order.
 _bwd = Op(
     "max_pool_bwd(Tensor dy, Tensor indices, SymInt[] input_size, bool channels_last, SymInt[] size, SymInt[] kernel,"
     " SymInt[] stride, SymInt[] padding, SymInt[] dilation, str backend) -> Tensor",
@@ -107,8 +107,7 @@ class _MaxPool(Function):
     def backward(ctx, dy, _indices):
         if dy is None:
             return (None,) * 8
-        (indices,), n = ctx.saved_tensors, len(ctx.windows.size)
-        dy = dy.contiguous(memory_format=memory_format(ctx.channels_last, n))
+        (indices,) = ctx.saved_tensors
         dx = apply(_MaxPoolBwd, dy, indices, ctx.input_size, ctx.channels_last, *ctx.windows, ctx.backend)
         return dx, *(None,) * 7
 
