@@ -138,15 +138,11 @@ def pooled(x: Tensor, windows: Windows, return_indices: bool, backend: str):
 
 
 def _max_pool(n, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
-    def torchs(x):
-        function = getattr(F, f"max_pool{n}d")
-        return function(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-
-    pooling = _FIXED[n]
+    pooling, options = _FIXED[n], (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if pooling.is_torchs(input):
-        return torchs(input)
+        return getattr(F, pooling.name)(input, *options)
     windows = fixed_windows(input.shape, n, kernel_size, stride, padding, dilation, ceil_mode)
-    backend, x = pooling.choose(input, windows, torchs)
+    backend, x = pooling.choose(input, windows, *options)
     if backend is None:
         return x
     y, indices = pooled(x, windows, return_indices, backend)
@@ -246,14 +242,11 @@ def max_pool3d_with_indices(
 
 
 def _adaptive_max_pool(n, input, output_size, return_indices):
-    def torchs(x):
-        return getattr(F, f"adaptive_max_pool{n}d")(x, output_size, return_indices)
-
     pooling = _ADAPTIVE[n]
     if pooling.is_torchs(input):
-        return torchs(input)
+        return getattr(F, pooling.name)(input, output_size, return_indices)
     windows = adaptive_windows(input.shape, n, output_size)
-    backend, x = pooling.choose(input, windows, torchs)
+    backend, x = pooling.choose(input, windows, output_size, return_indices)
     if backend is None:
         return x
     y, indices = pooled(x, windows, return_indices, backend)
