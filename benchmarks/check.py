@@ -191,7 +191,7 @@ class Reference:
             largest = max(truth.abs().max().item(), truths.largest_cotangent)
             if self.dtype == torch.float64 and truth.numel():  # the truth, too, is a sum in an order of its own
                 products = self.operation.flops(self.case, "forward") / 2 / truth.numel()
-                largest *= max(1.0, products) ** 0.5
+                largest *= max(self.operation.terms(self.case), products) ** 0.5
             errors.append(((result.double() - truth).abs().max().item(), largest))
         return errors
 
