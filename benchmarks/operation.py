@@ -70,6 +70,8 @@ class Operation:
         gpu: cases at a GPU's sizes, one or more for each launcher of the Triton backend (tools/gpu/smoke.py).
         part: (case, inputs) -> fewer of them, of which torch makes the leading corner of every output and gradient; for
             what float64 has no room for.
+        terms: case -> the terms of the longest sum that a result comes from, where `flops` does not say it as twice the products
+            of an output: by so many roundings the truth, a float64 sum in an order of its own, differs from a float64 result.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Operation:
     gpu: tuple[Case, ...] = ()
     part: Callable[[Case, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None
     exps: Callable[[Case, str], float] = lambda case, mode: 0.0
+    terms: Callable[[Case], int] = lambda case: 1
 
     def work(self, case: Case, mode: str) -> Work | None:
         flops = None if mode == "double-backward" else self.flops(case, mode)

@@ -59,6 +59,13 @@ def bytes_(case: Case, mode: str) -> float:
     return tensors * shape.numel * case.itemsize
 
 
+def terms(case: Case) -> int:
+    """Of a weight's gradient the elements of a channel, of a mean those of what shares one."""
+    shape = case.shape
+    batch, channels = shape.images[:2]
+    return max(shape.numel // channels, shape.numel // (batch * shape.groups or channels))
+
+
 def _tracked(case: Case):
     """x -> running statistics of its type, the same at every call: they are changed in place, and no inputs."""
     kept = {}
@@ -111,8 +118,8 @@ def ours(case: Case):
 
 def operation(name: str, **declared) -> Operation:
     return Operation(
-        name=name, inputs=inputs, torch=torchs, pyflash=ours, flops=lambda case, mode: 0.0, bytes=bytes_, **declared
-    )
+        name=name, inputs=inputs, torch=torchs, pyflash=ours, flops=lambda case, mode: 0.0, bytes=bytes_, terms=terms, **declared
+    )  # fmt: skip
 
 
 def case(shape: Shape, *modes: str, **settings) -> Case:

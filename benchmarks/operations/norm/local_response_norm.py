@@ -66,6 +66,7 @@ OPERATION = Operation(
     pyflash=ours,
     flops=lambda case, mode: 0.0,
     bytes=bytes_,
+    terms=lambda case: case.shape.arguments[0],
     cases=CASES,
     gpu=tuple(
         gpu_case(f"256x96x55x55{' channels_last' * last}", Shape((256, 96, 55, 55), channels_last=last),

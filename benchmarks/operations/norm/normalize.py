@@ -62,6 +62,7 @@ OPERATION = Operation(
     pyflash=ours,
     flops=lambda case, mode: 0.0,
     bytes=bytes_,
+    terms=lambda case: case.shape.input[case.shape.dim],
     cases=CASES,
     gpu=(
         gpu_case("131072x512", Shape((131072, 512)), Shape((20, 40)), "forward", "backward"),

@@ -61,14 +61,11 @@ def _torchs(input, residual, activation, *args):
     return activated_in_turn(y, residual, activation)
 
 
-def _batch_norm(operation, refused, input, residual, activation, running_mean, running_var, weight, bias, training, momentum, eps):  # fmt: skip
-    """Both functions; activation resolved."""
+def _batch_norm(
+    operation, input, residual, activation, running_mean, running_var, weight, bias, training, momentum, eps
+):
+    """Both functions, of a call that `auto` did not leave to torch; activation resolved."""
     name, args = operation.name, (running_mean, running_var, weight, bias, training, momentum, eps)
-    if refused.holds(input, weight, bias, residual, training):
-        try:
-            return _torchs(input, residual, activation, *args)
-        except (RuntimeError, TypeError, ValueError):
-            pass  # the same refusal in our words, or torch's own again
     if not isinstance(input, torch.Tensor):
         return _torchs(input, residual, activation, *args)  # its error, or torch.fx's record of the call
     parameters = dict(running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
@@ -137,9 +134,14 @@ def batch_norm(
     Numerics: statistics in float32 from deviations, merged in float64 (float64 for float64), so a large mean costs no
         digits; deterministic, whatever the number of threads.
     """
+    if _refused.holds(input, weight, bias, None, training):
+        try:
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        except (RuntimeError, TypeError, ValueError):
+            pass  # the same refusal in our words, or torch's own again
     return _batch_norm(
-        OPERATION, _refused, input, None, NO_ACTIVATION, running_mean, running_var, weight, bias, training, momentum, eps
-    )  # fmt: skip
+        OPERATION, input, None, NO_ACTIVATION, running_mean, running_var, weight, bias, training, momentum, eps
+    )
 
 
 def batch_norm_act(
@@ -161,7 +163,11 @@ def batch_norm_act(
         activation: a name of the activation table, a pair (name, {parameter: value}), a torch.nn module, or None.
         residual: of the input's type, and a shape that expands to the input's; or None.
     """
-    return _batch_norm(
-        OPERATION_ACT, _refused_act, input, residual, resolve("batch_norm_act", activation), running_mean, running_var,
-        weight, bias, training, momentum, eps,
-    )  # fmt: skip
+    ending = resolve("batch_norm_act", activation)
+    args = running_mean, running_var, weight, bias, training, momentum, eps
+    if _refused_act.holds(input, weight, bias, residual, training):
+        try:
+            return _torchs(input, residual, ending, *args)
+        except (RuntimeError, TypeError, ValueError):
+            pass
+    return _batch_norm(OPERATION_ACT, input, residual, ending, *args)
