@@ -174,6 +174,7 @@ struct DepthwiseRowsPlan {
   typedef Acc<S> T;
   int threads, tile;
   int64_t rows, task_rows, tasks;
+  int64_t block;  // channels
   int64_t pitch;  // of the weight
   int64_t weight_bytes, thread_bytes;
 
@@ -185,7 +186,9 @@ struct DepthwiseRowsPlan {
     const int64_t row_products = max_of(1, p.axes[2].count * p.groups * p.taps());
     plan.task_rows = max_of(1, min_of(ceil_div(kTaskProducts, row_products), plan.rows / (4 * plan.threads)));
     plan.tasks = ceil_div(plan.rows, plan.task_rows);
-    plan.pitch = round_up(p.groups, kLanes<T>) + kLanes<T>;  // likewise
+    const int64_t blocks = max_of(1, ceil_div(p.groups, kChannelBlock));
+    plan.block = max_of(1, round_up(ceil_div(p.groups, blocks), kLanes<T>));  // even: a call costs as much as a vector
+    plan.pitch = round_up(p.groups, kLanes<T>) + kLanes<T>;                   // likewise
     plan.weight_bytes = round_up(p.taps() * plan.pitch * sizeof(T), 64);
     plan.thread_bytes = plan.tile * kSumPitch * sizeof(T);
     return plan;
@@ -225,12 +228,13 @@ void depthwise_rows(const Correlation<S>& p, void* workspace, const FinishRows<S
       for (int64_t j = 0; j < width; j += plan.tile) {
         const int64_t tile = min_of(j, width - plan.tile);  // the last one sums some once more
         window.prefetch(p, image, tile + plan.tile, plan.tile);
-        for (int64_t c = 0; c < p.groups; c += kChannelBlock) {
-          const int64_t channels = min_of(kChannelBlock, p.groups - c);
+        for (int64_t c = 0; c < p.groups; c += plan.block) {
+          const int64_t channels = min_of(plan.block, p.groups - c), results = min_of(plan.tile, width - j);
+          finish.prefetch(to + j * to_step + c, to_step, results, channels);
           sum(p, image, window, tile * p.axes[2].from_step + p.axes[2].tap_first, weight, plan.pitch, c, channels,
               sums);
-          finish({sums + (j - tile) * kSumPitch, min_of(plan.tile, width - j), kSumPitch, channels,
-                  to + j * to_step + c, to_step, 1, c, true});
+          finish(
+              {sums + (j - tile) * kSumPitch, results, kSumPitch, channels, to + j * to_step + c, to_step, 1, c, true});
         }
       }
     }

@@ -1,6 +1,7 @@
 // The end of a convolution, as its sums leave the registers: scale, bias, residual, activation.
 #pragma once
 #include "../../common/conv.h"
+#include "../core/memory.h"
 #include "../pointwise/activations.h"
 
 namespace PF_ISA::conv {
@@ -94,11 +95,12 @@ struct SumRows {
 template <class S>
 struct FinishRows {
   const void* finish;
+  const S* to;
   void (*call)(const void* finish, const SumRows<Acc<S>>& rows);
 
   template <class Act>
   explicit FinishRows(const Finish<S, Act>& of)
-      : finish(&of), call([](const void* finish, const SumRows<Acc<S>>& rows) {
+      : finish(&of), to(of.to), call([](const void* finish, const SumRows<Acc<S>>& rows) {
           constexpr int64_t lanes = kLanes<Acc<S>>;
           const Finish<S, Act> of = *(const Finish<S, Act>*)finish;
           auto write = [&](int64_t r, int64_t i, const auto& affine) __attribute__((always_inline)) {
@@ -106,8 +108,15 @@ struct FinishRows {
                min_of(lanes, rows.count - i));
           };
           if (rows.has_channels) {
+            const bool is_plain = !of.residual && !of.preact && rows.step == 1;
             for (int64_t i = 0; i < rows.count; i += lanes) {
               const auto affine = of.of_channels(rows.channel + i, min_of(lanes, rows.count - i));
+              if (is_plain && i + lanes <= rows.count) {
+                S* to = of.to + rows.at + i;
+                for (int64_t r = 0; r < rows.rows; r++)
+                  store(to + r * rows.row_step, of.act.forward(affine(load(rows.sums + r * rows.pitch + i))));
+                continue;
+              }
               for (int64_t r = 0; r < rows.rows; r++) write(r, i, affine);
             }
             return;
@@ -118,6 +127,11 @@ struct FinishRows {
           }
         }) {}
   void operator()(const SumRows<Acc<S>>& rows) const { call(finish, rows); }
+  // Asks for what will be written, `rows` rows of `count` elements: it is here when the sums are.
+  PF_MEMBER void prefetch(int64_t at, int64_t row_step, int64_t rows, int64_t count) const {
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t i = 0; i < count; i += kLine<S>) __builtin_prefetch(to + at + r * row_step + i, 1);
+  }
 };
 
 template <class S, class F>

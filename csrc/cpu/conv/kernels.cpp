@@ -24,12 +24,22 @@ Method method_of(const Correlation<S>& p) {
   return by_rows ? kByRows : kByColumns;
 }
 
+// f(phases, count): as many phases of the input's gradient as its method takes at once.
+template <class S, class F>
+void for_products(const Conv& p, F f) {
+  for_phases<S>(p, [&](const Correlation<S>* phases, int64_t count) {
+    const int64_t at_once = method_of(phases[0]) == kByColumns ? count : 1;
+    for (int64_t i = 0; i < count; i += at_once) f(phases + i, at_once);
+  });
+}
+
 // Tap by tap.
 template <class S>
-void direct(const Correlation<S>& p, PackedWeight packed, void* workspace, const FinishRows<S>& finish,
-            int num_threads) {
+void direct(const Correlation<S>* phases, int64_t count, PackedWeight packed, void* workspace,
+            const FinishRows<S>& finish, int num_threads) {
+  const Correlation<S>& p = phases[0];
   switch (method_of(p)) {
-    case kByColumns: return columns_product(p, packed, workspace, finish, num_threads);
+    case kByColumns: return columns_product(phases, count, packed, workspace, finish, num_threads);
     case kByRows: return rows_product(p, packed, workspace, finish, num_threads);
     case kDepthwisePlanes: return depthwise_planes(p, workspace, finish, num_threads);
     case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
@@ -46,9 +56,10 @@ Bytes bytes_with_weight(const Plan& plan) {
 }
 
 template <class S>
-Bytes bytes_of_direct(const Correlation<S>& p, int num_threads) {
+Bytes bytes_of_direct(const Correlation<S>* phases, int64_t count, int num_threads) {
+  const Correlation<S>& p = phases[0];
   switch (method_of(p)) {
-    case kByColumns: return bytes_with_weight(ColumnsPlan<S>::plan(p, num_threads));
+    case kByColumns: return bytes_with_weight(ColumnsPlan<S>::plan(phases, count, num_threads));
     case kByRows: return bytes_with_weight(RowsPlan<S>::plan(p, num_threads));
     case kDepthwisePlanes: return {0, DepthwisePlanesPlan<S>(p, num_threads).bytes()};
     case kDepthwiseRows: return {0, DepthwiseRowsPlan<S>::plan(p, num_threads).bytes()};
@@ -68,11 +79,11 @@ bool for_winograd(const Correlation<S>& p, ConvAlgorithm algorithm, F f) {
 }
 
 template <class S>
-Bytes bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threads) {
-  Bytes bytes = bytes_of_direct(p, num_threads);
-  for_winograd(p, algorithm, [&](auto transforms, bool by_rows) {
+Bytes bytes_of(const Correlation<S>* phases, int64_t count, ConvAlgorithm algorithm, int num_threads) {
+  Bytes bytes = bytes_of_direct(phases, count, num_threads);
+  for_winograd(phases[0], algorithm, [&](auto transforms, bool by_rows) {
     const int64_t tap_by_tap = bytes.packed + bytes.workspace;  // where results are not finite
-    bytes = bytes_with_weight(WinogradPlan<decltype(transforms), S>::plan(p, by_rows, num_threads));
+    bytes = bytes_with_weight(WinogradPlan<decltype(transforms), S>::plan(phases[0], by_rows, num_threads));
     bytes.workspace = max_of(bytes.workspace, tap_by_tap);
     return true;
   });
@@ -80,19 +91,19 @@ Bytes bytes_of(const Correlation<S>& p, ConvAlgorithm algorithm, int num_threads
 }
 
 template <class S>
-void product(const Correlation<S>& p, ConvAlgorithm algorithm, PackedWeight packed, void* workspace,
+void product(const Correlation<S>* phases, int64_t count, ConvAlgorithm algorithm, PackedWeight packed, void* workspace,
              const FinishRows<S>& finish, int num_threads) {
   bool is_winograd = false;
-  const bool is_done = for_winograd(p, algorithm, [&](auto transforms, bool by_rows) {
+  const bool is_done = for_winograd(phases[0], algorithm, [&](auto transforms, bool by_rows) {
     is_winograd = true;
-    return winograd_product<decltype(transforms)>(p, by_rows, packed, workspace, finish, num_threads);
+    return winograd_product<decltype(transforms)>(phases[0], by_rows, packed, workspace, finish, num_threads);
   });
   if (is_done) return;
   if (is_winograd) {
     packed = {workspace, false};
-    workspace = (char*)workspace + bytes_of_direct(p, num_threads).packed;
+    workspace = (char*)workspace + bytes_of_direct(phases, count, num_threads).packed;
   }
-  direct(p, packed, workspace, finish, num_threads);
+  direct(phases, count, packed, workspace, finish, num_threads);
 }
 
 // In the gradient of the weight the steps of the forward's sum are columns: are their vectors of channels or of places?
@@ -116,8 +127,9 @@ Method weight_grad_method_of(const Conv& p) {
 void fwd(const Conv& p, int num_threads) {
   for_dtype(p.dtype, [&](auto storage) {
     using S = decltype(storage);
+    const Correlation<S> forward = forward_of<S>(p);
     for_finish<S>(p, [&](const auto& finish) {
-      product(forward_of<S>(p), p.algorithm, {p.packed, p.is_packed}, p.workspace, FinishRows<S>(finish), num_threads);
+      product(&forward, 1, p.algorithm, {p.packed, p.is_packed}, p.workspace, FinishRows<S>(finish), num_threads);
     });
   });
 }
@@ -125,7 +137,8 @@ void fwd(const Conv& p, int num_threads) {
 void fwd_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
-    const Bytes bytes = bytes_of(forward_of<S>(p.conv), p.conv.algorithm, num_threads);
+    const Correlation<S> forward = forward_of<S>(p.conv);
+    const Bytes bytes = bytes_of(&forward, 1, p.conv.algorithm, num_threads);
     *p.packed_bytes = bytes.packed;
     *p.workspace_bytes = bytes.workspace;
   });
@@ -137,9 +150,9 @@ void input_grad(const Conv& p, int num_threads) {
     const Finish<S, NoActivation> plain = {nullptr, (const S*)p.bias, nullptr, (S*)p.x, nullptr, {}};
     const FinishRows<S> finish(plain);
     char* packed = (char*)p.packed;
-    for_phases<S>(p, [&](const Correlation<S>& phase) {
-      product(phase, p.algorithm, {packed, p.is_packed}, p.workspace, finish, num_threads);
-      packed += bytes_of(phase, p.algorithm, num_threads).packed;
+    for_products<S>(p, [&](const Correlation<S>* phases, int64_t count) {
+      product(phases, count, p.algorithm, {packed, p.is_packed}, p.workspace, finish, num_threads);
+      packed += bytes_of(phases, count, p.algorithm, num_threads).packed;
     });
   });
 }
@@ -148,8 +161,8 @@ void input_grad_sizes(const ConvSizes& p, int num_threads) {
   for_dtype(p.conv.dtype, [&](auto storage) {
     using S = decltype(storage);
     *p.packed_bytes = *p.workspace_bytes = 0;
-    for_phases<S>(p.conv, [&](const Correlation<S>& phase) {
-      const Bytes bytes = bytes_of(phase, p.conv.algorithm, num_threads);
+    for_products<S>(p.conv, [&](const Correlation<S>* phases, int64_t count) {
+      const Bytes bytes = bytes_of(phases, count, p.conv.algorithm, num_threads);
       *p.packed_bytes += bytes.packed;
       *p.workspace_bytes = max_of(*p.workspace_bytes, bytes.workspace);
     });

@@ -6,6 +6,7 @@
 #include "../core/memory.h"
 #include "../core/parallel.h"
 #include "../gemm/pack.h"
+#include "../simd/masked.h"
 #include "../simd/transpose.h"
 
 namespace PF_ISA::conv {
@@ -104,7 +105,7 @@ PF_INLINE Axis phase_of(const ConvAxis& a, int64_t phase) {
   return axis;
 }
 
-// f(correlation) for each phase of the input's gradient.
+// f(phases, count) for all phases of the input's gradient: two at a time where their columns lie in turn, else one.
 template <class S, class F>
 void for_phases(const Conv& p, F f) {
   const ConvShape& s = p.shape;
@@ -125,9 +126,12 @@ void for_phases(const Conv& p, F f) {
     c.axes[0] = phase_of(s.axes[0], d);
     for (int64_t h = 0; h < min_of(s.axes[1].stride, s.axes[1].x); h++) {
       c.axes[1] = phase_of(s.axes[1], h);
-      for (int64_t w = 0; w < min_of(s.axes[2].stride, s.axes[2].x); w++) {
-        c.axes[2] = phase_of(s.axes[2], w);
-        f(c);
+      const ConvAxis& width = s.axes[2];
+      const int64_t count = width.stride == 2 && width.x >= 2 ? 2 : 1;
+      for (int64_t w = 0; w < min_of(width.stride, width.x); w += count) {
+        Correlation<S> phases[2] = {c, c};
+        for (int64_t i = 0; i < count; i++) phases[i].axes[2] = phase_of(width, w + i);
+        f(phases, count);
       }
     }
   }
@@ -178,11 +182,15 @@ PF_INLINE bool is_inside(int64_t i, int64_t size) { return (uint64_t)i < (uint64
 struct Inside {
   int64_t begin, end;
   Inside(int64_t first, int64_t step, int64_t count, int64_t size) {
-    begin = first >= 0 ? 0 : step == 1 ? -first : ceil_div(-first, step);
+    begin = first >= 0 ? 0 : steps(-first, step);
     const int64_t left = size - first;
-    end = left <= 0 ? 0 : step == 1 ? left : ceil_div(left, step);
+    end = left <= 0 ? 0 : steps(left, step);
     begin = min_of(begin, count);
     end = max_of(begin, min_of(end, count));
+  }
+  // Divisions are slow.
+  PF_INLINE int64_t steps(int64_t distance, int64_t step) {
+    return step == 1 ? distance : step == 2 ? (distance + 1) / 2 : ceil_div(distance, step);
   }
 };
 
@@ -195,6 +203,12 @@ PF_INLINE void clear(T* out, int64_t begin, int64_t end) {
 // Every other lane of two vectors one after the other.
 struct EvenLanes {
   static constexpr int lane(int i) { return 2 * i; }
+};
+
+// Lanes of two vectors in turn, from lane kFirst of each on.
+template <int kCount, int kFirst>
+struct InTurn {
+  static constexpr int lane(int i) { return kFirst + i / 2 + (i & 1) * kCount; }
 };
 
 // `count` elements, `stride` apart, and perhaps up to a vector more is written.

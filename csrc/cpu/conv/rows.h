@@ -64,19 +64,26 @@ void gather_rows(const Correlation<S>& p, const S* from, int64_t first, int64_t 
                  int64_t pitch, T* out) {
   const Axis(&axes)[kConvDims] = p.axes;
   const ConvStrides& stride = p.from_stride;
+  const bool is_adjacent = stride.channel == 1 && axes[2].tap_step * stride.spatial[2] == p.channels;
+  const int64_t last_tap = (axes[2].taps - 1) * axes[2].tap_step;
   Place place = Place::at(p, first);
   for (int64_t i = 0; i < count; i++, out += pitch) {
     const S* image = from + place.n * stride.outer;
     const int64_t d0 = place.index(axes, 0), h0 = place.index(axes, 1), w = place.index(axes, 2);
+    const bool is_whole = is_adjacent && w >= 0 && w + last_tap < axes[2].from;  // most are
     T* to = out;
     for (int64_t j = 0; j < pieces.count; j++) {
       const Piece& piece = pieces.piece[j];
       const int64_t d = d0 + piece.d * axes[0].tap_step, h = h0 + piece.h * axes[1].tap_step;
-      if (is_inside(d, axes[0].from) && is_inside(h, axes[1].from))
-        gather_piece(p, image + d * stride.spatial[0] + h * stride.spatial[1], w, piece, to);
+      const int64_t size = piece.end - piece.begin;
+      const S* row = image + d * stride.spatial[0] + h * stride.spatial[1];
+      if (!is_inside(d, axes[0].from) || !is_inside(h, axes[1].from))
+        clear(to, 0, size);
+      else if (is_whole)
+        copy(row + w * stride.spatial[2] + piece.begin, 1, size, to);
       else
-        clear(to, 0, piece.end - piece.begin);
-      to += piece.end - piece.begin;
+        gather_piece(p, row, w, piece, to);
+      to += size;
     }
     if (++place.j[2] == axes[2].count) place.next_row(p);
   }
@@ -181,9 +188,11 @@ void rows_product(const Correlation<S>& p, PackedWeight packed, void* workspace,
           prefetch_rows(a_tile + count * pitch, pitch, min_of(count, row_count - i - count), chunk);
           prefetch_far(b_next + i / gemm::kTileRows * share, share);
           T* tile = sums + (panel * plan.block_rows + i) * panel_width;
+          const int64_t channel = group * p.rows + column;
+          if (k + chunk == depth)
+            for (int64_t r = 0; r < count; r++) finish.prefetch(to_at[i + r] + channel, 0, 1, columns);
           gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, pitch, b, tile, k == 0);
           if (k + chunk < depth) continue;
-          const int64_t channel = group * p.rows + column;
           for (int64_t r = 0, even; r < count; r += even) {
             // Results that are as far apart as the first two leave together.
             const int64_t* to = to_at + i + r;

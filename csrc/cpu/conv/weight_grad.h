@@ -53,6 +53,29 @@ PF_INLINE void transpose_panel(const T* from, int64_t columns, int64_t results, 
     }
 }
 
+// Asks for what the next results read of rows of channels, some of them at a time: pieces of long rows, which no
+// prefetcher follows. The first piece speaks for all.
+template <class S>
+struct RowsAhead {
+  const Correlation<S>& p;
+  const S* from;
+  const Piece& piece;
+  Place place;
+  int64_t left;
+
+  void operator()(int64_t count) {
+    for (; count > 0 && left > 0; count--, left--) {
+      const int64_t d = place.index(p.axes, 0) + piece.d * p.axes[0].tap_step;
+      const int64_t h = place.index(p.axes, 1) + piece.h * p.axes[1].tap_step;
+      if (is_inside(d, p.axes[0].from) && is_inside(h, p.axes[1].from))
+        prefetch_far(from + place.n * p.from_stride.outer + d * p.from_stride.spatial[0] +
+                         h * p.from_stride.spatial[1] + place.index(p.axes, 2) * p.from_stride.spatial[2] + piece.begin,
+                     piece.end - piece.begin);
+      if (++place.j[2] == p.axes[2].count) place.next_row(p);
+    }
+  }
+};
+
 // `dweight_at(column)`: where that column of a row is; columns are ordered by channel, tap in planes, else by tap,
 // channel.
 template <class S, class At>
@@ -90,6 +113,14 @@ void weight_grad_product(const Correlation<S>& p, const Gradient<S>& dy, S* dwei
         } else {
           gather_rows(p, from, result, chunk, pieces, panel_width, b);
         }
+        const int64_t next = result + chunk, next_count = min_of(kChunk, p.positions() - next);
+        const int64_t parts = max_of(1, row_count / gemm::kTileRows), share = ceil_div(next_count, parts);
+        auto columns_ahead = [&](int64_t r) {
+          const int64_t there = min_of(panel_width, max_of(next_count - r, 0));
+          return Ahead<S, T>(p, from, Runs<T>(p, next + r, there), column, there ? column + columns : column, parts);
+        };
+        Ahead<S, T> ahead[2] = {columns_ahead(0), columns_ahead(panel_width)};
+        RowsAhead<S> rows_ahead = {p, from, pieces.piece[0], Place::at(p, next), next_count};
         const S* there = gradient + n * dy.image + first * dy.result;
         // The product reads dy as it lies, or from a copy as `T`.
         const bool is_in_place = sizeof(S) == sizeof(T) && (dy.result == 1 || dy.row == 1);
@@ -98,6 +129,12 @@ void weight_grad_product(const Correlation<S>& p, const Gradient<S>& dy, S* dwei
           count = gemm::next_tile_rows(row_count - i);
           T* to = sums + i * panel_width;
           const T* tile = (const T*)there + i * dy.row;
+          if (has_planes)
+            for (auto& of_panel : ahead) of_panel();
+          else
+            rows_ahead(share);
+          if (dy.result == 1)
+            prefetch_rows(there + (i + count) * dy.row, dy.row, min_of(gemm::kTileRows, row_count - i - count), chunk);
           if (!is_in_place)
             gemm::tile_of<T, gemm::Lies::packed>((int)count, vectors)(chunk, a + i * chunk, 0, b, to, false);
           else if (dy.result == 1)
@@ -107,9 +144,20 @@ void weight_grad_product(const Correlation<S>& p, const Gradient<S>& dy, S* dwei
         }
       }
     }
+    S* to = dweight + group * group_stride + row * row_stride;
+    int64_t at[panel_width];
+    bool is_adjacent = true;
     for (int64_t c = 0; c < columns; c++) {
-      S* to = dweight + group * group_stride + row * row_stride + dweight_at(column + c);
-      for (int64_t i = 0; i < row_count; i++) put(to + i * row_stride, sums[i * panel_width + c]);
+      at[c] = dweight_at(column + c);
+      is_adjacent &= at[c] == at[0] + c;
+    }
+    // Row by row: one below the other, every element would be on a page of its own.
+    for (int64_t i = 0; i < row_count; i++, to += row_stride) {
+      const T* sum = sums + i * panel_width;
+      if (is_adjacent)
+        for (int64_t c = 0; c < columns; c += kLanes<T>) store_n(to + at[0] + c, load(sum + c), columns - c);
+      else
+        for (int64_t c = 0; c < columns; c++) put(to + at[c], sum[c]);
     }
   });
 }
