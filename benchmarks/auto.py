@@ -49,7 +49,7 @@ POINT_SECONDS = (
 )
 MOST_FLOPS = {"cpu": 5e9, "cuda": 2e13}  # of a point: beyond it the nearest decides
 MOST_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 30}  # of a row-wise one: larger ones take seconds and say the same
-MODES = {"inference": "forward", "training": "training", "any": "forward"}
+MODES = {"inference": "forward", "training": "training", "any": "forward", auto_conv.KEPT: "forward"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ OF_POINT = points_of_files()
 
 def declared(point: Point) -> tuple[Operation, Case]:
     operation, shape = OF_POINT[point.operation](point.kind, point.sizes)
+    if point.mode == auto_conv.KEPT:
+        shape = replace(shape, is_layers=True)
     return operation, Case(str(point.sizes), shape, (MODES[point.mode],), dtype=point.dtype)
 
 
@@ -134,10 +136,11 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
         }.get(shape, (9,))
         if name == "conv_transpose" and shape != "strided":
             continue  # models have no others
+        dtypes_of = dtypes
+        modes_of = [mode for mode in modes if mode != auto_conv.KEPT or auto_conv.is_packed(name, kind)]
         if name == auto_conv.WITH_NORM:  # in evaluation, and of the type that people infer with on a CPU
-            dtypes_of, modes_of = [d for d in dtypes if d == "float32"], modes[:1]
-        else:
-            dtypes_of, modes_of = dtypes, modes
+            dtypes_of = [dtype for dtype in dtypes if dtype == "float32"]
+            modes_of = [mode for mode in modes_of if mode != "training"]
         for dtype, mode, places, count, kernel in product(dtypes_of, modes_of, positions, channels, kernels):
             yield Point(name, kind, dtype, mode, (places, count, count, kernel))
 
@@ -187,7 +190,7 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, [*images, 1 << 24])  # whose results have large pages
     yield from grid(["interpolate"], KINDS["interpolate"], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
-    yield from convolutions(["float32"], BOTH, (256, 4096, 25088), (64, 256))
+    yield from convolutions(["float32"], (*BOTH, auto_conv.KEPT), (256, 4096, 25088), (64, 256))
     yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
     yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
     bags = KINDS["embedding_bag"]

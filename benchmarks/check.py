@@ -53,7 +53,9 @@ def bind(function: Callable, inputs: tuple[torch.Tensor, ...], mode: str, device
     def own(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
             return tensor.to(device)
-        return tensor.detach().to(device, dtype, copy=True).requires_grad_(differentiable)
+        made = tensor.detach().to(device, dtype, copy=True)
+        made = torch.nn.Parameter(made) if isinstance(tensor, torch.nn.Parameter) else made
+        return made.requires_grad_(differentiable)
 
     bound = Bound(function, tuple(own(tensor) for tensor in inputs), mode)
     bound.leaves = [tensor for tensor in bound.inputs if tensor.requires_grad]

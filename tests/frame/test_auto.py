@@ -363,7 +363,16 @@ def size_of(point):
         groups, is_1d = inputs if "depthwise" in shape else 1, shape == conv.DEPTHWISE_1D
         of_group = inputs // groups, outputs // groups, groups
         of_kind = shape == "strided", shape == "3x3", bool(layout)
-        return conv.Size(positions, *of_group, kernel, *of_kind, training, is_1d, point.operation == conv.WITH_NORM)
+        return conv.Size(
+            positions,
+            *of_group,
+            kernel,
+            *of_kind,
+            training,
+            is_1d,
+            point.mode == conv.KEPT,
+            point.operation == conv.WITH_NORM,
+        )
     if point.operation == "interpolate":
         return *point.sizes, point.kind, training
     return *point.sizes, training

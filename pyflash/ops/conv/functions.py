@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyflash.auto import conv as auto
-from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last
+from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last, keeps
 from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed
 from pyflash.ops.core.autograd import shaped
 from pyflash.ops.core.backends import IN_KERNELS, Operation, _state
@@ -54,7 +54,7 @@ class _Convolution:
     @staticmethod
     def _key_of(x, weight, bias, residual, *options):
         layout = is_channels_last(x) or is_channels_last(weight)
-        return x.shape, weight.shape, x.dtype, x.is_cpu, layout, hashable(options)
+        return x.shape, weight.shape, x.dtype, x.is_cpu, layout, keeps(weight), hashable(options)
 
     def _size_of(self, training, x, weight, bias, residual, *options):
         if not (is_plain(x) and is_plain(weight)):
@@ -92,6 +92,7 @@ class _Convolution:
             channels_last=is_channels_last(x) or is_channels_last(weight),
             training=training,
             is_1d=len(kernel) == 1,
+            keeps_weight=keeps(weight),
             has_norm=self.has_norm,
         )
 
