@@ -12,7 +12,7 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.auto import pointwise as auto
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import IN_KERNELS, Operation
-from pyflash.ops.core.checks import NOT_PLAIN, PLAIN_TYPES, expect, is_dense, is_plain
+from pyflash.ops.core.checks import NOT_PLAIN, PLAIN_TYPES, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op
@@ -69,13 +69,11 @@ def _reference_bwd(dy, saved, activation, *values):
 
 
 def _expect_curved(activation):
-    expect(
-        activation in CURVED,
-        "activation_bwd_bwd",
-        lambda: (
-            f"the derivative of {activation!r} is flat: the gradient by dy is activation_bwd of ddx, that by x is 0"
-        ),
-    )
+    if activation not in CURVED:
+        raise ValueError(
+            f"pyflash.activation_bwd_bwd: the derivative of {activation!r} is flat: the gradient by dy is activation_bwd of"
+            " ddx, that by x is 0"
+        )
 
 
 def _reference_bwd_bwd(ddx, dy, saved, activation, first, second, need_ddy):
@@ -216,7 +214,7 @@ def activation_bwd_bwd(ddx, dy, saved, activation, first, second, backend, *, ne
     """(ddx times the derivative, or None where it is not needed; ddx dy times the derivative of `activation_bwd` by `saved`),
     what arrives at `dy` and at `saved` from ddx, which arrives at the result of `activation_bwd`. Of a row that is CURVED;
     differentiable."""
-    ddx, dy = (laid_out_as(t, saved.stride()) for t in (ddx, dy))
+    ddx, dy = laid_out_as(ddx, saved.stride()), laid_out_as(dy, saved.stride())
     ddy, dsaved = apply(_ActivationBwdBwd, ddx, dy, saved, activation, first, second, need_ddy, backend)
     return ddy if need_ddy else None, dsaved
 
