@@ -307,21 +307,29 @@ void forward_rows(const ChannelNormFwd& p, const ChannelNormPlan& plan, int thre
                    partial + block * kChannelPartial * plan.padded, plan.padded);
       });
     });
-    parallel_ranges(plan.samples * channels, max_of(16, kElementwiseGrain / plan.blocks / 16 * 16), threads,
-                    [&](int64_t begin, int64_t end) {
-                      for (int64_t sample = begin / channels; sample * channels < end; sample++)
-                        combine_blocks(partial + sample * matrix, plan, max_of(begin - sample * channels, 0),
-                                       min_of(end - sample * channels, channels), planes + sample * channels);
-                    });
   }
-  for (int64_t unit = 0; unit < plan.units; unit++) unit_statistics<T>(p, plan, unit, planes, units);
-  for (int64_t sample = 0; sample < plan.samples; sample++)
-    for (int64_t c = 0; c < channels; c++) {
+  auto fill_tables = [&](int64_t sample, int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c++) {
       const Affine<Same<T>> affine = affine_of<T>(p, units, sample, c);
       T* table = tables + sample * 3 * plan.padded + c;
       table[0] = affine.mean.value, table[plan.padded] = affine.scale.value,
       table[2 * plan.padded] = affine.offset.value;
     }
+  };
+  const int64_t channels_grain = max_of(16, kElementwiseGrain / max_of(1, plan.blocks) / 16 * 16);
+  parallel_ranges(plan.samples * channels, channels_grain, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t sample = begin / channels; sample * channels < end; sample++) {
+      const int64_t first = max_of(begin - sample * channels, 0), last = min_of(end - sample * channels, channels);
+      if (p.uses_input) combine_blocks(partial + sample * matrix, plan, first, last, planes + sample * channels);
+      if (s.groups) continue;  // their channels may be of other threads
+      for (int64_t c = first; c < last; c++) unit_statistics<T>(p, plan, c, planes, units);
+      fill_tables(sample, first, last);
+    }
+  });
+  if (s.groups) {
+    for (int64_t unit = 0; unit < plan.units; unit++) unit_statistics<T>(p, plan, unit, planes, units);
+    for (int64_t sample = 0; sample < plan.samples; sample++) fill_tables(sample, 0, channels);
+  }
   parallel_ranges(blocks, grain, threads, [&](int64_t begin, int64_t end) {
     Tile<T> tile;
     for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t) {
