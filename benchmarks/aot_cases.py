@@ -397,6 +397,7 @@ def row_wise(empty, dtype):
     seed, sums = empty(1, dtype="int64"), empty(1024)
     dropout.dropout(x, seed, 0.1, y)
     activation.activation_fwd(x, "gelu", 0.0, 0.0, y)
+    activation.activation_bwd_bwd(x, residual, x, "gelu", 0.0, 0.0, True, y, summed)
     bias_act.bias_act_fwd(x, bias, residual, seed, 1, "gelu", 0.0, 0.0, 1.0, -1.0, 0.1, y)
     bias_act.bias_act_bwd(y, x, bias, seed, 1, "gelu", 0.0, 0.0, 1.0, -1.0, 0.1, True, residual, sums)
     gated.gated_fwd(x, residual, False, "silu", 0.0, 0.0, y)

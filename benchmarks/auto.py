@@ -21,30 +21,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks import harness, machine
 from benchmarks.check import Reference, Wrong
-from benchmarks.operation import PROVIDERS, Case, Operation, load
-from benchmarks.operations import attention, linear, softmax
-from benchmarks.operations.conv import _convs
-from benchmarks.operations.embedding import embedding, embedding_bag
-from benchmarks.operations.norm import _channels, _norms, local_response_norm, normalize
-from benchmarks.operations.pointwise import (
-    _gates,
-    activation,
-    bias_act,
-    bias_act_dropout_add,
-    dropout,
-    dropout2d,
-    prelu,
-    rrelu,
-)
-from benchmarks.operations.pool import _pools
-from benchmarks.operations.recurrent import rnn
-from benchmarks.operations.resample import interpolate, pad
+from benchmarks.operation import PROVIDERS, Case, Operation
+from benchmarks.operation import points as points_of_files
 from benchmarks.sampling import SAMPLERS, median_interval, paired_ratios
-from pyflash import functional
 from pyflash.auto import conv as auto_conv
 from pyflash.auto import pool, processor, tables
 from pyflash.auto import softmax as auto_softmax
@@ -67,7 +49,7 @@ POINT_SECONDS = (
 )
 MOST_FLOPS = {"cpu": 5e9, "cuda": 2e13}  # of a point: beyond it the nearest decides
 MOST_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 30}  # of a row-wise one: larger ones take seconds and say the same
-MODES = {"inference": "forward", "training": "training", "any": "forward"}
+MODES = {"inference": "forward", "training": "training", "any": "forward", auto_conv.KEPT: "forward"}
 
 
 @dataclass(frozen=True)
@@ -87,101 +69,14 @@ class Point:
 # ---- how a point becomes a case of the suite ----------------------------------------------------------------------
 
 
-def masked_inputs(case: Case):
-    q, k, v = attention.inputs(case)
-    return q, k, v, torch.rand(q.shape[-2], k.shape[-2]).lt(0.9) | torch.eye(q.shape[-2], k.shape[-2]).bool()
-
-
-def weights_inputs(case: Case):
-    return attention.inputs(case)[:2]
-
-
-SPECIAL_ATTENTION = {
-    "mask": replace(
-        attention.OPERATION,
-        inputs=masked_inputs,
-        torch=lambda case: lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask),
-        pyflash=lambda case: lambda q, k, v, mask: functional.scaled_dot_product_attention(q, k, v, mask),
-        truth=None,
-    ),
-    "weights": replace(
-        attention.OPERATION,
-        inputs=weights_inputs,
-        torch=lambda case: lambda q, k: torch.softmax(q @ k.mT * case.shape.dim**-0.5, -1),
-        pyflash=lambda case: functional.attention_weights,
-        truth=None,
-    ),
-}
+OF_POINT = points_of_files()
 
 
 def declared(point: Point) -> tuple[Operation, Case]:
-    def case(shape) -> Case:
-        return Case(str(point.sizes), shape, (MODES[point.mode],), dtype=point.dtype)
-
-    kind, sizes = point.kind, point.sizes
-    if point.operation in PRODUCTS:
-        return linear.OPERATION, case(linear.Shape(*sizes, point.operation))
-    if point.operation == "activation":
-        return activation.OPERATION, case(activation.Shape(kind, 1, *sizes))
-    if point.operation in CONVOLUTIONS:
-        shape = _convs.of_sizes(point.operation, kind, *sizes)
-        return _convs.OPERATION, case(replace(shape, has_norm=point.operation == auto_conv.WITH_NORM))
-    if point.operation in NORMS:
-        alone = point.operation.removeprefix("add_")
-        return load(alone), case(_norms.Shape(*sizes, alone != point.operation))
-    if point.operation in FUSED:
-        return load(point.operation), case(FUSED[point.operation](*sizes))
-    if point.operation == "embedding":
-        return embedding.OPERATION, case(embedding.Shape(*sizes))
-    if point.operation in POOLS:
-        return _pools.OPERATION, case(_pools.of_elements(point.operation, *sizes))
-    if point.operation == "local_response_norm":
-        return local_response_norm.OPERATION, case(local_response_norm.Shape((1, 64, sizes[0] >> 10, 16)))
-    if point.operation == "normalize":
-        return normalize.OPERATION, case(normalize.Shape(sizes))
-    if point.operation in SOFTMAXES:
-        count, length = sizes
-        is_columns = kind == auto_softmax.COLUMNS
-        shape = (1, length, count) if is_columns else (count, length)
-        return softmax.OPERATION, case(softmax.Shape(point.operation, shape, 1))
-    if point.operation in CHANNEL_NORMS:
-        name = point.operation.removesuffix("_act")
-        groups = {"batch_norm": 0, "group_norm": 32, "instance_norm": sizes[1]}[name]
-        settings = dict(groups=groups, activation="relu" if name != point.operation else None)
-        return load(name), case(_channels.Shape.of_sizes(*sizes, **settings))
-    if point.operation == "embedding_bag":  # of 32, as in the suite
-        return embedding_bag.OPERATION, case(embedding_bag.Shape(sizes[0] // 32, 32, *sizes[1:], kind))
-    if point.operation == "dropout":
-        return dropout.OPERATION, case(dropout.Shape(*sizes))
-    if point.operation == "dropout2d":  # of 256 elements each
-        return dropout2d.OPERATION, case(dropout2d.Shape(8, sizes[0] >> 11, 16))
-    if point.operation == "interpolate":  # to so many elements
-        mode = "nearest" if kind.startswith("nearest") else "bilinear"
-        return interpolate.OPERATION, case(
-            interpolate.Shape((1, sizes[0] >> 10, 16, 16), (32, 32), mode, kind.endswith("channels_last"))
-        )
-    if point.operation == "pad":
-        return pad.OPERATION, case(pad.Shape((1, sizes[0] >> 10, 30, 30), (1, 1, 1, 1)))
-    if point.operation == "rnn":
-        cell, module = kind.split()
-        steps, batch, hidden = sizes
-        return rnn.OPERATION, case(rnn.Shape(cell.upper(), steps, batch, hidden, step=module == "cell"))
-    heads, queries, keys, dim = sizes
-    shape = attention.Shape(
-        1, heads, queries, dim if kind == "weights" else dim // 2, keys, kind == "causal", 0.1 * (kind == "dropout")
-    )
-    return SPECIAL_ATTENTION.get(kind, attention.OPERATION), case(shape)
-
-
-COLUMNS = 1024  # of fused pointwise operations, whose rules ask for elements alone
-FUSED = {
-    "prelu": lambda n: prelu.Shape((n // COLUMNS, COLUMNS), COLUMNS),
-    "rrelu": rrelu.Shape,
-    "glu": lambda n: _gates.Shape(n // COLUMNS, COLUMNS, "sigmoid", packed=True),
-    "gated_act": lambda n: _gates.Shape(n // COLUMNS, COLUMNS),
-    "bias_act": lambda n: bias_act.Shape((n // COLUMNS, COLUMNS)),
-    "bias_act_dropout_add": lambda n: bias_act_dropout_add.Shape(n // COLUMNS, COLUMNS),
-}
+    operation, shape = OF_POINT[point.operation](point.kind, point.sizes)
+    if point.mode == auto_conv.KEPT:
+        shape = replace(shape, is_layers=True)
+    return operation, Case(str(point.sizes), shape, (MODES[point.mode],), dtype=point.dtype)
 
 
 # ---- the grid -----------------------------------------------------------------------------------------------------
@@ -204,6 +99,7 @@ KINDS = kinds()
 OPERATIONS = tuple(KINDS)
 CONVOLUTIONS = (*dict.fromkeys(auto_conv.MEASURED_AS.values()), auto_conv.WITH_NORM)
 SOFTMAXES = tuple(name for name in OPERATIONS if name in auto_softmax.MEASURED_AS)
+FUSED = "prelu", "glu", "gated_act", "bias_act", "bias_act_dropout_add"
 NORMS, CHANNEL_NORMS, POOLS = (
     tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes in sizes)
     for sizes in ((ROWS,), (BATCHES, CHANNELS), (WINDOWS,))
@@ -240,10 +136,11 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
         }.get(shape, (9,))
         if name == "conv_transpose" and shape != "strided":
             continue  # models have no others
+        dtypes_of = dtypes
+        modes_of = [mode for mode in modes if mode != auto_conv.KEPT or auto_conv.is_packed(name, kind)]
         if name == auto_conv.WITH_NORM:  # in evaluation, and of the type that people infer with on a CPU
-            dtypes_of, modes_of = [d for d in dtypes if d == "float32"], modes[:1]
-        else:
-            dtypes_of, modes_of = dtypes, modes
+            dtypes_of = [dtype for dtype in dtypes if dtype == "float32"]
+            modes_of = [mode for mode in modes_of if mode != "training"]
         for dtype, mode, places, count, kernel in product(dtypes_of, modes_of, positions, channels, kernels):
             yield Point(name, kind, dtype, mode, (places, count, count, kernel))
 
@@ -274,9 +171,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["activation"], activations, ["float32"], BOTH, elements)
     yield from grid(["activation"], activations, ["bfloat16"], BOTH, elements[:-1])  # halves the time of these points
     yield from grid(["activation"], activations, ["float64", "float16"], BOTH, (1 << 12, 1 << 20))
-    fused = [name for name in FUSED if name != "rrelu"]
-    yield from grid(fused, [""], ["float32", "bfloat16"], BOTH, (1 << 14, 1 << 17, 1 << 20, 1 << 23))
-    yield from grid(fused, [""], ["float64", "float16"], BOTH, (1 << 14, 1 << 20))
+    yield from grid(FUSED, [""], ["float32", "bfloat16"], BOTH, (1 << 14, 1 << 17, 1 << 20, 1 << 23))
+    yield from grid(FUSED, [""], ["float64", "float16"], BOTH, (1 << 14, 1 << 20))
     yield from grid(["rrelu"], [""], ["float32", "float64", *HALVES], ["any"], (1 << 12, 1 << 20))
     yield from grid(POOLS, [""], ["float32"], BOTH, (1 << 12, 1 << 16, 1 << 20))
     yield from grid(POOLS, [""], ["bfloat16"], BOTH, (1 << 16,))
@@ -294,7 +190,7 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, [*images, 1 << 24])  # whose results have large pages
     yield from grid(["interpolate"], KINDS["interpolate"], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
-    yield from convolutions(["float32"], BOTH, (256, 4096, 25088), (64, 256))
+    yield from convolutions(["float32"], (*BOTH, auto_conv.KEPT), (256, 4096, 25088), (64, 256))
     yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
     yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
     bags = KINDS["embedding_bag"]
@@ -318,7 +214,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(CHANNEL_NORMS, [""], dtypes, BOTH, (4096, 1 << 17), (64, 512))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout", "dropout2d", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))
-    yield from grid([name for name in FUSED if name != "rrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(FUSED, [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["embedding_bag"], KINDS["embedding_bag"], dtypes, BOTH, (65536, 1 << 20), (65536,), (64, 128))
     yield from grid(["embedding"], [""], dtypes, BOTH, (4096, 65536), (4096, 65536), (64, 1024))
     yield from grid(POOLS, [""], dtypes, BOTH, (1 << 18, 1 << 25))

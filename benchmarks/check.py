@@ -53,7 +53,9 @@ def bind(function: Callable, inputs: tuple[torch.Tensor, ...], mode: str, device
     def own(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
             return tensor.to(device)
-        return tensor.detach().to(device, dtype, copy=True).requires_grad_(differentiable)
+        made = tensor.detach().to(device, dtype, copy=True)
+        made = torch.nn.Parameter(made) if isinstance(tensor, torch.nn.Parameter) else made
+        return made.requires_grad_(differentiable)
 
     bound = Bound(function, tuple(own(tensor) for tensor in inputs), mode)
     bound.leaves = [tensor for tensor in bound.inputs if tensor.requires_grad]
@@ -68,10 +70,11 @@ def outputs_of(result) -> tuple[torch.Tensor, ...]:
 
 
 def cotangents(outputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    """The same gradients for every provider: drawn in float32 on the CPU, rounded to nothing finer than bfloat16."""
+    """The same gradients for every provider: drawn in float32 on the CPU, rounded to nothing finer than bfloat16. Each lies in
+    memory as its output does, as it would come from an operation behind: what makes pixels of planes is not given planes."""
     generator = torch.Generator().manual_seed(SEED)
     draw = [torch.randn(out.shape, generator=generator).bfloat16() for out in outputs]
-    return [value.to(out.device, out.dtype) for value, out in zip(draw, outputs, strict=True)]
+    return [torch.empty_like(out).copy_(value) for value, out in zip(draw, outputs, strict=True)]
 
 
 @dataclass
@@ -190,7 +193,7 @@ class Reference:
             largest = max(truth.abs().max().item(), truths.largest_cotangent)
             if self.dtype == torch.float64 and truth.numel():  # the truth, too, is a sum in an order of its own
                 products = self.operation.flops(self.case, "forward") / 2 / truth.numel()
-                largest *= max(1.0, products) ** 0.5
+                largest *= max(self.operation.terms(self.case), products) ** 0.5
             errors.append(((result.double() - truth).abs().max().item(), largest))
         return errors
 

@@ -70,6 +70,8 @@ class Operation:
         gpu: cases at a GPU's sizes, one or more for each launcher of the Triton backend (tools/gpu/smoke.py).
         part: (case, inputs) -> fewer of them, of which torch makes the leading corner of every output and gradient; for
             what float64 has no room for.
+        terms: case -> the terms of the longest sum that a result comes from, where `flops` does not say it as twice the products
+            of an output: by so many roundings the truth, a float64 sum in an order of its own, differs from a float64 result.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Operation:
     gpu: tuple[Case, ...] = ()
     part: Callable[[Case, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None
     exps: Callable[[Case, str], float] = lambda case, mode: 0.0
+    terms: Callable[[Case], int] = lambda case: 1
 
     def work(self, case: Case, mode: str) -> Work | None:
         flops = None if mode == "double-backward" else self.flops(case, mode)
@@ -133,13 +136,34 @@ def gpu_case(name: str, shape: Any, small: Any, *modes: str, dtype: str = "bfloa
 
 
 def module_of(name: str):
-    """The file of an operation: OPERATION, and STORY for what its figures cannot say."""
+    """The file of an operation: OPERATION, STORY for what its figures cannot say, and POINTS."""
     parts = FILES[name].relative_to(FOLDER).with_suffix("").parts
     return importlib.import_module(".".join(("benchmarks", "operations", *parts)))
 
 
 def load(name: str) -> Operation:
     return module_of(name).OPERATION
+
+
+# ---- what `python -m benchmarks auto` measures (auto.py): a file says as POINTS, for each name that it stands for in the
+# tables of `auto`, (kind, sizes) -> (the operation, the shape of a case)
+
+ROW = 1024  # elements of one, where a rule asks for elements alone
+
+
+def in_rows(elements: int) -> tuple[int, int]:
+    return elements // ROW, ROW
+
+
+def points() -> dict[str, Callable[[str, tuple[int, ...]], tuple[Operation, Any]]]:
+    found: dict = {}
+    for name in OPERATIONS:
+        of_file = getattr(module_of(name), "POINTS", {})
+        twice = found.keys() & of_file.keys()
+        if twice:
+            raise ValueError(f"{name}: another file has points of {', '.join(twice)}")
+        found |= of_file
+    return found
 
 
 def in_dtype(cases: tuple[Case, ...], dtype: str | None) -> list[Case]:

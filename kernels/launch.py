@@ -126,6 +126,11 @@ def _describe_tuple(values, kind, key):
     return True
 
 
+def in_order(t, channels_last):
+    """t [batch, channels, ...] dense with its channels behind its places, or before them; a copy where it is not."""
+    return t.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else t.contiguous()
+
+
 def cdiv(a, b):
     """a / b rounded up; triton.cdiv, which kernels can call as well, takes 1 us on the host."""
     return -(-a // b)

@@ -66,3 +66,11 @@ MODULES = [  # name in torch.nn, arguments of its constructor; each that an attr
         *(tuple(given.values()) for given in OTHER_VALUES.get(row.name, ())),
     ]
 ]
+
+
+def borders(name, dtype):
+    """Every parameter, whole numbers around 0, and the values next to each."""
+    values = [*CALLS[name].given.values(), *(v for _, v in CALLS[name].row.parameters if v is not None), *range(-8, 9)]
+    x = torch.tensor([*values, *(-v for v in values), 0.1, 0.5, -0.5], dtype=torch.float64).to(dtype)
+    up, down = (torch.nextafter(x, torch.full_like(x, bound)) for bound in (float("inf"), -float("inf")))
+    return torch.cat([x, up, down]).repeat_interleave(40)  # torch's vectors and its single elements may differ

@@ -30,7 +30,7 @@ class Renderer:
 
     def render(self, node: ast.expr, outermost: bool = False) -> str:
         match node:
-            case ast.Name(id="x" | "y" | "dy" as name):
+            case ast.Name(id="x" | "y" | "dy" | "ddx" as name):
                 return name
             case ast.Name():
                 return self.parameter.format(node.id)
@@ -72,6 +72,16 @@ def names_of(row: Activation) -> list[str]:
 
 def triton_row(row: Activation) -> str:
     parameters = "".join(f"{name}, " for name in names_of(row))
+    double_backward = (
+        f"""
+
+@triton.jit
+def {row.name}_bwd_bwd(ddx, dy, {row.saves}, {parameters}COARSE: tl.constexpr):
+    return {TRITON(row.double_backward)}
+"""
+        if row.double_backward
+        else ""
+    )
     return f"""
 
 @triton.jit
@@ -82,7 +92,7 @@ def {row.name}_fwd(x, {parameters}COARSE: tl.constexpr):
 @triton.jit
 def {row.name}_bwd(dy, {row.saves}, {parameters}COARSE: tl.constexpr):
     return {TRITON(row.backward)}
-"""
+{double_backward}"""
 
 
 def triton_file() -> str:
@@ -91,6 +101,8 @@ def triton_file() -> str:
         values = [f"primitives.scalar({name}, {first}.dtype)" for name in PARAMETERS[: len(row.parameters)]]
         return f"{row.name}_{direction}({', '.join([arguments, *values, 'COARSE'])})"
 
+    rows = list(ACTIVATIONS.items())
+    curved = [(name, row) for name, row in rows if row.double_backward]
     choose = "".join(
         f"""
 
@@ -100,11 +112,15 @@ def {direction}({arguments}, {", ".join(PARAMETERS)}, ACTIVATION: tl.constexpr, 
 """
         + "".join(
             f'    {"if" if i == 0 else "elif"} ACTIVATION == "{name}":\n        return {called(row, direction, arguments)}\n'
-            for i, (name, row) in enumerate(ACTIVATIONS.items())
+            for i, (name, row) in enumerate(rows)
         )
         + "    else:\n"
-        + f'        tl.static_assert(ACTIVATION == "", "no such activation")\n        return {arguments.split(",")[0]}\n'
-        for direction, arguments in (("fwd", "x"), ("bwd", "dy, saved"))
+        + f'        tl.static_assert({none}, "no such activation")\n        return {arguments.split(",")[0]}\n'
+        for direction, arguments, rows, none in (
+            ("fwd", "x", rows, 'ACTIVATION == ""'),
+            ("bwd", "dy, saved", rows, 'ACTIVATION == ""'),
+            ("bwd_bwd", "ddx, dy, saved", curved, "False"),  # what is saved's; dy's is bwd of ddx
+        )
     )
     from_output = ", ".join(f'"{name}"' for name, row in ACTIVATIONS.items() if row.saves == "y")
     return (
@@ -119,10 +135,20 @@ def {direction}({arguments}, {", ".join(PARAMETERS)}, ACTIVATION: tl.constexpr, 
 def cpp_row(row: Activation) -> str:
     struct = "".join(part.capitalize() for part in row.name.split("_"))
     members = f"  double {', '.join(names_of(row))};\n" if row.parameters else ""
-    from_output = str(row.saves == "y").lower()
+    from_output, is_curved = (str(flag).lower() for flag in (row.saves == "y", bool(row.double_backward)))
+    double_backward = (
+        f"""
+  template <class V>
+  PF_MEMBER V double_backward(V ddx, V dy, V {row.saves}) const {{
+    return {CPP(row.double_backward)};
+  }}"""
+        if row.double_backward
+        else ""
+    )
     return f"""
 struct {struct} {{
   static constexpr bool kFromOutput = {from_output};  // what backward takes: y or x
+  static constexpr bool kIsCurved = {is_curved};  // is there a double_backward
 {members}  template <class V>
   PF_MEMBER V forward(V x) const {{
     return {CPP(row.forward)};
@@ -130,7 +156,7 @@ struct {struct} {{
   template <class V>
   PF_MEMBER V backward(V dy, V {row.saves}) const {{
     return {CPP(row.backward)};
-  }}
+  }}{double_backward}
 }};
 """
 

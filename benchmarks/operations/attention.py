@@ -263,3 +263,48 @@ OPERATION = Operation(
     gpu=GPU,
     part=part,
 )
+
+
+def masked(case: Case):
+    """The inputs and a mask, of which every row lets something through."""
+    q, k, v = inputs(case)
+    return q, k, v, torch.rand(q.shape[-2], k.shape[-2]).lt(0.9) | torch.eye(q.shape[-2], k.shape[-2]).bool()
+
+
+def ours_masked(case: Case):
+    from pyflash import functional
+
+    return lambda q, k, v, mask: functional.scaled_dot_product_attention(q, k, v, mask)
+
+
+def our_weights(case: Case):
+    from pyflash import functional
+
+    return functional.attention_weights
+
+
+# What a walk asks beside the suite's: a mask that is given, and the weights alone.
+MASKED = replace(
+    OPERATION,
+    inputs=masked,
+    torch=lambda case: lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask),
+    pyflash=ours_masked,
+    truth=None,
+)
+WEIGHTS = replace(
+    OPERATION,
+    inputs=lambda case: inputs(case)[:2],
+    torch=lambda case: lambda q, k: torch.softmax(q @ k.mT * case.shape.dim**-0.5, -1),
+    pyflash=our_weights,
+    truth=None,
+)
+
+
+def _point(kind, sizes):
+    heads, queries, keys, dim = sizes  # of q and of v together, but for the weights
+    of_kind = {"mask": MASKED, "weights": WEIGHTS}.get(kind, OPERATION)
+    dim = dim if kind == "weights" else dim // 2
+    return of_kind, Shape(1, heads, queries, dim, keys, kind == "causal", 0.1 * (kind == "dropout"))
+
+
+POINTS = {"attention": _point}

@@ -127,3 +127,5 @@ STORY = Story(
 OPERATION = Operation(
     name="linear", cases=CASES, inputs=inputs, torch=torchs, pyflash=ours, flops=flops, bytes=bytes_, gpu=GPU
 )
+
+POINTS = {name: lambda kind, sizes, name=name: (OPERATION, Shape(*sizes, name)) for name in ("linear", "linear_act")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.known import CPUS, TINY, TORCHS, TWICE, Gap, Story, fresh
 from benchmarks.operation import Case, Operation, gpu_case
+from pyflash.auto.softmax import COLUMNS
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,11 @@ OPERATION = Operation(
     exps=exps,
     gpu=GPU,
 )
+
+
+def _point(kind, sizes, name):
+    count, length = sizes
+    return OPERATION, Shape(name, (1, length, count) if kind == COLUMNS else (count, length), 1)
+
+
+POINTS = {name: partial(_point, name=name) for name in ("softmax", "log_softmax")}

@@ -13,6 +13,7 @@
 #endif
 
 PF_KERNEL(core, fma_peak, FmaPeak)
+PF_KERNEL(core, transposed, Transposed)
 
 const Bindings* Bindings::first = nullptr;  // before any constructor runs
 
@@ -63,6 +64,19 @@ PYBIND11_MODULE(_cpu, m) {
     r.done();
     launch(core::fma_peak, p, num_threads);
     return flops;  // the caller's clock makes a rate of it
+  });
+  m.def("transposed", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "transposed", "problem");
+    Transposed p;
+    p.from = r.address("from");
+    p.to = r.address<void>("to");
+    p.batch = r.size("batch");
+    p.rows = r.size("rows");
+    p.cols = r.size("cols");
+    const int64_t log_itemsize = r.member<int64_t>("log_itemsize", 4, 1);
+    p.itemsize = 1 << log_itemsize;
+    r.done();
+    launch(core::transposed, p, num_threads);
   });
   for (const Bindings* family = Bindings::first; family; family = family->next) family->define(m);
 }

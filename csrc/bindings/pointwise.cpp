@@ -4,6 +4,7 @@
 
 PF_KERNEL(pointwise, activation_fwd, ActivationFwd)
 PF_KERNEL(pointwise, activation_bwd, ActivationBwd)
+PF_KERNEL(pointwise, activation_bwd_bwd, ActivationBwdBwd)
 PF_KERNEL(pointwise, dropout, Dropout)
 PF_KERNEL(pointwise, dropout_form, DropoutForm)
 PF_KERNEL(pointwise, philox_words, PhiloxWords)
@@ -93,6 +94,20 @@ PF_BINDINGS(m) {
     p.dtype = r.member<Dtype>("dtype", kDtypes);
     r.done();
     launch(pointwise::activation_bwd, p, num_threads);
+  });
+  m.def("activation_bwd_bwd", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "activation_bwd_bwd", "problem");
+    ActivationBwdBwd p;
+    p.ddx = r.address("ddx");
+    p.dy = r.address("dy");
+    p.saved = r.address("saved");
+    p.ddy = r.address<void>("ddy");
+    p.dsaved = r.address<void>("dsaved");
+    p.n = r.size("n");
+    p.activation = read_activation(r);
+    p.dtype = r.member<Dtype>("dtype", kDtypes);
+    r.done();
+    launch(pointwise::activation_bwd_bwd, p, num_threads);
   });
   m.def("channel_workspace",
         [](int64_t n, int64_t channels) { return channel_parts(n, channels) * channels * kBytesOfChannelSums; });

@@ -74,12 +74,20 @@ PF_BINDINGS(m) {
     r.done();
     launch(pool::max_pool_fwd, p, num_threads);
   });
+  m.def("max_pool_bwd_workspace", [](const py::tuple& problem) {  // bytes for each thread
+    Reader r(problem, "max_pool_bwd_workspace", "problem");
+    const PoolShape shape = read_shape(r);
+    const Dtype dtype = r.member<Dtype>("dtype", kDtypes);
+    r.done();
+    return max_pool_bwd_workspace(shape, dtype);
+  });
   m.def("max_pool_bwd", [](const py::tuple& problem, int num_threads) {
     Reader r(problem, "max_pool_bwd", "problem");
     MaxPoolBwd p;
     p.dy = r.address("dy");
     p.indices = r.address("indices");
     p.dx = r.address<void>("dx");
+    p.workspace = r.address<void>("workspace");
     p.shape = read_shape(r);
     p.index = r.member<PoolIndex>("index", kPoolIndices, 1);
     p.dtype = r.member<Dtype>("dtype", kDtypes);

@@ -12,6 +12,14 @@ struct FmaPeak {
   float* sink;    // out: keeps the compiler from dropping the loop
 };
 
+// to[b, c, r] = from[b, r, c], both dense.
+struct Transposed {
+  const void* from;  // [batch, rows, cols]
+  void* to;          // [batch, cols, rows]
+  int64_t batch, rows, cols;
+  int64_t itemsize;  // 2, 4 or 8 bytes
+};
+
 // ---- do weights still hold what they held when they were packed? ----
 constexpr int64_t kPhases = 64;
 

@@ -23,6 +23,18 @@ struct ActivationBwd {
   Dtype dtype;
 };
 
+// Of what arrives at dx, ddx: ddy = ddx activation'(saved), and dsaved = ddx dy activation''(saved), by what was saved.
+// For rows whose derivative is not flat.
+struct ActivationBwdBwd {
+  const void *ddx, *dy;  // [n], dtype
+  const void* saved;     // [n], dtype: x or y, whichever the row saves
+  void* ddy;             // [n], dtype; may alias ddx; or null: not wanted
+  void* dsaved;          // [n], dtype; may alias dy
+  int64_t n;
+  Activation activation;
+  Dtype dtype;
+};
+
 // ---- dropout over dense memory, with a mask that is a function of the seed and the element's place only ----
 //
 // Element n lies in block n / 64 at place n % 64. Its random word is word (n % 64) / 16 of Philox4x32-10 with

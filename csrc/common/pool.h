@@ -38,10 +38,17 @@ struct MaxPoolBwd {
   const void* dy;       // output, dtype
   const void* indices;  // output: what the forward wrote
   void* dx;             // input, dtype
+  void* workspace;      // max_pool_bwd_workspace bytes for each thread
   PoolShape shape;
   PoolIndex index;
   Dtype dtype;
 };
+
+// Of a half type planes are summed in float.
+static inline int64_t max_pool_bwd_workspace(const PoolShape& s, Dtype dtype) {
+  const int64_t plane = s.depth.in * s.height.in * s.width.in;
+  return s.inner == 1 && (dtype == Dtype::bf16 || dtype == Dtype::f16) ? (plane * 4 + 63) / 64 * 64 : 0;
+}
 
 // The mean divides by how many elements the window has. With counts_padding by how many it would have if the padding
 // were elements; a divisor other than 0 replaces both.

@@ -417,7 +417,7 @@ def channel_norm_bwd(
     dy, x, residual, weight, bias, mean, rstd, groups, uses_input, activation, first, second, saves_output, need_dx,
     need_dresidual, need_dweight, need_dbias, dx, dresidual, dweight, dbias,
 ):  # fmt: skip
-    """Fill those of dx, dresidual, dweight, dbias that are needed; dy, dx and dresidual like x, dweight and dbias like mean."""
+    """Fill those of dx, dresidual, dweight, dbias that are needed; dx and dresidual like x, dweight and dbias like mean."""
     wanted = [grad if need else None for grad, need in ((dweight, need_dweight), (dbias, need_dbias))]
     if x.numel() == 0:
         for grad in wanted:
@@ -425,6 +425,7 @@ def channel_norm_bwd(
                 grad.zero_()
         return
     work, channels = _work(x, groups), x.shape[1]
+    dy = launch.in_order(dy, x.stride(1) == 1 and channels > 1)
     of_activation = dict(ACTIVATION=activation, SAVES_OUTPUT=saves_output)
     # A product that is added at once is not rounded: see layer_norm_bwd.
     options = dict(GROUPS=groups, enable_fp_fusion=False)

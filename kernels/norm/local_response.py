@@ -114,8 +114,9 @@ def local_response_norm_fwd(x, size, alpha, beta, k, y):
 
 
 def local_response_norm_bwd(dy, x, size, alpha, beta, k, dx):
-    """Fill dx; dy, x and dx lie in memory alike."""
+    """Fill dx, which lies in memory as x does."""
     if x.numel():
+        dy = launch.in_order(dy, x.stride(1) == 1 and x.shape[1] > 1)
         shares = torch.empty_like(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
         _launch(_local_response_fwd, x, size, alpha, beta, k, x, dy, None, shares)
         _launch(_local_response_bwd, x, size, alpha, beta, k, dy, x, shares, dx)

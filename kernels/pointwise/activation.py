@@ -36,6 +36,27 @@ def _activation_bwd(
     tl.store(dx_ptr + offs, primitives.cast(dx, dx_ptr.dtype.element_ty), mask=mask)
 
 
+@launch.cached
+@triton.jit
+def _activation_bwd_bwd(
+    ddx_ptr, dy_ptr, saved_ptr, ddy_ptr, dsaved_ptr, size, first: "fp64", second: "fp64",  # noqa: F821
+    ACTIVATION: tl.constexpr, NEED_DDY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    dtype: tl.constexpr = dsaved_ptr.dtype.element_ty
+    acc: tl.constexpr = primitives.acc_dtype(dtype)
+    coarse: tl.constexpr = dtype.primitive_bitwidth == 16
+    ddx = primitives.cast(tl.load(ddx_ptr + offs, mask=mask, other=0.0), acc)
+    dy = primitives.cast(tl.load(dy_ptr + offs, mask=mask, other=0.0), acc)
+    saved = primitives.cast(tl.load(saved_ptr + offs, mask=mask, other=0.0), acc)
+    if NEED_DDY:
+        ddy = activations.bwd(ddx, saved, first, second, ACTIVATION, coarse)
+        tl.store(ddy_ptr + offs, primitives.cast(ddy, dtype), mask=mask)
+    dsaved = activations.bwd_bwd(ddx, dy, saved, first, second, ACTIVATION, coarse)
+    tl.store(dsaved_ptr + offs, primitives.cast(dsaved, dtype), mask=mask)
+
+
 def activation_fwd(x, activation, first, second, y):
     """y = activation(x), a name of the table and the values of its parameters; x and y dense, of one memory order."""
     if x.numel():
@@ -50,3 +71,13 @@ def activation_bwd(dy, saved, activation, first, second, dx):
         _activation_bwd[grid](
             dy, saved, dx, dy.numel(), first, second, ACTIVATION=activation, BLOCK=tuning.POINTWISE_BLOCK
         )
+
+
+def activation_bwd_bwd(ddx, dy, saved, activation, first, second, need_ddy, ddy, dsaved):
+    """ddy = ddx * activation', where it is needed, and dsaved = ddx * dy * activation''; all dense, of one order."""
+    if ddx.numel():
+        grid = (launch.cdiv(ddx.numel(), tuning.POINTWISE_BLOCK),)
+        _activation_bwd_bwd[grid](
+            ddx, dy, saved, ddy if need_ddy else dsaved, dsaved, ddx.numel(), first, second,
+            ACTIVATION=activation, NEED_DDY=need_ddy, BLOCK=tuning.POINTWISE_BLOCK,
+        )  # fmt: skip

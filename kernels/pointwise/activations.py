@@ -39,13 +39,23 @@ def gelu_bwd(dy, x, COARSE: tl.constexpr):
 
 
 @triton.jit
+def gelu_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
+    return (ddx * dy) * ((2.0 * primitives.normal_pdf(x, COARSE)) - (x * (x * primitives.normal_pdf(x, COARSE))))
+
+
+@triton.jit
 def gelu_tanh_fwd(x, COARSE: tl.constexpr):
     return x * primitives.gelu_sigmoid(x, COARSE)
 
 
 @triton.jit
 def gelu_tanh_bwd(dy, x, COARSE: tl.constexpr):
-    return (dy * primitives.sigmoid((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x)), COARSE)) * (1.0 + (((x * primitives.sigmoid(-((1.5957691216057308 * x) * (1.0 + ((0.044715 * x) * x))), COARSE)) * 1.5957691216057308) * (1.0 + ((0.134145 * x) * x))))
+    return (dy * primitives.sigmoid((1.5957691216057308 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * (1.0 + ((0.044715 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x)))), COARSE)) * (1.0 + ((tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x)) * primitives.sigmoid(-((1.5957691216057308 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * (1.0 + ((0.044715 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))))), COARSE)) * (1.5957691216057308 * (1.0 + ((0.134145 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x)))))))
+
+
+@triton.jit
+def gelu_tanh_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
+    return (((ddx * dy) * primitives.sigmoid((1.5957691216057308 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * (1.0 + ((0.044715 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x)))), COARSE)) * primitives.sigmoid(-((1.5957691216057308 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * (1.0 + ((0.044715 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))))), COARSE)) * ((2.0 * (1.5957691216057308 * (1.0 + ((0.134145 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x)))))) + (tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x)) * ((((primitives.sigmoid(-((1.5957691216057308 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * (1.0 + ((0.044715 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))))), COARSE) - primitives.sigmoid((1.5957691216057308 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * (1.0 + ((0.044715 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x)))), COARSE)) * (1.5957691216057308 * (1.0 + ((0.134145 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x)))))) * (1.5957691216057308 * (1.0 + ((0.134145 * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x)))))) + ((1.5957691216057308 * 0.26829) * tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))))))
 
 
 @triton.jit
@@ -59,13 +69,23 @@ def silu_bwd(dy, x, COARSE: tl.constexpr):
 
 
 @triton.jit
+def silu_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
+    return (((ddx * dy) * primitives.sigmoid(x, COARSE)) * primitives.sigmoid(-x, COARSE)) * (2.0 + (x * (primitives.sigmoid(-x, COARSE) - primitives.sigmoid(x, COARSE))))
+
+
+@triton.jit
 def mish_fwd(x, COARSE: tl.constexpr):
     return x * ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) / ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 2.0))
 
 
 @triton.jit
 def mish_bwd(dy, x, COARSE: tl.constexpr):
-    return dy * (((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) / ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 2.0)) + ((x * primitives.sigmoid(x, COARSE)) * ((4.0 * ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 1.0)) / (((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 2.0) * ((primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) * (primitives.exp(tl.where(x < 20.0, x, 20.0), COARSE) + 2.0)) + 2.0)))))
+    return dy * ((tl.where(x > 0.0, 1.0 + (2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)), primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))) / tl.where(x > 0.0, 1.0 + ((2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * (1.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))), 2.0 + (primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))))) + ((x * (((4.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * tl.where(x > 0.0, primitives.exp(tl.where(x > 0.0, -x, x), COARSE), 1.0)) / (tl.where(x > 0.0, 1.0 + ((2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * (1.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))), 2.0 + (primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE)))) * tl.where(x > 0.0, 1.0 + ((2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * (1.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))), 2.0 + (primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))))))) * (1.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))))
+
+
+@triton.jit
+def mish_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
+    return (ddx * dy) * (((((4.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * tl.where(x > 0.0, primitives.exp(tl.where(x > 0.0, -x, x), COARSE), 1.0)) / (tl.where(x > 0.0, 1.0 + ((2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * (1.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))), 2.0 + (primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE)))) * tl.where(x > 0.0, 1.0 + ((2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * (1.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))), 2.0 + (primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE)))))) * (2.0 + (2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)))) + ((x * (((4.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * tl.where(x > 0.0, primitives.exp(tl.where(x > 0.0, -x, x), COARSE), 1.0)) / (tl.where(x > 0.0, 1.0 + ((2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * (1.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))), 2.0 + (primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE)))) * tl.where(x > 0.0, 1.0 + ((2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * (1.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))), 2.0 + (primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))))))) * (tl.where(x > 0.0, primitives.exp(tl.where(x > 0.0, -x, x), COARSE), 1.0) - ((2.0 * (tl.where(x > 0.0, 1.0 + (2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)), primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))) / tl.where(x > 0.0, 1.0 + ((2.0 * primitives.exp(tl.where(x > 0.0, -x, x), COARSE)) * (1.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE))), 2.0 + (primitives.exp(tl.where(x > 0.0, -x, x), COARSE) * (2.0 + primitives.exp(tl.where(x > 0.0, -x, x), COARSE)))))) * tl.where(x > 0.0, 1.0, primitives.exp(tl.where(x > 0.0, -x, x), COARSE))))))
 
 
 @triton.jit
@@ -79,6 +99,11 @@ def tanh_bwd(dy, y, COARSE: tl.constexpr):
 
 
 @triton.jit
+def tanh_bwd_bwd(ddx, dy, y, COARSE: tl.constexpr):
+    return ((-2.0 * ddx) * dy) * y
+
+
+@triton.jit
 def sigmoid_fwd(x, COARSE: tl.constexpr):
     return primitives.sigmoid(x, COARSE)
 
@@ -89,13 +114,23 @@ def sigmoid_bwd(dy, y, COARSE: tl.constexpr):
 
 
 @triton.jit
+def sigmoid_bwd_bwd(ddx, dy, y, COARSE: tl.constexpr):
+    return (ddx * dy) * (1.0 - (2.0 * y))
+
+
+@triton.jit
 def elu_fwd(x, alpha, COARSE: tl.constexpr):
     return tl.where(x > 0.0, x, alpha * primitives.expm1(x, COARSE))
 
 
 @triton.jit
 def elu_bwd(dy, x, alpha, COARSE: tl.constexpr):
-    return tl.where(x > 0.0, dy, (dy * alpha) * primitives.exp(x, COARSE))
+    return tl.where(x <= 0.0, (dy * alpha) * primitives.exp(x, COARSE), dy)
+
+
+@triton.jit
+def elu_bwd_bwd(ddx, dy, x, alpha, COARSE: tl.constexpr):
+    return tl.where(x < 0.0, ((ddx * dy) * alpha) * primitives.exp(x, COARSE), 0.0)
 
 
 @triton.jit
@@ -105,7 +140,12 @@ def selu_fwd(x, COARSE: tl.constexpr):
 
 @triton.jit
 def selu_bwd(dy, x, COARSE: tl.constexpr):
-    return tl.where(x > 0.0, 1.0507009873554805 * dy, (dy * 1.7580993408473766) * primitives.exp(x, COARSE))
+    return tl.where(x <= 0.0, (dy * 1.7580993408473766) * primitives.exp(x, COARSE), 1.0507009873554805 * dy)
+
+
+@triton.jit
+def selu_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
+    return tl.where(x < 0.0, ((ddx * dy) * 1.7580993408473766) * primitives.exp(x, COARSE), 0.0)
 
 
 @triton.jit
@@ -115,7 +155,12 @@ def celu_fwd(x, alpha, COARSE: tl.constexpr):
 
 @triton.jit
 def celu_bwd(dy, x, alpha, COARSE: tl.constexpr):
-    return tl.where(x > 0.0, dy, dy * primitives.exp(x * (1.0 / alpha), COARSE))
+    return tl.where(x <= 0.0, dy * primitives.exp(x * (1.0 / alpha), COARSE), dy)
+
+
+@triton.jit
+def celu_bwd_bwd(ddx, dy, x, alpha, COARSE: tl.constexpr):
+    return tl.where(x < 0.0, ((ddx * dy) * (1.0 / alpha)) * primitives.exp(x * (1.0 / alpha), COARSE), 0.0)
 
 
 @triton.jit
@@ -155,7 +200,12 @@ def hardswish_fwd(x, COARSE: tl.constexpr):
 
 @triton.jit
 def hardswish_bwd(dy, x, COARSE: tl.constexpr):
-    return tl.where(x <= -3.0, 0.0, tl.where(x >= 3.0, dy, dy * ((x / 3.0) + 0.5)))
+    return tl.where(x <= -3.0, 0.0, tl.where(x < 3.0, dy * ((x / 3.0) + 0.5), dy))
+
+
+@triton.jit
+def hardswish_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
+    return tl.where(x > -3.0, tl.where(x < 3.0, (ddx * dy) / 3.0, 0.0), 0.0)
 
 
 @triton.jit
@@ -189,6 +239,11 @@ def softplus_bwd(dy, x, beta, threshold, COARSE: tl.constexpr):
 
 
 @triton.jit
+def softplus_bwd_bwd(ddx, dy, x, beta, threshold, COARSE: tl.constexpr):
+    return tl.where(x * beta >= threshold, 0.0, (((ddx * dy) * beta) * primitives.sigmoid(x * beta, COARSE)) * primitives.sigmoid(-(x * beta), COARSE))
+
+
+@triton.jit
 def logsigmoid_fwd(x, COARSE: tl.constexpr):
     return tl.where(x < 0.0, x, 0.0) - primitives.log1p(primitives.exp(-tl.abs(x), COARSE), COARSE)
 
@@ -196,6 +251,11 @@ def logsigmoid_fwd(x, COARSE: tl.constexpr):
 @triton.jit
 def logsigmoid_bwd(dy, x, COARSE: tl.constexpr):
     return dy * primitives.sigmoid(-x, COARSE)
+
+
+@triton.jit
+def logsigmoid_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
+    return (-(ddx * dy) * primitives.sigmoid(x, COARSE)) * primitives.sigmoid(-x, COARSE)
 
 
 @triton.jit
@@ -209,6 +269,11 @@ def softsign_bwd(dy, x, COARSE: tl.constexpr):
 
 
 @triton.jit
+def softsign_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
+    return ((((ddx * dy) * tl.where(x > 0.0, -2.0, tl.where(x < 0.0, 2.0, x * 0.0))) / (1.0 + tl.abs(x))) / (1.0 + tl.abs(x))) / (1.0 + tl.abs(x))
+
+
+@triton.jit
 def tanhshrink_fwd(x, COARSE: tl.constexpr):
     return primitives.tanh_rest(x)
 
@@ -216,6 +281,11 @@ def tanhshrink_fwd(x, COARSE: tl.constexpr):
 @triton.jit
 def tanhshrink_bwd(dy, x, COARSE: tl.constexpr):
     return (dy * primitives.tanh(x, COARSE)) * primitives.tanh(x, COARSE)
+
+
+@triton.jit
+def tanhshrink_bwd_bwd(ddx, dy, x, COARSE: tl.constexpr):
+    return (((2.0 * ddx) * dy) * primitives.tanh(x, COARSE)) * (1.0 - (primitives.tanh(x, COARSE) * primitives.tanh(x, COARSE)))
 
 
 @triton.jit
@@ -330,3 +400,39 @@ def bwd(dy, saved, first, second, ACTIVATION: tl.constexpr, COARSE: tl.constexpr
     else:
         tl.static_assert(ACTIVATION == "", "no such activation")
         return dy
+
+
+@triton.jit
+def bwd_bwd(ddx, dy, saved, first, second, ACTIVATION: tl.constexpr, COARSE: tl.constexpr = False):
+    # first, second: the values of the row's parameters. COARSE: the result will be rounded to 16 bits
+    if ACTIVATION == "gelu":
+        return gelu_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "gelu_tanh":
+        return gelu_tanh_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "silu":
+        return silu_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "mish":
+        return mish_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "tanh":
+        return tanh_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "sigmoid":
+        return sigmoid_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "elu":
+        return elu_bwd_bwd(ddx, dy, saved, primitives.scalar(first, ddx.dtype), COARSE)
+    elif ACTIVATION == "selu":
+        return selu_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "celu":
+        return celu_bwd_bwd(ddx, dy, saved, primitives.scalar(first, ddx.dtype), COARSE)
+    elif ACTIVATION == "hardswish":
+        return hardswish_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "softplus":
+        return softplus_bwd_bwd(ddx, dy, saved, primitives.scalar(first, ddx.dtype), primitives.scalar(second, ddx.dtype), COARSE)
+    elif ACTIVATION == "logsigmoid":
+        return logsigmoid_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "softsign":
+        return softsign_bwd_bwd(ddx, dy, saved, COARSE)
+    elif ACTIVATION == "tanhshrink":
+        return tanhshrink_bwd_bwd(ddx, dy, saved, COARSE)
+    else:
+        tl.static_assert(False, "no such activation")
+        return ddx

@@ -82,6 +82,7 @@ def avg_pool_fwd(x, size, kernel, stride, padding, count_include_pad, divisor, y
 
 
 def avg_pool_bwd(dy, input_size, channels_last, size, kernel, stride, padding, count_include_pad, divisor, dx):
-    """Fill dx [input_size], in the layout of dy: each element's share of the windows that it lies in."""
+    """Fill dx [input_size], channels_last or not: each element's share of the windows that it lies in."""
     shape = windows.Shape(input_size, channels_last, size, kernel, stride, padding, (1,) * len(size))
+    dy = launch.in_order(dy, channels_last)
     shape.run(_avg_pool_bwd, shape.inputs, shape.windows, dy, dx, divisor, COUNTS_PADDING=count_include_pad)

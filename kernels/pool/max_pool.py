@@ -80,6 +80,7 @@ def max_pool_fwd(x, size, kernel, stride, padding, dilation, index_bits, y, indi
 
 
 def max_pool_bwd(dy, indices, input_size, channels_last, size, kernel, stride, padding, dilation, dx):
-    """Fill dx [input_size], in the layout of dy and indices, with the sum of dy over the windows that chose an element."""
+    """Fill dx [input_size], in the layout of indices, with the sum of dy over the windows that chose an element."""
     shape = windows.Shape(input_size, channels_last, size, kernel, stride, padding, dilation)
+    dy = launch.in_order(dy, channels_last)
     shape.run(_max_pool_bwd, shape.inputs, shape.windows, dy, indices, dx)

@@ -41,6 +41,7 @@ class Size(NamedTuple):
     channels_last: bool
     training: bool  # are gradients needed
     is_1d: bool = False
+    keeps_weight: bool = False  # as a kernel reads it: a layer's, and gradients are off
     has_norm: bool = False  # behind it: a batch norm in evaluation, and perhaps an activation
 
     @property
@@ -64,6 +65,7 @@ class Size(NamedTuple):
 MEASURED_AS = {f"{name}{n}d": name for name in ("conv", "conv_transpose") for n in (1, 2, 3)} | {
     "conv_bias_act": "conv"
 }
+KEPT = "kept"  # the mode of inference in which a packed weight outlives the call
 WITH_NORM = "conv_norm"  # torch's two or three passes over the result are in its time
 SIZES = f"({', '.join(Size._fields)})"
 # Beyond these the points of a table, which have 64 channels and more and kernels of 16 where they are strided, say nothing.
@@ -83,6 +85,13 @@ def is_like_points(size: Size) -> bool:
     return min(size.inputs, size.outputs) >= LEAST_CHANNELS
 
 
+def is_packed(name: str, kind: str) -> bool:
+    """Has a weight of this kind another form than its own in a kernel, on a CPU?"""
+    if kind.startswith("depthwise"):
+        return False
+    return name == "conv_transpose" or kind.startswith("3x3") or kind.endswith("channels_last")
+
+
 def rules(name: str):
     """Rules of a function by its name, for sizes as `Size`."""
 
@@ -91,11 +100,12 @@ def rules(name: str):
         if not is_like_points(size):
             return NOT_MEASURED
         channels = size.groups * size.inputs, size.groups * size.outputs
-        mode = "training" if size.training else "inference"
         measured = WITH_NORM if size.has_norm else MEASURED_AS[name]
-        ours = tables.ours(where, measured, size.kind, dtype, mode, (size.positions, *channels, size.kernel))
-        if ours is not None:
-            return "" if ours else MEASURED
+        modes = ("training",) if size.training else (KEPT, "inference") if size.keeps_weight else ("inference",)
+        for mode in modes:
+            ours = tables.ours(where, measured, size.kind, dtype, mode, (size.positions, *channels, size.kernel))
+            if ours is not None:
+                return "" if ours else MEASURED
         return NOT_MEASURED
 
     return decide

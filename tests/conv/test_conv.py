@@ -55,6 +55,8 @@ CONV = [  # shapes of input and weight, options, layout of both, why it is here
     ((1, 3, 5, 6, 7), (4, 3, 3, 2, 3), {"padding": 1}, "contiguous", "three dimensions"),
     ((2, 4, 4, 5, 6), (6, 2, 2, 2, 2), {"stride": (2, 1, 2), "groups": 2}, "channels_last", "three, in groups"),
     ((0, 3, 8, 8), (4, 3, 3, 3), {}, "contiguous", "empty batch"),
+    ((3, 5, 5, 5), (7, 5, 3, 3), {"padding": 1}, "contiguous", "columns of many short rows"),
+    ((1, 5, 3, 75), (3, 5, 3, 3), {"stride": 2, "padding": 1}, "contiguous", "every other place of a long row"),
 ]
 TRANSPOSED = [
     ((2, 8, 4, 4), (8, 3, 4, 4), {"stride": 2, "padding": 1}, "contiguous", "DCGAN's"),
@@ -69,6 +71,10 @@ TRANSPOSED = [
     ((2, 6, 3, 4), (6, 2, 2, 1), {"stride": (3, 2)}, "contiguous", "places that no window reaches"),
     ((6, 5, 4), (6, 2, 3, 3), {"padding": 2}, "contiguous", "no batch"),
     ((2, 4, 6), (4, 3, 5), {"stride": 3, "padding": 2, "output_padding": 1}, "contiguous", "one dimension"),
+    ((2, 3, 37), (3, 17, 4), {"stride": 2, "padding": 1}, "contiguous", "both phases of a row, which another follows"),
+    ((3, 9, 5, 19), (9, 10, 3, 3), {"stride": 2, "padding": 1}, "contiguous", "rows of an odd length, several panels"),
+    ((2, 19, 7, 9), (19, 18, 1, 1), {"stride": 2}, "contiguous", "places that no window reaches, a weight transposed"),
+    ((1, 2, 5, 6), (2, 3, 17, 17), {"stride": 2}, "contiguous", "more taps than are packed at a time"),
     ((2, 3, 3, 4, 3), (3, 2, 2, 2, 2), {"stride": 2, "padding": (0, 1, 0)}, "channels_last", "three dimensions"),
     ((0, 6, 5, 4), (6, 2, 3, 3), {"stride": 2}, "contiguous", "empty batch"),
 ]  # fmt: skip

@@ -56,6 +56,10 @@ def pointwise_case():
     for name in ("gelu", "silu", "tanh"):
         yield name, lambda name=name: activation.activation_fwd(x, name, 0.0, 0.0, y)
     yield "gelu backward", lambda: activation.activation_bwd(x, x, "gelu", 0.0, 0.0, y)
+    yield (
+        "gelu second backward",
+        lambda: activation.activation_bwd_bwd(x, x, x, "gelu", 0.0, 0.0, True, y, empty(1 << 20)),
+    )
     yield "dropout", lambda: dropout.dropout(x, empty(1, dtype=torch.int64), 0.1, y)
 
 

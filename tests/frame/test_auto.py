@@ -129,6 +129,26 @@ def test_a_point_that_is_missing_from_the_grid_is_the_nearest_one(plant):
     assert asked(512, 2048) and not asked(8, 65) and not asked(300, 300)
 
 
+def test_of_less_work_than_was_measured_what_wins_twice_over_is_ours(plant):
+    plant("linear", "", "float32", "inference", {(8, 64): 1.5, (8, 512): 1.5, (64, 8): 1.5})
+    assert asked(8, 64) and asked(4, 512) and asked(1, 512) and not asked(7, 64) and not asked(1, 1)
+    plant("linear", "", "float32", "inference", {(8, 64): 2.0})
+    assert asked(7, 64) and asked(1, 1)
+
+
+@pytest.mark.skipif(bool(backends.MISSING["cpu"]), reason=backends.MISSING["cpu"])
+@pytest.mark.parametrize("low", [0.5, 2.0])
+def test_what_is_remembered_of_a_shape_holds_for_no_trace(low, plant):
+    plant("linear", "", "float32", "inference", {(4, 4, 4): low})
+    x, w = torch.randn(4, 4), torch.randn(4, 4)
+    with torch.no_grad():
+        PF.linear(x, w)
+        traced = torch.jit.trace(PF.linear, (x, w))
+        assert "pyflash::" not in str(traced.graph)
+        longer = torch.randn(9, 4)
+        torch.testing.assert_close(traced(longer, w), longer @ w.T)
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 767, 768, 769, 1 << 50])
 @pytest.mark.parametrize("ladder", [tables.LADDER, tables.FEW_RUNGS], ids=["many", "few"])
 def test_the_rungs_enclose_a_size(size, ladder):
@@ -343,7 +363,16 @@ def size_of(point):
         groups, is_1d = inputs if "depthwise" in shape else 1, shape == conv.DEPTHWISE_1D
         of_group = inputs // groups, outputs // groups, groups
         of_kind = shape == "strided", shape == "3x3", bool(layout)
-        return conv.Size(positions, *of_group, kernel, *of_kind, training, is_1d, point.operation == conv.WITH_NORM)
+        return conv.Size(
+            positions,
+            *of_group,
+            kernel,
+            *of_kind,
+            training,
+            is_1d,
+            point.mode == conv.KEPT,
+            point.operation == conv.WITH_NORM,
+        )
     if point.operation == "interpolate":
         return *point.sizes, point.kind, training
     return *point.sizes, training
@@ -357,7 +386,7 @@ def test_every_point_of_the_walk_is_one_that_a_rule_asks_for(device, plant):
     threads = ["one", "several"] if device == "cpu" else [""]
     points = auto.points(device, auto.OPERATIONS, threads)
     assert len({point.key for point in points}) == len(points) > 100
-    assert {point.operation for point in points} == set(auto.OPERATIONS)
+    assert {point.operation for point in points} == set(auto.OPERATIONS) == set(auto.OF_POINT)
     for low in (0.5, 2.0):
         rows = [
             {**vars(point), "sizes": list(point.sizes), "low": low if point.threads != "one" else 0.9 + low / 10}

@@ -189,6 +189,40 @@ def test_gradients_are_compared_without_the_jump_of_relu():
     assert layer.activation is torch.nn.functional.relu
 
 
+@pytest.mark.parametrize("terms", [1, 4096])
+def test_a_sum_of_many_terms_may_have_their_roundings_in_float64(terms):
+    """And none of fewer terms, nor an error that no order makes."""
+    operation = Operation(
+        name="sum",
+        cases=(),
+        inputs=lambda case: (torch.rand(4096),),
+        torch=lambda case: lambda x: x.sum()[None],
+        pyflash=lambda case: lambda x: x.sum()[None] * (1 + 2.0**-47),  # 32 ulp
+        flops=lambda case, mode: 0.0,
+        bytes=lambda case, mode: 0.0,
+        terms=lambda case: terms,
+    )
+    reference = Reference(operation, Case("4096", None, ("forward",), dtype="float64"), "forward", "cpu")
+    ours, off = reference.bind(operation.pyflash(None)), reference.bind(lambda x: x.sum()[None] * (1 + 1e-12))
+    if terms > 1:
+        reference.check(ours)
+    else:
+        with pytest.raises(Wrong):
+            reference.check(ours)
+    with pytest.raises(Wrong):
+        reference.check(off)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "batch_norm", "instance_norm", "normalize"])
+def test_norms_in_float64_are_right(name):
+    operation = load(name)
+    case = next(case for case in operation.cases if case.quick)
+    reference = Reference(operation, case.as_dtype("float64"), "training", "cpu")
+    provider = PROVIDERS["pyflash:cpu"]
+    with provider.scope():
+        reference.check(reference.bind(reference.build(lambda case: provider.build(operation, case))))
+
+
 def test_a_dropout_that_does_nothing_is_refused():
     class Lazy(torch.nn.Dropout):
         def forward(self, x):

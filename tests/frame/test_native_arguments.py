@@ -44,6 +44,7 @@ LAYER_NORM = (*(0,) * 8, 0, 1, 1, 0, 1e-5, 0)
 LAYER_NORM_BWD = (*(0,) * 10, 0, 1, 1, 0, 1, 0)
 POOL_AXES = ((1, 1, 1, 1, 0, 1),) * 3
 MAX_POOL = (0, 0, 0, 0, 1, *POOL_AXES, 1, 0)
+MAX_POOL_BWD = (0, *MAX_POOL)
 AVG_POOL = (0, 0, 0, 1, *POOL_AXES, False, 0, 0)
 MAX_UNPOOL = (0, 0, 0, 0, 1, 1, 1, 0)
 LOCAL_RESPONSE = (0, 0, 0, 0, 0, 1, 1, False, 0, 0, 1.0, 1.0, 1.0, 0)
@@ -51,6 +52,7 @@ NORMALIZE = (0, 0, 0, 0, 0, 1, 1, 0, 1.0, 0)
 LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
 ACTIVATION_BWD = (0, *ACTIVATION_FWD)
+ACTIVATION_BWD_BWD = (0, 0, *ACTIVATION_BWD)
 DROPOUT = (0, 0, 0, 0, 1, 1.0, 0)
 PRELU_FWD = (0, 0, 0, 0, 1, 1, 0)
 PRELU_BWD = (0, 0, 0, 0, 0, 0, *PRELU_FWD[3:])
@@ -140,7 +142,11 @@ def calls():
         "rnn_bwd: tensors ends after 15 fields, before workspace",
         lambda: _cpu.rnn_bwd(shape, layout, weights, weights, tensors[:-1], 1),
     )
-    for name, fields, at in (("activation_fwd", ACTIVATION_FWD, 3), ("activation_bwd", ACTIVATION_BWD, 4)):
+    for name, fields, at in (
+        ("activation_fwd", ACTIVATION_FWD, 3),
+        ("activation_bwd", ACTIVATION_BWD, 4),
+        ("activation_bwd_bwd", ACTIVATION_BWD_BWD, 6),
+    ):
         wrong = partial(replaced, fields)
         for number in (-1, len(ACTIVATIONS)):
             yield (
@@ -162,7 +168,7 @@ def calls():
             f"{name}: depth is None, expected 6 integers",
             partial(getattr(_cpu, name), replaced(fields, axis, None), 1),
         )
-    yield "max_pool_bwd: index is 0, expected", partial(_cpu.max_pool_bwd, replaced(MAX_POOL, 8, 0), 1)
+    yield "max_pool_bwd: index is 0, expected", partial(_cpu.max_pool_bwd, replaced(MAX_POOL_BWD, 9, 0), 1)
     yield (
         "dropout: drop_below is -1, expected a number from 0 to 4294967295",
         partial(_cpu.dropout, replaced(DROPOUT, 4, -1), 1),
@@ -191,8 +197,9 @@ def flat_problems():
     }  # fmt: skip
     yield "activation_fwd", _cpu.activation_fwd, ACTIVATION_FWD, 6, {"n": 2}
     yield "activation_bwd", _cpu.activation_bwd, ACTIVATION_BWD, 7, {"n": 3}
-    for name in ("max_pool_fwd", "max_pool_bwd"):
-        yield name, getattr(_cpu, name), MAX_POOL, 9, {"outer": 3, "inner": 4}
+    yield "activation_bwd_bwd", _cpu.activation_bwd_bwd, ACTIVATION_BWD_BWD, 9, {"n": 5}
+    yield "max_pool_fwd", _cpu.max_pool_fwd, MAX_POOL, 9, {"outer": 3, "inner": 4}
+    yield "max_pool_bwd", _cpu.max_pool_bwd, MAX_POOL_BWD, 10, {"outer": 4, "inner": 5}
     for name in ("avg_pool_fwd", "avg_pool_bwd"):
         yield name, getattr(_cpu, name), AVG_POOL, 9, {"outer": 2, "inner": 3}
     response_sizes = {"batch": 4, "channels": 5, "positions": 6, "before": 8, "after": 9}

@@ -58,4 +58,5 @@ def test_pointwise_operations_move_16_bytes_and_half_outputs_take_few_instructio
         for row in found.values():
             assert row["narrow"] == row["spill_bytes"] == 0 and row["wide"] > 0, label
             if label != "pointwise/dropout":
-                assert row["instructions"] <= 8 * 32, label
+                bytes_moved = 10 if label == "pointwise/gelu second backward" else 6
+                assert row["instructions"] <= 8 * 32 * bytes_moved / 6, label

@@ -1,6 +1,7 @@
 """BatchNorm with and without a residual and an activation, against torch's operations one after another."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.auto import SMALL, tables
 from pyflash.auto.batch_norm import rules
 from pyflash.ops.core import backends
+from pyflash.ops.norm import batch_norm
 from pyflash.ops.norm.channels import _bwd, _fwd
 from tests.norm.norms import in_order
 
@@ -306,6 +308,38 @@ def test_what_torch_refuses(backend, shape, changes, error, message):
             F.batch_norm(x, **args)
     for name, value in (("running_mean", 0), ("running_var", 1)):  # a call that raises has touched nothing
         assert args[name] is None or bool((args[name] == value).all())
+
+
+@pytest.mark.skipif(bool(backends.MISSING["cpu"]), reason=backends.MISSING["cpu"])
+@pytest.mark.parametrize("shape, changes, error, message", WRONG)
+def test_what_torch_refuses_where_the_rules_said_ours(shape, changes, error, message, monkeypatch):
+    monkeypatch.setattr(batch_norm._refused, "holds", lambda *tensors: False)
+    args = dict(running_mean=torch.zeros(4), running_var=torch.ones(4), weight=torch.ones(4), bias=None) | changes
+    with pytest.raises(error, match=message):
+        PF.batch_norm(torch.randn(shape), **args)
+    for name, value in (("running_mean", 0), ("running_var", 1)):
+        assert args[name] is None or bool((args[name] == value).all())
+
+
+@pytest.mark.skipif(bool(backends.MISSING["cpu"]), reason=backends.MISSING["cpu"])
+def test_a_usual_call_of_ours_is_what_all_others_are(monkeypatch):
+    """By the short way, where the rules gave it to our kernels, and by the long one."""
+    for layout, training in itertools.product(("contiguous", "channels_last"), (True, False)):
+        x, dy = (in_order(torch.randn(3, 4, 5, 2), layout) for _ in range(2))
+
+        def called(function, backend):
+            kept = torch.full((4,), 0.5), torch.full((4,), 2.0)
+            before = backends.counts.copy()
+            inputs = x, torch.ones(4), torch.ones(4)  # noqa: B023
+            y, dx, *_ = run(lambda x, w, b: function(x, *kept, w, b, training), inputs, dy, backend=backend)  # noqa: B023
+            assert list(backends.counts - before) == [(function.__name__, "cpu", "")]
+            return y, dx, *kept
+
+        with monkeypatch.context() as patched:
+            patched.setattr(batch_norm._refused, "holds", lambda *tensors: False)
+            patched.setattr(batch_norm, "_batch_norm", None)  # is not asked
+            short = called(PF.batch_norm, "auto")
+        assert all(torch.equal(*pair) for pair in zip(short, called(PF.batch_norm_act, "cpu"), strict=True))
 
 
 def test_wrong_devices_and_kinds():

@@ -70,6 +70,26 @@ def test_matches_float64(backend, dtype):
         assert_channels_within(found, theirs, truth, dy, tensors, floor_ulp=4.0 if DEVICE == "cpu" else 8.0)
 
 
+@pytest.mark.parametrize("backend", backend_params("cpu"))
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_samples_that_do_not_fit_together_into_the_cache(layout, activation, backend):
+    """They are taken a few at a time: what each gives is what it gives alone."""
+    shape = 5, 6, 200, 301
+    x, residual, dy = (in_order(torch.randn(shape), layout) for _ in range(3))
+    tensors = [x, torch.randn(6), torch.randn(6), residual if activation else None]
+    y, dx, *grads = run(ours(2, activation), tensors, dy, backend=backend)
+    alone = []
+    for i in range(shape[0]):
+        sample = [x[i : i + 1], *tensors[1:3], residual[i : i + 1] if activation else None]
+        alone.append(run(ours(2, activation), sample, dy[i : i + 1], backend=backend))
+    for together, each in zip((y, dx, *grads), zip(*alone), strict=True):
+        if together.shape == shape:
+            assert torch.equal(together, torch.cat(each))
+        else:
+            torch.testing.assert_close(together, torch.stack(each).double().sum(0).float())
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("mean, deviation", [(1e4, 1.0), (100.0, 1e-3), (0.0, 1e15)])

@@ -16,6 +16,10 @@ def bias_act(last, *rest):
 OPERATORS = {
     "activation_fwd": lambda: [(torch.randn(3, 5), "gelu", 0.0, 0.0), (torch.randn(0, 5), "leaky_relu", 0.2, 0.0)],
     "activation_bwd": lambda: [(torch.randn(3, 5), torch.randn(3, 5), "leaky_relu", 0.2, 0.0)],
+    "activation_bwd_bwd": lambda: [
+        (*torch.randn(3, 3, 5), "softplus", 2.0, 3.0, True),
+        (*torch.randn(3, 3, 5), "tanh", 0.0, 0.0, False),
+    ],
     "bias_act_fwd": lambda: bias_act(lambda like, vector: (vector, like)),
     "bias_act_bwd": lambda: bias_act(lambda like, vector: (like, vector), True),
     "dropout_form": lambda: [

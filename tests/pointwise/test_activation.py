@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from activations import CALLS, OTHER_VALUES
+from activations import CALLS, OTHER_VALUES, borders
 from helpers import FLOAT_DTYPES, assert_error_within, backend_params, by_cpu, on_its_device, run, use
 
 import pyflash
@@ -295,14 +295,6 @@ def test_torchs_functions_in_place_are_ours_under_overrides(name):
             y = function(x, *values)
         assert y is x and (name, "cpu", "") in backends.counts
         torch.testing.assert_close(x, expected)
-
-
-def borders(name, dtype):
-    """Every parameter, whole numbers around 0, and the values next to each."""
-    values = [*CALLS[name].given.values(), *(v for _, v in CALLS[name].row.parameters if v is not None), *range(-8, 9)]
-    x = torch.tensor([*values, *(-v for v in values), 0.1, 0.5, -0.5], dtype=torch.float64).to(dtype)
-    up, down = (torch.nextafter(x, torch.full_like(x, bound)) for bound in (float("inf"), -float("inf")))
-    return torch.cat([x, up, down]).repeat_interleave(40)  # torch's vectors and its single elements may differ
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if "where(" in CALLS[name].row.backward])

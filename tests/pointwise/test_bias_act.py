@@ -11,7 +11,8 @@ from operator_arguments import SEED
 
 import pyflash.functional as PF
 from pyflash.ops.core import backends
-from pyflash.ops.pointwise.bias_act import _CURVED, _bwd, _fwd
+from pyflash.ops.pointwise.activation import CURVED
+from pyflash.ops.pointwise.bias_act import _bwd, _fwd
 from tests.pointwise.layouts import laid_out
 
 BACKENDS = backend_params("cpu", "triton")
@@ -127,6 +128,22 @@ def test_gradients_of_gradients(act, clamp):
             assert torch.autograd.gradgradcheck(lambda *i: PF.bias_act(*i, act=act, clamp=clamp), inputs)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_gradients_in_halves(dtype, backend):
+    x, b, dy, *ddx = torch.randn(4, 5, 6), torch.randn(5), *torch.randn(2, 4, 5, 6), torch.randn(5)
+    x, b, dy = x.to(dtype), b.to(dtype), dy.to(dtype)
+
+    def twice(function):
+        return lambda x, b: torch.autograd.grad(
+            function(x, b, act="swish", clamp=1.1), (x, b), dy.to(x.dtype), create_graph=True
+        )
+
+    truth = run(twice(stylegans), [x, b], ddx, torch.float64)
+    theirs, ours = run(twice(stylegans), [x, b], ddx), run(twice(PF.bias_act), [x, b], ddx, backend=backend)
+    assert_error_within(ours, theirs, truth, dy * 3, ddx[0] * dy * 3)
+
+
 def test_a_gradient_penalty_has_stylegans_gradients():
     """Through two layers: the second derivative meets what the first one left."""
     weights = [torch.randn(8, 8) / 3 for _ in range(2)]
@@ -149,10 +166,23 @@ def test_a_gradient_penalty_has_stylegans_gradients():
 
 def test_which_activations_are_curved():
     flat = {"relu", "leaky_relu", "hardtanh", "relu6", "hardsigmoid", "hardshrink", "softshrink", "threshold"}
-    assert set(CALLS[name].row.name for name in CALLS) - _CURVED == flat
+    assert set(CALLS[name].row.name for name in CALLS) - CURVED == flat
 
 
 # ---- bias_act_dropout_add
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh", "relu"])
+def test_gradients_of_gradients_behind_dropout(activation):
+    x, residual = torch.randn(2, 3, 2, 4, dtype=torch.float64)
+    inputs = x.requires_grad_(), torch.randn(2, dtype=torch.float64, requires_grad=True), residual.requires_grad_()
+
+    def function(x, bias, residual):
+        torch.manual_seed(0)
+        return PF.bias_act_dropout_add(x, bias, residual, activation=activation, dropout_p=0.4, dim=1)
+
+    with use("cpu"):
+        assert torch.autograd.gradgradcheck(function, inputs)
 
 
 def composed(x, bias=None, residual=None, *, reference=None, dim=-1):

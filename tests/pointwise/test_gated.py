@@ -109,6 +109,17 @@ def test_gradients_of_gradients(name, how):
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("name", ["silu", "sigmoid"])
+def test_the_third_derivative(name):
+    inputs = [t.requires_grad_() for t in torch.randn(3, 2, 3, dtype=torch.float64)]
+
+    def gradients(gate, value, dy):
+        return torch.autograd.grad(PF.gated_act(gate, value, name), (gate, value), dy, create_graph=True)
+
+    with use("cpu"):
+        assert torch.autograd.gradgradcheck(gradients, inputs)
+
+
 def test_gate_and_value_broadcast_and_promote():
     gate, value = torch.randn(3, 1, 4), torch.randn(5, 4, dtype=torch.float64)
     dy = torch.randn(3, 5, 4, dtype=torch.float64)

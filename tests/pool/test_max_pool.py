@@ -100,6 +100,24 @@ def test_nan_in_the_gradient_stays_where_it_belongs(backend):
     assert torch.equal(ours.isinf(), theirs.isinf())
 
 
+@pytest.mark.parametrize("backend", backend_params("cpu"))
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_an_index_that_is_no_place_is_not_followed(backend, dtype):
+    """Of an exported program, say, whose indices another wrote: nothing is written outside of the plane."""
+    dy = torch.ones(2, 3, 2, 2, dtype=dtype)
+    indices = torch.tensor([0, -1, 16, 15]).view(2, 2).expand(2, 3, 2, 2)
+    wide = torch.tensor([1 << 40, -(1 << 40), 3, 3]).view(2, 2).expand(2, 3, 2, 2)
+    windows = (2, 2), (2, 2), (2, 2), (0, 0), (1, 1)
+    with use(backend):
+        name = backend.partition(":")[0]
+        for given, places in ((indices.int(), {0: 1, 15: 1}), (indices, {0: 1, 15: 1}), (wide, {3: 2})):
+            dx = torch.ops.pyflash.max_pool_bwd(dy, given.contiguous(), (2, 3, 4, 4), False, *windows, name)
+            expected = torch.zeros(16, dtype=dtype)
+            for place, times in places.items():
+                expected[place] = times
+            assert torch.equal(dx, expected.view(4, 4).expand(2, 3, 4, 4))
+
+
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_gradients_of_gradients(backend):
     with use(backend):

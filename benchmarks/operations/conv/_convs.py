@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.operation import Case, Operation
-from pyflash.auto.conv import DEPTHWISE_1D
+from pyflash.auto.conv import DEPTHWISE_1D, WITH_NORM
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 INFERENCE, TRAINED = ("forward",), ("forward", "backward", "training")
@@ -34,6 +34,7 @@ class Shape:
     has_residual: bool = False
     has_norm: bool = False  # a batch norm in evaluation, in place of a bias
     channels_last: bool = False
+    is_layers: bool = False  # the weight is a layer's, whose packed form may be kept
 
     @property
     def n(self) -> int:
@@ -71,6 +72,7 @@ def inputs(case: Case) -> tuple[torch.Tensor, ...]:
     if shape.channels_last:
         images = [t.contiguous(memory_format=FORMATS[t.dim()]) for t in images]
     x, weight, *residual = images
+    weight = torch.nn.Parameter(weight) if shape.is_layers else weight
     if shape.has_norm:
         return x, weight, *torch.randn(3, outputs), torch.rand(outputs) + 0.5
     return x, weight, *([torch.randn(outputs)] * shape.has_bias), *residual
@@ -163,12 +165,12 @@ def conv(batch: int, inputs: int, size, outputs: int, kernel: int, *, n: int = 2
     padding = kernel // 2 if padding is None else padding
     sizes = (size,) * n if isinstance(size, int) else size
     weight = outputs, inputs // groups, *(kernel,) * n
-    return Shape((batch, inputs, *sizes), weight, padding=padding, groups=groups, **options)
+    return Shape((batch, inputs, *sizes), weight, padding=padding, groups=groups, is_layers=True, **options)
 
 
 def transposed(batch: int, inputs: int, size: int, outputs: int, kernel: int, *, n: int = 2, **options) -> Shape:
     weight = inputs, outputs // options.get("groups", 1), *(kernel,) * n
-    return Shape((batch, inputs, *(size,) * n), weight, is_transposed=True, **options)
+    return Shape((batch, inputs, *(size,) * n), weight, is_transposed=True, is_layers=True, **options)
 
 
 def both_layouts(name: str, shape: Shape, modes, **settings) -> tuple[Case, Case]:
@@ -196,3 +198,8 @@ def of_sizes(name: str, kind: str, positions: int, inputs: int, outputs: int, ke
             (batch, inputs, width, width), (inputs, outputs // groups, side, side), is_transposed=True, **common
         )
     return Shape((batch, inputs, width * stride, width * stride), (outputs, inputs // groups, side, side), **common)
+
+
+def points(name: str) -> dict:
+    has_norm = name == WITH_NORM
+    return {name: lambda kind, sizes: (OPERATION, replace(of_sizes(name, kind, *sizes), has_norm=has_norm))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.known import TINY, Gap, Story
 from benchmarks.operation import Case, gpu_case
-from benchmarks.operations.conv._convs import INFERENCE, TRAINED, both_layouts, conv, operation
+from benchmarks.operations.conv._convs import INFERENCE, TRAINED, both_layouts, conv, operation, points
 
 CASES = (
     *both_layouts("8x3x224 to 64 k7 s2", conv(8, 3, 224, 64, 7, stride=2), TRAINED, model="ResNet-50's stem"),
@@ -79,3 +79,5 @@ OPERATION = operation(
                  *BOTH, dtype="float16"),
     ),
 )  # fmt: skip
+
+POINTS = points("conv")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from benchmarks.known import TINY, Gap, Story
 from benchmarks.operation import Case, gpu_case
-from benchmarks.operations.conv._convs import INFERENCE, TRAINED, both_layouts, conv, operation
+from benchmarks.operations.conv._convs import INFERENCE, TRAINED, both_layouts, conv, operation, points
+from pyflash.auto.conv import WITH_NORM
 
 RELU, ADDED = {"activation": "relu"}, {"activation": "relu", "has_residual": True}
 CASES = (
@@ -40,3 +41,5 @@ OPERATION = operation(
                  conv(1, 5, 9, 5, 3, groups=5, activation="relu6"), *BOTH),
     ),
 )  # fmt: skip
+
+POINTS = points(WITH_NORM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.known import TINY, Gap, Story
 from benchmarks.operation import Case, gpu_case
-from benchmarks.operations.conv._convs import INFERENCE, TRAINED, both_layouts, operation, transposed
+from benchmarks.operations.conv._convs import INFERENCE, TRAINED, both_layouts, operation, points, transposed
 
 DOUBLED = {"stride": 2, "padding": 1, "has_bias": False}
 CASES = (
@@ -40,3 +40,5 @@ OPERATION = operation(
                  transposed(1, 5, 6, 4, 16, n=1, stride=8, padding=4), *BOTH),
     ),
 )  # fmt: skip
+
+POINTS = points("conv_transpose")

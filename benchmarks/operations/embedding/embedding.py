@@ -109,3 +109,5 @@ OPERATION = Operation(
     bytes=bytes_,
     gpu=GPU,
 )
+
+POINTS = {"embedding": lambda kind, sizes: (OPERATION, Shape(*sizes))}

@@ -92,3 +92,6 @@ OPERATION = Operation(
     bytes=bytes_,
     gpu=GPU,
 )
+
+# bags of 32, as in the suite
+POINTS = {"embedding_bag": lambda kind, sizes: (OPERATION, Shape(sizes[0] // 32, 32, *sizes[1:], kind))}

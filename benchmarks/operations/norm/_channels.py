@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,13 @@ def bytes_(case: Case, mode: str) -> float:
     forward, backward = 2 + with_residual, 3 + (2 * with_residual if shape.activation else 0)
     tensors = {"forward": forward, "backward": backward, "training": forward + backward}[mode]
     return tensors * shape.numel * case.itemsize
+
+
+def terms(case: Case) -> int:
+    """Of a weight's gradient the elements of a channel, of a mean those of what shares one."""
+    shape = case.shape
+    batch, channels = shape.images[:2]
+    return max(shape.numel // channels, shape.numel // (batch * shape.groups or channels))
 
 
 def _tracked(case: Case):
@@ -110,9 +118,19 @@ def ours(case: Case):
 
 def operation(name: str, **declared) -> Operation:
     return Operation(
-        name=name, inputs=inputs, torch=torchs, pyflash=ours, flops=lambda case, mode: 0.0, bytes=bytes_, **declared
-    )
+        name=name, inputs=inputs, torch=torchs, pyflash=ours, flops=lambda case, mode: 0.0, bytes=bytes_, terms=terms, **declared
+    )  # fmt: skip
 
 
 def case(shape: Shape, *modes: str, **settings) -> Case:
     return Case(shape.name, shape, modes, **settings)
+
+
+def points(operation: Operation, groups=None, activations=(None, "relu")) -> dict:
+    """Of the walk of `python -m benchmarks auto`. groups: None for one to a channel, 0 for those of a batch norm."""
+
+    def point(kind, sizes, activation):
+        of = sizes[1] if groups is None else groups
+        return operation, Shape.of_sizes(*sizes, groups=of, activation=activation)
+
+    return {f"{operation.name}{'_act' * bool(a)}": partial(point, activation=a) for a in activations}

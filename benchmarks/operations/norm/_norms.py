@@ -28,6 +28,11 @@ def gpu_cases(*sizes: tuple[int, int, int]) -> tuple[Case, ...]:
     )
 
 
+def terms(case: Case) -> int:
+    """Of a mean the columns, of a weight's gradient the rows."""
+    return max(case.shape.rows, case.shape.cols)
+
+
 def bytes_(case: Case, mode: str) -> float:
     forward = 4 if case.shape.residual else 2  # x, residual, sum, y
     backward = 4 if case.shape.residual else 3  # dy, x, dx; dsum
@@ -65,5 +70,13 @@ def operation(name: str, *, parameters: int, eps: float, **declared) -> Operatio
         return lambda x, residual, *weights: add_norm(x, residual, cols, *weights, eps)
 
     return Operation(
-        name=name, inputs=inputs, torch=torchs, pyflash=ours, flops=lambda case, mode: 0.0, bytes=bytes_, **declared
-    )
+        name=name, inputs=inputs, torch=torchs, pyflash=ours, flops=lambda case, mode: 0.0, bytes=bytes_, terms=terms, **declared
+    )  # fmt: skip
+
+
+def points(operation: Operation) -> dict:
+    """Alone and with a residual, of the walk of `python -m benchmarks auto`."""
+    return {
+        f"{'add_' * residual}{operation.name}": lambda kind, sizes, r=residual: (operation, Shape(*sizes, r))
+        for residual in (False, True)
+    }

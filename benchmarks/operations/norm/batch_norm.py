@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.known import CPUS, NOT_LOOKED_INTO, TORCHS, TWICE, Gap, Story, turned
 from benchmarks.operation import gpu_case
-from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation
+from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation, points
 
 SIZES = {
     (8, 64, 56, 56): "ResNet-50, first stage",
@@ -65,3 +65,5 @@ OPERATION = operation(
         for layout in LAYOUTS for activation in (None, "relu")
     ),
 )  # fmt: skip
+
+POINTS = points(OPERATION, groups=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.known import CPUS, TORCHS, TWICE, Gap, Story, turned
 from benchmarks.operation import gpu_case
-from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation
+from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation, points
 
 BOTH = ("forward", "backward")
 SIZES = {
@@ -53,3 +53,5 @@ OPERATION = operation(
         for layout in LAYOUTS
     ),
 )  # fmt: skip
+
+POINTS = points(OPERATION, groups=32)

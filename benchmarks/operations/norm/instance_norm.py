@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.known import CPUS, TORCHS, TWICE, Gap, Story, turned
 from benchmarks.operation import gpu_case
-from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation
+from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation, points
 
 BOTH = ("forward", "backward")
 SIZES = {
@@ -45,3 +45,5 @@ OPERATION = operation(
         for layout in LAYOUTS
     ),
 )
+
+POINTS = points(OPERATION, activations=(None,))

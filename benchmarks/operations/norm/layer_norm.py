@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import peers
 from benchmarks.known import AMX, TINY, TWICE, ZEN_4, Gap, Story
 from benchmarks.operation import Case
-from benchmarks.operations.norm._norms import Shape, gpu_cases, operation
+from benchmarks.operations.norm._norms import Shape, gpu_cases, operation, points
 
 CASES = (
     Case("4096x1024", Shape(4096, 1024), ("forward", "backward"), model="BERT large, 8 x 512 tokens"),
@@ -44,3 +44,5 @@ OPERATION = operation(
     peers=peers.LAYER_NORM,
     gpu=gpu_cases((32768, 1024, 96), (16384, 768, 77), (8192, 4096, 300), (1024, 32768, 5000)),
 )
+
+POINTS = points(OPERATION)

@@ -66,6 +66,7 @@ OPERATION = Operation(
     pyflash=ours,
     flops=lambda case, mode: 0.0,
     bytes=bytes_,
+    terms=lambda case: case.shape.arguments[0],
     cases=CASES,
     gpu=tuple(
         gpu_case(f"256x96x55x55{' channels_last' * last}", Shape((256, 96, 55, 55), channels_last=last),
@@ -73,3 +74,5 @@ OPERATION = Operation(
         for last in (False, True)
     ),
 )  # fmt: skip
+
+POINTS = {"local_response_norm": lambda kind, sizes: (OPERATION, Shape((1, 64, sizes[0] >> 10, 16)))}

@@ -62,9 +62,12 @@ OPERATION = Operation(
     pyflash=ours,
     flops=lambda case, mode: 0.0,
     bytes=bytes_,
+    terms=lambda case: case.shape.input[case.shape.dim],
     cases=CASES,
     gpu=(
         gpu_case("131072x512", Shape((131072, 512)), Shape((20, 40)), "forward", "backward"),
         gpu_case("64x256x60x80", Shape((64, 256, 60, 80)), Shape((2, 20, 3, 5)), "forward", "backward"),
     ),
 )  # fmt: skip
+
+POINTS = {"normalize": lambda kind, sizes: (OPERATION, Shape(sizes))}

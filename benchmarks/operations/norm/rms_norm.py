@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.known import HOST, TINY, TORCHS, TWICE, Story, fresh
 from benchmarks.operation import Case
-from benchmarks.operations.norm._norms import Shape, gpu_cases, operation
+from benchmarks.operations.norm._norms import Shape, gpu_cases, operation, points
 
 CASES = (
     Case("2048x4096", Shape(2048, 4096), ("forward", "backward"), model="Llama 2 7B, 2048 tokens"),
@@ -36,3 +36,5 @@ OPERATION = operation(
     cases=CASES,
     gpu=gpu_cases((16384, 2048, 96), (8192, 4096, 300), (1024, 32768, 5000)),
 )
+
+POINTS = points(OPERATION)

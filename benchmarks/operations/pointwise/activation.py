@@ -37,7 +37,14 @@ def every(label: str, rows: int, cols: int, modes=BOTH, names=SHOWN, **settings)
 CASES = (
     *every("4096x3072", 4096, 3072, names=ACTIVATIONS, model="GPT-2 feed-forward, 4096 tokens"),
     *every("small 64x3072", 64, 3072, model="GPT-2 feed-forward, 64 tokens", quick=True),
-    *every("256x1024", 256, 1024, ("double-backward",), model="a critic under a gradient penalty"),
+    *every(
+        "256x1024",
+        256,
+        1024,
+        ("double-backward",),
+        (*SHOWN, "elu", "softplus"),
+        model="a critic under a gradient penalty",
+    ),
     Case("relu tiny 8x16", Shape("relu", 8, 16), ("forward",), quick=True),
     Case("gelu tiny 8x16", Shape("gelu", 8, 16), ("forward",), quick=True),
 )
@@ -117,3 +124,5 @@ OPERATION = Operation(
     exps=exps,
     gpu=GPU,
 )
+
+POINTS = {"activation": lambda kind, sizes: (OPERATION, Shape(kind, 1, *sizes))}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.known import HOST, TORCHS, TWICE, Story, fresh, turned
-from benchmarks.operation import Case, Operation, gpu_case
+from benchmarks.operation import Case, Operation, gpu_case, in_rows
 
 CLAMP = 256.0  # StyleGAN2-ADA's, of its half-precision layers
 
@@ -99,3 +99,5 @@ OPERATION = Operation(
     ),
     gpu=GPU,
 )
+
+POINTS = {"bias_act": lambda kind, sizes: (OPERATION, Shape(in_rows(*sizes)))}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.check import SEED, Bound
 from benchmarks.known import TORCHS, TWICE, ZEN_5, Gap, Story, fresh
-from benchmarks.operation import Case, Operation, gpu_case
+from benchmarks.operation import Case, Operation, gpu_case, in_rows
 from benchmarks.operations.pointwise.dropout import expect_share
 from pyflash.activations import ACTIVATIONS
 
@@ -112,3 +112,5 @@ OPERATION = Operation(
     truth=truth,
     gpu=GPU,
 )
+
+POINTS = {"bias_act_dropout_add": lambda kind, sizes: (OPERATION, Shape(*in_rows(*sizes)))}

@@ -83,3 +83,5 @@ OPERATION = Operation(
     truth=truth,
     gpu=GPU,
 )
+
+POINTS = {"dropout": lambda kind, sizes: (OPERATION, Shape(*sizes))}

@@ -87,3 +87,5 @@ OPERATION = Operation(
     truth=truth,
     gpu=GPU,
 )
+
+POINTS = {"dropout2d": lambda kind, sizes: (OPERATION, Shape(8, sizes[0] >> 11, 16))}  # channels of 256 elements each

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.known import TORCHS, TWICE, Story, fresh
-from benchmarks.operation import Case, Operation, gpu_case
+from benchmarks.operation import Case, Operation, gpu_case, in_rows
 from benchmarks.operations.pointwise._gates import BOTH, Shape, bytes_, exps, inputs
 from pyflash.activations import ACTIVATIONS
 
@@ -62,3 +62,5 @@ OPERATION = Operation(
     exps=exps,
     gpu=GPU,
 )
+
+POINTS = {"gated_act": lambda kind, sizes: (OPERATION, Shape(*in_rows(*sizes)))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from benchmarks.known import TORCHS, TWICE, Story
-from benchmarks.operation import Case, Operation, gpu_case
+from benchmarks.operation import Case, Operation, gpu_case, in_rows
 from benchmarks.operations.pointwise._gates import BOTH, Shape, bytes_, exps, inputs
 
 CASES = (
@@ -44,3 +44,5 @@ OPERATION = Operation(
     exps=exps,
     gpu=GPU,
 )
+
+POINTS = {"glu": lambda kind, sizes: (OPERATION, Shape(*in_rows(*sizes), "sigmoid", packed=True))}

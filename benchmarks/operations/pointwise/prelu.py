@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.known import TORCHS, TWICE, Story, fresh, turned
-from benchmarks.operation import Case, Operation, gpu_case
+from benchmarks.operation import ROW, Case, Operation, gpu_case, in_rows
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,5 @@ OPERATION = Operation(
     bytes=bytes_,
     gpu=GPU,
 )
+
+POINTS = {"prelu": lambda kind, sizes: (OPERATION, Shape(in_rows(*sizes), ROW))}

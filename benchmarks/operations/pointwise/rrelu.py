@@ -76,3 +76,5 @@ OPERATION = Operation(
     truth=truth,
     gpu=GPU,
 )
+
+POINTS = {"rrelu": lambda kind, sizes: (OPERATION, Shape(*sizes))}

@@ -85,3 +85,7 @@ def of_elements(name: str, elements: int) -> Shape:
     n = int(name[-2])
     side = max(2, round((elements / 32) ** (1 / n)) // 2 * 2)
     return Shape((1, 32, *(side,) * n), name.replace(name[-2], "{}"), (2,))
+
+
+def points(*names: str) -> dict:
+    return {name: lambda kind, sizes, name=name: (OPERATION, of_elements(name, *sizes)) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.known import TINY, TORCHS, Story, fresh, turned
 from benchmarks.operation import Case, gpu_case
-from benchmarks.operations.pool._pools import Shape, operation
+from benchmarks.operations.pool._pools import Shape, operation, points
 
 BOTH = ("forward", "training")
 
@@ -56,3 +56,5 @@ OPERATION = operation(
                  adaptive(1, 9, 13, 13, size=6, channels_last=True), "forward", "backward"),
     ),
 )  # fmt: skip
+
+POINTS = points(*(f"avg_pool{n}d" for n in (1, 2, 3)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.known import TINY, TORCHS, Story, fresh, turned
 from benchmarks.operation import Case, gpu_case
-from benchmarks.operations.pool._pools import Shape, operation
+from benchmarks.operations.pool._pools import Shape, operation, points
 
 BOTH = ("forward", "training")
 
@@ -51,3 +51,5 @@ OPERATION = operation(
                  pool(1, 20, 9, 9, **STEM, channels_last=True), "forward", "backward"),
     ),
 )  # fmt: skip
+
+POINTS = points(*(f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)))

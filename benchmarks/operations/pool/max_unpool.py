@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.known import TINY, Story
 from benchmarks.operation import Case, gpu_case
-from benchmarks.operations.pool._pools import Shape, operation
+from benchmarks.operations.pool._pools import Shape, operation, points
 
 BOTH = ("forward", "training")
 
@@ -40,3 +40,5 @@ OPERATION = operation(
                  unpool(1, 20, 10, 10, channels_last=True), "forward", "backward"),
     ),
 )  # fmt: skip
+
+POINTS = points("max_unpool2d")

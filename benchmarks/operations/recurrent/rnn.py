@@ -235,3 +235,11 @@ OPERATION = Operation(
     name="rnn", cases=CASES, inputs=inputs, torch=lambda case: _Layer(case.shape), pyflash=ours, flops=flops,
     bytes=bytes_, exps=exps, gpu=GPU,
 )  # fmt: skip
+
+
+def _point(kind, sizes):
+    cell, module = kind.split()
+    return OPERATION, Shape(cell.upper(), *sizes, step=module == "cell")
+
+
+POINTS = {"rnn": _point}

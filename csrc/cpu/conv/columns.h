@@ -238,7 +238,7 @@ struct ColumnsPlan {
         max_of(ceil_div(p.rows, kMaxBlockRows), plan.threads > 1 && there < tasks ? ceil_div(tasks, there) : 1);
     plan.block_rows = max_of(round_up(ceil_div(p.rows, plan.blocks), gemm::kTileRows), gemm::kTileRows);
     plan.blocks = ceil_div(p.rows, plan.block_rows);
-    plan.span = min_of(max_of(there * plan.blocks / (2 * tasks), 1), kMaxSpan);
+    plan.span = min_of(max_of(there * plan.blocks / (4 * tasks), 1), kMaxSpan);
     plan.packed_bytes = 0;
     for (int64_t i = 0; i < count; i++) {
       plan.is_in_place[i] = reads_weight_in_place(phases[i]);

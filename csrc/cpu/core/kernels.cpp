@@ -1,2 +1,3 @@
 #include "fingerprint.h"
 #include "peak.h"
+#include "transposed.h"

@@ -68,6 +68,7 @@ PF_INLINE void reduce_columns(const Derivative<Act> derivative, const D* dy, int
     PF_UNROLL
     for (int r = 0; r < kRows; r++) {
       const int64_t at = r * stride + j;
+      if (kRows > 1) ask_ahead(x + at), ask_ahead(dy + r * dy_stride + j);
       const V centred = load_part(x + at, count) - mean;
       const V dz = derivative.of(load_part(dy + r * dy_stride + j, count), centred, scale, offset,
                                  residual ? residual + at : residual, count);
@@ -326,7 +327,10 @@ void channel_norm_bwd(const ChannelNormBwd& p, int num_threads) {
     typedef Acc<S> T;
     auto run = [&](auto streams) {
       constexpr bool kStream = decltype(streams)::value;
-      s.is_last ? backward_rows<S, kStream>(p, plan, num_threads) : backward_planes<S, kStream>(p, plan, num_threads);
+      for_rounds<S>(p, plan, p.residual ? 5 : 3, [&](const ChannelNormBwd& part, const ChannelNormPlan& plan) {
+        s.is_last ? backward_rows<S, kStream>(part, plan, num_threads)
+                  : backward_planes<S, kStream>(part, plan, num_threads);
+      });
     };
     const int64_t bytes = s.batch * s.channels * s.positions * (int64_t)sizeof(S) * 3;
     const bool is_aligned =

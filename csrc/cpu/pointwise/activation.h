@@ -1,4 +1,4 @@
-// Element-wise activations, forward and backward, over dense memory.
+// Element-wise activations, forward, backward and the backward of that, over dense memory.
 #pragma once
 #include "../../common/pointwise.h"
 #include "../core/parallel.h"
@@ -28,6 +28,24 @@ void activation_bwd_range(const Act act, const S* dy, const S* saved, S* dx, int
   while ((i -= lanes) >= 0) store(dx + i, act.backward(load(dy + i), load(saved + i)));
 }
 
+template <class S, class Act>
+void activation_bwd_bwd_range(const Act act, const S* ddx, const S* dy, const S* saved, S* ddy, S* dsaved, int64_t n) {
+  constexpr int lanes = kLanes<Acc<S>>;
+  int64_t i = n / lanes * lanes;
+  if (i < n) {
+    const auto d = load_n(ddx + i, n - i), s = load_n(saved + i, n - i);
+    const auto of_saved = act.double_backward(d, load_n(dy + i, n - i), s);
+    if (ddy) store_n(ddy + i, act.backward(d, s), n - i);
+    store_n(dsaved + i, of_saved, n - i);
+  }
+  while ((i -= lanes) >= 0) {
+    const auto d = load(ddx + i), s = load(saved + i);
+    const auto of_saved = act.double_backward(d, load(dy + i), s);
+    if (ddy) store(ddy + i, act.backward(d, s));
+    store(dsaved + i, of_saved);
+  }
+}
+
 }  // namespace
 
 void activation_fwd(const ActivationFwd& p, int num_threads) {
@@ -48,6 +66,20 @@ void activation_bwd(const ActivationBwd& p, int num_threads) {
       parallel_ranges(p.n, kElementwiseGrain, num_threads, [&](int64_t begin, int64_t end) {
         activation_bwd_range<S>(act, (const S*)p.dy + begin, (const S*)p.saved + begin, (S*)p.dx + begin, end - begin);
       });
+    });
+  });
+}
+
+void activation_bwd_bwd(const ActivationBwdBwd& p, int num_threads) {
+  for_dtype(p.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    for_activation(p.activation, [&](auto act) {
+      if constexpr (decltype(act)::kIsCurved) {
+        parallel_ranges(p.n, kElementwiseGrain, num_threads, [&](int64_t begin, int64_t end) {
+          activation_bwd_bwd_range<S>(act, (const S*)p.ddx + begin, (const S*)p.dy + begin, (const S*)p.saved + begin,
+                                      p.ddy ? (S*)p.ddy + begin : nullptr, (S*)p.dsaved + begin, end - begin);
+        });
+      }
     });
   });
 }

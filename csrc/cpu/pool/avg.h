@@ -56,7 +56,6 @@ struct MeanGradient {
   typedef Value T;
   typedef Vec<T> V;
   typedef Places<T> P;
-  static constexpr bool kNeedsWhole = true;
   const S* dy;
   S* dx;
   bool counts_padding;

@@ -6,7 +6,6 @@
 //   ask_ahead(at)          for the memory of outputs that lie kAhead further
 //   fill_plane(outer, size)  all of a plane of which one window was made
 //   whole(sum, counted)    a sum of shares of windows with so many elements
-//   kNeedsWhole            that this number differs where windows stick out over the edges
 #pragma once
 #include "lanes.h"
 #include "window.h"
@@ -156,7 +155,21 @@ void gather_pixels(const G& g, const Above& above, int64_t row) {
 }
 
 template <class G>
+void gather_images(const PoolShape& shape, const G& of_all, int threads) {
+  const PoolAxis &d = shape.depth, &h = shape.height, &w = shape.width;
+  const int64_t plane = d.in * h.in * w.in, outputs = d.out * h.out * w.out;
+  for_rows(shape.outer, d.in, h.in, shape.outer * shape.inner * (plane + outputs), threads,
+           [&](int64_t outer, int64_t z, int64_t y) {
+             G g = of_all;
+             g.dx += outer * plane * shape.inner;
+             gather_pixels(g, Above(shape, windows_of(d, z), windows_of(h, y), outer * outputs, g.counts_padding),
+                           (z * h.in + y) * w.in);
+           });
+}
+
+template <class G>
 void gather_windows(const PoolShape& given, const G& of_all, int threads) {
+  if (given.inner != 1) return gather_images(given, of_all, threads);
   const PoolShape shape = collapsed(given);
   const PoolAxis &d = shape.depth, &h = shape.height, &w = shape.width;
   const int64_t plane = d.in * h.in * w.in, outputs = d.out * h.out * w.out;
@@ -164,7 +177,7 @@ void gather_windows(const PoolShape& given, const G& of_all, int threads) {
   // windows.
   Range u = {0, 0};
   if (!is_adaptive(w)) {
-    const Range windows = G::kNeedsWhole ? whole_windows(w) : Range{0, w.out};
+    const Range windows = whole_windows(w);
     u.begin = max_of(windows.begin + (w.kernel - 1) * w.dilation / w.stride, ceil_div(w.padding, w.stride));
     u.end = max_of(u.begin, min_of(windows.end, (w.in + w.padding) / w.stride));
   }
@@ -178,7 +191,6 @@ void gather_windows(const PoolShape& given, const G& of_all, int threads) {
              if (is_plane) return g.fill_plane(outer, w.in);
              const Above above(shape, windows_of(d, z), windows_of(h, y), outer * outputs, g.counts_padding);
              const int64_t row = (z * h.in + y) * w.in;
-             if (shape.inner != 1) return gather_pixels(g, above, row);
              spread_row(g, above, row, 0, vectors.begin);
              if (is_apart)
                gather_long_windows(g, above, row, u);

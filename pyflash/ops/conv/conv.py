@@ -310,7 +310,7 @@ class _WeightGrad(Function):
         return ddy, dx, *(None,) * 6
 
 
-def _keeps(weight) -> bool:
+def keeps(weight: Tensor) -> bool:
     """May a kernel keep the weight as it reads it? Gradients are off, and it is a layer's, which calls again."""
     return not torch.is_grad_enabled() and isinstance(weight, torch.nn.Parameter)
 
@@ -334,7 +334,7 @@ def conv_fwd(x, weight, scale, bias, residual, size, stride, padding, dilation, 
         and torch.is_grad_enabled()
         and any([t.requires_grad for t in given])
     )
-    options = size, stride, padding, dilation, groups, *activation, save_preact, _keeps(weight), backend
+    options = size, stride, padding, dilation, groups, *activation, save_preact, keeps(weight), backend
     call, args = way(_Conv, (x, weight, scale, bias, residual, *options))
     return call(*args)[0]
 
@@ -348,7 +348,7 @@ def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, b
         bias: [G*Ci], or None.
         size: of the result, [N, G*Ci, *size].
     """
-    return apply(_InputGrad, dy, weight, bias, size, stride, padding, dilation, groups, _keeps(weight), backend)
+    return apply(_InputGrad, dy, weight, bias, size, stride, padding, dilation, groups, keeps(weight), backend)
 
 
 def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, backend):

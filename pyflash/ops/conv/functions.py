@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyflash.auto import conv as auto
-from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last
+from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last, keeps
 from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed
 from pyflash.ops.core.autograd import shaped
-from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation, _state
+from pyflash.ops.core.backends import IN_KERNELS, Operation, _state
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
@@ -38,9 +38,7 @@ class _Convolution:
     """A function of this file, by its name, and how its arguments are read. Of any rank where n is None: the weight's.
     has_norm: the operation of another with a batch norm in its scale and bias, whose time is compared with torch's of both."""
 
-    def __init__(
-        self, name: str, n: int | None, geometry, second_derivative: str = IN_KERNELS, operation: Operation | None = None
-    ):  # fmt: skip
+    def __init__(self, name: str, n: int | None, geometry, operation: Operation | None = None):
         self.n, self.geometry = n, geometry
         self.is_transposed, self.has_norm = geometry is of_transposed, operation is not None
         self.operation = operation or Operation(
@@ -48,7 +46,7 @@ class _Convolution:
             dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64},
             rules=auto.rules(name),
             sizes=auto.SIZES,
-            second_derivative=second_derivative,
+            second_derivative=IN_KERNELS,
             notes=ALGORITHMS,
         )
         self.refused = Refused(self.operation, self._size_of, self._key_of)
@@ -56,7 +54,7 @@ class _Convolution:
     @staticmethod
     def _key_of(x, weight, bias, residual, *options):
         layout = is_channels_last(x) or is_channels_last(weight)
-        return x.shape, weight.shape, x.dtype, x.is_cpu, layout, hashable(options)
+        return x.shape, weight.shape, x.dtype, x.is_cpu, layout, keeps(weight), hashable(options)
 
     def _size_of(self, training, x, weight, bias, residual, *options):
         if not (is_plain(x) and is_plain(weight)):
@@ -94,6 +92,7 @@ class _Convolution:
             channels_last=is_channels_last(x) or is_channels_last(weight),
             training=training,
             is_1d=len(kernel) == 1,
+            keeps_weight=keeps(weight),
             has_norm=self.has_norm,
         )
 
@@ -144,7 +143,7 @@ def _expanded(residual, shape):
 
 _CONV = {n: _Convolution(f"conv{n}d", n, of_conv) for n in (1, 2, 3)}
 _TRANSPOSED = {n: _Convolution(f"conv_transpose{n}d", n, of_transposed) for n in (1, 2, 3)}
-_BIAS_ACT = _Convolution("conv_bias_act", None, of_conv, f"{IN_KERNELS}, the activation's {IN_TORCH}")
+_BIAS_ACT = _Convolution("conv_bias_act", None, of_conv)
 _NORM_ACT = _Convolution("conv_bias_act", None, of_conv, operation=_BIAS_ACT.operation)
 
 

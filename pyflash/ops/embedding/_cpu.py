@@ -1,5 +1,7 @@
 """Look-ups in a table and its gradient. bindings/embedding.cpp reads the tuples field by field, in this order."""
 
+import operator
+
 import torch
 
 from pyflash import _cpu
@@ -91,16 +93,24 @@ def embedding_renorm(weight, indices, max_norm, norm_type, y):
     _expect(_cpu.embedding_renorm(problem, torch.get_num_threads()), indices, weight.shape[0])
 
 
+_first = operator.itemgetter(0)
+
+
 def rotary(x, cos, sin, interleaved, inverse, y):
     batch, heads, length, dim = x.shape
-    # Rows in the order in which they lie: what is written next to each other is written by one thread.
-    order = sorted(range(3), key=lambda d: -x.stride(d))
     if cos.stride() != sin.stride():
         cos, sin = cos.contiguous(), sin.contiguous()
-    table = cos.stride(0) if cos.shape[0] > 1 else 0, 0, cos.stride(1)
-    sizes = (batch, heads, length), x.stride(), y.stride(), table
+    of_x, of_y, of_table = x.stride(), y.stride(), cos.stride()
+    axes = [  # of batch, heads and length: strides and size
+        (-of_x[0], of_y[0], of_table[0] if cos.shape[0] > 1 else 0, batch),
+        (-of_x[1], of_y[1], 0, heads),
+        (-of_x[2], of_y[2], of_table[1], length),
+    ]
+    # In the order in which they lie: what is written next to each other is written by one thread.
+    axes.sort(key=_first)
+    (x0, y0, t0, n0), (x1, y1, t1, n1), (x2, y2, t2, n2) = axes
     problem = (
-        x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(),
-        *(tuple(values[d] for d in order) for values in sizes), dim, cos.shape[-1], interleaved, inverse, DTYPES[x.dtype],
+        x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), (n0, n1, n2), (-x0, -x1, -x2), (y0, y1, y2),
+        (t0, t1, t2), dim, cos.shape[-1], interleaved, inverse, DTYPES[x.dtype],
     )  # fmt: skip
     _cpu.rotary(problem, torch.get_num_threads())

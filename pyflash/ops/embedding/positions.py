@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import IN_KERNELS, Operation
-from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
+from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.registry import Op
@@ -129,22 +129,18 @@ def rotary_embedding(
     expect_tensors("rotary_embedding", q=q, k=k, cos=cos, sin=sin)
     _expect_shapes(q, k, cos, sin)
     for name, x in (("q", q), ("k", k), ("cos", cos), ("sin", sin)):
-        expect(
-            x.is_floating_point(),
-            "rotary_embedding",
-            lambda name=name, x=x: f"{name} is {x.dtype}, expected a floating-point type",
-            TypeError,
+        if not x.is_floating_point():
+            raise TypeError(f"pyflash.rotary_embedding: {name} is {x.dtype}, expected a floating-point type")
+    if not q.device == k.device == cos.device == sin.device:
+        raise RuntimeError(
+            f"pyflash.rotary_embedding: q is on {q.device}, k on {k.device}, cos on {cos.device}, sin on {sin.device};"
+            " move them to one"
         )
-    expect(
-        q.device == k.device == cos.device == sin.device,
-        "rotary_embedding",
-        lambda: f"q is on {q.device}, k on {k.device}, cos on {cos.device}, sin on {sin.device}; move them to one",
-        RuntimeError,
-    )
     found, tables = [], {}
     is_learned = torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)
+    are_plain = is_plain(cos) and is_plain(sin)
     for x, other in ((q, k), (k, q)):
-        refused = "" if is_plain(x) and is_plain(cos) and is_plain(sin) else NOT_PLAIN
+        refused = "" if are_plain and is_plain(x) else NOT_PLAIN
         backend = choose(OPERATION, x, (other, cos, sin), refused=refused)
         key = x.dtype, x.shape[-1]
         if key not in tables:  # of keys they are nearly always those of queries

@@ -15,7 +15,7 @@ from torch.nn.functional import linear as torch_linear
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
 from pyflash.ops.core.autograd import Function, apply, shaped, way
-from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation, counts
+from pyflash.ops.core.backends import IN_KERNELS, Operation, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect, is_plain, scalar_type, size_mismatch
 from pyflash.ops.core.choice import Refused, are_usual, choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
@@ -30,12 +30,9 @@ OPERATIONS = {
         dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64},
         rules=rules,
         sizes="(M, N, K, are gradients needed)",
-        second_derivative=second,
+        second_derivative=IN_KERNELS,
     )
-    for name, rules, second in (
-        ("linear", auto.rules, IN_KERNELS),
-        ("linear_act", auto.rules_act, f"{IN_KERNELS}, the activation's {IN_TORCH}"),
-    )
+    for name, rules in (("linear", auto.rules), ("linear_act", auto.rules_act))
 }
 
 

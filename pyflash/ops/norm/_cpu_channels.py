@@ -3,6 +3,7 @@
 import torch
 
 from pyflash import _cpu
+from pyflash.ops.core._cpu_order import in_order
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.norm._cpu import _address, _param
@@ -48,6 +49,7 @@ def channel_norm_bwd(
     shape = _shape(x, groups)
     workspace = take_workspace(_cpu.channel_norm_workspace(shape), "channel_norm")
     weight, bias = _param(weight, rstd), _param(bias, rstd)
+    dy = in_order(dy, is_last(x))
     problem = (
         *shape, dy.data_ptr(), x.data_ptr(), _address(residual), _address(weight), _address(bias), mean.data_ptr(),
         rstd.data_ptr(), dx.data_ptr() if need_dx else 0, dresidual.data_ptr() if need_dresidual else 0,

@@ -3,6 +3,7 @@
 import torch
 
 from pyflash import _cpu
+from pyflash.ops.core._cpu_order import in_order
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.norm.channels import is_last
@@ -31,4 +32,4 @@ def local_response_norm_fwd(x, size, alpha, beta, k, y):
 
 
 def local_response_norm_bwd(dy, x, size, alpha, beta, k, dx):
-    _run(dy, x, size, alpha, beta, k, dx)
+    _run(in_order(dy, is_last(x)), x, size, alpha, beta, k, dx)

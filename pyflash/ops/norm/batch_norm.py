@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto.batch_norm import rules
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import Operation, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
-from pyflash.ops.core.choice import Refused, choose
+from pyflash.ops.core.choice import Refused, are_usual, choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.norm.channels import channel_norm, mixed_types, move_to, residual_refusal, size, size_of
 from pyflash.ops.pointwise.activation import activated_in_turn
@@ -61,14 +61,11 @@ def _torchs(input, residual, activation, *args):
     return activated_in_turn(y, residual, activation)
 
 
-def _batch_norm(operation, refused, input, residual, activation, running_mean, running_var, weight, bias, training, momentum, eps):  # fmt: skip
-    """Both functions; activation resolved."""
+def _batch_norm(
+    operation, input, residual, activation, running_mean, running_var, weight, bias, training, momentum, eps
+):
+    """Both functions, of a call that `auto` did not leave to torch; activation resolved."""
     name, args = operation.name, (running_mean, running_var, weight, bias, training, momentum, eps)
-    if refused.holds(input, weight, bias, residual, training):
-        try:
-            return _torchs(input, residual, activation, *args)
-        except (RuntimeError, TypeError, ValueError):
-            pass  # the same refusal in our words, or torch's own again
     if not isinstance(input, torch.Tensor):
         return _torchs(input, residual, activation, *args)  # its error, or torch.fx's record of the call
     parameters = dict(running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
@@ -92,6 +89,10 @@ def _batch_norm(operation, refused, input, residual, activation, running_mean, r
     backend = choose(operation, input, (residual, *parameters.values()), size_now, reason)
     if backend is None:
         return _torchs(input, residual, activation, *args)
+    return _ours(input, residual, activation, *args, backend)
+
+
+def _ours(input, residual, activation, running_mean, running_var, weight, bias, training, momentum, eps, backend):
     y, new_mean, new_var = channel_norm(
         input, residual, weight, bias, running_mean, running_var, 0, bool(training), momentum, eps, activation, backend
     )
@@ -99,6 +100,19 @@ def _batch_norm(operation, refused, input, residual, activation, running_mean, r
         move_to(running_mean, new_mean)
         move_to(running_var, new_var)
     return y
+
+
+def _is_simple(input, running_mean, running_var, weight, bias, training, momentum, eps) -> bool:
+    """Of usual tensors: do they fit, and is none of another type? Then nothing is left to be asked."""
+    if input.dim() < 2 or type(eps) is not float or eps <= 0.0 or type(momentum) is not float:
+        return False
+    channels = input.shape[1]
+    if input.numel() <= channels or (running_mean is None) is not (running_var is None):
+        return False
+    for t in (running_mean, running_var, weight, bias):
+        if t is not None and (t.dtype is not input.dtype or t.dim() != 1 or t.numel() != channels):
+            return False
+    return running_mean is not None or bool(training)
 
 
 def _size_of(training, input, weight, bias, residual, of_batch):
@@ -137,9 +151,17 @@ def batch_norm(
     Numerics: statistics in float32 from deviations, merged in float64 (float64 for float64), so a large mean costs no
         digits; deterministic, whatever the number of threads.
     """
-    return _batch_norm(
-        OPERATION, _refused, input, None, NO_ACTIVATION, running_mean, running_var, weight, bias, training, momentum, eps
-    )  # fmt: skip
+    args = running_mean, running_var, weight, bias, training, momentum, eps
+    is_torchs = _refused.holds(input, weight, bias, None, training)
+    if is_torchs:
+        try:
+            return F.batch_norm(input, *args)
+        except (RuntimeError, TypeError, ValueError):
+            pass  # the same refusal in our words, or torch's own again
+    if is_torchs is False and are_usual(input, running_mean, running_var, weight, bias) and _is_simple(input, *args):
+        counts["batch_norm", "cpu", ""] += 1
+        return _ours(input, None, NO_ACTIVATION, *args, "auto")
+    return _batch_norm(OPERATION, input, None, NO_ACTIVATION, *args)
 
 
 def batch_norm_act(
@@ -161,7 +183,11 @@ def batch_norm_act(
         activation: a name of the activation table, a pair (name, {parameter: value}), a torch.nn module, or None.
         residual: of the input's type, and a shape that expands to the input's; or None.
     """
-    return _batch_norm(
-        OPERATION_ACT, _refused_act, input, residual, resolve("batch_norm_act", activation), running_mean, running_var,
-        weight, bias, training, momentum, eps,
-    )  # fmt: skip
+    ending = resolve("batch_norm_act", activation)
+    args = running_mean, running_var, weight, bias, training, momentum, eps
+    if _refused_act.holds(input, weight, bias, residual, training):
+        try:
+            return _torchs(input, residual, ending, *args)
+        except (RuntimeError, TypeError, ValueError):
+            pass
+    return _batch_norm(OPERATION_ACT, input, residual, ending, *args)

@@ -145,7 +145,7 @@ _fwd = Op(
     triton="pyflash.kernels.norm.channels:channel_norm_fwd",
     cpu="pyflash.ops.norm._cpu_channels:channel_norm_fwd",
 )
-# dy like x; saves_output: of which the activation's derivative is a function. dweight and dbias come in the type of the
+# dy in any order of memory, the others as the forward had them; saves_output: of which the activation's derivative is a function. dweight and dbias come in the type of the
 # statistics; what is not needed is empty.
 _bwd = Op(
     "channel_norm_bwd(Tensor dy, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd,"
@@ -191,7 +191,7 @@ class _ChannelNorm(Function):
         grads = (None,) * 4
         if any(asked):
             grads = apply(
-                _ChannelNormBwd, like(x, dy), x, residual, weight, bias, mean, rstd, ctx.groups, ctx.uses_input, ctx.eps,
+                _ChannelNormBwd, dy, x, residual, weight, bias, mean, rstd, ctx.groups, ctx.uses_input, ctx.eps,
                 *ctx.activation, *asked, ctx.backend,
             )  # fmt: skip
         dx, dresidual, dweight, dbias = (grad if need else None for grad, need in zip(grads, asked))

@@ -65,14 +65,9 @@ def _torchs(input, residual, activation, *args):
     return activated(y if residual is None else y + residual, activation)
 
 
-def _group_norm(operation, refused, input, residual, activation, num_groups, weight, bias, eps):
-    """Both functions; activation resolved."""
+def _group_norm(operation, input, residual, activation, num_groups, weight, bias, eps):
+    """Both functions, of a call that `auto` did not leave to torch; activation resolved."""
     name, args = operation.name, (num_groups, weight, bias, eps)
-    if refused.holds(input, weight, bias, residual):
-        try:
-            return _torchs(input, residual, activation, *args)
-        except (RuntimeError, TypeError, ValueError, ZeroDivisionError):
-            pass  # the same refusal in our words, or torch's own again
     if not isinstance(input, torch.Tensor):
         return _torchs(input, residual, activation, *args)  # its error, or torch.fx's record of the call
     expect_tensors(name, ("weight", "bias", "residual"), weight=weight, bias=bias, residual=residual)
@@ -95,6 +90,7 @@ def _group_norm(operation, refused, input, residual, activation, num_groups, wei
     )[0]  # fmt: skip
 
 
+_REFUSALS = RuntimeError, TypeError, ValueError, ZeroDivisionError  # torch's, of arguments that do not fit
 _refused, _refused_act = Refused(OPERATION, size_of), Refused(OPERATION_ACT, size_of)
 
 
@@ -116,7 +112,12 @@ def group_norm(
         RuntimeError: sizes or devices disagree.  ValueError: one value per group.
     Numerics: as `batch_norm`.
     """
-    return _group_norm(OPERATION, _refused, input, None, NO_ACTIVATION, num_groups, weight, bias, eps)
+    if _refused.holds(input, weight, bias):
+        try:
+            return F.group_norm(input, num_groups, weight, bias, eps)
+        except _REFUSALS:
+            pass  # the same refusal in our words, or torch's own again
+    return _group_norm(OPERATION, input, None, NO_ACTIVATION, num_groups, weight, bias, eps)
 
 
 def group_norm_act(
@@ -136,4 +137,9 @@ def group_norm_act(
         residual: of the input's type, and a shape that expands to the input's; or None.
     """
     ending = resolve("group_norm_act", activation)
-    return _group_norm(OPERATION_ACT, _refused_act, input, residual, ending, num_groups, weight, bias, eps)
+    if _refused_act.holds(input, weight, bias, residual):
+        try:
+            return _torchs(input, residual, ending, num_groups, weight, bias, eps)
+        except _REFUSALS:
+            pass
+    return _group_norm(OPERATION_ACT, input, residual, ending, num_groups, weight, bias, eps)

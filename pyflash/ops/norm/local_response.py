@@ -13,7 +13,7 @@ from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype, cast_by_autocast
 from pyflash.ops.core.registry import Op
-from pyflash.ops.norm.channels import is_dense, like
+from pyflash.ops.norm.channels import is_dense
 
 OPERATION = Operation(
     "local_response_norm",
@@ -32,7 +32,7 @@ def _gradient(dy, x, size, alpha, beta, k):
     return vjp(lambda x: _of_torch(x, size, alpha, beta, k), (x,), (dy,))
 
 
-# x and dy [batch, channels, positions], dense, of one memory order (`is_last`), and so the result. Window of channel c: from
+# x [batch, channels, positions], dense (`is_last`), and so the result; dy in any order of memory. Window of channel c: from
 # c - size // 2 to c + (size - 1) // 2. alpha and k are 0 or more, beta is more than 0.
 _fwd = Op(
     "local_response_norm_fwd(Tensor x, SymInt size, float alpha, float beta, float k, str backend) -> Tensor",
@@ -64,7 +64,7 @@ class _LocalResponse(Function):
     @staticmethod
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
-        return apply(_LocalResponseBwd, like(x, dy), x, *ctx.rest), *(None,) * 5
+        return apply(_LocalResponseBwd, dy, x, *ctx.rest), *(None,) * 5
 
 
 class _LocalResponseBwd(Function):

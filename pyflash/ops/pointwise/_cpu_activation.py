@@ -23,3 +23,11 @@ def activation_bwd(dy, saved, activation, first, second, dx):
         ACTIVATION_IDS[activation], first, second, DTYPES[dy.dtype],
     )  # fmt: skip
     _cpu.activation_bwd(problem, torch.get_num_threads())
+
+
+def activation_bwd_bwd(ddx, dy, saved, activation, first, second, need_ddy, ddy, dsaved):
+    problem = (
+        ddx.data_ptr(), dy.data_ptr(), saved.data_ptr(), ddy.data_ptr() if need_ddy else 0, dsaved.data_ptr(),
+        ddx.numel(), ACTIVATION_IDS[activation], first, second, DTYPES[ddx.dtype],
+    )  # fmt: skip
+    _cpu.activation_bwd_bwd(problem, torch.get_num_threads())

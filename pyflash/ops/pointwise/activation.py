@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import pointwise as auto
 from pyflash.ops.core.autograd import Function, apply, vjp
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, PLAIN_TYPES, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.registry import Op
 from pyflash.ops.pointwise.argument import Resolved, activated
+from pyflash.ops.pointwise.channels import laid_out_as
 
 OPERATION = {
     name: Operation(
@@ -24,6 +25,7 @@ OPERATION = {
         dtypes={"cpu": FLOATS, "triton": FLOATS},
         rules=auto.activation_rules(name),
         sizes="(elements, are gradients needed)",
+        second_derivative=IN_KERNELS,
     )
     for name in ACTIVATIONS
 }
@@ -39,7 +41,7 @@ _TORCH = {
     "erf": torch.erf,
     "sigmoid": torch.sigmoid,
     "gelu_sigmoid": lambda x: torch.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x)),
-    "normal_cdf": torch.special.ndtr,
+    "normal_cdf": lambda x: 0.5 * torch.special.erfc(-0.7071067811865476 * x),  # torch's ndtr cancels in the left tail
     "normal_pdf": lambda x: torch.exp(-0.5 * x * x) * 0.3989422804014327,
     "where": torch.where,
 }
@@ -47,13 +49,43 @@ NO_VALUES = (0.0, 0.0)
 _ROUNDED = {(row.name, direction) for row in ACTIVATIONS.values() for direction in row.rounds}
 _DIGITS = {torch.bfloat16: 8, torch.float16: 11}
 _BACKWARD = {name: compile(row.backward, f"<{name}.backward>", "eval") for name, row in ACTIVATIONS.items()}
+_DOUBLE_BACKWARD = {
+    name: compile(row.double_backward, f"<{name}.double_backward>", "eval")
+    for name, row in ACTIVATIONS.items()
+    if row.double_backward
+}
+CURVED = frozenset(_DOUBLE_BACKWARD)  # rows whose derivative changes with x, but for steps
+
+
+def _evaluated(code, activation, values, saved, **gradients):
+    row = ACTIVATIONS[activation]
+    names = {row.saves: saved, **gradients}  # beside Python's own, with which torch imports what it first needs here
+    names |= {name: value for (name, _), value in zip(row.parameters, values)}
+    return eval(code[activation], {**_TORCH, **names})
 
 
 def _reference_bwd(dy, saved, activation, *values):
-    row = ACTIVATIONS[activation]
-    names = {"dy": dy, row.saves: saved}  # beside Python's own, with which torch imports what it first needs here
-    names |= {name: value for (name, _), value in zip(row.parameters, values)}
-    return (eval(_BACKWARD[activation], {**_TORCH, **names}),)
+    return (_evaluated(_BACKWARD, activation, values, saved, dy=dy),)
+
+
+def _expect_curved(activation):
+    if activation not in CURVED:
+        raise ValueError(
+            f"pyflash.activation_bwd_bwd: the derivative of {activation!r} is flat: the gradient by dy is activation_bwd of"
+            " ddx, that by x is 0"
+        )
+
+
+def _reference_bwd_bwd(ddx, dy, saved, activation, first, second, need_ddy):
+    _expect_curved(activation)
+    values = first, second
+    ddy = _evaluated(_BACKWARD, activation, values, saved, dy=ddx) if need_ddy else ddx.new_empty(0)
+    return ddy, _evaluated(_DOUBLE_BACKWARD, activation, values, saved, ddx=ddx, dy=dy)
+
+
+def _bwd_bwd_outputs(ddx, dy, saved, activation, first, second, need_ddy):
+    _expect_curved(activation)
+    return torch.empty_like(saved) if need_ddy else saved.new_empty(0), torch.empty_like(saved)
 
 
 def gradient_of(dy, x, of):
@@ -80,6 +112,17 @@ _bwd = Op(
     triton="pyflash.kernels.pointwise.activation:activation_bwd",
     cpu="pyflash.ops.pointwise._cpu_activation:activation_bwd",
 )
+# All of one type and memory order. ddy, ddx times the derivative, is empty where nobody needs it; dsaved is ddx dy times the
+# derivative of `activation_bwd` by what was saved.
+_bwd_bwd = Op(
+    "activation_bwd_bwd(Tensor ddx, Tensor dy, Tensor saved, str activation, float first, float second, bool need_ddy,"
+    " str backend) -> (Tensor ddy, Tensor dsaved)",
+    outputs=_bwd_bwd_outputs,
+    reference=_reference_bwd_bwd,
+    differentiable=True,
+    triton="pyflash.kernels.pointwise.activation:activation_bwd_bwd",
+    cpu="pyflash.ops.pointwise._cpu_activation:activation_bwd_bwd",
+)
 
 
 class _Activation(Function):
@@ -104,13 +147,38 @@ class _ActivationBwd(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        dy, saved, *ctx.activation, _ = inputs
+        dy, saved, *ctx.rest = inputs
         ctx.save_for_backward(dy, saved)
 
     @staticmethod
     def backward(ctx, ddx):
-        grads = vjp(lambda dy, saved: _reference_bwd(dy, saved, *ctx.activation), ctx.saved_tensors, (ddx,))
-        return *grads, None, None, None, None
+        dy, saved = ctx.saved_tensors
+        needs_dy, needs_saved = ctx.needs_input_grad[:2]
+        ddy = dsaved = None
+        if needs_saved and ctx.rest[0] in CURVED:
+            ddy, dsaved = activation_bwd_bwd(ddx, dy, saved, *ctx.rest, need_ddy=needs_dy)
+        elif needs_dy:
+            ddy = activation_bwd(ddx, saved, *ctx.rest)
+        return ddy, dsaved, None, None, None, None
+
+
+class _ActivationBwdBwd(Function):
+    @staticmethod
+    def forward(ddx, dy, saved, activation, first, second, need_ddy, backend):
+        return _bwd_bwd(ddx, dy, saved, activation, first, second, need_ddy, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, activation, first, second, need_ddy, _ = inputs
+        ctx.rest = activation, first, second, need_ddy
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        """The third derivative, in torch operations."""
+        found = vjp(lambda *tensors: _reference_bwd_bwd(*tensors, *ctx.rest), ctx.saved_tensors, grads)
+        return *found, None, None, None, None, None
 
 
 def _rounded(value, dtype):
@@ -140,6 +208,28 @@ def activation_bwd(dy, saved, activation, first, second, backend):
     if (activation, "backward") in _ROUNDED:
         first, second = _rounded(first, saved.dtype), _rounded(second, saved.dtype)
     return apply(_ActivationBwd, dy, saved, activation, first, second, backend)
+
+
+def activation_bwd_bwd(ddx, dy, saved, activation, first, second, backend, *, need_ddy):
+    """(ddx times the derivative, or None where it is not needed; ddx dy times the derivative of `activation_bwd` by `saved`),
+    what arrives at `dy` and at `saved` from ddx, which arrives at the result of `activation_bwd`. Of a row that is CURVED;
+    differentiable."""
+    ddx, dy = laid_out_as(ddx, saved.stride()), laid_out_as(dy, saved.stride())
+    ddy, dsaved = apply(_ActivationBwdBwd, ddx, dy, saved, activation, first, second, need_ddy, backend)
+    return ddy if need_ddy else None, dsaved
+
+
+def gradients_at(ddx, dy, z, of, backend, *, need_ddy):
+    """As `activation_bwd_bwd`, of any row by its input z: what arrives at dy and at z from ddx, which arrives at dy times the
+    derivative at z; the second is None where the row is flat. Differentiable."""
+    activation, *_ = of
+    if not activation:
+        return ddx if need_ddy else None, None
+    saved = z if ACTIVATIONS[activation].saves == "x" else activation_fwd(z, *of, backend)
+    if activation not in CURVED:
+        return activation_bwd(ddx, saved, *of, backend) if need_ddy else None, None
+    ddy, dz = activation_bwd_bwd(ddx, dy, saved, *of, backend, need_ddy=need_ddy)
+    return ddy, dz if saved is z else activation_bwd(dz, saved, *of, backend)
 
 
 def derivative(dy, z, activation, *values):

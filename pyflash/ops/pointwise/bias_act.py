@@ -8,20 +8,17 @@ Transformer block.
 
 from __future__ import annotations
 
-import ast
-
 import torch
 
-from pyflash.activations import ACTIVATIONS
 from pyflash.auto.minima import minima
-from pyflash.ops.core.autograd import Function, apply, vjp
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.autograd import Function, apply
+from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_dense, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.philox import draw_seed
 from pyflash.ops.core.registry import LARGE_BYTES, Op
-from pyflash.ops.pointwise.activation import gradient_of
+from pyflash.ops.pointwise.activation import CURVED, activation_fwd, gradient_of, gradients_at
 from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, Resolved, activated, resolve
 from pyflash.ops.pointwise.channels import along, laid_out_as, over_channels
 from pyflash.ops.pointwise.dropout import dropout, factors_of
@@ -34,25 +31,11 @@ OPERATION, OPERATION_ADD = (
         dtypes={"cpu": FLOATS, "triton": FLOATS},
         rules=minima(name, inference=1 << 18, training=1 << 20),
         sizes="(elements, are gradients needed)",
+        second_derivative=f"the activation's {IN_KERNELS}, the rest {IN_TORCH}",
     )
     for name in ("bias_act", "bias_act_dropout_add")
 )
 ANY = -1.0  # of a clamp: none
-
-
-def _is_curved(row) -> bool:
-    """Does the derivative change with x, but for steps? Is what is saved used outside of comparisons?"""
-    waiting = [ast.parse(row.backward, mode="eval").body]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Name) and node.id == row.saves:
-            return True
-        if not isinstance(node, ast.Compare):
-            waiting += ast.iter_child_nodes(node)
-    return False
-
-
-_CURVED = frozenset(name for name, row in ACTIVATIONS.items() if _is_curved(row))
 
 
 def _scaled(x, bias, dim, of, gain, clamp):
@@ -172,27 +155,42 @@ class _BiasActBwd(Function):
 
     @staticmethod
     def backward(ctx, ddx, ddbias):
-        """Of dy, in which it is linear, the operator again; of x and bias, where the activation is curved, in torch's."""
+        """dx is linear in dy: the operator again, and where the activation is curved, and x or bias wants a gradient, too,
+        the activation's own second derivative, which gives both."""
         dy, x, bias, seed = ctx.saved_tensors
-        dim, activation, *_ = ctx.rest
+        dim, *_ = ctx.rest
+        needs_dy, needs_x, needs_bias, *_ = ctx.needs_input_grad
         if not ctx.need_dbias:
             ddbias = None
         if ddx is None and ddbias is None:
             return (None,) * 13
-        ddy = None
-        if ctx.needs_input_grad[0]:
-            spread = None if ddbias is None else along(ddbias.to(dy.dtype), dy, dim)
-            given = spread.expand_as(dy) if ddx is None else ddx if spread is None else ddx + spread
+        spread = None if ddbias is None else along(ddbias.to(dy.dtype), dy, dim)
+        given = spread.expand_as(dy) if ddx is None else ddx if spread is None else ddx + spread
+        ddy = of_x = of_bias = None
+        if (needs_x or needs_bias) and ctx.rest[1] in CURVED:
+            ddy, dz = _second_gradients(given, dy, x, bias, seed, *ctx.rest, ctx.backend, needs_dy)
+            ddy = None if ddy is None else ddy.to(dy.dtype)
+            of_x = dz.to(x.dtype) if needs_x else None
+            of_bias = over_channels(dz, dim).to(bias.dtype) if needs_bias else None
+        elif needs_dy:
             ddy, _ = apply(_BiasActBwd, laid_out_as(given, dy.stride()), x, bias, seed, *ctx.rest, False, ctx.backend)
-        of_x = of_bias = None
-        if activation in _CURVED:
-
-            def function(x, bias):
-                dx = _gradient(dy, x, bias, seed, *ctx.rest)
-                return dx, None if ddbias is None else over_channels(dx, dim)
-
-            of_x, of_bias = vjp(function, (x, bias), (ddx, ddbias))
         return ddy, of_x, of_bias, *(None,) * 10
+
+
+def _second_gradients(
+    given, dy, x, bias, seed, dim, activation, first, second, gain, clamp, dropout_p, backend, need_ddy
+):
+    """What arrives at dy and at x + bias from `given`, which arrives at dx, in the accumulation type."""
+    of = activation, first, second
+    given, dy, z, bias = _wide(given, dy, x, bias)
+    z = z if bias is None else z + along(bias, z, dim)
+    given = given if seed is None else given * factors_of(dy, seed, dropout_p)  # which lies as x does
+    given = given if gain == 1 else given * gain
+    if clamp >= 0:
+        with torch.no_grad():
+            kept = (activation_fwd(z, *of, backend) * gain).abs() <= clamp
+        given = torch.where(kept, given, 0)
+    return gradients_at(given, dy, z, of, backend, need_ddy=need_ddy)
 
 
 def _fused(operation, x, bias, residual, dim, of, gain, clamp, dropout_p):

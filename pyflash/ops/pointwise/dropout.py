@@ -10,7 +10,7 @@ from pyflash.kernels.dropout import keep_scale, threshold
 from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_dense, is_plain
-from pyflash.ops.core.choice import choose
+from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.philox import LOW, draw_seed, philox_words
 from pyflash.ops.core.registry import Op
@@ -68,6 +68,13 @@ class _Dropout(Function):
         return apply(_Dropout, dy, ctx.saved_tensors[0], ctx.p, ctx.backend), None, None, None
 
 
+def _size_of(training, input):
+    return input.numel() if is_plain(input) else None
+
+
+_refused = Refused(OPERATION, _size_of, lambda input: (input.numel(), input.dtype, input.is_cpu))
+
+
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     """Zeroes elements with probability p and scales the others by 1 / (1 - p), as torch.nn.functional.dropout.
 
@@ -86,6 +93,8 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
         raise ValueError(f"pyflash.dropout: dropout probability has to be between 0 and 1, but got {p} as p")
     if (p == 0.0 or (training is False and p == p)) and type(input) is torch.Tensor:
         return input  # as torch does, in 2 us
+    if training is True and _refused.holds(input):
+        return F.dropout(input, p, training, inplace)
     if not isinstance(input, torch.Tensor) or training is not True or p == 0.0 or p != p or input.numel() == 0:
         return F.dropout(input, p, training, inplace)
     refused = "" if is_plain(input) else NOT_PLAIN

@@ -6,15 +6,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from pyflash.activations import ACTIVATIONS
 from pyflash.auto.minima import minima
 from pyflash.kernels.gated import halves
-from pyflash.ops.core.autograd import Function, apply, shaped, vjp
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.autograd import Function, apply, shaped
+from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.registry import Op
-from pyflash.ops.pointwise.activation import gradient_of
+from pyflash.ops.pointwise.activation import activation_bwd, activation_fwd, gradient_of, gradients_at
 from pyflash.ops.pointwise.argument import ActivationArgument, activated, resolve
 from pyflash.ops.pointwise.channels import channels_of, laid_out_as
 
@@ -27,6 +28,7 @@ OPERATION_GLU, OPERATION = (
         dtypes={"cpu": FLOATS, "triton": FLOATS},
         rules=minima(name, inference=inference, training=training),
         sizes="(elements of the result, are gradients needed)",
+        second_derivative=f"the activation's {IN_KERNELS}, the rest {IN_TORCH}",
     )
     for name, inference, training in (("glu", 1 << 23, 1 << 20), ("gated_act", 1 << 18, 1 << 18))
 )
@@ -111,7 +113,7 @@ class _GatedBwd(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        *tensors, ctx.swapped, activation, first, second, _ = inputs
+        *tensors, ctx.swapped, activation, first, second, ctx.backend = inputs
         ctx.of = activation, first, second
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
@@ -120,14 +122,35 @@ class _GatedBwd(Function):
     def backward(ctx, ddgate, ddvalue):
         dy, gate, value = ctx.saved_tensors
         if value is not None:
-            grads = vjp(lambda *tensors: _gradients(*tensors, *ctx.of), (dy, gate, value), (ddgate, ddvalue))
-            return *grads, None, None, None, None, None
+            found = _second_gradients(ddgate, ddvalue, dy, gate, value, ctx.of, ctx.backend)
+            return *found, *(None,) * 5
+        if ddgate is None:
+            return (None,) * 8
+        dd, both = halves(ddgate, None, ctx.swapped), halves(gate, None, ctx.swapped)
+        ddy, of_gate, of_value = _second_gradients(*dd, dy, *both, ctx.of, ctx.backend)
+        packed = torch.cat((of_value, of_gate) if ctx.swapped else (of_gate, of_value), 1)
+        return ddy, packed, *(None,) * 6
 
-        def function(dy, packed):
-            dgate, dvalue = _gradients(dy, *halves(packed, None, ctx.swapped), *ctx.of)
-            return torch.cat((dvalue, dgate) if ctx.swapped else (dgate, dvalue), 1)
 
-        return *vjp(function, (dy, gate), (ddgate,)), None, None, None, None, None, None
+def _second_gradients(ddgate, ddvalue, dy, gate, value, of, backend):
+    """What arrives at dy, gate and value from what arrives at dgate = dy value activation'(gate), ddgate, and at dvalue =
+    dy activation(gate), ddvalue, either of which may be None."""
+    acc = acc_dtype(gate.dtype)
+    wide = [None if t is None else t.to(acc).contiguous() for t in (ddgate, ddvalue, dy, gate, value)]
+    given, of_value, d, x, v = wide
+    ddy = dgate = dvalue = None
+    if given is not None:
+        slope, dgate = gradients_at(given, d * v, x, of, backend, need_ddy=True)
+        ddy, dvalue = slope * v, slope * d
+    if of_value is not None:
+        y = activation_fwd(x, *of, backend) if of[0] else x
+        ddy = of_value * y if ddy is None else torch.addcmul(ddy, of_value, y)
+        through = of_value * d
+        if of[0]:
+            through = activation_bwd(through, x if ACTIVATIONS[of[0]].saves == "x" else y, *of, backend)
+        dgate = through if dgate is None else dgate + through
+    found = (ddy, dy), (dgate, gate), (dvalue, value)
+    return tuple(None if g is None else g.to(t.dtype) for g, t in found)
 
 
 def _packed(input, dim, swapped, of, backend):

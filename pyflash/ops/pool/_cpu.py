@@ -5,7 +5,9 @@ from math import prod
 import torch
 
 from pyflash import _cpu
+from pyflash.ops.core._cpu_order import in_order
 from pyflash.ops.core.native import DTYPES
+from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.pool.max_unpool import wrong_place
 
 _NOT_THERE = (1, 1, 1, 1, 0, 1)
@@ -33,8 +35,11 @@ def max_pool_fwd(x, size, kernel, stride, padding, dilation, index_bits, y, indi
 
 def max_pool_bwd(dy, indices, input_size, channels_last, size, kernel, stride, padding, dilation, dx):
     shape = _shape(input_size, channels_last, size, kernel, stride, padding, dilation)
-    problem = dy.data_ptr(), indices.data_ptr(), dx.data_ptr(), *shape, _INDICES[indices.dtype], DTYPES[dy.dtype]
-    _cpu.max_pool_bwd(problem, torch.get_num_threads())
+    dy = in_order(dy, channels_last)
+    threads, dtype = torch.get_num_threads(), DTYPES[dy.dtype]
+    workspace = take_workspace(threads * _cpu.max_pool_bwd_workspace((*shape, dtype)), "max_pool")
+    addresses = dy.data_ptr(), indices.data_ptr(), dx.data_ptr(), workspace.data_ptr()
+    _cpu.max_pool_bwd((*addresses, *shape, _INDICES[indices.dtype], dtype), threads)
 
 
 def avg_pool_fwd(x, size, kernel, stride, padding, count_include_pad, divisor, y):
@@ -46,6 +51,7 @@ def avg_pool_fwd(x, size, kernel, stride, padding, count_include_pad, divisor, y
 
 def avg_pool_bwd(dy, input_size, channels_last, size, kernel, stride, padding, count_include_pad, divisor, dx):
     shape = _shape(input_size, channels_last, size, kernel, stride, padding, (1,) * len(size))
+    dy = in_order(dy, channels_last)
     problem = dy.data_ptr(), dx.data_ptr(), *shape, count_include_pad, divisor, DTYPES[dy.dtype]
     _cpu.avg_pool_bwd(problem, torch.get_num_threads())
 

@@ -95,7 +95,6 @@ class _AvgPool(Function):
 
     @staticmethod
     def backward(ctx, dy):
-        dy = dy.contiguous(memory_format=memory_format(ctx.channels_last, len(ctx.options[0])))
         return apply(_AvgPoolBwd, dy, ctx.input_size, ctx.channels_last, *ctx.options), *(None,) * 7
 
 
@@ -120,22 +119,17 @@ def _pooled(x, windows: Windows, count_include_pad: bool, divisor: int, backend:
 
 
 def _avg_pool(n, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override=None):
-    def torchs(x):
-        divisor = () if n == 1 else (divisor_override,)
-        stride_given = () if stride is None and n == 1 else stride
-        return getattr(F, f"avg_pool{n}d")(
-            x, kernel_size, stride_given, padding, ceil_mode, count_include_pad, *divisor
-        )
-
-    pooling = _FIXED[n]
+    pooling, options = _FIXED[n], (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    if n == 1:
+        options = (kernel_size, () if stride is None else stride, *options[2:-1])
     if pooling.is_torchs(input):
-        return torchs(input)
+        return getattr(F, pooling.name)(input, *options)
     windows = None
     if type(count_include_pad) is bool and (
         divisor_override is None or (type(divisor_override) is int and divisor_override)
     ):
         windows = fixed_windows(input.shape, n, kernel_size, stride, padding, 1, ceil_mode)
-    backend, x = pooling.choose(input, windows, torchs)
+    backend, x = pooling.choose(input, windows, *options)
     if backend is None:
         return x
     return _pooled(x, windows, count_include_pad, divisor_override or 0, backend)
@@ -194,14 +188,11 @@ def avg_pool3d(
 
 
 def _adaptive_avg_pool(n, input, output_size):
-    def torchs(x):
-        return getattr(F, f"adaptive_avg_pool{n}d")(x, output_size)
-
     pooling = _ADAPTIVE[n]
     if pooling.is_torchs(input):
-        return torchs(input)
+        return getattr(F, pooling.name)(input, output_size)
     windows = adaptive_windows(input.shape, n, output_size)
-    backend, x = pooling.choose(input, windows, torchs)
+    backend, x = pooling.choose(input, windows, output_size)
     return x if backend is None else _pooled(x, windows, True, 0, backend)
 
 

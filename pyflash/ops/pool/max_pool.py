@@ -75,7 +75,7 @@ _fwd = Op(
     triton="pyflash.kernels.pool.max_pool:max_pool_fwd",
     cpu="pyflash.ops.pool._cpu:max_pool_fwd",
 )
-# dy and indices lie in memory as dx does: channels_last or not.
+# indices lie in memory as dx does, channels_last or not; dy in any order.
 _bwd = Op(
     "max_pool_bwd(Tensor dy, Tensor indices, SymInt[] input_size, bool channels_last, SymInt[] size, SymInt[] kernel,"
     " SymInt[] stride, SymInt[] padding, SymInt[] dilation, str backend) -> Tensor",
@@ -107,8 +107,7 @@ class _MaxPool(Function):
     def backward(ctx, dy, _indices):
         if dy is None:
             return (None,) * 8
-        (indices,), n = ctx.saved_tensors, len(ctx.windows.size)
-        dy = dy.contiguous(memory_format=memory_format(ctx.channels_last, n))
+        (indices,) = ctx.saved_tensors
         dx = apply(_MaxPoolBwd, dy, indices, ctx.input_size, ctx.channels_last, *ctx.windows, ctx.backend)
         return dx, *(None,) * 7
 
@@ -139,15 +138,11 @@ def pooled(x: Tensor, windows: Windows, return_indices: bool, backend: str):
 
 
 def _max_pool(n, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
-    def torchs(x):
-        function = getattr(F, f"max_pool{n}d")
-        return function(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-
-    pooling = _FIXED[n]
+    pooling, options = _FIXED[n], (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if pooling.is_torchs(input):
-        return torchs(input)
+        return getattr(F, pooling.name)(input, *options)
     windows = fixed_windows(input.shape, n, kernel_size, stride, padding, dilation, ceil_mode)
-    backend, x = pooling.choose(input, windows, torchs)
+    backend, x = pooling.choose(input, windows, *options)
     if backend is None:
         return x
     y, indices = pooled(x, windows, return_indices, backend)
@@ -247,14 +242,11 @@ def max_pool3d_with_indices(
 
 
 def _adaptive_max_pool(n, input, output_size, return_indices):
-    def torchs(x):
-        return getattr(F, f"adaptive_max_pool{n}d")(x, output_size, return_indices)
-
     pooling = _ADAPTIVE[n]
     if pooling.is_torchs(input):
-        return torchs(input)
+        return getattr(F, pooling.name)(input, output_size, return_indices)
     windows = adaptive_windows(input.shape, n, output_size)
-    backend, x = pooling.choose(input, windows, torchs)
+    backend, x = pooling.choose(input, windows, output_size, return_indices)
     if backend is None:
         return x
     y, indices = pooled(x, windows, return_indices, backend)

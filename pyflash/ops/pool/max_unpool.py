@@ -143,19 +143,16 @@ def wrong_place(index: int, size) -> str:
 
 
 def _max_unpool(n, input, indices, kernel_size, stride, padding, output_size):
-    def torchs(x):
-        return getattr(F, f"max_unpool{n}d")(x, indices, kernel_size, stride, padding, output_size)
-
-    pooling = _POOLINGS[n]
+    pooling, options = _POOLINGS[n], (indices, kernel_size, stride, padding, output_size)
     if pooling.is_torchs(input):
-        return torchs(input)
+        return getattr(F, pooling.name)(input, *options)
     size = None
     if isinstance(indices, Tensor) and is_strided(indices) and indices.dtype is torch.int64:
         if indices.shape == input.shape and indices.device == input.device:
             size = _output_size(input.shape, n, kernel_size, stride, padding, output_size)
     if size is not None and input.is_cpu:  # torch's autocast computes this in float32, on the CPU only
         (input,) = cast_by_autocast((input,), torch.float32)
-    backend, x = pooling.choose(input, size, torchs, (indices,) if size is not None else ())
+    backend, x = pooling.choose(input, size, *options, tensors=(indices,) if size is not None else ())
     if backend is None:
         return x
     if (backend == "triton" or not x.is_cpu) and readable(indices):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyflash.auto import pool as auto
@@ -146,13 +147,13 @@ class Pooling:
         """Before anything else: does `auto` leave this call to torch, or is x nothing that a kernel could take?"""
         return self.refused.holds(x) or not isinstance(x, Tensor)
 
-    def choose(self, x: Tensor, windows: Sequence | None, torchs, tensors=()):
-        """(the backend, x as autocast wants it), or (None, torch's result).
+    def choose(self, x: Tensor, windows: Sequence | None, *options, tensors=()):
+        """(the backend, x as autocast wants it), or (None, the result of torch's function with these options).
 
         Arguments that make no windows are torch's to refuse; what it takes nevertheless is counted as any other.
         """
         if windows is None and is_plain(x):
-            result = torchs(x)
+            result = getattr(F, self.name)(x, *options)
             choose(self.operation, x, tensors, refused="arguments that only torch's function takes")
             return None, result
         if self.n == 3 and x.is_cpu:  # torch's autocast computes these in float32, on the CPU only
@@ -160,4 +161,4 @@ class Pooling:
         training = torch.is_grad_enabled() and x.requires_grad
         refused = "" if windows is not None and is_plain(x) else NOT_PLAIN
         backend = choose(self.operation, x, tensors, size=size_of(training, x), refused=refused)
-        return (None, torchs(x)) if backend is None else (backend, x)
+        return (None, getattr(F, self.name)(x, *options)) if backend is None else (backend, x)

@@ -117,11 +117,15 @@ def _is_fit(input, sizes, mode, align_corners, antialias) -> bool:
     return all(n > 0 for n in (*input.shape[1:], *sizes))
 
 
+_GIVEN = int, float, tuple, type(None)
+
+
 def _key_of(input, size, scale_factor, mode):
-    given = [tuple(g) if isinstance(g, list) else g for g in (size, scale_factor)]
-    if not all(isinstance(g, (int, float, tuple, type(None))) for g in given):
+    size = tuple(size) if isinstance(size, list) else size
+    scale_factor = tuple(scale_factor) if isinstance(scale_factor, list) else scale_factor
+    if not (isinstance(size, _GIVEN) and isinstance(scale_factor, _GIVEN)):
         raise AttributeError  # torch's to refuse, and nothing to remember
-    return input.shape, input.stride(), input.dtype, input.is_cpu, mode in NEAREST, *given
+    return input.shape, input.stride(), input.dtype, input.is_cpu, mode in NEAREST, size, scale_factor
 
 
 def _size_of(training, input, size, scale_factor, mode):
