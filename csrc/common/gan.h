@@ -61,12 +61,13 @@ static inline int64_t gan_low(const GanFilter& f) { return gan_floor(-f.pad_x, f
 static inline int64_t gan_span(const GanFilter& f) {
   return gan_floor((f.out_x - 1) * f.down_x + f.taps_x - 1 - f.pad_x, f.up_x) + 1 - gan_low(f);
 }
-// Channels that are worked on together, so that a row of them stays in the first cache.
-static inline int64_t gan_block(int64_t inner, int64_t span) {
-  const int64_t most = 8192 / (span > 0 ? span : 1) / kGanLanes * kGanLanes,
-                block = most > kGanLanes ? most : kGanLanes;
-  return inner < block ? inner : block;
+// Channels that are worked on together, so that `most` elements hold the places of a row.
+static inline int64_t gan_block(int64_t inner, int64_t span, int64_t most) {
+  const int64_t block = most / (span > 0 ? span : 1) / kGanLanes * kGanLanes;
+  return inner < kGanLanes || inner < block ? inner : block > kGanLanes ? block : kGanLanes;
 }
+constexpr int64_t kGanRow = 32768;  // of one row, that stays in the second cache
+constexpr int64_t kGanRing = 8192;  // of each of many
 static inline int64_t gan_step(const GanFilter& f) { return f.down_x / gan_divisor(f.up_x, f.down_x); }
 // Elements of one line: what the filter reads, apart by `step` where there is one channel, and what vectors touch
 // behind.
@@ -95,14 +96,14 @@ static inline int64_t gan_tables(const GanFilter& f, int64_t itemsize) {
 }
 // In bytes; itemsize is that of the arithmetic type.
 static inline int64_t upfirdn2d_workspace(const Upfirdn2d& p, int64_t itemsize, int64_t threads) {
-  const int64_t block = gan_block(p.inner, gan_span(p.filter));
+  const int64_t block = gan_block(p.inner, gan_span(p.filter), kGanRow);
   return gan_tables(p.filter, itemsize) + threads * gan_buffer(p.filter, block, gan_rows(p.filter, block), itemsize);
 }
 
 static inline int64_t gan_most(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t filtered_lrelu_block(const FilteredLrelu& p) {
   const int64_t span = gan_most(gan_span(p.up), gan_span(p.down));
-  return gan_block(p.inner, p.v ? gan_most(span, gan_span(p.of_v)) : span);
+  return gan_block(p.inner, p.v ? gan_most(span, gan_span(p.of_v)) : span, kGanRing);
 }
 static inline int64_t gan_row(int64_t width, int64_t block) { return gan_lines((width * block + kGanLanes) * 4) / 4; }
 // Rows of the middle that are kept: what a batch of rows of the result reads.

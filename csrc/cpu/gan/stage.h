@@ -18,9 +18,12 @@ namespace {
 struct Meeting {
   int64_t tap, place, count;
 };
+PF_INLINE int64_t floor_of(int64_t a, int64_t b) {  // rows are short: a division takes as long as a tenth of one
+  return b & (b - 1) ? gan_floor(a, b) : a >> __builtin_ctzll((uint64_t)b);
+}
 PF_INLINE Meeting meeting(int64_t o, int64_t up, int64_t down, int64_t pad, int64_t taps) {
-  const int64_t from = o * down - pad, place = -gan_floor(-from, up), tap = place * up - from;
-  return {tap, place, tap < taps ? (taps - tap + up - 1) / up : 0};
+  const int64_t from = o * down - pad, place = -floor_of(-from, up), tap = place * up - from;
+  return {tap, place, tap < taps ? floor_of(taps - tap + up - 1, up) : 0};
 }
 
 template <int kFirst, int kCount>
@@ -226,23 +229,37 @@ void filter_row_apart(const Entries<T>& e, int64_t period, const T* line, To* y,
   }
 }
 
+// Places of `channels` elements; `step` apart in the line and `stride` in the row where the same taps meet them.
 template <class To, int kTaps, class T>
 void filter_channels(const Entries<T>& e, int64_t period, int64_t step, const T* line, To* y, int64_t stride,
                      int64_t out, int64_t channels) {
   typedef Vec<T> V;
   constexpr int lanes = kLanes<T>;
-  int64_t r = 0;
-  const T* at = line;
-  for (int64_t o = 0; o < out; o++, y += stride) {
-    const int32_t first = e.first[r], count = e.first[r + 1] - first;
-    for (int64_t c = 0; c < channels; c += lanes) {
-      V sum{};
-      PF_UNROLL
-      for (int t = 0; t < (kTaps ? kTaps : count); t++)
-        sum = fma(splat<V>(e.weight[first + t]), load(at + e.offset[first + t] + c), sum);
-      store_n(y + c, sum, channels - c);
+  for (int64_t r = 0; r < period; r++) {
+    const int32_t *offset = e.offset + e.first[r], count = e.first[r + 1] - e.first[r];
+    const T* weight = e.weight + e.first[r];
+    V fixed[kTaps ? kTaps : 1];
+    PF_UNROLL
+    for (int t = 0; t < kTaps; t++) fixed[t] = splat<V>(weight[t]);
+    const T* at = line;
+    for (int64_t o = r; o < out; o += period, at += step) {
+      To* to = y + o * stride;
+      auto sum_at = [&](int64_t c) {
+        V sum{};
+        PF_UNROLL
+        for (int t = 0; t < (kTaps ? kTaps : count); t++) {
+          const V x = load(at + offset[t] + c), w = kTaps ? fixed[kTaps ? t : 0] : splat<V>(weight[t]);
+          sum = kTaps && t == 0 ? w * x : fma(w, x, sum);
+        }
+        return sum;
+      };
+      int64_t c = 0;
+      for (; c + 2 * lanes <= channels; c += 2 * lanes) {
+        const V low = sum_at(c), high = sum_at(c + lanes);
+        store(to + c, low), store(to + c + lanes, high);
+      }
+      for (; c < channels; c += lanes) store_n(to + c, sum_at(c), channels - c);
     }
-    if (++r == period) r = 0, at += step;
   }
 }
 
