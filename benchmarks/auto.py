@@ -29,6 +29,7 @@ from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear, softmax
 from benchmarks.operations.conv import _convs
 from benchmarks.operations.embedding import embedding, embedding_bag
+from benchmarks.operations.gan import filtered_lrelu, upfirdn2d
 from benchmarks.operations.norm import _channels, _norms, local_response_norm, normalize
 from benchmarks.operations.pointwise import (
     _gates,
@@ -162,6 +163,10 @@ def declared(point: Point) -> tuple[Operation, Case]:
         )
     if point.operation == "pad":
         return pad.OPERATION, case(pad.Shape((1, sizes[0] >> 10, 30, 30), (1, 1, 1, 1)))
+    if point.operation == "upfirdn2d":  # to so many elements
+        return upfirdn2d.OPERATION, case(upfirdn2d.Shape((1, sizes[0] >> 10, 16, 16), "up"))
+    if point.operation == "filtered_lrelu":  # so many of the upsampled picture, and what is around
+        return filtered_lrelu.OPERATION, case(filtered_lrelu.Shape((1, sizes[0] >> 10, 11, 11)))
     if point.operation == "rnn":
         cell, module = kind.split()
         steps, batch, hidden = sizes
@@ -294,6 +299,9 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, [*images, 1 << 24])  # whose results have large pages
     yield from grid(["interpolate"], KINDS["interpolate"], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
+    resampled = ["upfirdn2d", "filtered_lrelu"]
+    yield from grid(resampled, [""], ["float32"], BOTH, (1 << 12, 1 << 14, 1 << 17, 1 << 20))
+    yield from grid(resampled, [""], ["float64", *HALVES], BOTH, (1 << 17,))
     yield from convolutions(["float32"], BOTH, (256, 4096, 25088), (64, 256))
     yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
     yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
@@ -327,6 +335,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(["normalize"], [""], dtypes, BOTH, (1024, 32768), (128, 4096))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["upfirdn2d", "filtered_lrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 
