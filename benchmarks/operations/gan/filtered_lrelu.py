@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from benchmarks.known import TINY, TORCHS, Story
+from benchmarks.known import TINY, TORCHS, Story, turned
 from benchmarks.operation import Case, Operation, gpu_case
 from benchmarks.operations.gan._filters import laid_out, on_device
 
@@ -98,7 +98,7 @@ def bytes_(case: Case, mode: str) -> float:
 STORY = Story(
     limit="Arithmetic: some 50 operations to a place of the upsampled picture, of which there are four to each of x's.",
     elsewhere="PyTorch's operations write the upsampled picture, four times as large and more, several times.",
-    gaps=(TINY, TORCHS),
+    gaps=(TINY, TORCHS, *turned("channels_last")),
 )
 
 OPERATION = Operation(
