@@ -57,6 +57,7 @@ SHORT = (
             "recurrent/lstm/bfloat16/128",
             "row_wise/bfloat16",
             "resample/bfloat16",
+            "upfirdn2d/bfloat16",
         )
     ),
     "sm90/attention/bfloat16/64/bias",
@@ -121,6 +122,8 @@ def cases():
         add(arch, row_wise, "bfloat16", dtype="bfloat16")
         for dtype in ("bfloat16", "float32"):
             add(arch, resample, dtype, dtype=dtype)
+            add(arch, upfirdn2d, dtype, dtype=dtype)
+            add(arch, filtered_lrelu, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
@@ -415,3 +418,29 @@ def resample(empty, dtype):
     x, y = empty(8, 64, 64, 64, dtype=dtype), empty(8, 64, 128, 128, dtype=dtype)
     axis = interpolated("bilinear", False, 64, 128, 0.0, False, False, False)
     kernels.resample(x, 8 * 64, (identity(1), axis, axis), 1, 0.0, y)
+
+
+def upfirdn2d(empty, dtype):
+    """StyleGAN2's to twice the size and to half of it."""
+    from pyflash.kernels.gan import upfirdn2d as kernels
+    from pyflash.ops.gan.filters import Pass
+
+    x, y, f = empty(8, 64, 64, 64, dtype=dtype), empty(8, 64, 128, 128, dtype=dtype), empty(4, 4, dtype="float32")
+    up = Pass((128, 128), (2, 2), (1, 1), (2, 2), False, 4.0)
+    kernels.upfirdn2d(x, f, up, 8 * 64, 1, (64, 64), y)
+    kernels.upfirdn2d(y, f, Pass((64, 64), (1, 1), (2, 2), (1, 1), True, 4.0), 8 * 64, 1, (128, 128), x)
+
+
+def filtered_lrelu(empty, dtype):
+    """StyleGAN3's, and its gradient: the axes one after another."""
+    from pyflash.kernels.gan import upfirdn2d as kernels
+    from pyflash.ops.gan.filters import Pass, transposed
+
+    size, middle = (64, 64), (138, 138)
+    x, y, dx = (empty(8, 64, *size, dtype=dtype) for _ in range(3))
+    f, bias, numbers = empty(12, dtype="float32"), empty(64, dtype=dtype), (1.4, 0.2, 256.0)
+    up, down = Pass(middle, (2, 2), (1, 1), (11, 11), False, 4.0), Pass(size, (1, 1), (2, 2), (0, 0), False, 1.0)
+    at = 8 * 64, 1, 64
+    kernels.filtered_lrelu(x, (f, up), bias, None, None, (f, down), numbers, *at, size, None, y)
+    of_v, to_x = (f, transposed(down, f, middle)), (f, transposed(up, f, size))
+    kernels.filtered_lrelu(x, (f, up), bias, y, of_v, to_x, numbers, *at, size, size, dx)

@@ -190,6 +190,9 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["pad"], [""], ["float32", "bfloat16"], BOTH, [*images, 1 << 24])  # whose results have large pages
     yield from grid(["interpolate"], KINDS["interpolate"], ["float64", "float16"], BOTH, images[1:4:2])
     yield from grid(["pad"], [""], ["float64", "float16"], BOTH, images[1:4:2])
+    resampled = ["upfirdn2d", "filtered_lrelu"]
+    yield from grid(resampled, [""], ["float32"], BOTH, (1 << 12, 1 << 14, 1 << 17, 1 << 20))
+    yield from grid(resampled, [""], ["float64", *HALVES], BOTH, (1 << 17,))
     yield from convolutions(["float32"], (*BOTH, auto_conv.KEPT), (256, 4096, 25088), (64, 256))
     yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
     yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
@@ -223,6 +226,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(["normalize"], [""], dtypes, BOTH, (1024, 32768), (128, 4096))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["upfirdn2d", "filtered_lrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 

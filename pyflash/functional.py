@@ -6,6 +6,8 @@ from pyflash.ops.conv import public as _conv
 from pyflash.ops.conv.public import *  # noqa: F403
 from pyflash.ops.embedding import public as _embedding
 from pyflash.ops.embedding.public import *  # noqa: F403
+from pyflash.ops.gan import public as _gan
+from pyflash.ops.gan.public import *  # noqa: F403
 from pyflash.ops.linear import public as _linear
 from pyflash.ops.linear.public import *  # noqa: F403
 from pyflash.ops.norm import public as _norm
@@ -26,6 +28,7 @@ __all__: list[str] = []
 __all__ += _attention.__all__
 __all__ += _conv.__all__
 __all__ += _embedding.__all__
+__all__ += _gan.__all__
 __all__ += _linear.__all__
 __all__ += _norm.__all__
 __all__ += _pointwise.__all__

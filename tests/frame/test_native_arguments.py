@@ -49,6 +49,9 @@ AVG_POOL = (0, 0, 0, 1, *POOL_AXES, False, 0, 0)
 MAX_UNPOOL = (0, 0, 0, 0, 1, 1, 1, 0)
 LOCAL_RESPONSE = (0, 0, 0, 0, 0, 1, 1, False, 0, 0, 1.0, 1.0, 1.0, 0)
 NORMALIZE = (0, 0, 0, 0, 0, 1, 1, 0, 1.0, 0)
+GAN_FILTER = (0, 1, 1, True, False, 1.0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1)
+UPFIRDN2D = (0, 0, *GAN_FILTER, 0, 1, 0, 0)
+FILTERED_LRELU = (0, 0, 0, 0, *GAN_FILTER * 3, 0, 1, 1, 1.0, 1.0, -1.0, 0, 0)
 LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
 ACTIVATION_BWD = (0, *ACTIVATION_FWD)
@@ -238,6 +241,12 @@ def flat_problems():
     yield "resample", _cpu.resample, RESAMPLE, 24, {
         "in": 5, "out": 6, "taps": 7, "outer": 20, "inner": 21,
     }  # fmt: skip
+    sizes = {"in_y": 14, "in_x": 15, "out_y": 16, "out_x": 17, "outer": 18, "inner": 19}
+    for name in ("upfirdn2d", "upfirdn2d_workspace"):
+        yield name, getattr(_cpu, name), UPFIRDN2D, 21, sizes
+    sizes = {"in_y": 48, "in_x": 49, "out_y": 50, "out_x": 51, "outer": 52, "inner": 53, "channels": 54}
+    for name in ("filtered_lrelu", "filtered_lrelu_workspace"):
+        yield name, getattr(_cpu, name), FILTERED_LRELU, 59, sizes
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
 

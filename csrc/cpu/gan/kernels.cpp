@@ -1,0 +1,2 @@
+#include "filtered_lrelu.h"
+#include "upfirdn2d.h"

@@ -1,0 +1,1 @@
+"""The operators of image generators: StyleGAN's resampling."""

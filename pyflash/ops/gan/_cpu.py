@@ -1,0 +1,56 @@
+"""Filters and dense tensors to the native module. bindings/gan.cpp reads the tuples field by field, in this order."""
+
+import torch
+
+from pyflash import _cpu
+from pyflash.ops.core.native import DTYPES
+from pyflash.ops.core.workspace import take_workspace
+from pyflash.ops.gan import filters, passes
+from pyflash.ops.gan.layouts import dense, places
+
+_PLACE = 0  # of a workspace whose size is asked for
+
+
+def _filter(f, of: filters.Pass, size):
+    """The fields of a GanFilter; f is contiguous."""
+    return (
+        f.data_ptr(), *filters.taps(f), f.dim() == 1, of.flip, of.gain, *of.up, *of.down, *of.pad, *size, *of.size,
+    )  # fmt: skip
+
+
+def _launch(name, *fields, dtype):
+    threads, dtype = torch.get_num_threads(), DTYPES[dtype]
+    size = getattr(_cpu, f"{name}_workspace")((*fields, _PLACE, dtype), threads)
+    workspace = take_workspace(size, "gan")
+    getattr(_cpu, name)((*fields, workspace.data_ptr(), dtype), threads)
+
+
+def upfirdn2d(x, f, size, up, down, pad, flip, gain, channels_last, y):
+    if not y.numel():
+        return
+    if not x.numel():
+        y.zero_()
+        return
+    x, f = dense(x, channels_last), f.contiguous()
+    of = filters.Pass(size, up, down, pad, flip, gain)
+    fields = _filter(f, of, x.shape[2:])
+    _launch("upfirdn2d", x.data_ptr(), y.data_ptr(), *fields, *places(x, channels_last), dtype=x.dtype)
+
+
+def filtered_lrelu(x, fu, fd, b, v, *form):
+    *form, channels_last, y = form
+    if not y.numel():
+        return
+    if not x.numel():  # nothing is padded: phi(0) is 0
+        y.zero_()
+        return
+    x, v = dense(x, channels_last), None if v is None else dense(v, channels_last)
+    fu, fd, b = fu.contiguous(), fd.contiguous(), None if b is None else b.contiguous()
+    up, of_v, down, numbers = passes.of(x, fu, fd, v, *form)
+    fields = _filter(*up, x.shape[2:])
+    of_v = fields if of_v is None else _filter(*of_v, v.shape[2:])
+    addresses = (0 if t is None else t.data_ptr() for t in (x, b, v, y))
+    _launch(
+        "filtered_lrelu", *addresses, *fields, *of_v, *_filter(*down, up[1].size), *places(x, channels_last), x.shape[1],
+        *numbers, dtype=x.dtype,
+    )  # fmt: skip

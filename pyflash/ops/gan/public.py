@@ -1,0 +1,7 @@
+"""What the family offers in pyflash.functional. torch has no function for any of it."""
+
+from pyflash.ops.gan.filtered_lrelu import filtered_lrelu
+from pyflash.ops.gan.filters import setup_filter
+from pyflash.ops.gan.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
+
+__all__ = ["downsample2d", "filter2d", "filtered_lrelu", "setup_filter", "upfirdn2d", "upsample2d"]
