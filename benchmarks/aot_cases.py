@@ -56,6 +56,7 @@ SHORT = (
             "linear/bfloat16/gelu",
             "recurrent/lstm/bfloat16/128",
             "row_wise/bfloat16",
+            "gan_loss/bfloat16",
             "resample/bfloat16",
         )
     ),
@@ -121,6 +122,7 @@ def cases():
         add(arch, row_wise, "bfloat16", dtype="bfloat16")
         for dtype in ("bfloat16", "float32"):
             add(arch, resample, dtype, dtype=dtype)
+            add(arch, gan_loss, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
@@ -404,6 +406,19 @@ def row_wise(empty, dtype):
     prelu.prelu_fwd(x, weight, y)
     prelu.prelu_bwd(y, x, weight, True, residual, sums)
     rrelu.rrelu(x, x, seed, 0.1, 0.3, y)
+
+
+def gan_loss(empty, dtype):
+    """A discriminator's logits, their gradients and those of these: of a U-Net, and of a batch."""
+    from pyflash.kernels.loss import means
+
+    dy = empty(dtype=dtype)
+    for shape in ((16, 256, 256), (64, 1)):
+        x, z, ddx, ddz, dx, dz = (empty(*shape, dtype=dtype) for _ in range(6))
+        for terms in (("softplus_negative", "softplus"), ("hinge_below", "hinge_above")):
+            means.mean_terms_fwd(x, z, *terms, dy.dtype, dy)
+            means.mean_terms_bwd(dy, x, z, *terms, True, True, dx, dz)
+            means.mean_terms_second(dy, ddx, ddz, x, z, *terms, dy, dx, dz)
 
 
 def resample(empty, dtype):

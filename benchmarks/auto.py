@@ -29,6 +29,7 @@ from benchmarks.operation import PROVIDERS, Case, Operation, load
 from benchmarks.operations import attention, linear, softmax
 from benchmarks.operations.conv import _convs
 from benchmarks.operations.embedding import embedding, embedding_bag
+from benchmarks.operations.loss import _gan
 from benchmarks.operations.norm import _channels, _norms, local_response_norm, normalize
 from benchmarks.operations.pointwise import (
     _gates,
@@ -137,6 +138,9 @@ def declared(point: Point) -> tuple[Operation, Case]:
         return _pools.OPERATION, case(_pools.of_elements(point.operation, *sizes))
     if point.operation == "local_response_norm":
         return local_response_norm.OPERATION, case(local_response_norm.Shape((1, 64, sizes[0] >> 10, 16)))
+    if point.operation in GAN_LOSSES:
+        shape = _gan.Shape(point.sizes, "non_saturating", GAN_LOSSES[point.operation])
+        return load(point.operation), case(replace(shape, logits=(point.sizes[0] // shape.tensors,)))
     if point.operation == "normalize":
         return normalize.OPERATION, case(normalize.Shape(sizes))
     if point.operation in SOFTMAXES:
@@ -173,6 +177,7 @@ def declared(point: Point) -> tuple[Operation, Case]:
     return SPECIAL_ATTENTION.get(kind, attention.OPERATION), case(shape)
 
 
+GAN_LOSSES = {"gan_discriminator_loss": 2, "gan_generator_loss": 1}  # of so many tensors
 COLUMNS = 1024  # of fused pointwise operations, whose rules ask for elements alone
 FUSED = {
     "prelu": lambda n: prelu.Shape((n // COLUMNS, COLUMNS), COLUMNS),
@@ -282,6 +287,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(POOLS, [""], ["bfloat16"], BOTH, (1 << 16,))
     yield from grid(["local_response_norm"], [""], ["float32"], BOTH, (1 << 14,))
     yield from grid(["normalize"], [""], ["float32"], BOTH, (1024,), (128,))
+    yield from grid(GAN_LOSSES, [""], ["float32"], BOTH, (1 << 6, 1 << 12, 1 << 15, 1 << 20))
+    yield from grid(GAN_LOSSES, [""], ["float64", *HALVES], BOTH, (1 << 14,))
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
@@ -325,6 +332,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from convolutions(dtypes, BOTH, (1 << 14, 1 << 18), (64, 256))
     yield from grid(["local_response_norm"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["normalize"], [""], dtypes, BOTH, (1024, 32768), (128, 4096))
+    yield from grid(GAN_LOSSES, [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
