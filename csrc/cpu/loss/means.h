@@ -8,7 +8,7 @@ namespace PF_ISA::loss {
 
 namespace {
 
-constexpr int64_t kSummed = 1024;       // in the arithmetic type, before the sum goes on in double
+constexpr int64_t kSummed = 4096;       // in the arithmetic type, before the sum goes on in double
 constexpr int kChains = 4;              // independent sums, to hide the latency of an addition
 constexpr int64_t kChunksOfThread = 2;  // less is not worth opening a region for
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pyflash.auto.minima import minima
+from pyflash.auto.loss import rules
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
@@ -31,22 +31,22 @@ OPERATION_DISCRIMINATOR, OPERATION_GENERATOR = (
     Operation(
         name,
         dtypes={"cpu": FLOATS, "triton": FLOATS},
-        rules=minima(name, inference=4096, training=4096),
-        sizes="(elements of all arguments, are gradients needed)",
+        rules=rules(name),
+        sizes="(elements of all arguments, are gradients needed, is it the mean of the values themselves)",
         second_derivative="in kernels",
     )
     for name in ("gan_discriminator_loss", "gan_generator_loss")
 )
 
 
-def _size_of(training, x, z, kind):
+def _size_of(training, x, z, terms):
     if not is_plain(x) or not (z is None or (is_plain(z) and z.device == x.device)):
         return None
-    return x.numel() + (0 if z is None else z.numel()), training
+    return x.numel() + (0 if z is None else z.numel()), training, terms[0] == "minus_value"
 
 
-def _key_of(x, z, kind):
-    return x.shape, x.dtype, x.is_cpu, None if z is None else (z.shape, z.dtype, z.is_cpu)
+def _key_of(x, z, terms):
+    return x.shape, x.dtype, x.is_cpu, terms[0] == "minus_value", None if z is None else (z.shape, z.dtype, z.is_cpu)
 
 
 _refused, _refused_generator = (
@@ -83,11 +83,11 @@ def _expect_logits(operation, **tensors):
             raise RuntimeError(f"pyflash.{operation}: {first} is on {x.device}, {name} on {t.device}; move one of them")
 
 
-def _loss(operation: Operation, refused: Refused, terms, kind, x, z=None, **tensors):
-    if not refused.holds(x, z, kind):
+def _loss(operation: Operation, refused: Refused, terms, x, z=None, **tensors):
+    if not refused.holds(x, z, terms):
         _expect_logits(operation.name, **tensors)
         dtype = _result_dtype(x, z)
-        size = _size_of(torch.is_grad_enabled() and any([t.requires_grad for t in tensors.values()]), x, z, kind)
+        size = _size_of(torch.is_grad_enabled() and any([t.requires_grad for t in tensors.values()]), x, z, terms)
         backend = choose(operation, x, (z,), size, "" if size else NOT_PLAIN)
         if backend is not None:
             return mean_terms(x, z, *terms, dtype, backend)
@@ -112,7 +112,7 @@ def gan_discriminator_loss(real: torch.Tensor, fake: torch.Tensor, kind: str) ->
         Deterministic, whatever the number of threads.
     """
     terms = _terms("gan_discriminator_loss", DISCRIMINATOR, kind)
-    return _loss(OPERATION_DISCRIMINATOR, _refused, terms, kind, real, fake, real=real, fake=fake)
+    return _loss(OPERATION_DISCRIMINATOR, _refused, terms, real, fake, real=real, fake=fake)
 
 
 def gan_generator_loss(fake: torch.Tensor, kind: str) -> torch.Tensor:
@@ -125,4 +125,4 @@ def gan_generator_loss(fake: torch.Tensor, kind: str) -> torch.Tensor:
     Returns, Raises, Numerics: as `gan_discriminator_loss`.
     """
     terms = _terms("gan_generator_loss", GENERATOR, kind)
-    return _loss(OPERATION_GENERATOR, _refused_generator, terms, kind, fake, fake=fake)
+    return _loss(OPERATION_GENERATOR, _refused_generator, terms, fake, fake=fake)
