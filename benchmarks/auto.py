@@ -30,7 +30,14 @@ from benchmarks.operations import attention, linear, softmax
 from benchmarks.operations.conv import _convs
 from benchmarks.operations.embedding import embedding, embedding_bag
 from benchmarks.operations.loss import _gan
-from benchmarks.operations.norm import _channels, _norms, local_response_norm, normalize
+from benchmarks.operations.norm import (
+    _channels,
+    _norms,
+    adaptive_instance_norm,
+    local_response_norm,
+    normalize,
+    pixel_norm,
+)
 from benchmarks.operations.pointwise import (
     _gates,
     activation,
@@ -141,6 +148,12 @@ def declared(point: Point) -> tuple[Operation, Case]:
     if point.operation in GAN_LOSSES:
         shape = _gan.Shape(point.sizes, "non_saturating", GAN_LOSSES[point.operation])
         return load(point.operation), case(replace(shape, logits=(point.sizes[0] // shape.tensors,)))
+    if point.operation == "adaptive_instance_norm":
+        positions, channels = sizes
+        shape = adaptive_instance_norm.Shape((8, channels // 8, positions // 8, 8))
+        return adaptive_instance_norm.OPERATION, case(shape)
+    if point.operation == "pixel_norm":
+        return pixel_norm.OPERATION, case(pixel_norm.Shape(sizes))
     if point.operation == "normalize":
         return normalize.OPERATION, case(normalize.Shape(sizes))
     if point.operation in SOFTMAXES:
@@ -287,6 +300,9 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(POOLS, [""], ["bfloat16"], BOTH, (1 << 16,))
     yield from grid(["local_response_norm"], [""], ["float32"], BOTH, (1 << 14,))
     yield from grid(["normalize"], [""], ["float32"], BOTH, (1024,), (128,))
+    yield from grid(["pixel_norm"], [""], ["float32"], BOTH, (64, 1024), (512,))
+    yield from grid(["adaptive_instance_norm"], [""], ["float32"], BOTH, (64, 1024), (256, 2048))
+    yield from grid(["pixel_norm", "adaptive_instance_norm"], [""], ["float64", *HALVES], BOTH, (256,), (512,))
     yield from grid(GAN_LOSSES, [""], ["float32"], BOTH, (1 << 6, 1 << 12, 1 << 15, 1 << 20))
     yield from grid(GAN_LOSSES, [""], ["float64", *HALVES], BOTH, (1 << 14,))
     yield from grid(
@@ -332,6 +348,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from convolutions(dtypes, BOTH, (1 << 14, 1 << 18), (64, 256))
     yield from grid(["local_response_norm"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["normalize"], [""], dtypes, BOTH, (1024, 32768), (128, 4096))
+    yield from grid(["pixel_norm", "adaptive_instance_norm"], [""], dtypes, BOTH, (1024, 16384), (512, 4096))
     yield from grid(GAN_LOSSES, [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
