@@ -64,10 +64,11 @@ def _terms(operation: str, table: dict[str, tuple[str, str]], kind) -> tuple[str
 
 def _result_dtype(x, z):
     """That of x + z; under autocast float32, as of torch's losses."""
-    dtype = x.dtype if z is None else torch.promote_types(x.dtype, z.dtype)
+    dtype = x.dtype if z is None or z.dtype == x.dtype else torch.promote_types(x.dtype, z.dtype)
+    if dtype.itemsize > 2:
+        return dtype
     device = x.device.type
-    is_cast = device != "meta" and torch.is_autocast_enabled(device)
-    return torch.float32 if is_cast and dtype.itemsize < 4 else dtype
+    return torch.float32 if device != "meta" and torch.is_autocast_enabled(device) else dtype
 
 
 def _expect_logits(operation, **tensors):

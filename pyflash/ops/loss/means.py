@@ -22,7 +22,9 @@ def _wide(x):
 
 
 def _mean(x, term):
-    return TERMS[term].value(_wide(x)).mean()
+    base, factor, *_ = TERMS[term]
+    mean = base(x).mean(dtype=acc_dtype(x.dtype))
+    return mean if factor == 1 else -mean if factor == -1 else mean * factor
 
 
 def _count(x):
@@ -30,9 +32,10 @@ def _count(x):
 
 
 def composed(x, z, x_term: str, z_term: str, dtype):
-    """The same in torch operations, differentiable to any order."""
+    """The same in torch operations, as one would write it, differentiable to any order; sums of half types in float32."""
     mean = _mean(x, x_term)
-    return (mean if z is None else mean + _mean(z, z_term)).to(dtype)
+    mean = mean if z is None else mean + _mean(z, z_term)
+    return mean if mean.dtype == dtype else mean.to(dtype)
 
 
 def _gradient(dy, x, term):

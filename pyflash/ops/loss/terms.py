@@ -13,9 +13,10 @@ import torch.nn.functional as F
 
 
 class Term(NamedTuple):
-    """f(x), g f'(x) and g f''(x)."""
+    """f(x) as factor * base(x), which leaves the factor to the mean; g f'(x) and g f''(x)."""
 
-    value: Callable[[torch.Tensor], torch.Tensor]
+    base: Callable[[torch.Tensor], torch.Tensor]
+    factor: float
     first: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     second: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -32,20 +33,21 @@ def _none(x, g):
     return torch.zeros_like(x)
 
 
+def _curved(x, g):
+    return g * (x.sigmoid() * (-x).sigmoid())
+
+
 def _minus(term: Term) -> Term:
-    return Term(lambda x: -term.value(x), lambda x, g: term.first(x, -g), lambda x, g: term.second(x, -g))
+    return Term(term.base, -term.factor, lambda x, g: term.first(x, -g), lambda x, g: term.second(x, -g))
 
 
 TERMS = {
-    "softplus": Term(_softplus, lambda x, g: g * x.sigmoid(), lambda x, g: g * (x.sigmoid() * (-x).sigmoid())),
-    "softplus_negative": Term(
-        lambda x: _softplus(-x), lambda x, g: -g * (-x).sigmoid(), lambda x, g: g * (x.sigmoid() * (-x).sigmoid())
-    ),
-    "hinge_below": Term(lambda x: F.relu(1 - x), lambda x, g: _masked(1 - x, -g.expand_as(x)), _none),
-    "hinge_above": Term(lambda x: F.relu(1 + x), lambda x, g: _masked(1 + x, g.expand_as(x)), _none),
-    "value": Term(lambda x: x, lambda x, g: g.expand_as(x), _none),
-    "half_square_to_one": Term(lambda x: (x - 1).square() / 2, lambda x, g: g * (x - 1), lambda x, g: g.expand_as(x)),
-    "half_square": Term(lambda x: x.square() / 2, lambda x, g: g * x, lambda x, g: g.expand_as(x)),
+    "softplus": Term(_softplus, 1.0, lambda x, g: g * x.sigmoid(), _curved),
+    "softplus_negative": Term(lambda x: _softplus(-x), 1.0, lambda x, g: -g * (-x).sigmoid(), _curved),
+    "hinge_below": Term(lambda x: F.relu(1 - x), 1.0, lambda x, g: _masked(1 - x, -g.expand_as(x)), _none),
+    "hinge_above": Term(lambda x: F.relu(1 + x), 1.0, lambda x, g: _masked(1 + x, g.expand_as(x)), _none),
+    "value": Term(lambda x: x, 1.0, lambda x, g: g.expand_as(x), _none),
+    "half_square_to_one": Term(lambda x: (x - 1).square(), 0.5, lambda x, g: g * (x - 1), lambda x, g: g.expand_as(x)),
+    "half_square": Term(lambda x: x.square(), 0.5, lambda x, g: g * x, lambda x, g: g.expand_as(x)),
 }
-for _name in ("softplus", "value"):
-    TERMS[f"minus_{_name}"] = _minus(TERMS[_name])
+TERMS.update({f"minus_{name}": _minus(TERMS[name]) for name in ("softplus", "value")})
