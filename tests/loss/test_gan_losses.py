@@ -208,6 +208,16 @@ def test_types_of_results(backend):
         assert torch.autograd.grad(loss, h)[0].dtype == torch.float16
 
 
+def test_a_type_that_no_kernel_has_reaches_none():
+    x = torch.randn(1 << 16)
+    with use("cpu"), pytest.raises(NotImplementedError, match=r"fake is torch\.float8_e5m2"):
+        PF.gan_discriminator_loss(x, x.to(torch.float8_e5m2), "hinge")
+    with use("cpu"), pytest.raises(NotImplementedError, match="cpu does not serve float8_e5m2"):
+        PF.gan_generator_loss(x.to(torch.float8_e5m2), "hinge")
+    with use("cpu"), pytest.raises(NotImplementedError, match="only strided"):
+        PF.gan_generator_loss(x.view(256, 256).to_sparse(), "hinge")
+
+
 def test_small_losses_are_torchs_and_counted():
     before = backends.counts.copy()
     small, large = torch.randn(4), torch.randn(1 << 20)

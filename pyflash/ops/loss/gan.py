@@ -40,7 +40,7 @@ OPERATION_DISCRIMINATOR, OPERATION_GENERATOR = (
 
 
 def _size_of(training, x, z, terms):
-    if not is_plain(x) or not (z is None or (is_plain(z) and z.device == x.device)):
+    if not is_plain(x) or not (z is None or (is_plain(z) and z.dtype in FLOATS and z.device == x.device)):
         return None
     return x.numel() + (0 if z is None else z.numel()), training, terms[0] == "minus_value"
 
@@ -87,11 +87,11 @@ def _expect_logits(operation, **tensors):
 def _loss(operation: Operation, refused: Refused, terms, x, z=None, **tensors):
     if not refused.holds(x, z, terms):
         _expect_logits(operation.name, **tensors)
-        dtype = _result_dtype(x, z)
         size = _size_of(torch.is_grad_enabled() and any([t.requires_grad for t in tensors.values()]), x, z, terms)
-        backend = choose(operation, x, (z,), size, "" if size else NOT_PLAIN)
+        refused = "" if size else NOT_PLAIN if z is None or z.dtype in FLOATS else f"fake is {z.dtype}"
+        backend = choose(operation, x, (z,), size, refused)
         if backend is not None:
-            return mean_terms(x, z, *terms, dtype, backend)
+            return mean_terms(x, z, *terms, _result_dtype(x, z), backend)
     return composed(x, z, *terms, _result_dtype(x, z))
 
 
