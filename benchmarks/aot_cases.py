@@ -70,6 +70,7 @@ SHORT = (
     "sm90/embedding_bag/float32",
     "sm90/rotary/bfloat16",
     "sm90/pool/bfloat16/2d",
+    "sm90/gan_loss/bfloat16",
     "sm80/conv/bfloat16/3x3/forward",
     "sm90/conv/bfloat16/3x3/gelu",
     "sm90/conv/bfloat16/3x3/contiguous",
@@ -124,6 +125,7 @@ def cases():
             add(arch, resample, dtype, dtype=dtype)
             add(arch, upfirdn2d, dtype, dtype=dtype)
             add(arch, filtered_lrelu, dtype, dtype=dtype)
+            add(arch, gan_loss, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
@@ -408,6 +410,19 @@ def row_wise(empty, dtype):
     prelu.prelu_fwd(x, weight, y)
     prelu.prelu_bwd(y, x, weight, True, residual, sums)
     rrelu.rrelu(x, x, seed, 0.1, 0.3, y)
+
+
+def gan_loss(empty, dtype):
+    """A discriminator's logits, their gradients and those of these: of a U-Net, and of a batch."""
+    from pyflash.kernels.loss import means
+
+    dy = empty(dtype=dtype)
+    terms = "softplus_negative", "softplus"
+    for shape in ((64, 1), (16, 256, 256)):
+        x, z, ddx, ddz, dx, dz = (empty(*shape, dtype=dtype) for _ in range(6))
+        means.mean_terms_fwd(x, z, *terms, dy.dtype, dy)
+    means.mean_terms_second(dy, ddx, ddz, x, z, *terms, dy, dx, dz)
+    means.mean_terms_bwd(dy, x, z, *terms, True, True, dx, dz)
 
 
 def resample(empty, dtype):

@@ -10,6 +10,8 @@ from pyflash.ops.gan import public as _gan
 from pyflash.ops.gan.public import *  # noqa: F403
 from pyflash.ops.linear import public as _linear
 from pyflash.ops.linear.public import *  # noqa: F403
+from pyflash.ops.loss import public as _loss
+from pyflash.ops.loss.public import *  # noqa: F403
 from pyflash.ops.norm import public as _norm
 from pyflash.ops.norm.public import *  # noqa: F403
 from pyflash.ops.pointwise import public as _pointwise
@@ -30,6 +32,7 @@ __all__ += _conv.__all__
 __all__ += _embedding.__all__
 __all__ += _gan.__all__
 __all__ += _linear.__all__
+__all__ += _loss.__all__
 __all__ += _norm.__all__
 __all__ += _pointwise.__all__
 __all__ += _pool.__all__

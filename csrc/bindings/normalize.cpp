@@ -6,7 +6,7 @@ PF_KERNEL(norm, normalize, Normalize)
 
 // The tuple that ops/norm/_cpu_normalize.py makes.
 PF_BINDINGS(m) {
-  m.attr("VECTOR_NORMS") = py::make_tuple("one", "two", "most");
+  m.attr("VECTOR_NORMS") = py::make_tuple("one", "two", "most", "mean");
   m.def("normalize", [](const py::tuple& problem, int num_threads) {
     Reader r(problem, "normalize", "problem");
     Normalize p;

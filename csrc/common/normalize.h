@@ -1,11 +1,13 @@
-// Vectors divided by their norm, or by eps where that is larger, and the backward of it.
+// Vectors divided by their norm, or by eps where that is larger, and the backward of it; or divided by the root of the
+// mean square and eps.
 #pragma once
 #include <stdint.h>
 
 #include "dtype.h"
 
-enum class VectorNorm : int32_t { one = 0, two = 1, most = 2 };  // sum of magnitudes, root of squares, the largest
-constexpr int kVectorNorms = 3;
+// Sum of magnitudes, root of squares, the largest; root of the mean square and eps.
+enum class VectorNorm : int32_t { one = 0, two = 1, most = 2, mean = 3 };
+constexpr int kVectorNorms = 4;
 
 struct Normalize {
   const void* x;   // [outer, n, inner], dtype, contiguous: vectors of n elements, `inner` apart

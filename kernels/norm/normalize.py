@@ -1,4 +1,4 @@
-"""Vectors over their norm, and the backward of it.
+"""Vectors over their norm, or over the root of their mean square and eps (KIND "mean"), and the backward of it.
 
 Of x [outer, n, inner] a program takes BLOCK_J vectors that lie side by side, and BLOCK_I of their elements at a time: twice
 over all of them, for the norm and for what it divides. With inner 1 the elements of a vector are adjacent, and a program
@@ -38,7 +38,7 @@ def _put(ptr, value, first, n, inner, j, BLOCK_I: tl.constexpr):
 def _part(x, norm, KIND: tl.constexpr):
     """An element's part in the norm's derivative: x, its sign, or its sign where it is one of the largest."""
     sign = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0)).to(x.dtype)
-    if KIND == "two":
+    if KIND == "two" or KIND == "mean":
         y = x
     elif KIND == "one":
         y = sign
@@ -66,7 +66,7 @@ def _normalize_fwd(
     sum = tl.zeros([BLOCK_I, BLOCK_J], ACC)
     for first in range(0, n, BLOCK_I):
         x = _tile(x_ptr + offset, first, n, inner, j, BLOCK_I, ACC)
-        if KIND == "two":
+        if KIND == "two" or KIND == "mean":
             sum += x * x
         elif KIND == "one":
             sum += tl.abs(x)
@@ -76,10 +76,13 @@ def _normalize_fwd(
         norm = _largest(sum, 0)
     else:
         norm = tl.sum(sum, 0)
+    least = scalar(eps, ACC)
     if KIND == "two":
         norm = tl.sqrt(norm)
+    elif KIND == "mean":
+        norm = tl.sqrt(norm / n + least)
+        least = scalar(0.0, ACC)
     tl.store(norm_ptr + of_norm, norm, mask=j < inner)
-    least = scalar(eps, ACC)
     divisor = tl.where(norm < least, least, norm)  # NaN stays
     for first in range(0, n, BLOCK_I):
         x = _tile(x_ptr + offset, first, n, inner, j, BLOCK_I, ACC)
@@ -101,11 +104,13 @@ def _normalize_bwd(
         dots += _tile(dy_ptr + offset, first, n, inner, j, BLOCK_I, ACC) * x
         if KIND == "most":
             largest += tl.abs(_part(x, norm, KIND))
-    least = scalar(eps, ACC)
+    least = scalar(0.0 if KIND == "mean" else eps, ACC)
     divisor = tl.where(norm < least, least, norm)
     factor = tl.sum(dots, 0) / divisor
     if KIND == "two":
         factor = factor / tl.where(norm == 0, 1.0, norm)
+    elif KIND == "mean":
+        factor = factor / norm / n
     elif KIND == "most":
         factor = factor / tl.maximum(tl.sum(largest, 0), 1.0)
     factor = tl.where(norm < least, 0.0, factor)  # then the norm is not what was divided by

@@ -22,6 +22,9 @@ from pyflash.nn import (
     transformer,
     upsampling,
 )
+from pyflash.nn import (
+    utils as utils,
+)
 from pyflash.nn.activation import *  # noqa: F403
 from pyflash.nn.batchnorm import *  # noqa: F403
 from pyflash.nn.container import *  # noqa: F403

@@ -17,6 +17,7 @@ from pyflash.auto import (
     gpu,
     linear,
     local_response,
+    loss,
     normalize,
     pointwise,
     processor,
@@ -56,6 +57,7 @@ SIZES = {
     ],
     pooling.rules("avg_pool2d"): [(0, False, False), (1 << 40, True, True), (1 << 18, False, True)],
     batch_norm.rules("batch_norm"): [(0, 0, False, True), (1, 5, True, False), (1 << 20, 1 << 10, False, True), (9, 9, True)],
+    loss.rules("gan_generator_loss"): [(0, False), (1 << 40, True, True), (1, True, False), (1 << 40, False, True)],
     normalize.rules: [(0, 0, False), (1, 1 << 30, True), (1 << 20, 1 << 10, False)],
     local_response.rules: [(0, False, 5, True), (1 << 40, True, 5, True), (1 << 40, False, 99, True), (9, True, 5, False)],
     attention.rules: [

@@ -36,6 +36,7 @@ def functions():
         "layer_norm": lambda x: F.layer_norm(x, (4,), weight[0], bias[:4]),
         "add_layer_norm": lambda x: F.add_layer_norm(x, x.sin(), (4,), weight[0], bias[:4])[0],
         "local_response_norm": lambda x: F.local_response_norm(x, 3, 0.5),
+        "gan_discriminator_loss": lambda x: F.gan_discriminator_loss(x, x.sin(), "non_saturating")[None],
         "normalize": lambda x: F.normalize(x, dim=2),
         "avg_pool1d": lambda x: F.avg_pool1d(x, 3, 2, 1),
         "max_pool1d": lambda x: F.max_pool1d(x, 3, 2, 1),

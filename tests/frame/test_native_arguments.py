@@ -48,6 +48,7 @@ MAX_POOL_BWD = (0, *MAX_POOL)
 AVG_POOL = (0, 0, 0, 1, *POOL_AXES, False, 0, 0)
 MAX_UNPOOL = (0, 0, 0, 0, 1, 1, 1, 0)
 LOCAL_RESPONSE = (0, 0, 0, 0, 0, 1, 1, False, 0, 0, 1.0, 1.0, 1.0, 0)
+LOSS_PARTS = (0, 0, 0, 0, 0, 0.0, 0) * 2
 NORMALIZE = (0, 0, 0, 0, 0, 1, 1, 0, 1.0, 0)
 GAN_FILTER = (0, 1, 1, True, False, 1.0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1)
 UPFIRDN2D = (0, 0, *GAN_FILTER, 0, 1, 0, 0)
@@ -207,6 +208,15 @@ def flat_problems():
         yield name, getattr(_cpu, name), AVG_POOL, 9, {"outer": 2, "inner": 3}
     response_sizes = {"batch": 4, "channels": 5, "positions": 6, "before": 8, "after": 9}
     yield "local_response", _cpu.local_response, LOCAL_RESPONSE, 13, response_sizes
+    place = torch.zeros(1, dtype=torch.float64)  # for the result of no elements
+    yield "loss_sums", partial(_holding, _cpu.loss_sums, place), (*LOSS_PARTS, 0, place.data_ptr(), 0), 6, {"n": 3}
+    yield (
+        "loss_gradients",
+        partial(_holding, _cpu.loss_gradients, place),
+        (*LOSS_PARTS, place.data_ptr(), 0),
+        6,
+        {"n": 3},
+    )
     yield "normalize", _cpu.normalize, NORMALIZE, 9, {"outer": 4, "n": 5, "inner": 6}
     for name in ("max_unpool_fwd", "max_unpool_bwd"):
         yield name, getattr(_cpu, name), MAX_UNPOOL, 7, {"outer": 3, "inner": 4, "inputs": 5, "outputs": 6}

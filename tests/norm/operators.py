@@ -49,7 +49,7 @@ def local_response_norm_bwd():
 
 
 def normalize_fwd():
-    for kind in ("one", "two", "most"):
+    for kind in ("one", "two", "most", "mean"):
         yield torch.randn(3, 7, 5), kind, 1e-12
         yield torch.randn(6, 20, 1), kind, 4.0
 

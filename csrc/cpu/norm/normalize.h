@@ -1,5 +1,5 @@
-// Vectors over their norm: rows, whose elements are adjacent, and columns, which are adjacent to each other. What is
-// read for the norm is still in a cache when it is divided.
+// Vectors over their norm, or their root mean square: rows, whose elements are adjacent, and columns, which are
+// adjacent to each other. What is read for the norm is still in a cache when it is divided.
 #pragma once
 #include "../../common/normalize.h"
 #include "rows.h"
@@ -12,10 +12,13 @@ constexpr int64_t kNormalizeColumns = 512;     // walked together, at most
 constexpr int64_t kNormalizeKept = 256 << 10;  // bytes of a block of columns, in the second cache
 constexpr int64_t kNormalizeRows = 256;        // summed in float before the sum goes on in double
 
+template <VectorNorm kKind>
+constexpr bool kSquares = kKind == VectorNorm::two || kKind == VectorNorm::mean;
+
 // What a norm is folded from; a NaN stays.
 template <VectorNorm kKind, class V>
 PF_INLINE V fold_norm(V sum, V x) {
-  if constexpr (kKind == VectorNorm::two) return fma(x, x, sum);
+  if constexpr (kSquares<kKind>) return fma(x, x, sum);
   if constexpr (kKind == VectorNorm::one) return sum + abs(x);
   return select((abs(x) > sum) | (x != x), abs(x), sum);
 }
@@ -23,22 +26,31 @@ PF_INLINE V fold_norm(V sum, V x) {
 // One element's part in the norm's derivative: x, its sign, or its sign where it is one of the largest.
 template <VectorNorm kKind, class V>
 PF_INLINE V norm_part(V x, V norm) {
-  if constexpr (kKind == VectorNorm::two) return x;
+  if constexpr (kSquares<kKind>) return x;
   const V one = splat<V>(1), sign = select(x > V{}, one, select(x < V{}, -one, V{}));
   if constexpr (kKind == VectorNorm::one) return sign;
   return select(abs(x) == norm, sign, V{});
 }
 
-template <class T>
+// The norm of a sum; not of the largest, which is one itself.
+template <VectorNorm kKind>
+PF_INLINE double norm_of(double sum, const Normalize& p) {
+  if (kKind == VectorNorm::mean) return __builtin_sqrt(sum / (double)p.n + p.eps);
+  return kKind == VectorNorm::two ? __builtin_sqrt(sum) : sum;
+}
+
+template <VectorNorm kKind, class T>
 PF_INLINE T divisor_of(T norm, double eps) {
+  if (kKind == VectorNorm::mean) return norm;
   return norm < (T)eps ? (T)eps : norm;  // NaN stays
 }
 
 // What multiplies norm_part in dx = (dy - part * factor) / divisor, of the sum of dy * x and how many are the largest.
 template <VectorNorm kKind, class T>
-PF_INLINE T part_factor(double dot, double count, T norm, double eps) {
-  if (norm < (T)eps) return 0;  // the norm is not what was divided by
-  const double d = (double)divisor_of(norm, eps);
+PF_INLINE T part_factor(double dot, double count, T norm, const Normalize& p) {
+  if (kKind == VectorNorm::mean) return (T)(dot / (double)norm / (double)norm / (double)p.n);
+  if (norm < (T)p.eps) return 0;  // the norm is not what was divided by
+  const double d = (double)divisor_of<kKind>(norm, p.eps);
   if (kKind == VectorNorm::two) return norm == 0 ? 0 : (T)(dot / d / (double)norm);
   return (T)(kKind == VectorNorm::one ? dot / d : dot / d / (count < 1 ? 1 : count));
 }
@@ -62,11 +74,11 @@ void normalize_rows(const Normalize& p, int64_t begin, int64_t end) {
       else
         total += sum_chains(sums);
     }
-    T norm = (T)(kKind == VectorNorm::two ? __builtin_sqrt(total) : total);
+    T norm = (T)norm_of<kKind>(total, p);
     if constexpr (kKind == VectorNorm::most)
       for (int i = 0; i < kLanes<T>; i++) norm = most[i] > norm || most[i] != most[i] ? most[i] : norm;
     ((T*)p.norm)[row] = norm;
-    const V divisor = splat<V>(divisor_of(norm, p.eps));
+    const V divisor = splat<V>(divisor_of<kKind>(norm, p.eps));
     for_columns_down<T>(0, p.n,
                         [&](int64_t j, auto count) { store_part(y + j, load_part(x + j, count) / divisor, count); });
   }
@@ -92,8 +104,8 @@ void normalize_rows_bwd(const Normalize& p, int64_t begin, int64_t end) {
       dot += sum_chains(sums);
       if (kKind == VectorNorm::most) largest += sum_chains(counts);
     }
-    const V divisor = splat<V>(divisor_of(norm, p.eps));
-    const V factor = splat<V>(part_factor<kKind>(dot, largest, norm, p.eps));
+    const V divisor = splat<V>(divisor_of<kKind>(norm, p.eps));
+    const V factor = splat<V>(part_factor<kKind>(dot, largest, norm, p));
     for_columns_down<T>(0, p.n, [&](int64_t j, auto count) {
       const V part = norm_part<kKind>(load_part(x + j, count), norms);
       store_part(dx + j, (load_part(dy + j, count) - part * factor) / divisor, count);
@@ -137,8 +149,8 @@ void normalize_columns(const Normalize& p, int64_t outer, int64_t first, int64_t
     if (kKind == VectorNorm::most)
       norm[j] = sums.part[j];
     else
-      norm[j] = (T)(kKind == VectorNorm::two ? __builtin_sqrt(sums.total[j]) : sums.total[j]);
-    sums.part[j] = divisor_of(norm[j], p.eps);
+      norm[j] = (T)norm_of<kKind>(sums.total[j], p);
+    sums.part[j] = divisor_of<kKind>(norm[j], p.eps);
   }
   for (int64_t i = 0; i < p.n; i++)
     for_columns<T, 1>(0, columns, [&](int64_t j, auto count, int) {
@@ -173,8 +185,8 @@ void normalize_columns_bwd(const Normalize& p, int64_t outer, int64_t first, int
   dots.flush(columns), largest.flush(columns);
   T *divisor = dots.part, *factor = largest.part;
   for (int64_t j = 0; j < columns; j++) {
-    factor[j] = part_factor<kKind>(dots.total[j], largest.total[j], norm[j], p.eps);
-    divisor[j] = divisor_of(norm[j], p.eps);
+    factor[j] = part_factor<kKind>(dots.total[j], largest.total[j], norm[j], p);
+    divisor[j] = divisor_of<kKind>(norm[j], p.eps);
   }
   for (int64_t i = 0; i < p.n; i++)
     for_columns<T, 1>(0, columns, [&](int64_t j, auto count, int) {
@@ -211,6 +223,7 @@ void normalize(const Normalize& p, int num_threads) {
     typedef decltype(storage) S;
     if (p.kind == VectorNorm::one) return normalize_all<S, VectorNorm::one>(p, num_threads);
     if (p.kind == VectorNorm::two) return normalize_all<S, VectorNorm::two>(p, num_threads);
+    if (p.kind == VectorNorm::mean) return normalize_all<S, VectorNorm::mean>(p, num_threads);
     normalize_all<S, VectorNorm::most>(p, num_threads);
   });
 }

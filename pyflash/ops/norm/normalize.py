@@ -1,4 +1,4 @@
-"""Vectors divided by their norm, along any dimension."""
+"""Vectors divided by their norm, or by the root of their mean square, along any dimension."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pyflash.ops.core.registry import Op
 from pyflash.ops.norm.rows import cast_for_autocast
 
 POWERS = {1.0: "one", 2.0: "two", float("inf"): "most"}  # p, and what the kernels call it
+ROOT_MEAN_SQUARE = "mean"  # eps is then under the root
 
 _torchs: Callable[..., torch.Tensor] = F.normalize  # whose annotations know of no tuple of dimensions
 
@@ -31,6 +32,9 @@ OPERATION = Operation(
 
 def _of_torch(x, kind, eps):
     """(y, norm) of x [outer, n, inner], in the accumulation type."""
+    if kind == ROOT_MEAN_SQUARE:
+        norm = (x.to(acc_dtype(x.dtype)).square().mean(1, True) + eps).sqrt()
+        return x / norm, norm
     p = next(p for p, name in POWERS.items() if name == kind)
     norm = torch.linalg.vector_norm(x.to(acc_dtype(x.dtype)), p, 1, True)
     return x / norm.clamp_min(eps), norm
@@ -46,7 +50,7 @@ def _gradient(dy, x, kind, eps):
     return vjp(lambda x: _of_torch(x, kind, eps)[0].to(x.dtype), (x,), (dy,))
 
 
-# x [outer, n, inner], contiguous: vectors of n elements; kind one of POWERS.
+# x [outer, n, inner], contiguous: vectors of n elements; kind one of POWERS, or ROOT_MEAN_SQUARE.
 _fwd = Op(
     "normalize_fwd(Tensor x, str kind, float eps, str backend) -> (Tensor y, Tensor norm)",
     outputs=lambda x, kind, eps: (
@@ -101,7 +105,7 @@ class _NormalizeBwd(Function):
         return *vjp(lambda dy, x: _gradient(dy, x, *ctx.rest), ctx.saved_tensors, (ddx,)), *(None,) * 4
 
 
-def _vectors(x, dims):
+def vectors_of(x, dims):
     """(order, at, outer, n, inner): x in the order of its memory, permuted by `order`, is [outer, n, inner] with `dims` in
     n. None where they are not neighbours there."""
     order = sorted(range(x.dim()), key=lambda d: (-x.stride(d), d)) if not x.is_contiguous() else list(range(x.dim()))
@@ -119,6 +123,16 @@ def _vectors(x, dims):
         else:
             n *= size
     return order, outer, n, inner
+
+
+def divided(x, vectors, kind: str, eps: float, backend: str) -> torch.Tensor:
+    """x, which is dense, over its vectors' norms; `vectors` as `vectors_of` has them of x."""
+    order, *view = vectors
+    is_ordered = order == list(range(len(order)))
+    ordered = x if is_ordered else x.permute(order)
+    y, _ = apply(_Normalize, ordered.reshape(view), kind, eps, backend)
+    y = shaped(y, ordered.shape)
+    return y if is_ordered else y.permute([order.index(d) for d in range(len(order))])
 
 
 def _size_of(training, input, p, dim):
@@ -183,7 +197,7 @@ def normalize(
     if not refused:
         (input,) = cast_for_autocast(input)
         x = input if is_dense(input) else input.contiguous()
-        vectors = _vectors(x, dims)
+        vectors = vectors_of(x, dims)
         refused = "" if vectors else f"the dimensions {dims} are no neighbours in memory"
     elif dims is None and is_plain(input):
         result = _torchs(input, p, dim, eps, out)  # or torch's error
@@ -193,9 +207,4 @@ def normalize(
     backend = choose(OPERATION, input, size=size, refused=refused)
     if backend is None or vectors is None:
         return _torchs(input, p, dim, eps, out)
-    order, *view = vectors
-    is_ordered = order == list(range(len(order)))
-    ordered = x if is_ordered else x.permute(order)
-    y, _ = apply(_Normalize, ordered.reshape(view), POWERS[float(p)], float(eps), backend)
-    y = shaped(y, ordered.shape)
-    return y if is_ordered else y.permute([order.index(d) for d in range(len(order))])
+    return divided(x, vectors, POWERS[float(p)], float(eps), backend)

@@ -4,15 +4,19 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.ops.core.public import stands_for
+from pyflash.ops.norm.adaptive import adaptive_instance_norm
 from pyflash.ops.norm.batch_norm import batch_norm, batch_norm_act
 from pyflash.ops.norm.group_norm import group_norm, group_norm_act
 from pyflash.ops.norm.instance_norm import instance_norm
 from pyflash.ops.norm.layer_norm import add_layer_norm, layer_norm
 from pyflash.ops.norm.local_response import local_response_norm
+from pyflash.ops.norm.minibatch_stddev import minibatch_stddev
 from pyflash.ops.norm.normalize import normalize
+from pyflash.ops.norm.pixel_norm import pixel_norm
 from pyflash.ops.norm.rms_norm import add_rms_norm, rms_norm
 
 __all__ = [
+    "adaptive_instance_norm",
     "add_layer_norm",
     "add_rms_norm",
     "batch_norm",
@@ -22,7 +26,9 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "local_response_norm",
+    "minibatch_stddev",
     "normalize",
+    "pixel_norm",
     "rms_norm",
 ]
 

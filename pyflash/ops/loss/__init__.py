@@ -1,0 +1,1 @@
+"""Losses: means of functions of each element."""
