@@ -180,7 +180,8 @@ def filtered_lrelu(
 
 
 def _unserved(x, fu, fd, b, middle, size, rest) -> str:
-    (fu, above), _, (fd, below), _ = passes.of(x, fu, fd, None, middle, size, *rest, form=passes.VALUE)
+    form = *rest, passes.VALUE
+    (fu, above), _, (fd, below), _ = passes.of(x, fu, fd, None, middle, size, *form)
     if b is not None and not is_plain(b):
         return NOT_PLAIN
     return filters.unserved(x, fu, above) or filters.unserved(x, fd, below, middle)
