@@ -84,12 +84,12 @@ def _expect_logits(operation, **tensors):
             raise RuntimeError(f"pyflash.{operation}: {first} is on {x.device}, {name} on {t.device}; move one of them")
 
 
-def _loss(operation: Operation, refused: Refused, terms, x, z=None, **tensors):
+def _loss(operation: Operation, refused: Refused, terms: tuple[str, str], x, z=None, **tensors):
     if not refused.holds(x, z, terms):
         _expect_logits(operation.name, **tensors)
         size = _size_of(torch.is_grad_enabled() and any([t.requires_grad for t in tensors.values()]), x, z, terms)
-        refused = "" if size else NOT_PLAIN if z is None or z.dtype in FLOATS else f"fake is {z.dtype}"
-        backend = choose(operation, x, (z,), size, refused)
+        reason = "" if size else NOT_PLAIN if z is None or z.dtype in FLOATS else f"fake is {z.dtype}"
+        backend = choose(operation, x, (z,), size, reason)
         if backend is not None:
             return mean_terms(x, z, *terms, _result_dtype(x, z), backend)
     return composed(x, z, *terms, _result_dtype(x, z))
