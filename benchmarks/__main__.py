@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import OPERATIONS, aot, auto, compare, harness, machine, overview, plot, report, rows, table
 from benchmarks.operation import DTYPES, MODES, PROVIDERS, Operation, Provider, load, select
-from pyflash.cli._progress import Progress
+from pyflash.show.progress import Progress
 
 
 class UserError(Exception):

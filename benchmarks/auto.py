@@ -31,13 +31,13 @@ from pyflash.auto import conv as auto_conv
 from pyflash.auto import pool, processor, tables
 from pyflash.auto import softmax as auto_softmax
 from pyflash.cli import explain
-from pyflash.cli._progress import Progress
 from pyflash.ops.core import backends
 from pyflash.ops.linear.linear import OPERATIONS as PRODUCTS
 from pyflash.ops.norm.batch_norm import SIZES as BATCHES
 from pyflash.ops.norm.channels import SIZES as CHANNELS
 from pyflash.ops.norm.rows import SIZES as ROWS
 from pyflash.ops.pool.windows import SIZES as WINDOWS
+from pyflash.show.progress import Progress
 
 EFFORT = {
     "cpu": harness.Effort(clean=15, seconds=0.3, patience=0.6, rounds=40),
@@ -99,6 +99,7 @@ KINDS = kinds()
 OPERATIONS = tuple(KINDS)
 CONVOLUTIONS = (*dict.fromkeys(auto_conv.MEASURED_AS.values()), auto_conv.WITH_NORM)
 SOFTMAXES = tuple(name for name in OPERATIONS if name in auto_softmax.MEASURED_AS)
+GAN_LOSSES = "gan_discriminator_loss", "gan_generator_loss"
 FUSED = "prelu", "glu", "gated_act", "bias_act", "bias_act_dropout_add"
 NORMS, CHANNEL_NORMS, POOLS = (
     tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes in sizes)

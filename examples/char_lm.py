@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from pyflash.cli import _language_model as lm
-from pyflash.cli import _picture, demo
-from pyflash.cli._progress import Progress
+from pyflash.cli import demo
+from pyflash.show import picture
+from pyflash.show.progress import Progress
 
 CELLS = ("LSTM", "GRU")
 HIDDEN, EMBEDDING = 256, 64
@@ -67,14 +68,14 @@ def draw(runs: dict[str, tuple[demo.Run, demo.Run]], path: Path) -> str:
 
     def panel(cell, stock, ours):
         def curves(axes):
-            axes.plot(stock.losses, **_picture.STOCK, label=f"torch.nn, {stock.seconds:.0f} s")
-            axes.plot(ours.losses, **_picture.OURS, label=f"after pyflash.replace, {ours.seconds:.0f} s")
+            axes.plot(stock.losses, **picture.STOCK, label=f"torch.nn, {stock.seconds:.0f} s")
+            axes.plot(ours.losses, **picture.OURS, label=f"after pyflash.replace, {ours.seconds:.0f} s")
             axes.set(xlabel="step", ylabel="loss (nats a character)", title=cell)
 
         return curves
 
     panels = [panel(cell, stock, ours) for cell, (stock, ours) in runs.items()]
-    return _picture.draw(path, panels, (10, 4), "examples")
+    return picture.draw(path, panels, (10, 4), "examples")
 
 
 def compare(cell: str, corpus: lm.Corpus, settings: lm.Settings) -> tuple[demo.Run, demo.Run, nn.Module, list[str]]:

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import pyflash
-from pyflash.cli import _picture, demo
-from pyflash.cli._progress import Progress
+from pyflash.cli import demo
+from pyflash.show import picture
+from pyflash.show.progress import Progress
 
 MISSING = "scikit-learn, whose digits this reads, is not installed: pip install 'pyflash[examples]'"
 SEED = 2
@@ -89,8 +90,8 @@ def mosaic(filters: torch.Tensor, columns: int = 3) -> torch.Tensor:
 
 def draw(stock: demo.Run, ours: demo.Run, table: torch.Tensor, filters: torch.Tensor, path: Path) -> str:
     def curves(axes):
-        axes.semilogy(stock.losses, **_picture.STOCK, label="torch.nn")
-        axes.semilogy(ours.losses, **_picture.OURS, label="after pyflash.replace")
+        axes.semilogy(stock.losses, **picture.STOCK, label="torch.nn")
+        axes.semilogy(ours.losses, **picture.OURS, label="after pyflash.replace")
         axes.set(xlabel="step", ylabel="loss", title="The same weights, the same batches")
 
     def taken_for(axes):
@@ -115,7 +116,7 @@ def draw(stock: demo.Run, ours: demo.Run, table: torch.Tensor, filters: torch.Te
         axes.set(title="Filters of the first layer")
         axes.axis("off")
 
-    return _picture.draw(path, [curves, taken_for, first_layer], (14, 4.5), "examples", one_scale=False)
+    return picture.draw(path, [curves, taken_for, first_layer], (14, 4.5), "examples", one_scale=False)
 
 
 def failures(stock: demo.Run, ours: demo.Run, replaced: int) -> list[str]:

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 import pyflash
-from pyflash.cli import _picture
-from pyflash.cli._progress import Progress
+from pyflash.show import picture
+from pyflash.show.progress import Progress
 
 MISSING = "statsmodels, whose data set this forecasts, is not installed: pip install 'pyflash[examples]'"
 FIRST_HELD_OUT = 1961
@@ -86,7 +86,7 @@ def draw(years, values, first: int, found: torch.Tensor, path: Path) -> str:
         axes.axvline(FIRST_HELD_OUT - 0.5, color="#c05621", linewidth=1)
         axes.set(xlabel="year", ylabel="sunspots, yearly mean")
 
-    return _picture.draw(path, [curves], (9, 4), "examples")
+    return picture.draw(path, [curves], (9, 4), "examples")
 
 
 def run(epochs: int, out: Path) -> int:

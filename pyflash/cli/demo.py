@@ -20,9 +20,9 @@ from torch import nn
 
 import pyflash
 from pyflash.cli import _language_model as lm
-from pyflash.cli import _picture
 from pyflash.cli._memory import Memory
-from pyflash.cli._progress import Progress
+from pyflash.show import picture
+from pyflash.show.progress import Progress
 
 FULL = lm.Settings()
 QUICK = lm.Settings(batch=4, steps=60, warmup=10, held_out_batches=8)
@@ -186,11 +186,11 @@ def draw(stock: Run, ours: Run, path: Path) -> str:
     """Both loss curves in one picture; what to print about it."""
 
     def curves(axes):
-        axes.plot(stock.losses, **_picture.STOCK, label="torch.nn")
-        axes.plot(ours.losses, **_picture.OURS, label="after pyflash.replace")
+        axes.plot(stock.losses, **picture.STOCK, label="torch.nn")
+        axes.plot(ours.losses, **picture.OURS, label="after pyflash.replace")
         axes.set(xlabel="step", ylabel="loss (nats a character)", title="The same weights, the same batches")
 
-    return _picture.draw(path, [curves], (7, 4))
+    return picture.draw(path, [curves], (7, 4))
 
 
 def run(settings: lm.Settings, device: str, out: Path, *, rounds: int, length: int, report: bool) -> int:

@@ -8,7 +8,7 @@ import torch
 from pyflash.__main__ import main
 from pyflash.cli import _language_model as lm
 from pyflash.cli import demo
-from pyflash.cli._progress import Progress
+from pyflash.show.progress import Progress
 
 TINY = lm.Settings(width=16, heads=2, hidden=32, layers=1, context=12, batch=2, steps=3, warmup=1, held_out_batches=2)
 TEXT = "the quick brown fox jumps over the lazy dog, " * 20

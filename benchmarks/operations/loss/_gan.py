@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.known import TINY, TORCHS, Gap, Story
-from benchmarks.operation import Case, gpu_case
+from benchmarks.operation import Case, Operation, gpu_case
 
 BOTH = ("forward", "training")
 EXPS = ("minimax", "non_saturating")
@@ -84,3 +84,13 @@ STORY = Story(
     elsewhere="With torch it is two to four operations an argument and as many backward, each a pass over all logits.",
     gaps=(Gap("64x1 ", "a batch's logits: `auto` leaves them to torch, and what remains is Python"), TORCHS, TINY),
 )
+
+
+def points(operation: Operation, tensors: int) -> dict:
+    """Of so many elements in all, of the walk of `python -m benchmarks auto`."""
+    return {
+        operation.name: lambda kind, sizes: (
+            operation,
+            Shape((sizes[0] // tensors, *sizes[1:]), "non_saturating", tensors),
+        )
+    }

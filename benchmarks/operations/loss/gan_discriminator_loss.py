@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.operation import Case, Operation
-from benchmarks.operations.loss._gan import DISCRIMINATOR, bytes_, cases, exps, gpu, inputs
+from benchmarks.operations.loss._gan import DISCRIMINATOR, bytes_, cases, exps, gpu, inputs, points
 from benchmarks.operations.loss._gan import STORY as STORY
 
 
@@ -24,3 +24,5 @@ OPERATION = Operation(
     exps=exps,
     gpu=gpu(2),
 )
+
+POINTS = points(OPERATION, 2)

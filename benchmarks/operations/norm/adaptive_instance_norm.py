@@ -69,3 +69,8 @@ OPERATION = Operation(
         for layout in LAYOUTS
     ),
 )
+
+# (places, channels) of a batch of 8.
+POINTS = {
+    "adaptive_instance_norm": lambda kind, sizes: (OPERATION, Shape((8, sizes[1] // 8, sizes[0] // 8, 8))),
+}

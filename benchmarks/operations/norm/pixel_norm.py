@@ -65,3 +65,5 @@ OPERATION = Operation(
         gpu_case("16x256x128x128", Shape((16, 256, 128, 128)), Shape((2, 20, 3, 5)), "forward", "backward"),
     ),
 )
+
+POINTS = {"pixel_norm": lambda kind, sizes: (OPERATION, Shape(sizes))}

@@ -24,6 +24,11 @@ FILTER = (1, 3, 3, 1)  # of every resampling
 CLAMP = 256.0  # of activations: half types stay finite
 
 
+def _whole(f: Tensor | None) -> Tensor | None:
+    """A filter is float32 whatever the model is cast to."""
+    return None if f is None else f.float()
+
+
 class EqualizedLinear(torch.nn.Module):
     """A linear layer and an activation of `bias_act`, its weight scaled where it is used."""
 
@@ -56,7 +61,7 @@ class EqualizedConv2d(torch.nn.Module):
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         F, weight = self.functional, (self.weight * self.weight_gain).to(x.dtype)
-        x = F.conv2d_resample(x, weight, self.resample_filter, down=self.down, padding=self.padding)
+        x = F.conv2d_resample(x, weight, _whole(self.resample_filter), down=self.down, padding=self.padding)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         gain = gain * (sqrt(2) if self.act == "lrelu" else 1.0)
         return F.bias_act(x, bias, act=self.act, gain=gain, clamp=CLAMP * gain if self.act == "lrelu" else None)
@@ -82,7 +87,7 @@ class StyleLayer(torch.nn.Module):
         elif noise == "const":
             added = self.noise_const * self.noise_strength
         x = F.modulated_conv2d(
-            x, self.weight, self.affine(style), added, up=self.up, padding=1, resample_filter=self.resample_filter,
+            x, self.weight, self.affine(style), added, up=self.up, padding=1, resample_filter=_whole(self.resample_filter),
             flip_weight=self.up == 1,
         )  # fmt: skip
         return F.bias_act(x, self.bias.to(x.dtype), act="lrelu", clamp=CLAMP * sqrt(2))
@@ -123,7 +128,7 @@ class StyleBlock(torch.nn.Module):
             x = self.const.expand(style.shape[0], -1, -1, -1)
         else:
             x = self.conv0(x, style, noise)
-            picture = self.functional.upsample2d(picture, self.resample_filter)
+            picture = self.functional.upsample2d(picture, _whole(self.resample_filter))
         x = self.conv1(x, style, noise)
         added = self.torgb(x, style)
         return x, added if picture is None else picture + added
@@ -158,7 +163,7 @@ class Mapping(torch.nn.Module):
             x = getattr(self, f"fc{i}")(x)
         if self.training:
             with torch.no_grad():
-                self.w_avg.lerp_(x.float().mean(0), 0.005)
+                self.w_avg.lerp_(x.mean(0).to(self.w_avg.dtype), 0.005)
         return x
 
 

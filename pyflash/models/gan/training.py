@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.cli import _picture
-from pyflash.cli._progress import Progress
+from pyflash.show import picture
+from pyflash.show.progress import Progress
 
 LOSSES = ("minimax", "non_saturating", "hinge", "wasserstein", "least_squares")
 WINDOW = 50  # steps that the guard looks back
@@ -68,22 +68,22 @@ def _draw_grid(x: Tensor, path: Path) -> str:
         axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.axis("off")
 
-    return _picture.draw(path, [show], (4, 4 * grid.shape[0] / grid.shape[1]), "examples")
+    return picture.draw(path, [show], (4, 4 * grid.shape[0] / grid.shape[1]), "examples")
 
 
 def _draw_losses(history: History, path: Path) -> str:
     def losses(axes):
-        axes.plot(history.discriminator, **_picture.STOCK, label="discriminator")
-        axes.plot(history.generator, **_picture.OURS, label="generator")
+        axes.plot(history.discriminator, **picture.STOCK, label="discriminator")
+        axes.plot(history.generator, **picture.OURS, label="generator")
         axes.set(xlabel="step", ylabel="loss")
 
     def guard(axes):
-        axes.plot(history.accuracy, **_picture.STOCK, label="discriminator's accuracy")
+        axes.plot(history.accuracy, **picture.STOCK, label="discriminator's accuracy")
         if history.diversity:
-            axes.plot(*zip(*history.diversity), **_picture.OURS, label="samples' diversity")
+            axes.plot(*zip(*history.diversity), **picture.OURS, label="samples' diversity")
         axes.set(xlabel="step", ylim=(0, 1.3))
 
-    return _picture.draw(path, [losses, guard], (9, 3.5), "examples", one_scale=False)
+    return picture.draw(path, [losses, guard], (9, 3.5), "examples", one_scale=False)
 
 
 class _Guard:

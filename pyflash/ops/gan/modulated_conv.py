@@ -60,6 +60,7 @@ def conv2d_resample(
     """
     expect_tensors("conv2d_resample", ("f",), x=x, w=w, f=f)
     left, right, top, bottom = _four("conv2d_resample", padding)
+    f = f if up > 1 or down > 1 else None
     f_height, f_width = (1, 1) if f is None else (f.shape[0], f.shape[-1])
     if up > 1:
         left, right = left + (f_width + up - 1) // 2, right + (f_width - up) // 2
@@ -70,9 +71,8 @@ def conv2d_resample(
     sides, (height, width) = [left, right, top, bottom], w.shape[2:]
     flipped = w if flip_weight else w.flip(2, 3)
 
-    if height == width == 1 and up == 1:
-        x = upfirdn2d(x, f, down=down, padding=sides, flip_filter=flip_filter) if down > 1 or any(sides) else x
-        return conv2d(x, flipped, groups=groups)
+    if height == width == 1 and up == 1 and down > 1:
+        return conv2d(upfirdn2d(x, f, down=down, padding=sides, flip_filter=flip_filter), flipped, groups=groups)
     if height == width == 1 and down == 1:
         return upfirdn2d(
             conv2d(x, flipped, groups=groups), f, up=up, padding=sides, gain=up**2, flip_filter=flip_filter

@@ -2,6 +2,16 @@
 
 from pyflash.ops.gan.filtered_lrelu import filtered_lrelu
 from pyflash.ops.gan.filters import setup_filter
+from pyflash.ops.gan.modulated_conv import conv2d_resample, modulated_conv2d
 from pyflash.ops.gan.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
 
-__all__ = ["downsample2d", "filter2d", "filtered_lrelu", "setup_filter", "upfirdn2d", "upsample2d"]
+__all__ = [
+    "conv2d_resample",
+    "downsample2d",
+    "filter2d",
+    "filtered_lrelu",
+    "modulated_conv2d",
+    "setup_filter",
+    "upfirdn2d",
+    "upsample2d",
+]
