@@ -55,8 +55,8 @@ RECIPES = {
          "ema_decay": 0.99},
     ),
     "style": Recipe(
-        gan.StyleGenerator, gan.StyleDiscriminator, 40, {"width": 32, "latent_dim": 32, "mapping_depth": 4},
-        {"loss": "non_saturating", "r1": 1.0, "regularize_every": 4, "learning_rate": 2e-3, "betas": (0.0, 0.99),
+        gan.StyleGenerator, gan.StyleDiscriminator, 100, {"width": 32, "latent_dim": 32, "mapping_depth": 4},
+        {"loss": "non_saturating", "r1": 0.1, "regularize_every": 4, "learning_rate": 2e-3, "betas": (0.0, 0.99),
          "ema_decay": 0.99},
     ),
 }  # fmt: skip
