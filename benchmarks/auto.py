@@ -143,6 +143,8 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
             dtypes_of = [dtype for dtype in dtypes if dtype == "float32"]
             modes_of = [mode for mode in modes_of if mode != "training"]
         for dtype, mode, places, count, kernel in product(dtypes_of, modes_of, positions, channels, kernels):
+            if mode != "training" and auto_conv.is_bound_by_weights(kind, places):
+                continue  # torch's, whatever a point says
             yield Point(name, kind, dtype, mode, (places, count, count, kernel))
 
 

@@ -12,6 +12,7 @@ from helpers import use
 import pyflash
 import pyflash.functional as PF
 import pyflash.nn
+from pyflash.auto import conv as auto
 from tests.linear.test_linear_cache import MUTATIONS, SURGERY, cache  # noqa: F401  a fixture
 
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -31,6 +32,11 @@ def case(name, layout, size=6):
     inputs = shape[0] if name == "transposed" else shape[1]
     x = torch.randn(2, inputs, size, size).contiguous(memory_format=FORMATS[layout])
     return x, torch.nn.Parameter(torch.randn(shape).contiguous(memory_format=FORMATS[layout]) / 20), call
+
+
+@pytest.fixture(autouse=True)
+def winograd_everywhere(monkeypatch):
+    monkeypatch.setattr(auto, "LEAST_2X2_PLACES", {True: 0, False: 0})
 
 
 def check(x, weight, call):

@@ -51,16 +51,6 @@ PF_INLINE bool is_any_spoilt(Vec<T> spoilt, int64_t count) {
   return false;
 }
 
-// Lanes of two vectors in turn, of the first half and of the second.
-template <int kCount>
-struct LowInTurn {
-  static constexpr int lane(int i) { return i / 2 + (i & 1) * kCount; }
-};
-template <int kCount>
-struct HighInTurn {
-  static constexpr int lane(int i) { return kCount / 2 + i / 2 + (i & 1) * kCount; }
-};
-
 // The same sum over patches: what lies at patch t are results m t to m t + m - 1 of each dimension.
 template <class W, class S>
 PF_INLINE Correlation<S> patches_of(Correlation<S> p) {
@@ -168,14 +158,15 @@ PF_INLINE void transform_patch(At at, V (&v)[W::patch][W::patch]) {
 template <class T>
 PF_INLINE void store_in_turn(const Vec<T> (&y)[2], T* to) {
   constexpr int lanes = kLanes<T>;
-  store(to, shuffle<LowInTurn<lanes>>(y[0], y[1]));
-  store(to + lanes, shuffle<HighInTurn<lanes>>(y[0], y[1]));
+  store(to, shuffle<InTurn<lanes, 0>>(y[0], y[1]));
+  store(to + lanes, shuffle<InTurn<lanes, lanes / 2>>(y[0], y[1]));
 }
 template <class T>
 PF_INLINE void store_in_turn(const Vec<T> (&y)[4], T* to) {
   constexpr int lanes = kLanes<T>;
-  store_in_turn<T>({shuffle<LowInTurn<lanes>>(y[0], y[2]), shuffle<LowInTurn<lanes>>(y[1], y[3])}, to);
-  store_in_turn<T>({shuffle<HighInTurn<lanes>>(y[0], y[2]), shuffle<HighInTurn<lanes>>(y[1], y[3])}, to + 2 * lanes);
+  store_in_turn<T>({shuffle<InTurn<lanes, 0>>(y[0], y[2]), shuffle<InTurn<lanes, 0>>(y[1], y[3])}, to);
+  store_in_turn<T>({shuffle<InTurn<lanes, lanes / 2>>(y[0], y[2]), shuffle<InTurn<lanes, lanes / 2>>(y[1], y[3])},
+                   to + 2 * lanes);
 }
 
 // One task by columns: a panel of patches, all rows. False where a result is not finite.

@@ -39,8 +39,10 @@ def _algorithm(name, weight, written, groups, stride, dilation) -> int:
     if min(out_channels // groups, in_channels) < auto.WINOGRAD_CHANNELS:
         return DIRECT
     is_lowered = torch.get_float32_matmul_precision() != "highest"
-    places = written.shape[0] * prod(written.shape[2:])
-    return WINOGRAD_4X4 if is_lowered and places >= auto.LEAST_4X4_PLACES[written.stride(1) == 1] else WINOGRAD_2X2
+    places, is_adjacent = written.shape[0] * prod(written.shape[2:]), written.stride(1) == 1
+    if is_lowered and places >= auto.LEAST_4X4_PLACES[is_adjacent]:
+        return WINOGRAD_4X4
+    return WINOGRAD_2X2 if places >= auto.LEAST_2X2_PLACES[is_adjacent] else DIRECT
 
 
 def _run(

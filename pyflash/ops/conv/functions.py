@@ -25,7 +25,8 @@ Size = int | Sequence[int]
 
 # How a backend computes which shapes, where auto gives it the call at all.
 ALGORITHMS = {
-    "cpu": f"float32 3x3 of stride 1 by Winograd's F(2x2, 3x3) from {auto.WINOGRAD_CHANNELS} channels on, F(4x4, 3x3)"
+    "cpu": f"float32 3x3 of stride 1 by Winograd's F(2x2, 3x3) from {auto.WINOGRAD_CHANNELS} channels and"
+    f" {auto.LEAST_2X2_PLACES[True]} (channels first {auto.LEAST_2X2_PLACES[False]}) places on, F(4x4, 3x3)"
     " where torch.set_float32_matmul_precision was lowered, depthwise by kernels of its own, all else directly; a strided"
     " input gradient by phases",
     "triton": "implicit GEMM; depthwise and groups below 16 channels directly; a strided input gradient by phases",
