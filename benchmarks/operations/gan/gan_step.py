@@ -51,11 +51,12 @@ class Step(nn.Module):
         shape, critic = self.shape, self.discriminator
         fake = other if self.generator is None else self.generator(other)
         loss = F.gan_discriminator_loss(critic(real), critic(fake.detach()), shape.loss)
-        if shape.r1:
-            loss = loss + shape.r1 / 2 * F.r1_penalty(critic, real)
-        if shape.penalty:
-            between = (real + fake.detach()) / 2  # the same for everybody: its mix is random
-            loss = loss + shape.penalty * F.gradient_penalty(critic, between, between)
+        with torch.enable_grad():  # also where outputs are compared
+            if shape.r1:
+                loss = loss + shape.r1 / 2 * F.r1_penalty(critic, real)
+            if shape.penalty:
+                between = (real + fake.detach()) / 2  # the same for everybody: its mix is random
+                loss = loss + shape.penalty * F.gradient_penalty(critic, between, between)
         if self.generator is None:
             return loss
         fixed = {name: parameter.detach() for name, parameter in critic.named_parameters()}
@@ -85,8 +86,10 @@ def replaced(case: Case) -> nn.Module:
 
 
 @lru_cache(maxsize=2)
-def flops(case: Case, mode: str) -> float:
-    """Of the products and convolutions of torch's, as torch's own counter finds them."""
+def flops(case: Case, mode: str) -> float | None:
+    """Of the products and convolutions of torch's, as torch's own counter finds them: which takes no gradient within."""
+    if case.shape.r1 or case.shape.penalty:
+        return None
     step = torchs(case)
     with FlopCounterMode(display=False) as counter:
         step(*inputs(case)).backward()
@@ -109,7 +112,7 @@ CASES = tuple(
 )  # fmt: skip
 
 STORY = Story(
-    limit="The FLOPs of their convolutions, those of second derivatives included.",
+    limit="The FLOPs of their convolutions; nobody counts those of second derivatives.",
     elsewhere="The style-based ones compute their resampling, modulation and activations in torch operations.",
     gaps=(Gap("", "what `auto` gives to torch is torch's speed"),),
 )

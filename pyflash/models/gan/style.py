@@ -49,6 +49,8 @@ class EqualizedLinear(torch.nn.Module):
 class EqualizedConv2d(torch.nn.Module):
     """A convolution, perhaps after the filter's downsampling, and an activation of `bias_act`."""
 
+    resample_filter: Tensor | None
+
     def __init__(
         self, inputs: int, outputs: int, kernel: int, functional: Functional, act="linear", bias=True, down: int = 1
     ):
@@ -69,6 +71,9 @@ class EqualizedConv2d(torch.nn.Module):
 
 class StyleLayer(torch.nn.Module):
     """A modulated convolution, noise, bias and leaky ReLU."""
+
+    noise_const: Tensor
+    resample_filter: Tensor | None
 
     def __init__(self, inputs: int, outputs: int, style_dim: int, size: int, functional: Functional, up: int = 1):
         super().__init__()
@@ -112,6 +117,8 @@ class ToPicture(torch.nn.Module):
 class StyleBlock(torch.nn.Module):
     """One size of picture: from half of it, or from a constant; what it adds to the picture."""
 
+    resample_filter: Tensor
+
     def __init__(self, inputs: int, outputs: int, style_dim: int, size: int, channels: int, functional: Functional):
         super().__init__()
         self.functional = functional
@@ -140,6 +147,8 @@ def _channels(width: int, image_size: int, size: int) -> int:
 
 class Mapping(torch.nn.Module):
     """z, and a label, to a style."""
+
+    w_avg: Tensor
 
     def __init__(self, latent_dim: int, num_classes: int, depth: int, functional: Functional):
         super().__init__()
@@ -180,9 +189,10 @@ class Synthesis(torch.nn.Module):
             inputs = outputs
 
     def forward(self, style: Tensor, noise: str) -> Tensor:
-        x = picture = None
-        for size in self.sizes:
-            x, picture = getattr(self, f"b{size}")(x, picture, style, noise)
+        first, *others = (getattr(self, f"b{size}") for size in self.sizes)
+        x, picture = first(None, None, style, noise)
+        for block in others:
+            x, picture = block(x, picture, style, noise)
         return picture
 
 
@@ -298,6 +308,7 @@ class StyleDiscriminator(torch.nn.Module):
         x = self.out(self.fc(x.flatten(1)))
         if self.mapping is None:
             return x[:, 0]
+        assert labels is not None  # check_labels
         one_hot = torch.nn.functional.one_hot(labels, self.num_classes).to(x.dtype)
         wanted = self.functional.pixel_norm(self.mapping(one_hot))
         return (x * wanted).sum(1) / sqrt(x.shape[1])

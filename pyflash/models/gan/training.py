@@ -56,7 +56,8 @@ def spread(x: Tensor) -> Tensor:
 
 
 def _draw_grid(x: Tensor, path: Path) -> str:
-    """Pictures of [-1, 1] beside and below each other."""
+    """Pictures of [-1, 1] beside and below each other, grey between them."""
+    x = torch.nn.functional.pad(x, (1, 1, 1, 1))
     count, channels, _, width = x.shape
     columns = max(1, round(count**0.5))
     x = x[: count // columns * columns]
@@ -258,7 +259,7 @@ def train(
     """
     if loss not in LOSSES:
         raise ValueError(f"train: loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}")
-    device = next(generator.parameters()).device
+    device, latent_dim = next(generator.parameters()).device, int(generator.latent_dim)  # type: ignore[arg-type]
     rates = learning_rate if isinstance(learning_rate, tuple) else (learning_rate, learning_rate)
     adams = [torch.optim.Adam(m.parameters(), r, betas) for m, r in zip((generator, discriminator), rates, strict=True)]
     state = _State(generator.train(), discriminator.train(), adams, seed, device)
@@ -267,7 +268,7 @@ def train(
     history, mean = state.history, state.modules["mean"]
     guard = _Guard(history, watches_accuracy=loss != "wasserstein")  # a critic is to tell them apart
     batch_of = _batch_function(batches, state.step * critic_steps)
-    fixed_z = torch.randn(SAMPLES, generator.latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+    fixed_z = torch.randn(SAMPLES, latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
     pictures = []
 
     def forward(module, *inputs):
@@ -275,7 +276,7 @@ def train(
             return module(*inputs).float()
 
     def fakes(count: int, labels: tuple) -> Tensor:
-        z = torch.randn(count, generator.latent_dim, device=device, generator=state.random)
+        z = torch.randn(count, latent_dim, device=device, generator=state.random)
         return forward(generator, z, *labels)
 
     def train_discriminator(number: int, real: Tensor, labels: tuple) -> None:
@@ -314,8 +315,8 @@ def train(
     with Progress(title or "", steps - state.step, stream=None if title is not None else io.StringIO()) as progress:
         for step in range(state.step, steps):
             for number in range(step * critic_steps, (step + 1) * critic_steps):
-                real, labels = batch_of(number)
-                real, labels = real.to(device), () if labels is None else (labels.to(device),)
+                real, of_batch = batch_of(number)
+                real, labels = real.to(device), () if of_batch is None else (of_batch.to(device),)
                 train_discriminator(number, real, labels)
             train_generator(len(real), labels)
             state.follow(ema_decay)

@@ -68,7 +68,7 @@ def conv2d_resample(
     if down > 1:
         left, right = left + (f_width - down + 1) // 2, right + (f_width - down) // 2
         top, bottom = top + (f_height - down + 1) // 2, bottom + (f_height - down) // 2
-    sides, (height, width) = [left, right, top, bottom], w.shape[2:]
+    sides, (height, width) = (left, right, top, bottom), w.shape[2:]
     flipped = w if flip_weight else w.flip(2, 3)
 
     if height == width == 1 and up == 1 and down > 1:
@@ -89,7 +89,7 @@ def conv2d_resample(
     by_group = w.flip(2, 3) if flip_weight else w
     by_group = by_group.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # [C_in, C_out / groups, kH, kW]
     x = conv_transpose2d(x, by_group, stride=up, padding=(along, across), groups=groups)
-    sides = [left + across, right + across, top + along, bottom + along]
+    sides = (left + across, right + across, top + along, bottom + along)
     x = upfirdn2d(x, f, padding=sides, gain=up**2, flip_filter=flip_filter)
     return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
 
