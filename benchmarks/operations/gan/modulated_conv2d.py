@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.known import Gap, Story
-from benchmarks.operation import PROVIDERS, Case, Operation, Provider
+from benchmarks.operation import PROVIDERS, Case, Operation, Provider, gpu_case
 
 
 @dataclass(frozen=True)
@@ -115,4 +115,17 @@ OPERATION = Operation(
     flops=flops,
     bytes=moved,
     providers=(*PROVIDERS.values(), Provider("batch as groups", batch_as_groups)),
+    gpu=(
+        gpu_case(
+            "32x256x16 to 256", Shape(32, 256, 256, 16), Shape(2, 6, 5, 4), "forward", "backward", dtype="float32"
+        ),
+        gpu_case(
+            "32x128x32 to 64 up 2 channels_last",
+            Shape(32, 128, 64, 32, 2, True),
+            Shape(2, 6, 5, 4, 2, True),
+            "forward",
+            "backward",
+            dtype="float32",
+        ),
+    ),
 )
