@@ -341,3 +341,50 @@ def test_a_norm_of_other_channels_is_torchs_error(name):
     setattr(norm, name, wrong if "running" in name else torch.nn.Parameter(wrong))
     with use("cpu"), torch.no_grad(), pytest.raises(RuntimeError):
         model(like(model))
+
+
+def kept_bytes(model, x):
+    """What a training forward keeps for its backward, each memory once."""
+    kept = {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = model(x)
+    return sum(kept.values()), y
+
+
+@pytest.mark.parametrize(
+    "last",
+    [torch.nn.ReLU(True), torch.nn.LeakyReLU(0.2, True), torch.nn.ELU(1.5, True), torch.nn.CELU(0.5, True)],
+    ids=str,
+)
+def test_an_activation_behind_torchs_convolution_keeps_what_torch_keeps(last):
+    """By the result, in place, also where a gradient is wanted; and the second derivative is the same."""
+    torchs = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), last, torch.nn.Conv2d(4, 1, 3))
+    ours = pyflash.replace(copy.deepcopy(torchs))
+    x = torch.randn(2, 3, 9, 9)
+    found = []
+    for model in (torchs, ours):
+        leaf = x.clone().requires_grad_()
+        with use("torch"):
+            kept, y = kept_bytes(model, leaf)
+            (dx,) = torch.autograd.grad(y.sum(), leaf, create_graph=True)
+            (ddx,) = torch.autograd.grad(dx.square().sum(), model[0].weight)
+        found.append((kept, y, dx, ddx))
+    (torchs_bytes, *expected), (our_bytes, *values) = found
+    assert our_bytes == torchs_bytes
+    for a, b in zip(values, expected):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_activation_that_its_result_does_not_tell_is_not_in_place():
+    """A negative slope: torch refuses the gradient of it in place."""
+    torchs = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.LeakyReLU(-0.2))
+    ours, x = pyflash.replace(copy.deepcopy(torchs)), torch.randn(2, 3, 9, 9)
+    with use("torch"):
+        for model in (torchs, ours):
+            model(x).square().sum().backward()
+    torch.testing.assert_close(ours[0].weight.grad, torchs[0].weight.grad)
