@@ -7,7 +7,8 @@ import torch
 from helpers import on_its_device, use
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, conv_weight_grad, is_channels_last
+from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, conv_weight_grad
+from pyflash.ops.core.layouts import is_channels_last
 from pyflash.ops.pointwise.argument import NO_ACTIVATION, resolve
 from tests.conv.convs import BACKENDS, FORMATS, OF_FLOAT64, assert_sums_within, by_definition, laid_out, lengths_of
 

@@ -128,6 +128,7 @@ def test_what_does_not_fit():
     ):
         PF.modulated_conv2d(x, w, torch.randn(2, 5))
     with pytest.raises(
-        ValueError, match=r"padding is \(1, 2, 3\), expected a number, \(x, y\), or \(left, right, top, bottom\)"
+        ValueError,
+        match=r"padding is \(1, 2, 3\), expected a whole number, a pair \(across, down\) or \(left, right, top, bottom\)",
     ):
         PF.conv2d_resample(x, w, padding=(1, 2, 3))

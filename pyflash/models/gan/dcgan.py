@@ -94,37 +94,9 @@ class DCGANGenerator(torch.nn.Module):
         return self.main(z[:, :, None, None])
 
 
-class _Convolutional(torch.nn.Module):
-    """Convolutions of stride 2 down to 4x4, each followed by a norm, or not, and a leaky ReLU; then one number a picture."""
-
-    def __init__(self, image_size: int, channels: int, width: int, num_classes: int, has_norms: bool, nn: ModuleType):
-        super().__init__()
-        times = doublings(type(self).__name__, image_size)
-        self.num_classes = num_classes
-        layers: list[torch.nn.Module] = []
-        inputs = channels
-        for i in range(times):
-            outputs = width * min(MOST, 1 << i)
-            is_normed = has_norms and i > 0  # section 3: not the first
-            layers.append(nn.Conv2d(inputs, outputs, FIRST, 2, 1, bias=not has_norms))
-            layers += [nn.BatchNorm2d(outputs)] if is_normed else []
-            layers.append(nn.LeakyReLU(0.2, inplace=True))
-            inputs = outputs
-        self.main = nn.Sequential(*layers, nn.Conv2d(inputs, 1, FIRST, 1, 0, bias=not has_norms))
-        self.embed = nn.Embedding(num_classes, inputs) if num_classes else None
-        _begin(self)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        check_labels(type(self).__name__, self.num_classes, labels)
-        if self.embed is None:
-            return self.main(x).flatten()
-        features = self.main[:-1](x)
-        likeness = (self.embed(labels) * features.sum((2, 3))).sum(1)
-        return self.main[-1](features).flatten() + likeness
-
-
-class DCGANDiscriminator(_Convolutional):
-    """Is a picture real? One logit each.
+class DCGANDiscriminator(torch.nn.Module):
+    """Is a picture real? Convolutions of stride 2 down to 4x4, each but the first followed by batch norm, and leaky ReLUs;
+    then one logit a picture.
 
     Args:
         image_size: 8, 16, 32, 64, 128 or 256.
@@ -137,6 +109,8 @@ class DCGANDiscriminator(_Convolutional):
         x [N, channels, image_size, image_size], labels [N] int64 or None, to logits [N].
     """
 
+    has_norms = True
+
     def __init__(
         self,
         image_size: int = 64,
@@ -147,23 +121,35 @@ class DCGANDiscriminator(_Convolutional):
         *,
         nn: ModuleType = pyflash.nn,
     ):
-        super().__init__(image_size, channels, width, num_classes, True, nn)
+        super().__init__()
+        times = doublings(type(self).__name__, image_size)
+        self.num_classes = num_classes
+        layers: list[torch.nn.Module] = []
+        inputs = channels
+        for i in range(times):
+            outputs = width * min(MOST, 1 << i)
+            is_normed = self.has_norms and i > 0  # section 3: not the first
+            layers.append(nn.Conv2d(inputs, outputs, FIRST, 2, 1, bias=not self.has_norms))
+            layers += [nn.BatchNorm2d(outputs)] if is_normed else []
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+            inputs = outputs
+        self.main = nn.Sequential(*layers, nn.Conv2d(inputs, 1, FIRST, 1, 0, bias=not self.has_norms))
+        self.embed = nn.Embedding(num_classes, inputs) if num_classes else None
+        _begin(self)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        check_labels(type(self).__name__, self.num_classes, labels)
+        if self.embed is None:
+            return self.main(x).flatten()
+        features = self.main[:-1](x)
+        likeness = (self.embed(labels) * features.sum((2, 3))).sum(1)
+        return self.main[-1](features).flatten() + likeness
 
 
-class WGANCritic(_Convolutional):
+class WGANCritic(DCGANDiscriminator):
     """A number a picture, to be as far apart as can be for real ones and others; no norms, biases instead.
 
     Args and shape: DCGANDiscriminator.
     """
 
-    def __init__(
-        self,
-        image_size: int = 64,
-        channels: int = 3,
-        latent_dim: int = 100,
-        width: int = 64,
-        num_classes: int = 0,
-        *,
-        nn: ModuleType = pyflash.nn,
-    ):
-        super().__init__(image_size, channels, width, num_classes, False, nn)
+    has_norms = False

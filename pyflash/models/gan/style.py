@@ -146,31 +146,30 @@ def _channels(width: int, image_size: int, size: int) -> int:
 
 
 class Mapping(torch.nn.Module):
-    """z, and a label, to a style."""
+    """z, a label, or both to a style; of z its mean is learned."""
 
-    w_avg: Tensor
+    w_avg: Tensor  # None without z
 
-    def __init__(self, latent_dim: int, num_classes: int, depth: int, functional: Functional):
+    def __init__(self, latent_dim: int, num_classes: int, depth: int, functional: Functional, has_z: bool = True):
         super().__init__()
         self.num_classes, self.functional, self.depth = num_classes, functional, depth
-        inputs = latent_dim
+        inputs = latent_dim * (has_z + bool(num_classes))
         if num_classes:
             self.embed = EqualizedLinear(num_classes, latent_dim, functional)
-            inputs += latent_dim
         for i in range(depth):
             layer = EqualizedLinear(inputs if i == 0 else latent_dim, latent_dim, functional, "lrelu", rate=0.01)
             setattr(self, f"fc{i}", layer)
-        self.register_buffer("w_avg", torch.zeros(latent_dim))
+        self.register_buffer("w_avg", torch.zeros(latent_dim) if has_z else None)
 
-    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        F = self.functional
-        x = F.pixel_norm(z)
+    def forward(self, z: Tensor | None, labels: Tensor | None) -> Tensor:
+        given = [] if z is None else [z]
         if labels is not None:
-            one_hot = torch.nn.functional.one_hot(labels, self.num_classes).to(x.dtype)
-            x = torch.cat([x, F.pixel_norm(self.embed(one_hot))], dim=1)
+            one_hot = torch.nn.functional.one_hot(labels, self.num_classes)
+            given.append(self.embed(one_hot.to(self.embed.weight.dtype)))
+        x = torch.cat([self.functional.pixel_norm(part) for part in given], dim=1)
         for i in range(self.depth):
             x = getattr(self, f"fc{i}")(x)
-        if self.training:
+        if self.training and self.w_avg is not None:
             with torch.no_grad():
                 self.w_avg.lerp_(x.mean(0).to(self.w_avg.dtype), 0.005)
         return x
@@ -293,11 +292,7 @@ class StyleDiscriminator(torch.nn.Module):
         self.conv = EqualizedConv2d(inputs + 1, inputs, 3, F, "lrelu")
         self.fc = EqualizedLinear(inputs * FIRST**2, inputs, F, "lrelu")
         self.out = EqualizedLinear(inputs, latent_dim if num_classes else 1, F)
-        self.mapping = None
-        if num_classes:
-            layers = [EqualizedLinear(num_classes, latent_dim, F)]
-            layers += [EqualizedLinear(latent_dim, latent_dim, F, "lrelu", rate=0.01) for _ in range(mapping_depth)]
-            self.mapping = torch.nn.Sequential(*layers)
+        self.mapping = Mapping(latent_dim, num_classes, mapping_depth, F, has_z=False) if num_classes else None
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         check_labels("StyleDiscriminator", self.num_classes, labels)
@@ -308,7 +303,4 @@ class StyleDiscriminator(torch.nn.Module):
         x = self.out(self.fc(x.flatten(1)))
         if self.mapping is None:
             return x[:, 0]
-        assert labels is not None  # check_labels
-        one_hot = torch.nn.functional.one_hot(labels, self.num_classes).to(x.dtype)
-        wanted = self.functional.pixel_norm(self.mapping(one_hot))
-        return (x * wanted).sum(1) / sqrt(x.shape[1])
+        return (x * self.mapping(None, labels)).sum(1) / sqrt(x.shape[1])

@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch
 
 from pyflash import _cpu
+from pyflash.ops.core.layouts import CHANNELS_LAST
 from pyflash.ops.core.packed_weights import packed_weights
-
-_FORMATS = (
-    torch.contiguous_format,
-    torch.channels_last,
-    torch.channels_last_3d,
-)  # by the weight's dimensions, from 3 on
 
 # Packing less takes no longer than finding it again.
 LEAST_BYTES = 64 << 10
@@ -44,7 +39,10 @@ def run_with_kept(form, weight, packed_bytes, places, run) -> bool:
     """
     if packed_bytes < LEAST_BYTES or weight.is_inference():  # no version, and a change is not seen
         return False
-    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=_FORMATS[weight.dim() - 3])):
+    if not (
+        weight.is_contiguous()
+        or weight.is_contiguous(memory_format=CHANNELS_LAST.get(weight.dim(), torch.contiguous_format))
+    ):
         return False
     threads = torch.get_num_threads()
     place = (_cpu.isa(), weight.data_ptr(), weight.dtype, weight.shape, weight.stride(), packed_bytes, form)

@@ -19,35 +19,17 @@ from torch import Tensor
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.ops.core.autograd import Function, apply, way
+from pyflash.ops.core.layouts import CHANNELS_LAST, is_channels_last
 from pyflash.ops.core.registry import Op
 from pyflash.ops.pointwise.activation import activation_bwd
 from pyflash.ops.pointwise.argument import NO_ACTIVATION
 
-_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
 # ---- memory
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """What torch's `suggest_memory_format` says, in steps that torch.compile follows into a backward; three dimensions have
-    no such format."""
-    if x.dim() not in _FORMATS:
-        return False
-    sizes, strides = x.shape, x.stride()
-    if strides[-1] < strides[1] * sizes[1] or strides[1] == 0:  # most of the others
-        return False
-    least = 0
-    for dim in (1, *range(x.dim() - 1, 1, -1), 0):
-        if sizes[dim] == 0 or strides[dim] < least or (dim == 0 and least == strides[1]):
-            return False
-        least = strides[dim] * sizes[dim]
-    return True
 
 
 def _memory_format(a: Tensor, b: Tensor) -> torch.memory_format:
     """That of an operator's result."""
-    return _FORMATS[a.dim()] if is_channels_last(a) or is_channels_last(b) else torch.contiguous_format
+    return CHANNELS_LAST[a.dim()] if is_channels_last(a) or is_channels_last(b) else torch.contiguous_format
 
 
 def _new_empty(a: Tensor, b: Tensor, shape) -> Tensor:

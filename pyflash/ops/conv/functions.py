@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyflash.auto import conv as auto
-from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, is_channels_last, keeps
+from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, keeps
 from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed
 from pyflash.ops.core.autograd import shaped
 from pyflash.ops.core.backends import IN_KERNELS, Operation, _state
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
+from pyflash.ops.core.layouts import is_channels_last
 from pyflash.ops.pointwise.activation import activated_in_turn
 from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, resolve
 

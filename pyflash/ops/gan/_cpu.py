@@ -3,10 +3,10 @@
 import torch
 
 from pyflash import _cpu
+from pyflash.ops.core.layouts import dense
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.gan import filters, passes
-from pyflash.ops.gan.layouts import dense, places
 
 _PLACE = 0  # of a workspace whose size is asked for
 
@@ -34,7 +34,7 @@ def upfirdn2d(x, f, size, up, down, pad, flip, gain, channels_last, y):
     x, f = dense(x, channels_last), f.contiguous()
     of = filters.Pass(size, up, down, pad, flip, gain)
     fields = _filter(f, of, x.shape[2:])
-    _launch("upfirdn2d", x.data_ptr(), y.data_ptr(), *fields, *places(x, channels_last), dtype=x.dtype)
+    _launch("upfirdn2d", x.data_ptr(), y.data_ptr(), *fields, *passes.places(x, channels_last), dtype=x.dtype)
 
 
 def filtered_lrelu(x, fu, fd, b, v, *form):
@@ -51,6 +51,6 @@ def filtered_lrelu(x, fu, fd, b, v, *form):
     of_v = fields if of_v is None else _filter(*of_v, v.shape[2:])
     addresses = (0 if t is None else t.data_ptr() for t in (x, b, v, y))
     _launch(
-        "filtered_lrelu", *addresses, *fields, *of_v, *_filter(*down, up[1].size), *places(x, channels_last), x.shape[1],
+        "filtered_lrelu", *addresses, *fields, *of_v, *_filter(*down, up[1].size), *passes.places(x, channels_last), x.shape[1],
         *numbers, dtype=x.dtype,
     )  # fmt: skip

@@ -1,9 +1,9 @@
 """Filters and dense tensors to the Triton kernels."""
 
 from pyflash.kernels.gan import upfirdn2d as kernels
+from pyflash.ops.core.layouts import dense
 from pyflash.ops.gan import passes
 from pyflash.ops.gan.filters import Pass
-from pyflash.ops.gan.layouts import dense, places
 
 
 def upfirdn2d(x, f, size, up, down, pad, flip, gain, channels_last, y):
@@ -14,7 +14,7 @@ def upfirdn2d(x, f, size, up, down, pad, flip, gain, channels_last, y):
         return
     of = Pass(tuple(size), tuple(up), tuple(down), tuple(pad), flip, gain)
     x = dense(x, channels_last)
-    kernels.upfirdn2d(x, f.contiguous(), of, *places(x, channels_last), x.shape[2:], y)
+    kernels.upfirdn2d(x, f.contiguous(), of, *passes.places(x, channels_last), x.shape[2:], y)
 
 
 def filtered_lrelu(x, fu, fd, b, v, *form):
@@ -28,6 +28,6 @@ def filtered_lrelu(x, fu, fd, b, v, *form):
     fu, fd, b = fu.contiguous(), fd.contiguous(), None if b is None else b.contiguous()
     up, of_v, down, numbers = passes.of(x, fu, fd, v, *form)
     kernels.filtered_lrelu(
-        x, up, b, v, of_v, down, numbers, *places(x, channels_last), x.shape[1], x.shape[2:],
+        x, up, b, v, of_v, down, numbers, *passes.places(x, channels_last), x.shape[1], x.shape[2:],
         None if v is None else v.shape[2:], y,
     )  # fmt: skip

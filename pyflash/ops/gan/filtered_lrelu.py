@@ -13,9 +13,9 @@ from pyflash.ops.core.backends import IN_KERNELS, Operation, record
 from pyflash.ops.core.checks import INTS, NOT_PLAIN, expect, expect_tensors, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS
+from pyflash.ops.core.layouts import dense, empty, is_channels_last
 from pyflash.ops.core.registry import Op
 from pyflash.ops.gan import filters, passes
-from pyflash.ops.gan.layouts import dense, empty, is_channels_last
 
 OPERATION = Operation(
     "filtered_lrelu",

@@ -13,22 +13,11 @@ from torch import Tensor
 
 from pyflash.ops.conv.functions import conv2d, conv_transpose2d
 from pyflash.ops.core.checks import expect, expect_tensors
+from pyflash.ops.gan.filters import paddings
 from pyflash.ops.gan.upfirdn2d import upfirdn2d
 from pyflash.ops.linear.linear import linear
 
 EPS = 1e-8
-
-
-def _four(name: str, padding: int | Sequence[int]) -> list[int]:
-    """Left, right, top, bottom."""
-    sides = [padding] * 4 if isinstance(padding, int) else list(padding)
-    sides = [side for side in sides for _ in range(2)] if len(sides) == 2 else sides
-    expect(
-        len(sides) == 4,
-        name,
-        lambda: f"padding is {padding!r}, expected a number, (x, y), or (left, right, top, bottom)",
-    )
-    return sides
 
 
 def conv2d_resample(
@@ -59,7 +48,7 @@ def conv2d_resample(
         ValueError: a padding of another form; torch's and `upfirdn2d`'s.
     """
     expect_tensors("conv2d_resample", ("f",), x=x, w=w, f=f)
-    left, right, top, bottom = _four("conv2d_resample", padding)
+    left, right, top, bottom = paddings("conv2d_resample", padding)
     f = f if up > 1 or down > 1 else None
     f_height, f_width = (1, 1) if f is None else (f.shape[0], f.shape[-1])
     if up > 1:

@@ -49,3 +49,9 @@ def reference(x, fu, fd, b, v, *form):
     u = in_torch(x if b is None else x + b[:, None, None], *above)
     middle = leaky_relu(u, *numbers) if of_v is None else slope_of(u, *numbers) * in_torch(v, *of_v)
     return in_torch(middle, *below)
+
+
+def places(x, channels_last: bool) -> tuple[int, int]:
+    """(outer, inner): x is [outer, height, width, inner] in memory."""
+    batch, channels = x.shape[:2]
+    return (batch, channels) if channels_last else (batch * channels, 1)

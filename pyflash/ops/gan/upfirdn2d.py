@@ -13,10 +13,10 @@ from pyflash.ops.core.backends import IN_KERNELS, Operation, record
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import FLOATS
+from pyflash.ops.core.layouts import dense, empty, is_channels_last
 from pyflash.ops.core.registry import Op
 from pyflash.ops.gan import filters
 from pyflash.ops.gan.filters import Pass
-from pyflash.ops.gan.layouts import dense, empty, is_channels_last
 
 OPERATION = Operation(
     "upfirdn2d",

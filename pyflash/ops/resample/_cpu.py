@@ -3,10 +3,10 @@
 import torch
 
 from pyflash import _cpu
+from pyflash.ops.core.layouts import dense
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.resample import plans
-from pyflash.ops.resample.layouts import dense
 from pyflash.ops.resample.tables import identity, product
 
 SHORT, SMALL = 64, 4096  # elements of a row, and of a plane

@@ -1,8 +1,8 @@
 """Tables and dense tensors to the Triton kernel."""
 
 from pyflash.kernels.resample.resample import resample
+from pyflash.ops.core.layouts import dense
 from pyflash.ops.resample import plans
-from pyflash.ops.resample.layouts import dense
 
 
 def interpolate(x, *arguments):

@@ -15,9 +15,9 @@ from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
+from pyflash.ops.core.layouts import dense, empty, is_channels_last
 from pyflash.ops.core.registry import Op
 from pyflash.ops.pool.avg_pool import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
-from pyflash.ops.resample.layouts import dense, empty, is_channels_last
 from pyflash.ops.resample.tables import FILTERS, LARGEST
 
 OPERATION = Operation(

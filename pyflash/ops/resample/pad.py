@@ -13,8 +13,8 @@ from pyflash.ops.core.backends import IN_KERNELS, Operation, record
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, HALVES
+from pyflash.ops.core.layouts import dense, empty, is_channels_last
 from pyflash.ops.core.registry import Op
-from pyflash.ops.resample.layouts import dense, empty, is_channels_last
 from pyflash.ops.resample.plans import AXES, padded_dims
 from pyflash.ops.resample.tables import LARGEST, padded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from pyflash.ops.resample.layouts import in_memory
+from pyflash.ops.core.layouts import in_memory
 from pyflash.ops.resample.tables import identity, interpolated, padded
 
 AXES = 3

@@ -8,17 +8,18 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the nu
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Would torch give the result of an operation on `x` channels last? Its rule reads the order of the strides, so that
-    parts of such a tensor count as well."""
+    """What torch's `suggest_memory_format` says, in steps that torch.compile follows into a backward: its rule reads the
+    order of the strides, so that parts of such a tensor count as well. Three dimensions have no such format."""
     if x.dim() not in CHANNELS_LAST:
         return False
-    sizes, strides, smallest = x.shape, x.stride(), 0
-    if strides[1] == 0:
+    sizes, strides = x.shape, x.stride()
+    if strides[-1] < strides[1] * sizes[1] or strides[1] == 0:  # most of the others
         return False
+    least = 0
     for dim in (1, *range(x.dim() - 1, 1, -1), 0):
-        if sizes[dim] == 0 or strides[dim] < smallest or (dim == 0 and smallest == strides[1]):
+        if sizes[dim] == 0 or strides[dim] < least or (dim == 0 and least == strides[1]):
             return False
-        smallest = strides[dim] * max(sizes[dim], 1) if sizes[dim] > 1 else strides[dim]
+        least = strides[dim] * sizes[dim]
     return True
 
 
