@@ -17,3 +17,8 @@ if "torch" not in sys.modules:
 FOLDER = Path(__file__).parent / "operations"
 FILES = {path.stem: path for path in sorted(FOLDER.rglob("[!_]*.py"))}
 OPERATIONS = tuple(FILES)
+# The name of a folder stands for all that is in it, whether one of them is called so or not.
+FAMILIES = {
+    folder.name: tuple(name for name, path in FILES.items() if path.parent == folder)
+    for folder in sorted({path.parent for path in FILES.values()} - {FOLDER})
+}

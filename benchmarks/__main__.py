@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import OPERATIONS, aot, auto, compare, harness, machine, overview, plot, report, rows, table
+from benchmarks import FAMILIES, OPERATIONS, aot, auto, compare, harness, machine, overview, plot, report, rows, table
 from benchmarks.operation import DTYPES, MODES, PROVIDERS, Operation, Provider, load, select
 from pyflash.show.progress import Progress
 
@@ -29,7 +29,11 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(act=list_cases)
 
     command = commands.add_parser("run", help="check, then time")
-    command.add_argument("operations", nargs="*", help=f"any of {', '.join(OPERATIONS)}; default all")
+    command.add_argument(
+        "operations",
+        nargs="*",
+        help=f"any of {', '.join(OPERATIONS)}, or of the families {', '.join(FAMILIES)}; default all",
+    )
     command.add_argument("--device", default="cpu", help="cpu or cuda")
     command.add_argument("--dtype", choices=DTYPES, help="all cases in this dtype; default each in its own")
     command.add_argument("--mode", choices=MODES, help="only this mode")
@@ -150,14 +154,14 @@ def list_cases(options) -> int:
 
 
 def run(options) -> int:
-    for name in options.operations:
-        known("operation", name, OPERATIONS)
+    named = [FAMILIES.get(name) or [known("operation", name, OPERATIONS)] for name in options.operations]
+    names = list(dict.fromkeys(name for family in named for name in family))
     known("device", options.device, ["cpu"] + ["cuda"] * torch.cuda.is_available())
     check_providers(options)
     writable(options.json)
     picture(options.png)
     filters = {name: getattr(options, name) for name in ("dtype", "mode", "quick", "full", "only")}
-    work = select(options.operations, **filters)
+    work = select(names, **filters)
     if not work:
         more = "" if options.full else " (those marked full need --full)"
         raise UserError(f"no case is left by these filters; `python -m benchmarks list` shows all{more}")

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from benchmarks import OPERATIONS, harness, machine, plot, rows, table
+from benchmarks import FAMILIES, OPERATIONS, harness, machine, plot, rows, table
 from benchmarks.__main__ import main
 from benchmarks.operation import MODES, load, select
 from benchmarks.rows import Row
@@ -72,6 +72,15 @@ def test_another_dtype_takes_every_case_once():
 
 
 # Files and the command line.
+
+
+def test_a_family_is_all_of_its_operations(monkeypatch):
+    """`run norm pool`, and `embedding`, which is both; each operation once."""
+    asked = []
+    monkeypatch.setattr("benchmarks.__main__.select", lambda names, **filters: asked.extend(names))
+    assert main(["run", "embedding", "pool", "softmax", "max_pool"]) == 2  # nothing was selected
+    assert asked == [*FAMILIES["embedding"], *FAMILIES["pool"], "softmax"]
+    assert {"embedding", "embedding_bag"} < set(asked) and set(FAMILIES["norm"]) < set(OPERATIONS)
 
 
 def some_rows() -> list[Row]:
