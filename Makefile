@@ -97,7 +97,7 @@ TYPED := pyflash tests/frame/typed_use.py
 lint: $(VENV)/.ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 	@$(PY) -m mypy --version > /dev/null 2>&1 || $(INSTALL) $(PINS) mypy
 	$(PY) -m mypy $(TYPED)
 	$(PY) tools/generate.py --check
