@@ -362,7 +362,7 @@ def softmax(empty, sizes, dim):
 def channel_norm(empty, dtype, groups, is_last):
     """BatchNorm with ReLU, or GroupNorm with SiLU, after a residual, and the norms of a pixel's channels; 8 images of 256."""
     from pyflash.kernels.norm import channels as kernels
-    from pyflash.kernels.norm import local_response, normalize
+    from pyflash.kernels.norm import channels_second, local_response, normalize
 
     batch, channels, positions = 8, 256, 3136
     shape = (batch, positions, channels) if is_last else (batch, channels, positions)
@@ -379,6 +379,10 @@ def channel_norm(empty, dtype, groups, is_last):
     kernels.channel_norm_bwd(
         dy, x, residual, weight, bias, mean, rstd, groups, True, *ending, not groups, *[True] * 4, dx, dresidual, weight,
         bias,
+    )  # fmt: skip
+    channels_second.channel_norm_bwd_bwd(
+        dy, x, residual, weight, bias, mean, rstd, dx, None, weight, None, groups, True, *ending, True, True, bool(groups),
+        True, bool(groups), y, dx, dresidual, weight, bias,
     )  # fmt: skip
     local_response.local_response_norm_fwd(x, 5, 1e-4, 0.75, 2.0, y)
     local_response.local_response_norm_bwd(dy, x, 5, 1e-4, 0.75, 2.0, dx)
@@ -407,6 +411,7 @@ def row_wise(empty, dtype):
     bias_act.bias_act_bwd(y, x, bias, seed, 1, "gelu", 0.0, 0.0, 1.0, -1.0, 0.1, True, residual, sums)
     gated.gated_fwd(x, residual, False, "silu", 0.0, 0.0, y)
     gated.gated_bwd(y, x, residual, False, "silu", 0.0, 0.0, y, summed)
+    gated.gated_bwd_bwd(x, x, residual, y, y, False, "silu", 0.0, 0.0, y, summed, residual)
     prelu.prelu_fwd(x, weight, y)
     prelu.prelu_bwd(y, x, weight, True, residual, sums)
     rrelu.rrelu(x, x, seed, 0.1, 0.3, y)

@@ -13,6 +13,7 @@ PF_KERNEL(pointwise, prelu_bwd, PreluBwd)
 PF_KERNEL(pointwise, rrelu, Rrelu)
 PF_KERNEL(pointwise, gated_fwd, GatedFwd)
 PF_KERNEL(pointwise, gated_bwd, GatedBwd)
+PF_KERNEL(pointwise, gated_bwd_bwd, GatedBwdBwd)
 PF_KERNEL(pointwise, bias_act_fwd, BiasActFwd)
 PF_KERNEL(pointwise, bias_act_bwd, BiasActBwd)
 
@@ -185,6 +186,30 @@ PF_BINDINGS(m) {
     p.dtype = r.member<Dtype>("dtype", kDtypes);
     r.done();
     launch(pointwise::gated_bwd, p, num_threads);
+  });
+  m.def("gated_bwd_bwd", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "gated_bwd_bwd", "problem");
+    GatedBwdBwd p;
+    p.ddgate = r.address("ddgate");
+    p.ddvalue = r.address("ddvalue");
+    p.dy = r.address("dy");
+    p.gate = r.address("gate");
+    p.value = r.address("value");
+    p.ddgate_row_stride = r.size("ddgate_row_stride");
+    p.ddvalue_row_stride = r.size("ddvalue_row_stride");
+    p.gate_row_stride = r.size("gate_row_stride");
+    p.value_row_stride = r.size("value_row_stride");
+    p.ddy = r.address<void>("ddy");
+    p.dgate = r.address<void>("dgate");
+    p.dvalue = r.address<void>("dvalue");
+    p.dgate_row_stride = r.size("dgate_row_stride");
+    p.dvalue_row_stride = r.size("dvalue_row_stride");
+    p.rows = r.size("rows");
+    p.cols = r.size("cols");
+    p.activation = read_activation(r, -1);
+    p.dtype = r.member<Dtype>("dtype", kDtypes);
+    r.done();
+    launch(pointwise::gated_bwd_bwd, p, num_threads);
   });
   m.def("bias_act_fwd", [](const py::tuple& problem, int num_threads) {
     Reader r(problem, "bias_act_fwd", "problem");

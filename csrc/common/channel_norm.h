@@ -60,6 +60,44 @@ struct ChannelNormBwd {
   bool saves_output;  // the derivative is a function of the activation's output, not of its input
 };
 
+// Of what arrives at the gradients that ChannelNormBwd writes: what arrives at what it reads, but for the statistics,
+// which are functions of x, or constants.
+struct ChannelNormBwdBwd {
+  ChannelNormShape shape;
+  const void* ddx;         // like x, or null: nothing arrives there
+  const void* ddresidual;  // like x, or null
+  const void* ddweight;    // [channels], type of mean, or null
+  const void* ddbias;      // [channels], type of mean, or null
+  const void* dy;          // like x; this and the next six as in ChannelNormBwd
+  const void* x;
+  const void* residual;
+  const void* weight;
+  const void* bias;
+  const void* mean;
+  const void* rstd;
+  void* ddy;        // like x; or null: not wanted
+  void* dx;         // like x; or null
+  void* dresidual;  // like x; or null
+  void* dweight;    // [channels], type of mean; or null
+  void* dbias;      // [channels], type of mean; or null
+  void* workspace;  // ChannelNormPlan::bytes with kChannelNormSecondRoom, 64-byte aligned
+  bool uses_input;
+  Ending ending;
+  Activation activation;
+  bool is_curved;  // has the activation a second derivative
+};
+
+// What a pass of reduction leaves in the workspace.
+struct ChannelNormRoom {
+  int64_t sums, of_unit;    // doubles for each channel of each sample, and for each unit
+  int64_t tables, partial;  // rows of a matrix, and of a block of it
+};
+constexpr int64_t kChannelTables = 7, kChannelPartial = 4;
+constexpr int64_t kChannelSecondSums = 10, kChannelSecondUnit = 5, kChannelSecondTables = 10;
+constexpr ChannelNormRoom kChannelNormRoom = {2, 2, kChannelTables, kChannelPartial};
+constexpr ChannelNormRoom kChannelNormSecondRoom = {kChannelSecondSums, kChannelSecondUnit, kChannelSecondTables,
+                                                    kChannelSecondSums};
+
 // How the work is cut, from the sizes alone, so that a result does not depend on the number of threads; and where in
 // the workspace its parts lie, in bytes.
 struct ChannelNormPlan {
@@ -67,11 +105,9 @@ struct ChannelNormPlan {
   int64_t units, count;            // count: elements of a unit
   int64_t padded;                  // channels, rounded up to whole vectors
   int64_t block_rows, blocks;      // of a matrix
-  int64_t pairs;                   // 2 doubles for each channel of each sample
-  int64_t of_units;                // 2 doubles for each unit
-  int64_t tables, partial, bytes;  // kTables rows of a matrix; kPartial rows of a block
+  ChannelNormRoom room;
+  int64_t sums, of_units, tables, partial, bytes;  // where each part begins, and the end
 };
-constexpr int64_t kChannelTables = 7, kChannelPartial = 4;
 
 static inline int64_t channel_norm_take(int64_t* used, int64_t bytes) {
   int64_t at = *used;
@@ -79,7 +115,7 @@ static inline int64_t channel_norm_take(int64_t* used, int64_t bytes) {
   return at;
 }
 
-static inline ChannelNormPlan channel_norm_plan(const ChannelNormShape& s) {
+static inline ChannelNormPlan channel_norm_plan(const ChannelNormShape& s, const ChannelNormRoom& room) {
   const int64_t itemsize = s.dtype == Dtype::f64 ? 8 : 4, channels = s.channels > 0 ? s.channels : 1;
   ChannelNormPlan plan;
   const bool is_one = s.is_last && s.groups == 0;
@@ -92,11 +128,12 @@ static inline ChannelNormPlan channel_norm_plan(const ChannelNormShape& s) {
   int64_t rows = 32768 / channels / 4 * 4;
   plan.block_rows = rows < 32 ? 32 : rows > 512 ? 512 : rows;
   plan.blocks = s.is_last ? (plan.rows + plan.block_rows - 1) / plan.block_rows : 0;
+  plan.room = room;
   plan.bytes = 0;
-  plan.pairs = channel_norm_take(&plan.bytes, plan.samples * s.channels * 2 * 8);
-  plan.of_units = channel_norm_take(&plan.bytes, plan.units * 2 * 8);
-  plan.tables = channel_norm_take(&plan.bytes, s.is_last ? plan.samples * kChannelTables * plan.padded * itemsize : 0);
-  plan.partial = channel_norm_take(
-      &plan.bytes, s.is_last ? plan.samples * plan.blocks * kChannelPartial * plan.padded * itemsize : 0);
+  plan.sums = channel_norm_take(&plan.bytes, plan.samples * s.channels * room.sums * 8);
+  plan.of_units = channel_norm_take(&plan.bytes, plan.units * room.of_unit * 8);
+  const int64_t row = s.is_last ? plan.samples * plan.padded * itemsize : 0;
+  plan.tables = channel_norm_take(&plan.bytes, room.tables * row);
+  plan.partial = channel_norm_take(&plan.bytes, plan.blocks * room.partial * row);
   return plan;
 }

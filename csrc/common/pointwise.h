@@ -129,6 +129,20 @@ struct GatedBwd {
   Dtype dtype;
 };
 
+// Of what arrives at dgate and at dvalue, ddgate and ddvalue: what arrives at dy, gate and value.
+struct GatedBwdBwd {
+  const void *ddgate, *ddvalue;  // [rows, cols], dtype; one of them may be null: nothing arrives there
+  const void* dy;                // [rows, cols], dtype, contiguous
+  const void *gate, *value;      // [rows, cols], dtype
+  int64_t ddgate_row_stride, ddvalue_row_stride, gate_row_stride, value_row_stride;
+  void* ddy;              // [rows, cols], dtype, contiguous
+  void *dgate, *dvalue;  // [rows, cols], dtype
+  int64_t dgate_row_stride, dvalue_row_stride;
+  int64_t rows, cols;
+  Activation activation;
+  Dtype dtype;
+};
+
 // ---- what is fused to the end of an operation: u = clamp(gain activation(x + bias)), dropped ----
 struct Epilogue {
   const void* bias;  // [channels], float, or double for f64; or null

@@ -6,6 +6,7 @@ import triton.language as tl
 from pyflash.kernels import primitives
 
 FROM_OUTPUT = ("relu", "tanh", "sigmoid")  # those whose bwd takes y; of all others it takes x
+CURVED = ("gelu", "gelu_tanh", "silu", "mish", "tanh", "sigmoid", "elu", "selu", "celu", "hardswish", "softplus", "logsigmoid", "softsign", "tanhshrink")  # those that have a bwd_bwd
 
 
 @triton.jit

@@ -63,6 +63,7 @@ PRELU_BWD = (0, 0, 0, 0, 0, 0, *PRELU_FWD[3:])
 RRELU = (0, 0, 0, 0, 0, 0.1, 0.3, 0)
 GATED_FWD = (0, 0, 0, 0, 0, 0, 1, -1, 0.0, 0.0, 0)
 GATED_BWD = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, -1, 0.0, 0.0, 0)
+GATED_BWD_BWD = (*(0,) * 15, 1, -1, 0.0, 0.0, 0)
 EPILOGUE = (0, 1, 1, -1, 0.0, 0.0, 1.0, -1.0, 0, 0, 1.0)
 BIAS_ACT_FWD = (0, 0, 0, 0, *EPILOGUE, 0)
 BIAS_ACT_BWD = (0, 0, 0, 0, 0, 0, *EPILOGUE, 0)
@@ -233,6 +234,10 @@ def flat_problems():
     )
     yield "gated_bwd", _cpu.gated_bwd, GATED_BWD, 14, {
         "gate_row_stride": 3, "value_row_stride": 4, "dgate_row_stride": 7, "dvalue_row_stride": 8, "rows": 9, "cols": 10,
+    }  # fmt: skip
+    yield "gated_bwd_bwd", _cpu.gated_bwd_bwd, GATED_BWD_BWD, 19, {
+        "ddgate_row_stride": 5, "ddvalue_row_stride": 6, "gate_row_stride": 7, "value_row_stride": 8,
+        "dgate_row_stride": 12, "dvalue_row_stride": 13, "rows": 14, "cols": 15,
     }  # fmt: skip
     yield "bias_act_fwd", _cpu.bias_act_fwd, BIAS_ACT_FWD, 15, {"n": 3, "channels": 5, "inner": 6}
     yield "bias_act_bwd", _cpu.bias_act_bwd, BIAS_ACT_BWD, 17, {"n": 5, "channels": 7, "inner": 8}

@@ -37,6 +37,15 @@ def channel_norm_bwd():
             yield x * 3, x, residual, weight, bias, mean, rstd, groups, uses_input, *ending, *needs
 
 
+def channel_norm_bwd_bwd():
+    for dy, x, residual, weight, bias, mean, rstd, groups, uses_input, *ending, _, _, _, _, _ in channel_norm_bwd():
+        is_curved = ending[0] == "silu"
+        arriving = x.cos(), x.sin() if residual is not None else None, weight, None
+        for given in (arriving, (None, *arriving[1:])):
+            for needs in ((True, True, is_curved, True, is_curved), (True, False, False, False, False)):
+                yield dy, x, residual, weight, bias, mean, rstd, *given, groups, uses_input, *ending, *needs
+
+
 def local_response_norm_fwd():
     for x in (torch.randn(2, 7, 9), torch.randn(2, 9, 7).transpose(1, 2)):
         for size, beta in ((5, 0.75), (2, 0.6)):
@@ -63,6 +72,7 @@ def normalize_bwd():
 OPERATORS = {
     "channel_norm_fwd": channel_norm_fwd,
     "channel_norm_bwd": channel_norm_bwd,
+    "channel_norm_bwd_bwd": channel_norm_bwd_bwd,
     "layer_norm_fwd": lambda: [
         (torch.randn(6, 20), torch.randn(6, 20), torch.randn(20), None, 1e-5),
         (torch.randn(6, 20), None, None, None, 1e-5),

@@ -36,6 +36,11 @@ OPERATORS = {
         (torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, 5), False, "silu", 0.0, 0.0),
         (torch.randn(3, 3), torch.randn(3, 6), None, True, "sigmoid", 0.0, 0.0),
     ],
+    "gated_bwd_bwd": lambda: [
+        (*torch.randn(5, 3, 5), False, "silu", 0.0, 0.0),
+        (*torch.randn(3, 3, 5), None, torch.randn(3, 5), False, "relu", 0.0, 0.0),
+        (torch.randn(3, 3), torch.randn(3, 6), None, torch.randn(3, 6), None, True, "sigmoid", 0.0, 0.0),
+    ],
     "prelu_fwd": lambda: [(torch.randn(3, 5), torch.randn(5)), (torch.randn(3, 5), torch.randn(1))],
     "prelu_bwd": lambda: [(torch.randn(3, 5), torch.randn(3, 5), torch.randn(5), need) for need in (True, False)],
     "rrelu": lambda: [(torch.randn(6, 20), torch.randn(6, 20), SEED, 0.1, 0.3)],

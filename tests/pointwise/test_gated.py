@@ -109,6 +109,67 @@ def test_gradients_of_gradients(name, how):
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
+def twice(function, inputs, dy, dds, dtype=None, backend="torch"):
+    """What dds, arriving at the gradients of function(*inputs), give to dy and to the inputs; one of dds may be None."""
+    leaves = [torch.empty_like(t, dtype=dtype or t.dtype).copy_(t).requires_grad_() for t in (dy, *inputs)]
+    with use(backend):
+        first = torch.autograd.grad(function(*leaves[1:]), leaves[1:], leaves[0], create_graph=True)
+        given = [(g, dd.to(g.dtype)) for g, dd in zip(first, dds) if dd is not None]
+        return torch.autograd.grad([g for g, _ in given], leaves, [dd for _, dd in given], allow_unused=True)
+
+
+SECOND = [  # shape, layout of the gate, of the value, of what arrives, which of both arrive, why it is here
+    ((3, 5, 37), "contiguous", "contiguous", "contiguous", (True, True), "one run of memory"),
+    ((2, 1100), "contiguous", "contiguous", "contiguous", (True, False), "nothing at the value; longer than a tile"),
+    ((2, 1100), "contiguous", "contiguous", "contiguous", (False, True), "nothing at the gate"),
+    ((3, 700), "part of a row", "part of a row", "part of a row", (True, True), "halves of one tensor"),
+    ((2, 4, 3, 5), "channels_last", "channels_last", "contiguous", (True, True), "dense, in another order"),
+    ((4, 6), "contiguous", "part of a row", "expanded", (True, True), "one row read many times"),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_the_second_derivative_matches_float64(backend, dtype):
+    names = ("silu", "tanh", "relu")  # saves x, saves y, is flat
+    for shape, *layouts, of_dd, arrives, _why in SECOND:
+        inputs = [laid_out(shape, layout, dtype) for layout in layouts]
+        dy = torch.randn(shape).to(dtype)
+        dds = [laid_out(shape, of_dd, dtype) if arrives_there else None for arrives_there in arrives]
+        for name in names[:1] if backend == "triton" else names:
+            args = inputs, dy, dds
+            truth = twice(gated(CALLS[name]), *args, torch.float64)
+            ours = twice(lambda g, v, n=name: PF.gated_act(g, v, n), *args, backend=backend)
+            theirs = twice(gated(CALLS[name]), *args)
+            ours = [o if t is not None else None for o, t in zip(ours, truth)]
+            largest = [t.double().abs().max() for t in (dy, *inputs, *dds) if t is not None]
+            assert_error_within(ours, theirs, truth, torch.stack(largest).prod())
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_the_second_derivative_of_every_row_packed(name, backend):
+    packed, dd, dy = torch.randn(3, 74) * 2, torch.randn(3, 74), torch.randn(3, 37)
+    if name == "hardsigmoid":  # of which torch has none
+        pytest.skip("torch has no second derivative")
+
+    def theirs(x):
+        return gated(CALLS[name])(*x.chunk(2, -1))
+
+    truth = twice(theirs, [packed], dy, [dd], torch.float64)
+    ours = twice(lambda x: PF.gated_act(x, activation=CALLS[name].argument), [packed], dy, [dd], backend=backend)
+    assert_error_within(ours, twice(theirs, [packed], dy, [dd]), truth, dy.abs().max() * dd.abs().max() * 4)
+
+
+def test_an_infinite_value_at_which_nothing_is_asked():
+    """Where nothing arrives at the gate's gradient, the value is no factor."""
+    gate, value = torch.randn(2, 6)
+    value[2] = float("inf")
+    args = [gate, value], torch.randn(6), [None, torch.randn(6)]
+    for backend in ("cpu", "triton"):
+        assert twice(PF.gated_act, *args, backend=backend)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["silu", "sigmoid"])
 def test_the_third_derivative(name):
     inputs = [t.requires_grad_() for t in torch.randn(3, 2, 3, dtype=torch.float64)]

@@ -193,7 +193,7 @@ template <class S, bool kStream>
 void backward_planes(const ChannelNormBwd& p, const ChannelNormPlan& plan, int threads) {
   typedef Acc<S> T;
   const ChannelNormShape& s = p.shape;
-  Sums* planes = (Sums*)((char*)p.workspace + plan.pairs);
+  Sums* planes = (Sums*)((char*)p.workspace + plan.sums);
   double (*of_units)[2] = (double (*)[2])((char*)p.workspace + plan.of_units);
   const int64_t grain = max_of(1, kElementwiseGrain / max_of(1, s.positions));
   const bool finishes = p.dx && p.uses_input;
@@ -253,7 +253,7 @@ template <class S, bool kStream>
 void backward_rows(const ChannelNormBwd& p, const ChannelNormPlan& plan, int threads) {
   typedef Acc<S> T;
   const ChannelNormShape& s = p.shape;
-  Sums* planes = (Sums*)((char*)p.workspace + plan.pairs);
+  Sums* planes = (Sums*)((char*)p.workspace + plan.sums);
   double (*of_units)[2] = (double (*)[2])((char*)p.workspace + plan.of_units);
   T *tables = (T*)((char*)p.workspace + plan.tables), *partial = (T*)((char*)p.workspace + plan.partial);
   const int64_t blocks = plan.samples * plan.blocks, channels = s.channels, padded = plan.padded;
@@ -320,7 +320,7 @@ void backward_rows(const ChannelNormBwd& p, const ChannelNormPlan& plan, int thr
 }  // namespace
 
 void channel_norm_bwd(const ChannelNormBwd& p, int num_threads) {
-  const ChannelNormPlan plan = channel_norm_plan(p.shape);
+  const ChannelNormPlan plan = channel_norm_plan(p.shape, kChannelNormRoom);
   const ChannelNormShape& s = p.shape;
   for_dtype(s.dtype, [&](auto storage) {
     typedef decltype(storage) S;
@@ -340,7 +340,7 @@ void channel_norm_bwd(const ChannelNormBwd& p, int num_threads) {
       if (streams) run(Constant<true>{});
     if (!streams) run(Constant<false>{});
     if (!p.dweight && !p.dbias) return;
-    const Sums* planes = (const Sums*)((char*)p.workspace + plan.pairs);
+    const Sums* planes = (const Sums*)((char*)p.workspace + plan.sums);
     for (int64_t c = 0; c < s.channels; c++) {
       double dweight = 0, dbias = 0;
       for (int64_t sample = 0; sample < plan.samples; sample++) {

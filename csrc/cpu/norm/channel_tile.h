@@ -48,6 +48,7 @@ struct Affine {
 };
 
 struct NoActivation {
+  static constexpr bool kFromOutput = false, kIsCurved = false;
   template <class V>
   PF_MEMBER V forward(V z) const {
     return z;

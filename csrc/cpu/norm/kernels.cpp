@@ -1,5 +1,6 @@
 #include "channel_backward.h"
 #include "channel_forward.h"
+#include "channel_second.h"
 #include "layer_norm.h"
 #include "local_response.h"
 #include "normalize.h"

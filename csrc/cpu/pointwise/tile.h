@@ -83,7 +83,7 @@ PF_INLINE void deliver(S* y, int64_t count, const Acc<S>* z) {
 }
 
 struct Identity {
-  static constexpr bool kFromOutput = false;
+  static constexpr bool kFromOutput = false, kIsCurved = false;
   template <class V>
   PF_MEMBER V forward(V x) const {
     return x;

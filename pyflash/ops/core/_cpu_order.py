@@ -7,13 +7,13 @@ from pyflash import _cpu
 from pyflash.ops.core.workspace import take_workspace
 
 
-def in_order(t: torch.Tensor, channels_last: bool) -> torch.Tensor:
+def in_order(t: torch.Tensor, channels_last: bool, purpose: str = "order") -> torch.Tensor:
     """t [batch, channels, ...] dense with its channels behind its places, or before them: t itself where it is, else a copy
     in memory of this call. torch's own copy takes ten times as long: it follows one of the two orders element by element."""
     if _is_dense(t, channels_last):
         return t
     shape = t.movedim(1, -1).shape if channels_last else t.shape
-    memory = take_workspace(t.numel() * t.element_size(), "order").view(t.dtype)[: t.numel()].view(shape)
+    memory = take_workspace(t.numel() * t.element_size(), purpose).view(t.dtype)[: t.numel()].view(shape)
     copy = memory.movedim(-1, 1) if channels_last else memory
     if not t.numel() or not _is_dense(t, not channels_last):
         return copy.copy_(t)

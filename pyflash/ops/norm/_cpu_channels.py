@@ -9,6 +9,7 @@ from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.norm._cpu import _address, _param
 from pyflash.ops.norm.channels import is_last
 from pyflash.ops.pointwise._cpu_activation import ACTIVATION_IDS
+from pyflash.ops.pointwise.activation import CURVED
 
 
 def _shape(x, groups):
@@ -57,3 +58,27 @@ def channel_norm_bwd(
         uses_input, *_ending(activation, first, second), saves_output,
     )  # fmt: skip
     _cpu.channel_norm_bwd(problem, torch.get_num_threads())
+
+
+def channel_norm_bwd_bwd(
+    dy, x, residual, weight, bias, mean, rstd, ddx, ddresidual, ddweight, ddbias, groups, uses_input, activation, first,
+    second, need_ddy, need_dx, need_dresidual, need_dweight, need_dbias, ddy, dx, dresidual, dweight, dbias,
+):  # fmt: skip
+    shape = _shape(x, groups)
+    workspace = take_workspace(_cpu.channel_norm_second_workspace(shape), "channel_norm")
+    weight, bias = _param(weight, rstd), _param(bias, rstd)
+    ddweight, ddbias = _param(ddweight, rstd), _param(ddbias, rstd)
+    dy = in_order(dy, is_last(x))
+    ddx, ddresidual = (
+        None if t is None else in_order(t, is_last(x), purpose)
+        for t, purpose in ((ddx, "order of ddx"), (ddresidual, "order of ddresidual"))
+    )
+    problem = (
+        *shape, _address(ddx), _address(ddresidual), _address(ddweight), _address(ddbias), dy.data_ptr(), x.data_ptr(),
+        _address(residual), _address(weight), _address(bias), mean.data_ptr(), rstd.data_ptr(),
+        ddy.data_ptr() if need_ddy else 0, dx.data_ptr() if need_dx else 0,
+        dresidual.data_ptr() if need_dresidual else 0, dweight.data_ptr() if need_dweight else 0,
+        dbias.data_ptr() if need_dbias else 0, workspace.data_ptr(), uses_input, *_ending(activation, first, second),
+        activation in CURVED,
+    )  # fmt: skip
+    _cpu.channel_norm_bwd_bwd(problem, torch.get_num_threads())

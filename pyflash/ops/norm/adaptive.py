@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from pyflash.auto.minima import minima
 from pyflash.ops.core.autograd import shaped
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
@@ -26,6 +26,7 @@ OPERATION = Operation(
     dtypes={"cpu": FLOATS, "triton": FLOATS},
     rules=minima(NAME, inference=65536, training=65536),
     sizes="(elements of a channel of a sample, these channels, are gradients needed)",
+    second_derivative=IN_KERNELS,
 )
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto.batch_norm import rules
-from pyflash.ops.core.backends import Operation, counts
+from pyflash.ops.core.backends import IN_KERNELS, Operation, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, are_usual, choose
 from pyflash.ops.core.dtypes import FLOATS
@@ -23,6 +23,7 @@ OPERATION, OPERATION_ACT = (
         dtypes={"cpu": FLOATS, "triton": FLOATS},
         rules=rules(name),
         sizes=SIZES,
+        second_derivative=IN_KERNELS,
     )
     for name in ("batch_norm", "batch_norm_act")
 )

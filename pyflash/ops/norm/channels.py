@@ -14,7 +14,15 @@ from pyflash.ops.core.autograd import Function, apply, shaped, vjp
 from pyflash.ops.core.checks import is_plain
 from pyflash.ops.core.dtypes import HALVES, acc_dtype
 from pyflash.ops.core.registry import Op
-from pyflash.ops.pointwise.activation import derivative
+from pyflash.ops.norm.channel_reference import (
+    affine,
+    gradients,
+    per_element,
+    per_unit,
+    second_gradients,
+    statistics,
+)
+from pyflash.ops.pointwise.activation import CURVED
 from pyflash.ops.pointwise.argument import activated
 
 SIZES = "(elements of a channel, channels, are gradients needed)"
@@ -25,47 +33,6 @@ def is_last(x) -> bool:
     return x.stride(1) == 1 and x.shape[1] > 1
 
 
-def _over_channels(t):
-    return None if t is None else t[:, None]
-
-
-def _per_element(units, x, groups):
-    """[units] as it meets x [batch, channels, positions]."""
-    if not groups:
-        return units[:, None]
-    batch, channels, _ = x.shape
-    return units.view(batch, groups, 1, 1).expand(batch, groups, channels // groups, 1).reshape(batch, channels, 1)
-
-
-def _mean(t, groups):
-    """Of each unit of t [batch, channels, positions], as it meets t."""
-    if not groups:
-        return t.mean((0, 2), keepdim=True)
-    means = t.reshape(t.shape[0], groups, -1).mean(2)
-    return _per_element(means.reshape(-1), t, groups)
-
-
-def _statistics(wide, groups, eps):
-    """Mean, variance and 1 / deviation of each unit as they meet x."""
-    mean = _mean(wide, groups)
-    variance = _mean((wide - mean).square(), groups)
-    return mean, variance, torch.rsqrt(variance + eps)
-
-
-def _units(t, x, groups):
-    """The reverse of `_per_element`."""
-    if not groups:
-        return t.reshape(-1)
-    batch, channels, _ = x.shape
-    return t.view(batch, groups, channels // groups)[:, :, 0].reshape(-1)
-
-
-def _affine(xhat, residual, weight, bias):
-    z = xhat if weight is None else xhat * weight[:, None]
-    z = z if bias is None else z + bias[:, None]
-    return z if residual is None else z + residual
-
-
 def _reference_fwd(
     x, residual, weight, bias, running_mean, running_var, groups, uses_input, momentum, eps, activation, first, second
 ):
@@ -73,38 +40,27 @@ def _reference_fwd(
     tracks = uses_input and running_mean is not None
     new_mean, new_var = (wide.new_empty(x.shape[1] if tracks else 0) for _ in range(2))
     if uses_input:
-        mean, variance, rstd = _statistics(wide, groups, eps)
+        mean, variance, rstd = statistics(wide, groups, eps)
         if tracks:
-            count = x.numel() // _units(mean, x, groups).numel()
+            count = x.numel() // per_unit(mean, x, groups).numel()
             of_batch = [t.expand(x.shape[0] if groups else 1, x.shape[1], 1).mean((0, 2)) for t in (mean, variance)]
             new_mean = running_mean.to(wide.dtype) * (1 - momentum) + of_batch[0] * momentum
             new_var = running_var.to(wide.dtype) * (1 - momentum) + of_batch[1] * (momentum * count / (count - 1))
-        mean, rstd = _units(mean, x, groups).contiguous(), _units(rstd, x, groups).contiguous()
+        mean, rstd = per_unit(mean, x, groups).contiguous(), per_unit(rstd, x, groups).contiguous()
     else:
         mean, rstd = running_mean.to(wide.dtype).clone(), torch.rsqrt(running_var.to(wide.dtype) + eps)
-    xhat = (wide - _per_element(mean, x, groups)) * _per_element(rstd, x, groups)
-    y = activated(_affine(xhat, residual, weight, bias), (activation, first, second))
+    xhat = (wide - per_element(mean, x, groups)) * per_element(rstd, x, groups)
+    y = activated(affine(xhat, residual, weight, bias), (activation, first, second))
     return y.to(x.dtype), mean, rstd, new_mean, new_var
-
-
-def _gradients(dy, wide, xhat, rstd, residual, weight, bias, groups, uses_input, activation):
-    """dx, dresidual, dweight, dbias, in the accumulation type; the means make dx orthogonal to 1 and to xhat."""
-    dz = dy.to(wide.dtype)
-    if activation[0]:
-        dz = derivative(dz, _affine(xhat, residual, weight, bias), *activation)
-    dxhat = dz if weight is None else dz * weight[:, None]
-    if uses_input:
-        dxhat = dxhat - _mean(dxhat, groups) - xhat * _mean(dxhat * xhat, groups)
-    return dxhat * rstd, dz, (dz * xhat).sum((0, 2)), dz.sum((0, 2))
 
 
 def _reference_bwd(
     dy, x, residual, weight, bias, mean, rstd, groups, uses_input, activation, first, second, saves_output, need_dx,
     need_dresidual, need_dweight, need_dbias,
 ):  # fmt: skip
-    wide, rstd = x.to(mean.dtype), _per_element(rstd, x, groups)
-    xhat = (wide - _per_element(mean, x, groups)) * rstd
-    dx, dresidual, dweight, dbias = _gradients(
+    wide, rstd = x.to(mean.dtype), per_element(rstd, x, groups)
+    xhat = (wide - per_element(mean, x, groups)) * rstd
+    dx, dresidual, dweight, dbias = gradients(
         dy, wide, xhat, rstd, residual, weight, bias, groups, uses_input, (activation, first, second)
     )
     nothing = x.new_empty(0)
@@ -114,6 +70,20 @@ def _reference_bwd(
         dweight if need_dweight else mean.new_empty(0),
         dbias if need_dbias else mean.new_empty(0),
     )
+
+
+def _reference_bwd_bwd(
+    dy, x, residual, weight, bias, mean, rstd, ddx, ddresidual, ddweight, ddbias, groups, uses_input, activation, first,
+    second, *needs,
+):  # fmt: skip
+    wide, rstd = x.to(mean.dtype), per_element(rstd, x, groups)
+    xhat = (wide - per_element(mean, x, groups)) * rstd
+    found = second_gradients(
+        ddx, ddresidual, ddweight, ddbias, dy, wide, xhat, rstd, residual, weight, bias, groups, uses_input,
+        (activation, first, second),
+    )  # fmt: skip
+    types = *(x.dtype,) * 3, *(mean.dtype,) * 2
+    return tuple(f.to(t, copy=True) if need else x.new_empty(0, dtype=t) for f, need, t in zip(found, needs, types))
 
 
 def _outputs_fwd(x, residual, weight, bias, running_mean, running_var, groups, uses_input, *_):
@@ -128,6 +98,15 @@ def _outputs_bwd(dy, x, residual, weight, bias, mean, *rest):
     return (
         torch.empty_like(x) if dx else x.new_empty(0),
         torch.empty_like(x) if dresidual else x.new_empty(0),
+        mean.new_empty(channels if dweight else 0),
+        mean.new_empty(channels if dbias else 0),
+    )
+
+
+def _outputs_bwd_bwd(dy, x, residual, weight, bias, mean, *rest):
+    channels, (*elements, dweight, dbias) = x.shape[1], rest[-5:]
+    return (
+        *(torch.empty_like(x) if need else x.new_empty(0) for need in elements),
         mean.new_empty(channels if dweight else 0),
         mean.new_empty(channels if dbias else 0),
     )
@@ -156,6 +135,18 @@ _bwd = Op(
     reference=_reference_bwd,
     triton="pyflash.kernels.norm.channels:channel_norm_bwd",
     cpu="pyflash.ops.norm._cpu_channels:channel_norm_bwd",
+)
+# What arrives at the four gradients, any of it None, becomes what arrives at dy and at the four that they are of: ddy, dx and
+# dresidual like x, the others in the type of the statistics; what is not needed is empty.
+_bwd_bwd = Op(
+    "channel_norm_bwd_bwd(Tensor dy, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd,"
+    " Tensor? ddx, Tensor? ddresidual, Tensor? ddweight, Tensor? ddbias, int groups, bool uses_input, str activation,"
+    " float first, float second, bool need_ddy, bool need_dx, bool need_dresidual, bool need_dweight, bool need_dbias,"
+    " str backend) -> (Tensor ddy, Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
+    outputs=_outputs_bwd_bwd,
+    reference=_reference_bwd_bwd,
+    triton="pyflash.kernels.norm.channels_second:channel_norm_bwd_bwd",
+    cpu="pyflash.ops.norm._cpu_channels:channel_norm_bwd_bwd",
 )
 
 
@@ -213,26 +204,66 @@ class _ChannelNormBwd(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        *tensors, ctx.groups, ctx.uses_input, ctx.eps, a, b, c, _, _, _, _, _ = inputs
-        ctx.activation, ctx.needs = (a, b, c), inputs[13:17]
+        *tensors, groups, uses_input, eps, a, b, c, _, _, _, _, backend = inputs
+        ctx.rest, ctx.activation, ctx.needs = (groups, uses_input, eps, a, b, c, backend), a, inputs[13:17]
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *grads):
-        dy, x, residual, weight, bias, mean, rstd = ctx.saved_tensors
+        tensors, is_curved = ctx.saved_tensors, ctx.activation in CURVED
+        ddx, ddresidual, ddweight, ddbias = (g if need else None for g, need in zip(grads, ctx.needs))
+        if ddx is ddresidual is ddweight is ddbias is None:
+            return (None,) * 18
+        uses_input = ctx.rest[1]
+        needs = list(ctx.needs_input_grad[:5])
+        # A flat activation passes nothing on to what it is of; xhat is then a factor of dx in its statistics, and of dweight.
+        needs[1] &= is_curved or ddweight is not None or (uses_input and ddx is not None)
+        needs[2] &= is_curved
+        needs[3] &= is_curved or ddx is not None
+        needs[4] &= is_curved
+        found = (None,) * 5
+        if any(needs):
+            found = apply(
+                _ChannelNormBwdBwd, *tensors, ddx, ddresidual, ddweight, ddbias, *ctx.rest[:-1], *needs, ctx.rest[-1]
+            )
+        ddy, dx, dresidual, dweight, dbias = (f if need else None for f, need in zip(found, needs))
+        _, _, _, weight, bias, *_ = tensors
+        dweight = dweight if dweight is None else dweight.to(weight.dtype)
+        return ddy, dx, dresidual, dweight, dbias if dbias is None else dbias.to(bias.dtype), *(None,) * 13
 
-        def function(dy, x, residual, weight, bias):  # of the input mean and rstd are functions: computed again
+
+class _ChannelNormBwdBwd(Function):
+    @staticmethod
+    def forward(*args):
+        *tensors, groups, uses_input, _, activation, first, second, a, b, c, d, e, backend = args
+        return _bwd_bwd(*tensors, groups, uses_input, activation, first, second, a, b, c, d, e, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        ctx.save_for_backward(*inputs[:11])
+        ctx.rest = inputs[11:22]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        """The third derivative, in torch operations."""
+        dy, x, residual, weight, bias, mean, rstd, *arriving = ctx.saved_tensors
+        groups, uses_input, eps, a, b, c, *needs = ctx.rest
+
+        def function(dy, x, residual, weight, bias, *arriving):  # mean and rstd are functions of x
             wide = x.to(mean.dtype)
-            if ctx.uses_input:
-                center, _, scale = _statistics(wide, ctx.groups, ctx.eps)
+            if uses_input:
+                center, _, scale = statistics(wide, groups, eps)
             else:
-                center, scale = (_per_element(t, x, ctx.groups) for t in (mean, rstd))
-            xhat = (wide - center) * scale
-            return _gradients(dy, wide, xhat, scale, residual, weight, bias, ctx.groups, ctx.uses_input, ctx.activation)
+                center, scale = (per_element(t, x, groups) for t in (mean, rstd))
+            given = dy, wide, (wide - center) * scale, scale, residual, weight, bias
+            found = second_gradients(*arriving, *given, groups, uses_input, (a, b, c))
+            return [f for f, need in zip(found, needs) if need]
 
-        grads = [g if need else None for g, need in zip(grads, ctx.needs)]
-        return *vjp(function, (dy, x, residual, weight, bias), grads), *(None,) * 13
+        inputs = dy, x, residual, weight, bias, *arriving
+        found = vjp(function, inputs, [g for g, need in zip(grads, needs) if need])
+        return *found[:5], None, None, *found[5:], *(None,) * 12
 
 
 def channel_norm(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto.minima import minima
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
@@ -22,6 +22,7 @@ OPERATION, OPERATION_ACT = (
         dtypes={"cpu": FLOATS, "triton": FLOATS},
         rules=minima(name, inference=65536, training=65536),
         sizes=SIZES,
+        second_derivative=IN_KERNELS,
     )
     for name in ("group_norm", "group_norm_act")
 )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto.minima import minima
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS
@@ -20,6 +20,7 @@ OPERATION = Operation(
     dtypes={"cpu": FLOATS, "triton": FLOATS},
     rules=minima("instance_norm", inference=65536, training=65536),
     sizes=SIZES,
+    second_derivative=IN_KERNELS,
 )
 
 

@@ -238,6 +238,20 @@ def derivative(dy, z, activation, *values):
     return _reference_bwd(dy, z if row.saves == "x" else row.of(z, values), activation, *values)[0]
 
 
+def derivatives_at(ddx, dy, z, of):
+    """As `gradients_at`, in torch operations: differentiable to any order."""
+    activation, *values = of
+    if not activation:
+        return ddx, None
+    row = ACTIVATIONS[activation]
+    saved = z if row.saves == "x" else row.of(z, values)
+    ddy = _reference_bwd(ddx, saved, activation, *values)[0]
+    if activation not in CURVED:
+        return ddy, None
+    of_saved = _evaluated(_DOUBLE_BACKWARD, activation, values, saved, ddx=ddx, dy=dy)
+    return ddy, of_saved if row.saves == "x" else _reference_bwd(of_saved, saved, activation, *values)[0]
+
+
 def _size_of(training, input):
     return (input.numel(), training) if is_plain(input) else None
 

@@ -6,16 +6,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pyflash.activations import ACTIVATIONS
 from pyflash.auto.minima import minima
 from pyflash.kernels.gated import halves
-from pyflash.ops.core.autograd import Function, apply, shaped
-from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation
+from pyflash.ops.core.autograd import Function, apply, shaped, vjp
+from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.registry import Op
-from pyflash.ops.pointwise.activation import activation_bwd, activation_fwd, gradient_of, gradients_at
+from pyflash.ops.pointwise.activation import derivatives_at, gradient_of
 from pyflash.ops.pointwise.argument import ActivationArgument, activated, resolve
 from pyflash.ops.pointwise.channels import channels_of, laid_out_as
 
@@ -28,7 +27,7 @@ OPERATION_GLU, OPERATION = (
         dtypes={"cpu": FLOATS, "triton": FLOATS},
         rules=minima(name, inference=inference, training=training),
         sizes="(elements of the result, are gradients needed)",
-        second_derivative=f"the activation's {IN_KERNELS}, the rest {IN_TORCH}",
+        second_derivative=IN_KERNELS,
     )
     for name, inference, training in (("glu", 1 << 23, 1 << 20), ("gated_act", 1 << 18, 1 << 18))
 )
@@ -55,6 +54,26 @@ def _reference_bwd(dy, gate, value, swapped, *of):
     if value is not None:
         return dgate, dvalue
     return torch.cat((dvalue, dgate) if swapped else (dgate, dvalue), 1), gate.new_empty(0)
+
+
+def _reference_bwd_bwd(dy, gate, value, ddgate, ddvalue, swapped, *of):
+    acc, is_packed = acc_dtype(gate.dtype), value is None
+    if is_packed:
+        ddgate, ddvalue = halves(ddgate, None, swapped)
+    x, v = (t.to(acc) for t in halves(gate, value, swapped))
+    g, of_value, d = (None if t is None else t.to(acc) for t in (ddgate, ddvalue, dy))
+    ddy, dgate, dvalue = torch.zeros_like(d), torch.zeros_like(d), torch.zeros_like(d)
+    if g is not None:
+        sloped, bent = derivatives_at(g, d * v, x, of)
+        ddy, dvalue = sloped * v, sloped * d
+        dgate = dgate if bent is None else bent
+    if of_value is not None:
+        ddy = ddy + of_value * activated(x, of)
+        dgate = dgate + gradient_of(of_value * d, x, of)
+    ddy, dgate, dvalue = (t.to(gate.dtype) for t in (ddy, dgate, dvalue))
+    if not is_packed:
+        return ddy, dgate, dvalue
+    return ddy, torch.cat((dvalue, dgate) if swapped else (dgate, dvalue), 1), gate.new_empty(0)
 
 
 def _fwd_outputs(gate, value, *_):
@@ -85,6 +104,16 @@ _bwd = Op(
     reference=_reference_bwd,
     triton="pyflash.kernels.pointwise.gated:gated_bwd",
     cpu="pyflash.ops.pointwise._cpu_gated:gated_bwd",
+)
+# What arrives at dgate and at dvalue, one of which may be None, becomes what arrives at dy, gate and value. Where value is None
+# ddgate holds both, as dgate does.
+_bwd_bwd = Op(
+    "gated_bwd_bwd(Tensor dy, Tensor gate, Tensor? value, Tensor? ddgate, Tensor? ddvalue, bool swapped, str activation,"
+    " float first, float second, str backend) -> (Tensor ddy, Tensor dgate, Tensor dvalue)",
+    outputs=lambda dy, *rest: (torch.empty_like(dy), *_bwd_outputs(dy, *rest)),
+    reference=_reference_bwd_bwd,
+    triton="pyflash.kernels.pointwise.gated:gated_bwd_bwd",
+    cpu="pyflash.ops.pointwise._cpu_gated:gated_bwd_bwd",
 )
 
 
@@ -121,36 +150,35 @@ class _GatedBwd(Function):
     @staticmethod
     def backward(ctx, ddgate, ddvalue):
         dy, gate, value = ctx.saved_tensors
-        if value is not None:
-            found = _second_gradients(ddgate, ddvalue, dy, gate, value, ctx.of, ctx.backend)
-            return *found, *(None,) * 5
-        if ddgate is None:
+        if ddgate is None and (value is None or ddvalue is None):
             return (None,) * 8
-        dd, both = halves(ddgate, None, ctx.swapped), halves(gate, None, ctx.swapped)
-        ddy, of_gate, of_value = _second_gradients(*dd, dy, *both, ctx.of, ctx.backend)
-        packed = torch.cat((of_value, of_gate) if ctx.swapped else (of_gate, of_value), 1)
-        return ddy, packed, *(None,) * 6
+        # As dy lies, or side by side as gate does.
+        strides = gate.stride() if value is None else dy.stride()
+        arriving = (
+            None if t is None else laid_out_as(t, strides) for t in (ddgate, ddvalue if value is not None else None)
+        )
+        found = apply(_GatedBwdBwd, dy, gate, value, *arriving, ctx.swapped, *ctx.of, ctx.backend)
+        ddy, dgate, dvalue = found
+        return ddy, dgate, None if value is None or ddgate is None else dvalue, *(None,) * 5
 
 
-def _second_gradients(ddgate, ddvalue, dy, gate, value, of, backend):
-    """What arrives at dy, gate and value from what arrives at dgate = dy value activation'(gate), ddgate, and at dvalue =
-    dy activation(gate), ddvalue, either of which may be None."""
-    acc = acc_dtype(gate.dtype)
-    wide = [None if t is None else t.to(acc).contiguous() for t in (ddgate, ddvalue, dy, gate, value)]
-    given, of_value, d, x, v = wide
-    ddy = dgate = dvalue = None
-    if given is not None:
-        slope, dgate = gradients_at(given, d * v, x, of, backend, need_ddy=True)
-        ddy, dvalue = slope * v, slope * d
-    if of_value is not None:
-        y = activation_fwd(x, *of, backend) if of[0] else x
-        ddy = of_value * y if ddy is None else torch.addcmul(ddy, of_value, y)
-        through = of_value * d
-        if of[0]:
-            through = activation_bwd(through, x if ACTIVATIONS[of[0]].saves == "x" else y, *of, backend)
-        dgate = through if dgate is None else dgate + through
-    found = (ddy, dy), (dgate, gate), (dvalue, value)
-    return tuple(None if g is None else g.to(t.dtype) for g, t in found)
+class _GatedBwdBwd(Function):
+    @staticmethod
+    def forward(dy, gate, value, ddgate, ddvalue, swapped, activation, first, second, backend):
+        return _bwd_bwd(dy, gate, value, ddgate, ddvalue, swapped, activation, first, second, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.swapped, activation, first, second, _ = inputs
+        ctx.of = activation, first, second
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        """The third derivative, in torch operations."""
+        found = vjp(lambda *t: _reference_bwd_bwd(*t, ctx.swapped, *ctx.of), ctx.saved_tensors, grads)
+        return *found, *(None,) * 5
 
 
 def _packed(input, dim, swapped, of, backend):
