@@ -83,6 +83,8 @@ def _tracked(case: Case):
 def torchs(case: Case):
     shape, tracked = case.shape, _tracked(case)
     ending = getattr(F, shape.activation) if shape.activation else lambda x: x
+    if shape.activation == "relu":  # as users write it behind a norm, and torch's gradient of it is the result's
+        ending = partial(F.relu, inplace=True)
 
     def function(x, weight, bias, residual=None):
         if shape.groups == 0:
