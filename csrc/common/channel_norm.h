@@ -101,10 +101,10 @@ constexpr ChannelNormRoom kChannelNormSecondRoom = {kChannelSecondSums, kChannel
 // How the work is cut, from the sizes alone, so that a result does not depend on the number of threads; and where in
 // the workspace its parts lie, in bytes.
 struct ChannelNormPlan {
-  int64_t samples, rows;           // of matrices [rows, channels] where channels are last: one matrix for BatchNorm
-  int64_t units, count;            // count: elements of a unit
-  int64_t padded;                  // channels, rounded up to whole vectors
-  int64_t block_rows, blocks;      // of a matrix
+  int64_t samples, rows;       // of matrices [rows, channels] where channels are last: one matrix for BatchNorm
+  int64_t units, count;        // count: elements of a unit
+  int64_t padded;              // channels, rounded up to whole vectors
+  int64_t block_rows, blocks;  // of a matrix
   ChannelNormRoom room;
   int64_t sums, of_units, tables, partial, bytes;  // where each part begins, and the end
 };

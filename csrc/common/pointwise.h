@@ -135,7 +135,7 @@ struct GatedBwdBwd {
   const void* dy;                // [rows, cols], dtype, contiguous
   const void *gate, *value;      // [rows, cols], dtype
   int64_t ddgate_row_stride, ddvalue_row_stride, gate_row_stride, value_row_stride;
-  void* ddy;              // [rows, cols], dtype, contiguous
+  void* ddy;             // [rows, cols], dtype, contiguous
   void *dgate, *dvalue;  // [rows, cols], dtype
   int64_t dgate_row_stride, dvalue_row_stride;
   int64_t rows, cols;

@@ -51,12 +51,12 @@ def _bent(dy, q, xhat, residual_ptr, weight, bias, offsets, mask, first, second,
 @launch.cached
 @triton.jit
 def _second_sums(
-    ddx_ptr, ddresidual_ptr, dy_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, sums_ptr, stride_n,
+    ddx_ptr, ddresidual_ptr, dy_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, sums_ptr, stride, stride_n,
     stride_c, stride_s, batch, channels, positions, splits, chunk, first_value: "fp64", second_value: "fp64",  # noqa: F821
     GROUPS: tl.constexpr, ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, IS_CURVED: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """The sums of each channel of a sample over a chunk of its positions: [sums, splits, batch, channels]."""
+    """The sums of each channel of a sample over a chunk of its positions: [sums, splits, batch, channels], `stride` apart."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     sample, split, offs_c = _place(splits, BLOCK_C)
     mask_c = offs_c < channels
@@ -100,7 +100,6 @@ def _second_sums(
             of_egain += tl.sum(e * gain, 1)
             of_egainx += tl.sum(e * gain * xhat, 1)
     at = (split * batch + sample) * channels + offs_c
-    stride = batch.to(tl.int64) * splits * channels
     tl.store(sums_ptr + at, of_g, mask=mask_c)
     tl.store(sums_ptr + stride + at, of_gx, mask=mask_c)
     tl.store(sums_ptr + 2 * stride + at, of_dz, mask=mask_c)
@@ -145,13 +144,12 @@ def _at_channels(ptr, channel, channels, ABSENT: tl.constexpr, ACC: tl.constexpr
 @launch.cached
 @triton.jit
 def _second_units(
-    sums_ptr, weight_ptr, ddweight_ptr, ddbias_ptr, rstd_ptr, units_ptr, units, batch, channels, positions, splits, chunk,
+    sums_ptr, stride, weight_ptr, ddweight_ptr, ddbias_ptr, rstd_ptr, units_ptr, units, batch, channels, positions, splits, chunk,
     rows, total, GROUPS: tl.constexpr, IS_CURVED: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """The numbers of a unit, [UNIT, units], from the sums of its `rows` members, `total` elements."""
     ACC: tl.constexpr = sums_ptr.dtype.element_ty
     unit = tl.program_id(0).to(tl.int64)
-    stride = batch.to(tl.int64) * splits * channels
     rstd = tl.load(rstd_ptr + unit)
     g = tl.zeros([BLOCK_I, BLOCK_J], ACC)
     g_xhat = tl.zeros([BLOCK_I, BLOCK_J], ACC)
@@ -207,15 +205,13 @@ def _of_unit(units_ptr, i: tl.constexpr, units, unit, mask, ACC: tl.constexpr):
 @launch.cached
 @triton.jit
 def _second_parameters(
-    sums_ptr, units_ptr, weight_ptr, ddweight_ptr, ddbias_ptr, rstd_ptr, dweight_ptr, dbias_ptr, units, batch, channels, rows,
+    sums_ptr, stride, units_ptr, weight_ptr, ddweight_ptr, ddbias_ptr, rstd_ptr, dweight_ptr, dbias_ptr, units, batch, channels, rows,
     GROUPS: tl.constexpr, IS_CURVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dweight and dbias from the sums [rows, channels], row i of which is sample i % batch's."""
     ACC: tl.constexpr = sums_ptr.dtype.element_ty
     offs_c = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_c = offs_c < channels
-    stride = tl.full([1], 0, tl.int64) + rows
-    stride *= channels
     weight = _at_channels(weight_ptr, offs_c, channels, 1.0, ACC)[None, :]
     of_bias = _at_channels(ddbias_ptr, offs_c, channels, 0.0, ACC)[None, :]
     of_weight = _at_channels(ddweight_ptr, offs_c, channels, 0.0, ACC)[None, :]
@@ -309,19 +305,19 @@ def channel_norm_bwd_bwd(
     if uses_input or need_dweight or need_dbias:
         sums = mean.new_empty(CURVED_SUMS if is_curved else FLAT_SUMS, rows, channels)
         _second_sums[(work.batch * work.splits, work.c_blocks)](
-            ddx, ddresidual, dy, x, residual, weight, bias, mean, rstd, sums, *work.strides, *work.sizes, first, second,
+            ddx, ddresidual, dy, x, residual, weight, bias, mean, rstd, sums, sums.stride(0), *work.strides, *work.sizes, first, second,
             **of_activation, **options, **work.block,
         )  # fmt: skip
         if uses_input:
             units = mean.new_empty(UNIT, mean.numel())
             members, elements, merged = work.members
             _second_units[(mean.numel(),)](
-                sums, weight, ddweight, ddbias, rstd, units, mean.numel(), *work.sizes, members, elements, **options,
+                sums, sums.stride(0), weight, ddweight, ddbias, rstd, units, mean.numel(), *work.sizes, members, elements, **options,
                 **merged,
             )  # fmt: skip
         if need_dweight or need_dbias:
             _second_parameters[(launch.cdiv(channels, 16),)](
-                sums, units, weight, ddweight, ddbias, rstd, dweight, dbias, mean.numel(), work.batch, channels, rows,
+                sums, sums.stride(0), units, weight, ddweight, ddbias, rstd, dweight, dbias, mean.numel(), work.batch, channels, rows,
                 **options, BLOCK_M=64, BLOCK_N=16,
             )  # fmt: skip
     if need_ddy or need_dx or need_dresidual:

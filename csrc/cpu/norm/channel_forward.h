@@ -255,8 +255,7 @@ template <class S, bool kStream>
 void forward_planes(const ChannelNormFwd& p, const ChannelNormPlan& plan, int threads) {
   typedef Acc<S> T;
   const ChannelNormShape& s = p.shape;
-  Moments *planes = (Moments*)((char*)p.workspace + plan.sums),
-          *units = (Moments*)((char*)p.workspace + plan.of_units);
+  Moments *planes = (Moments*)((char*)p.workspace + plan.sums), *units = (Moments*)((char*)p.workspace + plan.of_units);
   const int64_t grain = max_of(1, kElementwiseGrain / max_of(1, s.positions));
   auto measure = [&](int64_t plane) {
     planes[plane] = plane_moments((const S*)p.x + plane * s.positions, s.positions);
@@ -300,8 +299,7 @@ template <class S, bool kStream>
 void forward_rows(const ChannelNormFwd& p, const ChannelNormPlan& plan, int threads) {
   typedef Acc<S> T;
   const ChannelNormShape& s = p.shape;
-  Moments *planes = (Moments*)((char*)p.workspace + plan.sums),
-          *units = (Moments*)((char*)p.workspace + plan.of_units);
+  Moments *planes = (Moments*)((char*)p.workspace + plan.sums), *units = (Moments*)((char*)p.workspace + plan.of_units);
   T *tables = (T*)((char*)p.workspace + plan.tables), *partial = (T*)((char*)p.workspace + plan.partial);
   const int64_t blocks = plan.samples * plan.blocks, channels = s.channels;
   const int64_t grain = max_of(1, kElementwiseGrain / (plan.block_rows * channels));

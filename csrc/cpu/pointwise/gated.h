@@ -137,8 +137,8 @@ void gated_bwd_bwd(const GatedBwdBwd& p, int num_threads) {
       auto dgate = of_dgate.place<S>(p.dgate, first, count, out_tile[1]);
       auto dvalue = of_dvalue.place<S>(p.dvalue, first, count, out_tile[2]);
       gate_bwd_bwd(p.activation, count, arriving(p.ddgate, of_ddgate, dd_tile[0]),
-                   arriving(p.ddvalue, of_ddvalue, dd_tile[1]), p.ddgate != nullptr, from((const S*)p.dy + first, count, in_tile[0]),
-                   of_gate.from<S>(p.gate, first, count, in_tile[1]),
+                   arriving(p.ddvalue, of_ddvalue, dd_tile[1]), p.ddgate != nullptr,
+                   from((const S*)p.dy + first, count, in_tile[0]), of_gate.from<S>(p.gate, first, count, in_tile[1]),
                    of_value.from<S>(p.value, first, count, in_tile[2]), ddy_at, dgate, dvalue);
       deliver(ddy, count, ddy_at);
       of_dgate.deliver<S>(p.dgate, first, count, dgate);
