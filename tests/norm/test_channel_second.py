@@ -165,6 +165,17 @@ def test_what_arrives_in_another_order_of_memory(backend):
         torch.testing.assert_close(found, twice(torchs(case, True), tensors, *given))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_number_seen_everywhere(backend):
+    """As the gradient of a sum arrives."""
+    for layout in ("contiguous", "channels_last"):
+        case = ((3, 4, 5, 6), 0, layout, "wb", "silu", True, "")
+        tensors, dy, arriving = make_case(case, torch.float64)
+        arriving = [torch.tensor(0.5, dtype=torch.float64).expand_as(t) for t in arriving]
+        found = twice(ours(case, True), tensors, dy, arriving, backend=backend)
+        torch.testing.assert_close(found, twice(torchs(case, True), tensors, dy, arriving))
+
+
 def test_results_do_not_depend_on_threads():
     threads, found = torch.get_num_threads(), []
     cases = [

@@ -224,6 +224,8 @@ class _ChannelNormBwd(Function):
         needs[4] &= is_curved
         found = (None,) * 5
         if any(needs):
+            # The gradient of a sum is one number, seen everywhere.
+            ddweight, ddbias = (t if t is None else t.contiguous() for t in (ddweight, ddbias))
             found = apply(
                 _ChannelNormBwdBwd, *tensors, ddx, ddresidual, ddweight, ddbias, *ctx.rest[:-1], *needs, ctx.rest[-1]
             )
