@@ -96,6 +96,20 @@ def test_max_ulp_over_the_whole_range(name, backend):
     assert ulp_error(y[normal], truth[normal]) <= limit
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="no longer type than float64 here")
+@pytest.mark.parametrize("backend", backend_params("cpu"))
+def test_exp_of_float64_over_the_whole_range(backend):
+    """By the sigmoid's left tail, which is exp's: to the subnormals, in units of the last place of the truth."""
+    x = np.concatenate([np.linspace(-746, 40, 200_003), -np.exp2(np.linspace(-60, 9, 4001)), [-np.inf, np.inf, np.nan]])
+    with use(backend):
+        y = activation_fwd(torch.from_numpy(x), "sigmoid", 0.0, 0.0, "cpu").numpy()
+    e = np.exp(-np.abs(x.astype(np.longdouble)))
+    truth = np.where(x < 0, e, 1) / (1 + e)
+    assert np.isnan(y[-1]) and y[-2] == 1 and y[-3] == 0
+    error = np.abs(y.astype(np.longdouble) - truth)[:-3] / np.spacing(truth[:-3].astype(np.float64))
+    assert error.max() <= 3
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("backend", backend_params("triton"))

@@ -2,7 +2,8 @@
 // results come out right. Coefficients are minimax fits of ours, relative error in brackets; the ULP stated at each
 // function is the largest seen over the whole float range (tests/pointwise/test_activation.py holds the table's rows to
 // theirs).
-// double takes the C library's scalar functions: float64 is served for correctness.
+// double has an exp of its own, on which SiLU, the sigmoid and softmax rest; else it takes the C library's scalar
+// functions: float64 is served for correctness.
 #pragma once
 #include "vec.h"
 
@@ -39,8 +40,19 @@ PF_INLINE vf exp_sum(vf x, vf extra) {
   return scale_pow2(fma(r * r, q, r) + 1.0f, n);
 }
 PF_INLINE vf exp(vf x) { return exp_sum(x, vf{}); }  // 1 ulp
-PF_INLINE vd exp(vd x) {
-  return each_lane(x, [](double v) { return ::exp(v); });
+// Rounded by adding 1.5 2^52, whose low bits then are the integer; 2^n in two factors, since neither 2^1024 nor
+// 2^-1074 has an exponent's bits.
+PF_INLINE vd exp(vd x) {  // 1 ulp
+  const vd shift = constant<vd>(6755399441055744.0);
+  x = min_fast(constant<vd>(710), max_fast(constant<vd>(-746), x));  // keeps NaN
+  vd n = (x * 1.4426950408889634 + shift) - shift;
+  vd r = fma(n, constant<vd>(-0.693147180369123816490), x);  // the product is exact, fused or not
+  r = fma(n, constant<vd>(-1.90821492927058770002e-10), r);
+  vd q = horner(r, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880,
+                1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800);  // Taylor's, [4e-18 of e^r]
+  vd half = n * 0.5 + shift, rest = (n - (half - shift)) + shift;
+  vd y = fma(r * r, q, r) + 1.0;
+  return y * (vd)(((vl)half << 52) + (1023LL << 52)) * (vd)(((vl)rest << 52) + (1023LL << 52));
 }
 
 // e^x - 1 = 2^n (e^r - 1) + (2^n - 1), which cancels nowhere. Halves of both: 2^128 is none of float's.
