@@ -282,6 +282,14 @@ void backward_rows(const ChannelNormBwd& p, const ChannelNormPlan& plan, int thr
       for (; row < rows; row++) reduce_rows<S, 1>(p, tile, at + row * channels, affine, sum, product, row == 0);
     });
   });
+  const bool finishes = p.dx && p.uses_input;
+  auto fill_slopes = [&](int64_t sample, int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c++) {
+      const Slopes<Same<T>> slopes = slopes_of<T>(p, of_units, unit_of(s, sample, c), c);
+      table_of(sample, 3)[c] = slopes.weight.value, table_of(sample, 4)[c] = slopes.along_x.value;
+      table_of(sample, 5)[c] = slopes.along_one.value, table_of(sample, 6)[c] = slopes.rstd.value;
+    }
+  };
   const int64_t combine_grain = max_of(16, kElementwiseGrain / plan.blocks / 16 * 16);
   parallel_ranges(plan.samples * channels, combine_grain, threads, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; at++) planes[at] = {0, 0};
@@ -293,16 +301,16 @@ void backward_rows(const ChannelNormBwd& p, const ChannelNormPlan& plan, int thr
           planes[sample * channels + c].dz += (double)sum[c],
               planes[sample * channels + c].product += (double)product[c];
       }
+      if (s.groups || !finishes) continue;  // of groups the channels may be of other threads
+      for (int64_t c = first; c < last; c++) unit_slopes<T>(p, plan, c, planes, of_units);
+      fill_slopes(sample, first, last);
     }
   });
-  if (!p.dx || !p.uses_input) return;
-  for (int64_t unit = 0; unit < plan.units; unit++) unit_slopes<T>(p, plan, unit, planes, of_units);
-  for (int64_t sample = 0; sample < plan.samples; sample++)
-    for (int64_t c = 0; c < channels; c++) {
-      const Slopes<Same<T>> slopes = slopes_of<T>(p, of_units, unit_of(s, sample, c), c);
-      table_of(sample, 3)[c] = slopes.weight.value, table_of(sample, 4)[c] = slopes.along_x.value;
-      table_of(sample, 5)[c] = slopes.along_one.value, table_of(sample, 6)[c] = slopes.rstd.value;
-    }
+  if (!finishes) return;
+  if (s.groups) {
+    for (int64_t unit = 0; unit < plan.units; unit++) unit_slopes<T>(p, plan, unit, planes, of_units);
+    for (int64_t sample = 0; sample < plan.samples; sample++) fill_slopes(sample, 0, channels);
+  }
   parallel_ranges(blocks, grain, threads, [&](int64_t begin, int64_t end) {
     Tile<T> tile;
     for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t) {

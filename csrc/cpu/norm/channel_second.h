@@ -211,9 +211,7 @@ template <class S, class C, class FillQ, class F>
 PF_INLINE void with_source(const ChannelNormBwdBwd& p, SecondTile<Acc<S>>& tile, const SecondInputs<S>& in,
                            int64_t cols, const Measured<C>& of, FillQ fill_q, F f) {
   typedef Acc<S> T;
-  if (for_ending(p.ending, [&](auto act) {
-        f(InRegisters<decltype(act), S>{{act}, in.dy, in.residual}, 0, cols);
-      }))
+  if (for_ending(p.ending, [&](auto act) { f(InRegisters<decltype(act), S>{{act}, in.dy, in.residual}, 0, cols); }))
     return;
   for_pieces_down(cols, [&](int64_t first, int64_t n) {
     const SecondInputs<S> piece = in.from(first);
@@ -221,9 +219,8 @@ PF_INLINE void with_source(const ChannelNormBwdBwd& p, SecondTile<Acc<S>>& tile,
                                Affine<C>{of.mean.from(first), of.scale.from(first), of.offset.from(first)});
     convert_row<S, T, false>(piece.dy, tile.dz, n);
     fill_q(first, n);
-    pointwise::for_activation(p.activation, [&](auto act) {
-      bend_row<T>(Bend<decltype(act)>{act}, tile.z, tile.dz, tile.q, n);
-    });
+    pointwise::for_activation(p.activation,
+                              [&](auto act) { bend_row<T>(Bend<decltype(act)>{act}, tile.z, tile.dz, tile.q, n); });
     if (p.is_curved)
       f(FromTile<true, T>{tile.dz, tile.z, tile.q}, first, n);
     else
@@ -301,8 +298,8 @@ template <class T>
 PF_INLINE Changes<Same<T>> changes_of(const ChannelNormBwdBwd& p, const SecondUnit& of_unit, int64_t unit,
                                       int64_t channel) {
   const Combined c = combined_of<T>(p, of_unit, unit, channel);
-  return {{(T)c.weight},           {(T)c.fixed}, {(T)c.slope}, {(T)(c.rstd * of_unit.h_xhat)}, {(T)of_unit.along_one},
-          {(T)of_unit.along_xhat}};
+  return {{(T)c.weight},          {(T)c.fixed},           {(T)c.slope}, {(T)(c.rstd * of_unit.h_xhat)},
+          {(T)of_unit.along_one}, {(T)of_unit.along_xhat}};
 }
 
 // The means over a unit, from the sums of its planes.
@@ -392,15 +389,14 @@ void second_planes(const ChannelNormBwdBwd& p, const ChannelNormPlan& plan, int 
   if (!writes) return;
   parallel_ranges(s.batch * s.channels, grain, threads, [&](int64_t begin, int64_t end) {
     SecondTile<T> tile;
-    for (int64_t plane = end - 1; plane >= begin; plane--)
-      finish_second_plane<S, kStream>(p, of_units, tile, plane);
+    for (int64_t plane = end - 1; plane >= begin; plane--) finish_second_plane<S, kStream>(p, of_units, tile, plane);
     if (kStream) stream_fence();
   });
 }
 
 template <class S, int kRows>
-void sum_second_rows(const ChannelNormBwdBwd& p, SecondTile<Acc<S>>& tile, int64_t at,
-                     const Measured<Each<Acc<S>>>& of, Acc<S>* sums, int64_t padded, bool is_first) {
+void sum_second_rows(const ChannelNormBwdBwd& p, SecondTile<Acc<S>>& tile, int64_t at, const Measured<Each<Acc<S>>>& of,
+                     Acc<S>* sums, int64_t padded, bool is_first) {
   const int64_t channels = p.shape.channels;
   const SecondInputs<S> in = inputs_at<S>(p, at);
   with_source(
@@ -425,7 +421,8 @@ void second_rows(const ChannelNormBwdBwd& p, const ChannelNormPlan& plan, int th
   const int of_sums = p.is_curved ? kCurvedSums : kFlatSums;  // the rest is not written
   auto table_of = [&](int64_t sample, int which) { return tables + (sample * kChannelSecondTables + which) * padded; };
   auto measured_at = [&](int64_t sample) {
-    return Measured<Each<T>>{{table_of(sample, 0)}, {table_of(sample, 1)}, {table_of(sample, 2)}, {table_of(sample, 3)}};
+    return Measured<Each<T>>{
+        {table_of(sample, 0)}, {table_of(sample, 1)}, {table_of(sample, 2)}, {table_of(sample, 3)}};
   };
   for (int64_t sample = 0; sample < plan.samples; sample++)
     for (int64_t c = 0; c < channels; c++) {
@@ -433,6 +430,15 @@ void second_rows(const ChannelNormBwdBwd& p, const ChannelNormPlan& plan, int th
       table_of(sample, 0)[c] = of.mean.value, table_of(sample, 1)[c] = of.rstd.value;
       table_of(sample, 2)[c] = of.scale.value, table_of(sample, 3)[c] = of.offset.value;
     }
+  auto fill_changes = [&](int64_t sample, int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c++) {
+      const int64_t unit = unit_of(s, sample, c);
+      const Changes<Same<T>> by = changes_of<T>(p, of_units[unit], unit, c);
+      table_of(sample, 4)[c] = by.weight.value, table_of(sample, 5)[c] = by.fixed.value;
+      table_of(sample, 6)[c] = by.slope.value, table_of(sample, 7)[c] = by.of_g.value;
+      table_of(sample, 8)[c] = by.along_one.value, table_of(sample, 9)[c] = by.along_xhat.value;
+    }
+  };
   if (needs_sums(p)) {
     // A tile holds one row.
     const int64_t together = p.ending == Ending::table ? 1 : kTileRows;
@@ -448,30 +454,29 @@ void second_rows(const ChannelNormBwdBwd& p, const ChannelNormPlan& plan, int th
         for (; row < rows; row++) sum_second_rows<S, 1>(p, tile, at + row * channels, of, sums, padded, row == 0);
       });
     });
-    const int64_t combine_grain = max_of(16, kElementwiseGrain / plan.blocks / 16 * 16);
-    parallel_ranges(plan.samples * channels, combine_grain, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t at = begin; at < end; at++)
-        for (int i = 0; i < kCurvedSums; i++) planes[at][i] = 0;
-      for (int64_t sample = begin / channels; sample * channels < end; sample++) {
-        const int64_t first = max_of(begin - sample * channels, 0), last = min_of(end - sample * channels, channels);
-        for (int64_t block = sample * plan.blocks; block < (sample + 1) * plan.blocks; block++)
-          for (int i = 0; i < of_sums; i++) {
-            const T* sums = partial + block * of_block + i * padded;
-            for (int64_t c = first; c < last; c++) planes[sample * channels + c][i] += (double)sums[c];
-          }
-      }
-    });
   }
-  for (int64_t unit = 0; unit < plan.units; unit++) second_unit<T>(p, plan, unit, planes, of_units);
-  if (!p.ddy && !p.dx && !p.dresidual) return;
-  for (int64_t sample = 0; sample < plan.samples; sample++)
-    for (int64_t c = 0; c < channels; c++) {
-      const int64_t unit = unit_of(s, sample, c);
-      const Changes<Same<T>> by = changes_of<T>(p, of_units[unit], unit, c);
-      table_of(sample, 4)[c] = by.weight.value, table_of(sample, 5)[c] = by.fixed.value;
-      table_of(sample, 6)[c] = by.slope.value, table_of(sample, 7)[c] = by.of_g.value;
-      table_of(sample, 8)[c] = by.along_one.value, table_of(sample, 9)[c] = by.along_xhat.value;
+  const bool is_summed = needs_sums(p);
+  const int64_t combine_grain = max_of(16, kElementwiseGrain / plan.blocks / 16 * 16);
+  parallel_ranges(plan.samples * channels, combine_grain, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; at++)
+      for (int i = 0; i < kCurvedSums; i++) planes[at][i] = 0;
+    for (int64_t sample = begin / channels; sample * channels < end; sample++) {
+      const int64_t first = max_of(begin - sample * channels, 0), last = min_of(end - sample * channels, channels);
+      for (int64_t block = sample * plan.blocks; is_summed && block < (sample + 1) * plan.blocks; block++)
+        for (int i = 0; i < of_sums; i++) {
+          const T* sums = partial + block * of_block + i * padded;
+          for (int64_t c = first; c < last; c++) planes[sample * channels + c][i] += (double)sums[c];
+        }
+      if (s.groups) continue;  // their channels may be of other threads
+      for (int64_t c = first; c < last; c++) second_unit<T>(p, plan, c, planes, of_units);
+      fill_changes(sample, first, last);
     }
+  });
+  if (s.groups) {
+    for (int64_t unit = 0; unit < plan.units; unit++) second_unit<T>(p, plan, unit, planes, of_units);
+    for (int64_t sample = 0; sample < plan.samples; sample++) fill_changes(sample, 0, channels);
+  }
+  if (!p.ddy && !p.dx && !p.dresidual) return;
   parallel_ranges(blocks, grain, threads, [&](int64_t begin, int64_t end) {
     SecondTile<T> tile;
     for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t) {
@@ -524,9 +529,8 @@ void channel_norm_bwd_bwd(const ChannelNormBwdBwd& p, int num_threads) {
       });
     };
     const int64_t bytes = s.batch * s.channels * s.positions * (int64_t)sizeof(S) * tensors;
-    const bool is_aligned =
-        (s.is_last ? s.channels : s.positions) % kLanes<T> == 0 &&
-        ((uintptr_t)p.ddy | (uintptr_t)p.dx | (uintptr_t)p.dresidual) % PF_VECTOR_BYTES == 0;
+    const bool is_aligned = (s.is_last ? s.channels : s.positions) % kLanes<T> == 0 &&
+                            ((uintptr_t)p.ddy | (uintptr_t)p.dx | (uintptr_t)p.dresidual) % PF_VECTOR_BYTES == 0;
     const bool streams = sizeof(S) == 4 && bytes >= kStreamBytes && is_aligned;
     if constexpr (sizeof(S) == 4)
       if (streams) run(Constant<true>{});
