@@ -154,10 +154,10 @@ void fold_pixels(const F& f, const typename F::Storage* image, const Rows& rows,
   }
 }
 
-// Does a vector rather hold elements of one window, although rows of it do not fill half a vector? An element of
-// windows that lie apart costs a vector of them ten times what a row of one window costs; of that the lanes must be put
-// together, at twenty times. Zen 4, one thread: 32 planes of 12x12x12 in windows of 6x6x6, 251 us before and 51 with
-// it.
+// Does a vector hold elements of one window, rather than one element of each window of a row? A row of one window is a
+// load, and in the end the lanes are put together, which costs as much as 20 rows; elements that lie apart are loaded
+// one by one, which costs 5 for each of a window. Zen 4, one thread: 32 planes of 12x12x12 in windows of 6x6x6, 251 us
+// before this was asked, 51 now.
 PF_INLINE bool takes_long(const PoolAxis& d, const PoolAxis& h, const PoolAxis& w, int64_t lanes) {
   const int64_t rows = d.kernel * h.kernel, vectors = ceil_div(w.out, lanes);
   return w.kernel >= lanes / 2 || w.out * (rows + 20) < vectors * rows * w.kernel * 5;
