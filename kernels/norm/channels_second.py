@@ -1,4 +1,4 @@
-"""The backward of the backward of the norms of tensors with channels: csrc/cpu/norm/channel_second.h has the formulas, and
+"""The backward of the backward of the norms of tensors with channels: csrc/cpu/norm/channel_second_rows.h has the formulas, and
 norm/channels.py how a tensor is cut. One kernel sums over splits of the positions, one merges the sums of a unit, one those of
 the parameters, and one writes what arrives at dy, x and the residual."""
 
@@ -51,12 +51,13 @@ def _bent(dy, q, xhat, residual_ptr, weight, bias, offsets, mask, first, second,
 @launch.cached
 @triton.jit
 def _second_sums(
-    ddx_ptr, ddresidual_ptr, dy_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, sums_ptr, stride, stride_n,
-    stride_c, stride_s, batch, channels, positions, splits, chunk, first_value: "fp64", second_value: "fp64",  # noqa: F821
+    ddx_ptr, ddresidual_ptr, dy_ptr, x_ptr, residual_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, sums_ptr, stride,
+    stride_n, stride_c, stride_s, batch, channels, positions, splits, chunk, first_value: "fp64", second_value: "fp64",  # noqa: F821
     GROUPS: tl.constexpr, ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, IS_CURVED: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """The sums of each channel of a sample over a chunk of its positions: [sums, splits, batch, channels], `stride` apart."""
+    """The sums of each channel of a sample over a chunk of its positions: [sums, splits, batch, channels]; from one to the
+    next it is `stride`."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     sample, split, offs_c = _place(splits, BLOCK_C)
     mask_c = offs_c < channels
@@ -144,8 +145,8 @@ def _at_channels(ptr, channel, channels, ABSENT: tl.constexpr, ACC: tl.constexpr
 @launch.cached
 @triton.jit
 def _second_units(
-    sums_ptr, stride, weight_ptr, ddweight_ptr, ddbias_ptr, rstd_ptr, units_ptr, units, batch, channels, positions, splits, chunk,
-    rows, total, GROUPS: tl.constexpr, IS_CURVED: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    sums_ptr, stride, weight_ptr, ddweight_ptr, ddbias_ptr, rstd_ptr, units_ptr, units, batch, channels, positions, splits,
+    chunk, rows, total, GROUPS: tl.constexpr, IS_CURVED: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """The numbers of a unit, [UNIT, units], from the sums of its `rows` members, `total` elements."""
     ACC: tl.constexpr = sums_ptr.dtype.element_ty
@@ -205,8 +206,8 @@ def _of_unit(units_ptr, i: tl.constexpr, units, unit, mask, ACC: tl.constexpr):
 @launch.cached
 @triton.jit
 def _second_parameters(
-    sums_ptr, stride, units_ptr, weight_ptr, ddweight_ptr, ddbias_ptr, rstd_ptr, dweight_ptr, dbias_ptr, units, batch, channels, rows,
-    GROUPS: tl.constexpr, IS_CURVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    sums_ptr, stride, units_ptr, weight_ptr, ddweight_ptr, ddbias_ptr, rstd_ptr, dweight_ptr, dbias_ptr, units, batch,
+    channels, rows, GROUPS: tl.constexpr, IS_CURVED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dweight and dbias from the sums [rows, channels], row i of which is sample i % batch's."""
     ACC: tl.constexpr = sums_ptr.dtype.element_ty

@@ -60,7 +60,7 @@ def second_gradients(
     ddx, ddresidual, ddweight, ddbias, dy, wide, xhat, rstd, residual, weight, bias, groups, uses_input, activation
 ):
     """What arrives at dy, x, residual, weight and bias from what arrives at the results of `gradients`, any of which may be
-    None; in the accumulation type. csrc/cpu/norm/channel_second.h has the formulas. Without a second derivative of the
+    None; in the accumulation type. csrc/cpu/norm/channel_second_rows.h has the formulas. Without a second derivative of the
     activation nothing arrives at residual and bias: None."""
     g, of_residual, dy = (None if t is None else t.to(wide.dtype) for t in (ddx, ddresidual, dy))
     factor, moved = (None if t is None else t[:, None] for t in (weight, ddweight))
