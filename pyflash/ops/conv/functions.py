@@ -55,8 +55,13 @@ class _Convolution:
 
     @staticmethod
     def _key_of(x, weight, bias, residual, *options):
-        layout = is_channels_last(x) or is_channels_last(weight)
-        return x.shape, weight.shape, x.dtype, x.is_cpu, layout, keeps(weight), hashable(options)
+        try:
+            hash(options)
+        except TypeError:
+            options = hashable(options)
+        # What `keeps` and `is_channels_last` read, which take longer to answer.
+        kept, grads = type(weight), torch.is_grad_enabled()
+        return x.shape, x.stride(), weight.shape, weight.stride(), x.dtype, x.is_cpu, kept, grads, options
 
     def _size_of(self, training, x, weight, bias, residual, *options):
         if not (is_plain(x) and is_plain(weight)):
@@ -99,9 +104,8 @@ class _Convolution:
         )
 
     def __call__(self, torchs, x, weight, bias, residual, activation, *options, scale=None):
-        """The result for these tensors; torchs() is torch's, which also says what is wrong with them. scale: as bias."""
-        if self.refused.holds(x, weight, bias, residual, *options):
-            return torchs()
+        """The result for these tensors, which `auto` did not leave to torch (`refused`); torchs() is torch's, which also says
+        what is wrong with them. scale: as bias."""
         given = [t for t in (x, weight, scale, bias, residual) if t is not None]
         if not all([isinstance(t, Tensor) for t in given]) or x is None or weight is None:
             return torchs()  # its error, or torch.fx's record of the call
@@ -149,13 +153,11 @@ _BIAS_ACT = _Convolution("conv_bias_act", None, of_conv)
 _NORM_ACT = _Convolution("conv_bias_act", None, of_conv, operation=_BIAS_ACT.operation)
 
 
-def _conv(n, torchs, input, weight, bias, *options):
-    return _CONV[n](partial(torchs, input, weight, bias, *options), input, weight, bias, None, NO_ACTIVATION, *options)
-
-
-def _transposed(n, torchs, input, weight, bias, *options):
+def _conv(convolution, torchs, input, weight, bias, *options):
+    if convolution.refused.holds(input, weight, bias, None, *options):
+        return torchs(input, weight, bias, *options)
     call = partial(torchs, input, weight, bias, *options)
-    return _TRANSPOSED[n](call, input, weight, bias, None, NO_ACTIVATION, *options)
+    return convolution(call, input, weight, bias, None, NO_ACTIVATION, *options)
 
 
 def conv1d(
@@ -168,7 +170,7 @@ def conv1d(
     groups: int = 1,
 ) -> Tensor:
     """As `conv2d`, of input [N, C_in, L] and weight [C_out, C_in / groups, k]."""
-    return _conv(1, F.conv1d, input, weight, bias, stride, padding, dilation, groups)
+    return _conv(_CONV[1], F.conv1d, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -195,7 +197,7 @@ def conv2d(
         RuntimeError, TypeError: torch's.
     Numerics: sums in float32 (float64 for float64), rounded once; the same for any number of threads.
     """
-    return _conv(2, F.conv2d, input, weight, bias, stride, padding, dilation, groups)
+    return _conv(_CONV[2], F.conv2d, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv3d(
@@ -208,7 +210,7 @@ def conv3d(
     groups: int = 1,
 ) -> Tensor:
     """As `conv2d`, of input [N, C_in, D, H, W] and weight [C_out, C_in / groups, kD, kH, kW]."""
-    return _conv(3, F.conv3d, input, weight, bias, stride, padding, dilation, groups)
+    return _conv(_CONV[3], F.conv3d, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv_transpose1d(
@@ -222,7 +224,9 @@ def conv_transpose1d(
     dilation: Size = 1,
 ) -> Tensor:
     """As `conv_transpose2d`, of input [N, C_in, L] and weight [C_in, C_out / groups, k]."""
-    return _transposed(1, F.conv_transpose1d, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv(
+        _TRANSPOSED[1], F.conv_transpose1d, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
 
 
 def conv_transpose2d(
@@ -252,7 +256,9 @@ def conv_transpose2d(
         RuntimeError, TypeError: torch's.
     Numerics: as `conv2d`.
     """
-    return _transposed(2, F.conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv(
+        _TRANSPOSED[2], F.conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
 
 
 def conv_transpose3d(
@@ -266,7 +272,9 @@ def conv_transpose3d(
     dilation: Size = 1,
 ) -> Tensor:
     """As `conv_transpose2d`, of input [N, C_in, D, H, W] and weight [C_in, C_out / groups, kD, kH, kW]."""
-    return _transposed(3, F.conv_transpose3d, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv(
+        _TRANSPOSED[3], F.conv_transpose3d, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
 
 
 def conv_bias_act(
@@ -310,6 +318,8 @@ def conv_bias_act(
         added = None if residual is None else _expanded(cast_by_autocast((residual,))[0], y.shape)
         return activated_in_turn(y, added, of)
 
+    if _BIAS_ACT.refused.holds(input, weight, bias, residual, *options):
+        return torchs()
     return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options)
 
 
@@ -324,6 +334,8 @@ def conv_norm_act(
     """activation(scale conv(input, weight) + bias + residual), a batch norm in evaluation being the scale and a part of the
     bias; unfused() where torch convolves."""
     options = stride, padding, dilation, groups
+    if _NORM_ACT.refused.holds(input, weight, bias, residual, *options):
+        return unfused()
     return _NORM_ACT(
         unfused, input, weight, bias, residual, resolve("conv_bias_act", activation), *options, scale=scale
     )
