@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint as torch_checkpoint
 from torch.overrides import TorchFunctionMode
 
-from pyflash.nn import _chains
+from pyflash.nn import _chains, _remembered
 from pyflash.nn._twins import ORIGINALS
 from pyflash.ops.core.backends import _state, use_backend
 from pyflash.ops.core.public import STANDS_FOR
@@ -116,6 +116,7 @@ class _Active:
                 for cls, forward in self.forwards.items():
                     cls.forward = _without_mode(forward, _has_modules)
                 self.run_chain, _chains.run = _chains.run, _without_mode(_chains.run)
+                self.known_of, _remembered.known_of = _remembered.known_of, _without_mode(_remembered.known_of)
 
     def leave(self):
         with self.lock:
@@ -125,7 +126,7 @@ class _Active:
                 torch_checkpoint._CheckpointFrame.__init__ = self.init
                 for cls, forward in self.forwards.items():
                     cls.forward = forward
-                _chains.run = self.run_chain
+                _chains.run, _remembered.known_of = self.run_chain, self.known_of
 
     def _wrap_checkpoints(self):
         reentrant, frame = torch_checkpoint.CheckpointFunction, torch_checkpoint._CheckpointFrame

@@ -13,11 +13,10 @@ import inspect
 import operator
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from functools import lru_cache, wraps
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache, wraps
 from types import FunctionType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional
@@ -25,18 +24,16 @@ from torch import Tensor
 from torch.fx import Node
 
 from pyflash.activations import ACTIVATIONS
-from pyflash.nn import _chains
+from pyflash.nn import _chains, _remembered
 from pyflash.nn._chains import Chain, chain_of
+from pyflash.nn._code import code_of
 from pyflash.nn._fuse import activation_of
+from pyflash.nn._remembered import pays, remember, run
 from pyflash.nn._twins import FUSED_OF, ORIGINALS, _scriptable, class_of, set_class
 from pyflash.ops.conv.geometry import of_conv
-from pyflash.ops.core.backends import _state as _wish
-from pyflash.ops.core.backends import counts
 from pyflash.ops.core.checks import device_type
-from pyflash.ops.core.choice import follows_rules
 from pyflash.ops.pointwise.argument import ActivationArgument
 
-FUSED_OPERATIONS = {"conv_bias_act", "batch_norm_act", "linear_act"}
 CONVS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 _NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 _MODULES = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "functional": torch.nn.functional}
@@ -137,7 +134,8 @@ class Record:
     def __init__(self, graph: torch.fx.Graph):
         self.nodes = list(graph.nodes)
         self.inputs = sum(node.op == "placeholder" for node in self.nodes)
-        order = {node: at for at, node in enumerate(self.nodes)}
+        self.called = [str(node.target) for node in self.nodes if node.op == "call_module"]
+        self.order = order = {node: at for at, node in enumerate(self.nodes)}
         self.variants = {node: list(_variants(node, order))[::-1] for node in self.nodes}
         self.last_read: dict[Node, list[Node]] = {
             node: [] for node in self.nodes
@@ -145,36 +143,45 @@ class Record:
         for node in self.nodes:
             self.last_read[max(node.users, key=lambda user: order[user], default=node)].append(node)
 
-    def chains(self, block) -> dict[Node, tuple[Variant, Chain]]:
-        """Those that run in the block as it is now, each at its last node."""
+    @cached_property
+    def code(self) -> Callable:
+        return code_of(self.nodes, self.last_read)
+
+    def chains(self, block, places=None) -> dict[Node, tuple[Variant, Chain]]:
+        """Those that run in the block as it is now, each at its last node; only at these places, if they are given."""
         found: dict[Node, tuple[Variant, Chain]] = {}
         done: set[Node] = set()
         for node in self.nodes:
             for variant in self.variants[node]:
-                chain = variant.chain(block) if done.isdisjoint(variant.nodes) else None
+                chain = None
+                if done.isdisjoint(variant.nodes) and (places is None or self.order[variant.nodes[-1]] in places):
+                    chain = variant.chain(block)
                 if chain is not None:
                     done.update(variant.nodes)
                     found[variant.nodes[-1]] = variant, chain
                     break
         return found
 
-    def run(self, block, args):
+    def run(self, block, args, key=None, known=None):
         """The forward of `block` for these tensors."""
         values: dict[Node, Any] = {}
-        given, due = iter(args), self.chains(block)
+        given, due = iter(args), self.chains(block, None if known is None else known.places)
         waiting = {node for variant, _ in due.values() for node in variant.nodes[:-1]}
         kept = Counter(variant.input for variant, _ in due.values())  # which others may be the last to read
+        found: set[int] | None = None if key is None or known is not None else set()
         for node in self.nodes:
             if node.op == "placeholder":
                 values[node] = next(given)
             elif node.op == "output":
+                if found is not None:
+                    remember(block, key, found)
                 return _filled(node.args[0], values)
             elif node in due:
-                self._run_chain(*due[node], block, values, kept)
+                self._run_chain(*due[node], block, values, kept, found)
             elif node not in waiting:
                 self._call(node, block, values, kept)
 
-    def _run_chain(self, variant, chain, block, values, kept):
+    def _run_chain(self, variant, chain, block, values, kept, found):
         input = values[variant.input]
         kept[variant.input] -= 1
         residual = None if variant.residual is None else values[variant.residual]
@@ -182,7 +189,12 @@ class Record:
             for node in variant.nodes:
                 self._call(node, block, values, kept)
             return
-        values[variant.nodes[-1]] = _chains.run(chain, input, residual)
+        if found is None:
+            values[variant.nodes[-1]] = _chains.run(chain, input, residual)
+        else:
+            values[variant.nodes[-1]], has_paid = pays(chain, input, residual)
+            if has_paid:
+                found.add(self.order[variant.nodes[-1]])
         for node in variant.nodes:
             self._forget(node, values, kept)
 
@@ -359,50 +371,19 @@ def record_of(block, training: bool | None = None) -> Record | None:
     return cls._pyflash_records[state]
 
 
-# block -> what decides in a call -> did `auto` leave all of its chains to torch? Then its own forward is as good, and cheaper:
-# a walk of the record takes 40 us a chain. It may be asked of a block that has changed since: the result is the same.
-_left_to_torch: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
-follows_rules.append(_left_to_torch)
-CALLS = 64  # of a block, that are remembered
-
-
-def _deciding(block, args) -> tuple:
-    inputs = [(x.shape, x.stride(), x.dtype, x.is_cpu) for x in args]
-    return *inputs, block.training, torch.is_grad_enabled(), torch.get_num_threads()
-
-
-def _fuses_nothing(block, args) -> bool:
-    return _wish.wish == "auto" and _left_to_torch.get(block, {}).get(_deciding(block, args), False)
-
-
-def _run(record: Record, block, args):
-    """What the record gives; it is remembered whether a chain of it was ours."""
-    if _wish.wish != "auto":
-        return record.run(block, args)
-    known, key = _left_to_torch.setdefault(block, {}), _deciding(block, args)
-    if key in known:
-        return record.run(block, args)
-    before = counts.copy()
-    result = record.run(block, args)
-    ours = [name for name, backend, _ in counts - before if backend != "torch"]
-    if len(known) >= CALLS:
-        known.clear()
-    known[key] = not set(ours) & FUSED_OPERATIONS
-    return result
-
-
 @lru_cache(maxsize=256)
 def _fused(cls: Any) -> Any:
     @wraps(cls.forward)  # torch.fx and torch.export read the signature
     def forward(self, *args, **kwargs):
-        record = None
+        record = key = known = None
         if not (kwargs or torch.compiler.is_compiling()) and all([type(x) is Tensor for x in args]):
-            if _fuses_nothing(self, args):
-                return cls.forward(self, *args)
+            key, known = _remembered.known_of(self, *args)
             record = record_of(self)
         if record is None or len(args) != record.inputs:
             return cls.forward(self, *args, **kwargs)
-        return _run(record, self, args)
+        if known is not None and not known.places:
+            return run(known, record.code, [self._modules[name] for name in record.called], *args)
+        return record.run(self, args, key, known)
 
     members = {
         FUSED_OF: cls,

@@ -80,8 +80,6 @@ def chain_of(modules: Sequence[torch.nn.Module], least: int = 2) -> Chain | None
         return None
     found: dict[str, Any] = dict(linear=None, conv=None, norm=None, last=None, activation=None)
     found["linear" if cls is Linear else "conv" if cls in _NORM_OF else "norm"] = head
-    if "_conv_forward" in vars(head):
-        return None
     at = 1
     if cls in _NORM_OF and at < len(modules) and is_bare(modules[at], _NORM_OF[cls]):
         found["norm"] = modules[at]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.nn._twins import leaf, twin
+from pyflash.nn._twins import leaf, twin, weight_and_bias
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d"]
 
@@ -13,29 +13,36 @@ def _forward(self, input: Tensor) -> Tensor:
     return normalise(self, input, F.batch_norm)
 
 
+def by_torch(self, input: Tensor) -> Tensor:
+    """The forward of a call that `auto` leaves to torch."""
+    return normalise(self, input, torch.nn.functional.batch_norm)
+
+
 def normalise(self, input: Tensor, function, **behind) -> Tensor:
     """`function` as the module calls it in the mode it is in, with further keywords, and what it tracks brought up to date."""
     self._check_input_dim(input)
-    tracks = self.training and self.track_running_stats and self.num_batches_tracked is not None
-    momentum = 0.0 if self.momentum is None else self.momentum
-    if tracks and self.momentum is None:  # the average of all batches
-        momentum = 1.0 / (float(self.num_batches_tracked) + 1.0)
-    uses_input = self.training or (self.running_mean is None and self.running_var is None)
-    kept = not self.training or self.track_running_stats
-    y = function(
-        input,
-        self.running_mean if kept else None,
-        self.running_var if kept else None,
-        self.weight,
-        self.bias,
-        uses_input,
-        momentum,
-        self.eps,
-        **behind,
-    )
+    weight, bias = weight_and_bias(self)
+    mean, var, num_batches = _tracked(self)
+    training, momentum = self.training, self.momentum
+    tracks = training and self.track_running_stats and num_batches is not None
+    if momentum is None:  # the average of all batches
+        momentum = 1.0 / (float(num_batches) + 1.0) if tracks else 0.0
+    uses_input = training or (mean is None and var is None)
+    if training and not self.track_running_stats:
+        mean = var = None
+    y = function(input, mean, var, weight, bias, uses_input, momentum, self.eps, **behind)
     if tracks:  # after the call, which may raise
-        self.num_batches_tracked.add_(1)
+        num_batches.add_(1)
     return y
+
+
+def _tracked(self) -> tuple:
+    """running_mean, running_var and num_batches_tracked, as weight_and_bias reads."""
+    held = self._buffers
+    try:
+        return held["running_mean"], held["running_var"], held["num_batches_tracked"]
+    except KeyError:  # no buffer any more
+        return self.running_mean, self.running_var, self.num_batches_tracked
 
 
 @twin("batch_norm")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pyflash.nn import _chains
+from pyflash.nn import _chains, _remembered
 from pyflash.nn._chains import chain_of
+from pyflash.nn._remembered import in_turn, pays, remember, run
 from pyflash.nn._twins import twin
 
 __all__ = ["Sequential"]
@@ -20,14 +21,25 @@ class Sequential(torch.nn.Sequential):
     """
 
     def forward(self, input):
-        modules = list(self)
-        at = 0
+        key, known = _remembered.known_of(self, input) if type(input) is torch.Tensor else (None, None)
+        modules, at, found = list(self), 0, set()
+        if known is not None and not known.places:
+            return run(known, in_turn, modules, input)
         while at < len(modules):
-            chain = chain_of(modules[at : at + 3]) if isinstance(input, torch.Tensor) else None
+            chain = None
+            if isinstance(input, torch.Tensor) and (known is None or at in known.places):
+                chain = chain_of(modules[at : at + 3])
             if chain is None:
                 input = modules[at](input)
                 at += 1
-            else:
+                continue
+            if key is None or known is not None:
                 input = _chains.run(chain, input)
-                at += len(chain.modules)
+            else:
+                input, is_worth_it = pays(chain, input)
+                if is_worth_it:
+                    found.add(at)
+            at += len(chain.modules)
+        if known is None:
+            remember(self, key, found)
         return input

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.nn._twins import twin
+from pyflash.nn._twins import twin, weight_and_bias
 
 __all__ = [
     "Conv1d",
@@ -22,16 +22,21 @@ __all__ = [
 ]
 
 _FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TORCHS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def _forward(self, input: Tensor) -> Tensor:
-    return self._conv_forward(input, self.weight, self.bias)
+    weight, bias = weight_and_bias(self)
+    return self._conv_forward(input, weight, bias)
 
 
 def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What subclasses of torch's call, with weights of their own."""
-    return convolve(self, _FUNCTIONS[len(self.kernel_size)], input, weight, bias)
+    function = _FUNCTIONS[len(self.kernel_size)]
+    if self.padding_mode != "zeros":
+        return convolve(self, function, input, weight, bias)
+    return function(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def convolve(conv, function, input: Tensor, weight: Tensor, bias: Tensor | None, **behind) -> Tensor:
@@ -42,15 +47,20 @@ def convolve(conv, function, input: Tensor, weight: Tensor, bias: Tensor | None,
     return function(input, weight, bias, conv.stride, padding, conv.dilation, conv.groups, **behind)
 
 
+def by_torch(self, input: Tensor) -> Tensor:
+    """The forward of a convolution that `auto` leaves to torch."""
+    weight, bias = weight_and_bias(self)
+    return convolve(self, _TORCHS[len(self.kernel_size)], input, weight, bias)
+
+
 def _transposed_forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
     n = len(self.kernel_size)
     if self.padding_mode != "zeros":
         raise ValueError(f"Only `zeros` padding mode is supported for ConvTranspose{n}d")
     options = self.stride, self.padding, self.kernel_size, n, self.dilation
     output_padding = self._output_padding(input, output_size, *options)
-    return _TRANSPOSED[n](
-        input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
-    )
+    weight, bias = weight_and_bias(self)
+    return _TRANSPOSED[n](input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation)
 
 
 @twin("conv1d")

@@ -1,14 +1,18 @@
 """Linear, as torch.nn.Linear."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.nn._twins import twin
+from pyflash.nn._twins import twin, weight_and_bias
 
 __all__ = ["LazyLinear", "Linear"]
+
+
+def by_torch(self, input: Tensor) -> Tensor:
+    """The forward of a call that `auto` leaves to torch."""
+    weight, bias = weight_and_bias(self)
+    return torch.nn.functional.linear(input, weight, bias)
 
 
 @twin("linear")
@@ -16,11 +20,7 @@ class Linear(torch.nn.Linear):
     """input weight^T + bias, as torch.nn.Linear."""
 
     def forward(self, input: Tensor) -> Tensor:
-        held: dict[str, Any] = self._parameters  # Module.__getattr__ takes 0.2 us for each
-        try:
-            weight, bias = held["weight"], held["bias"]
-        except KeyError:  # parametrized, or no parameter any more
-            weight, bias = self.weight, self.bias
+        weight, bias = weight_and_bias(self)
         return F.linear(input, weight, bias)
 
 

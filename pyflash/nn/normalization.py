@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import pyflash.functional as F
-from pyflash.nn._twins import twin
+from pyflash.nn._twins import twin, weight_and_bias
 
 __all__ = ["GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
 
@@ -14,7 +14,8 @@ class GroupNorm(torch.nn.GroupNorm):
     """Normalises groups of a sample's channels, as torch.nn.GroupNorm. Wu & He 2018, arXiv:1803.08494."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        weight, bias = weight_and_bias(self)
+        return F.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
 @twin("layer_norm")
@@ -22,7 +23,8 @@ class LayerNorm(torch.nn.LayerNorm):
     """Normalises over the last dimensions, as torch.nn.LayerNorm. Ba et al. 2016, arXiv:1607.06450."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        weight, bias = weight_and_bias(self)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 @twin("local_response_norm")
