@@ -69,7 +69,10 @@ class Op:
     def _differentiate(self, ctx, *grads):
         inputs = [other if t is None else t for t, other in zip(ctx.saved_tensors, ctx.others)]
         found = vjp(lambda *flat: self.reference(*tree_unflatten(flat, ctx.spec)), inputs, grads)
-        return *tree_unflatten(found, ctx.spec), None
+        given, found = tree_unflatten(inputs, ctx.spec), tree_unflatten(found, ctx.spec)
+        # A list of numbers has one gradient, None, and not one for each.
+        are_numbers = [isinstance(v, list) and not any(isinstance(t, torch.Tensor) for t in v) for v in given]
+        return *(None if is_list else g for g, is_list in zip(found, are_numbers)), None
 
     def _run_dispatched(self, *args):
         _expect_memory(self.name, args)
