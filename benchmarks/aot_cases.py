@@ -27,6 +27,7 @@ CONVOLUTIONS = (
     ("3x3/weight_grad", 256, 256, 1, 14, 3, 1, "last", "weight_grad"),
     ("3x3/gelu", 64, 64, 1, 56, 3, 1, "last", "gelu"),
     ("3x3/contiguous", 64, 64, 1, 56, 3, 1, "first", "gelu"),
+    ("3x3/modulated", 64, 64, 1, 64, 3, 1, "last", "modulated"),
     ("3x3/contiguous/weight_grad", 64, 64, 1, 56, 3, 1, "first", "weight_grad"),
     ("1x1/forward", 256, 1024, 1, 14, 1, 1, "last", ""),
     ("1x1/row", 64, 256, 1, 56, 1, 1, "first", "relu"),
@@ -231,6 +232,10 @@ def conv(empty, dtype, form):
         kernels.conv_input_grad(y, weight, None, x.shape[2:], *geometry, False, x)
     elif what == "weight_grad":
         kernels.conv_weight_grad(y, x, weight.shape[2:], *geometry, weight)
+    elif what == "modulated":
+        style, scale, noise = empty(32, inputs, dtype=dtype), empty(32, outputs, dtype=dtype), residual[:, :1]
+        leaky = "leaky_relu", 0.2, 0.0, 1.4, 256.0
+        kernels.modulated_conv_fwd(x, weight, style, scale, bias, noise, y.shape[2:], *geometry, *leaky, False, y)
     else:
         kernels.conv_fwd(
             x,

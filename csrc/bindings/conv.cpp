@@ -37,6 +37,7 @@ void read_problem(Reader& r, Conv& p) {
   p.shape.axes[0] = read_axis(r, "depth");
   p.shape.axes[1] = read_axis(r, "height");
   p.shape.axes[2] = read_axis(r, "width");
+  p.has_style = r.flag("has_style");
   p.algorithm = r.member<ConvAlgorithm>("algorithm", kConvAlgorithms);
   p.dtype = r.member<Dtype>("dtype", kDtypes);
   r.done();
@@ -67,6 +68,11 @@ void define_operation(py::module_& m, const char* name, const char* sizes_name, 
     p.is_packed = t.flag("is_packed");
     p.workspace = t.address<void>("workspace");
     p.activation = read_activation(t, -1);
+    p.style.style = t.address("style");
+    p.style.noise = t.address("noise");
+    p.style.noise_step = t.size("noise_step");
+    p.style.gain = t.number("gain");
+    p.style.clamp = t.number("clamp");
     t.done();
     read_problem(r, p);
     launch(kernel, p, num_threads);

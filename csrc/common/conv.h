@@ -30,13 +30,23 @@ struct ConvShape {
   ConvAxis axes[kConvDims];                          // depth, height, width
 };
 
-// fwd writes y = activation(scale conv(x, weight) + bias + residual), input_grad writes x from y (the output's
+// What a sample's style does to its convolution: `scale` has a value for each of its channels, too.
+struct Style {
+  const void*
+      style;  // [batch, groups * in_channels], dtype, contiguous: scales x; null: there is none, nor what follows
+  const void* noise;   // [batch or 1, places of y], dtype, contiguous: the same for all channels; or null
+  int64_t noise_step;  // elements from one sample to the next
+  double gain, clamp;  // behind the activation; of the magnitude, negative: none
+};
+
+// fwd writes y = activation(scale conv(x, weight) + bias + residual), or, where each sample has a style, y =
+// clamp(gain activation(scale conv(style x, weight) + bias + noise)); input_grad writes x from y (the output's
 // gradient) and weight, plus bias, weight_grad writes weight from y and x.
 struct Conv {
   void* x;               // [batch, groups * in_channels, x's sizes], dtype
   void* weight;          // [groups * out_channels, in_channels, kernel's sizes], dtype
   void* y;               // [batch, groups * out_channels, y's sizes], dtype
-  const void* scale;     // one for each channel of y, dtype, contiguous; or null; fwd only
+  const void* scale;     // one for each channel of y, with a style of each sample, dtype, contiguous; or null; fwd only
   const void* bias;      // one for each channel of what is written, dtype, contiguous; or null
   const void* residual;  // as y; or null; fwd only
   void* preact;          // as y: before the activation; or null; fwd only
@@ -47,6 +57,8 @@ struct Conv {
   Activation activation;    // its row is -1: none; fwd only
   ConvAlgorithm algorithm;  // of fwd and input_grad
   Dtype dtype;
+  Style style;
+  bool has_style;  // said apart from its address: how much memory is wanted depends on it
   bool is_packed;  // `packed` holds this weight, of an earlier call with a problem of the same packing
 };
 

@@ -6,6 +6,7 @@ the input, what lies after follows from the sizes. float32, bfloat16 or float16;
 
 from pyflash.kernels.conv import direct, product, weight_grad
 from pyflash.kernels.conv.axes import Shape
+from pyflash.kernels.conv.scaled import scaled
 
 _LEAST_CHANNELS = 16  # of a group, for which a matrix product is worth it
 
@@ -23,6 +24,25 @@ def conv_fwd(
     """
     shape = Shape(x, weight, y, stride, padding, dilation, groups, False)
     _launch(shape, x, weight, scale, bias, residual, (activation, first, second), y, preact if save_preact else None)
+
+
+def modulated_conv_fwd(
+    x, weight, style, scale, bias, noise, size, stride, padding, dilation, groups, activation, first, second, gain, clamp,
+    keeps_weight, y,
+):  # fmt: skip
+    """Fill y = clamp(gain activation(scale conv(style x, weight) + bias + noise)), style and scale those of each sample.
+
+    Args:
+        style: [N, groups * Ci]; scale: [N, groups * Co] or None; noise: [N or 1, 1, *size] or None.
+        clamp: of the magnitude; negative for none. The others are conv_fwd's.
+    """
+    if y.numel():
+        shape = Shape(x, weight, y, stride, padding, dilation, groups, False)
+        scale, bias = (None if t is None else t.contiguous() for t in (scale, bias))
+        noise = None if noise is None else noise.expand(y.shape)
+        of, bounds = (activation, first, second), (gain, clamp, "gain" if clamp < 0 else "clamp")
+        # Scaled in the product, its tiles would pass through registers, and the products of a warp group wait for each other.
+        product.conv(shape, scaled(x, style), weight, scale, bias, noise, of, y, None, y.shape[1], *bounds)
 
 
 def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, keeps_weight, dx):

@@ -11,22 +11,27 @@ from pyflash.kernels import launch, tuning
 from pyflash.kernels.conv import axes
 from pyflash.kernels.conv.axes import across, address, down, is_inside, where_both
 from pyflash.kernels.pointwise import activations
-from pyflash.kernels.primitives import cast, dot
+from pyflash.kernels.primitives import cast, dot, scalar
 from pyflash.kernels.strided import tile_from
 
 
 @triton.jit
 def finish(acc, scale_ptr, bias_ptr, residual, y, preact, sample, d, h, w, is_row, channel, is_channel, first, second,
-           ACTIVATION: tl.constexpr):  # fmt: skip
-    """What follows the sums acc [rows, channels]: scale, bias, residual, activation, stores.
+           ACTIVATION: tl.constexpr, scale_step=None, gain=1.0, clamp=0.0, BOUNDS: tl.constexpr = ""):  # fmt: skip
+    """What follows the sums acc [rows, channels]: scale, bias, residual, activation, gain, clamp, stores.
 
     sample, d, h, w, is_row: [rows], where each lies in the result and whether it is one; channel, is_channel: [channels].
     scale, bias: [all channels]; residual, y, preact: Strided [batch, all channels, D, H, W]; all but y may be None.
+    scale_step: where each sample has a scale of its own, from one to the next. BOUNDS: "", "gain" or "clamp", which is both.
     """
     mask = is_row[:, None] & is_channel[None, :]
     column = channel.to(tl.int64)[None, :]
     if scale_ptr is not None:
-        acc *= cast(tl.load(scale_ptr + channel, mask=is_channel, other=0.0), tl.float32)[None, :]  # [channels]
+        if scale_step is None:
+            acc *= cast(tl.load(scale_ptr + channel, mask=is_channel, other=0.0), tl.float32)[None, :]  # [channels]
+        else:
+            ptrs = scale_ptr + sample.to(tl.int64)[:, None] * scale_step + column
+            acc *= cast(tl.load(ptrs, mask=mask, other=0.0), tl.float32)  # [rows, channels]
     if bias_ptr is not None:
         acc += cast(tl.load(bias_ptr + channel, mask=is_channel, other=0.0), tl.float32)[None, :]  # [channels]
     if residual is not None:
@@ -36,6 +41,12 @@ def finish(acc, scale_ptr, bias_ptr, residual, y, preact, sample, d, h, w, is_ro
         ptrs = preact.ptr + address(preact.strides, sample, d, h, w)[:, None] + column * preact.strides[1]
         tl.store(ptrs, cast(acc, preact.ptr.dtype.element_ty), mask=mask)
     acc = activations.fwd(acc, first, second, ACTIVATION, y.ptr.dtype.element_ty.primitive_bitwidth == 16)
+    if BOUNDS != "":
+        acc *= scalar(gain, acc.dtype)
+    if BOUNDS == "clamp":
+        most = scalar(clamp, acc.dtype)
+        acc = tl.where(acc > most, most, acc)  # NaN stays
+        acc = tl.where(acc < -most, -most, acc)
     ptrs = y.ptr + address(y.strides, sample, d, h, w)[:, None] + column * y.strides[1]
     tl.store(ptrs, cast(acc, y.ptr.dtype.element_ty), mask=mask)
 
@@ -44,8 +55,8 @@ def finish(acc, scale_ptr, bias_ptr, residual, y, preact, sample, d, h, w, is_ro
 @triton.jit
 def _conv(
     a, weight, scale_ptr, bias_ptr, residual, y, preact, depth, height, width, batch, groups, K, N, phases,
-    first: "fp64", second: "fp64",  # noqa: F821
-    ACTIVATION: tl.constexpr, IS_ADJOINT: tl.constexpr, LEAVES_D: tl.constexpr, LEAVES_H: tl.constexpr,
+    first: "fp64", second: "fp64", scale_step, gain: "fp64", clamp: "fp64",  # noqa: F821
+    ACTIVATION: tl.constexpr, BOUNDS: tl.constexpr, IS_ADJOINT: tl.constexpr, LEAVES_D: tl.constexpr, LEAVES_H: tl.constexpr,
     LEAVES_W: tl.constexpr, IS_LARGE: tl.constexpr, ONE_TAP: tl.constexpr, FOLDS: tl.constexpr, EVEN_K: tl.constexpr, PART: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -138,12 +149,14 @@ def _conv(
         d, h, w = d * stride_d + phase_d, h * stride_h + phase_h, w * stride_w + phase_w
     finish(
         acc, scale_ptr, bias_ptr, residual, y, preact, sample, d, h, w, offs_m < M, group * N + offs_n, offs_n < N, first, second,
-        ACTIVATION,
+        ACTIVATION, scale_step, gain, clamp, BOUNDS,
     )  # fmt: skip
 
 
-def conv(shape, a, weight, scale, bias, residual, activation, y, preact):
-    """Fills y for an axes.Shape; `activation` is a name and the values of its parameters."""
+def conv(
+    shape, a, weight, scale, bias, residual, activation, y, preact, scale_step=None, gain=1.0, clamp=0.0, bounds=""
+):
+    """Fills y for an axes.Shape; `activation` is a name and the values of its parameters; the last ones are finish's."""
     precision, folds = tuning.convolution_precision(), shape.K < 16 and shape.taps > 1
     # The error of a sum grows with the root of its length: long exact ones are sums of parts, as in linear.
     is_long = shape.K * shape.taps > 512 and precision == "ieee" and a.itemsize == 4
@@ -158,6 +171,7 @@ def conv(shape, a, weight, scale, bias, residual, activation, y, preact):
     block_k = config["BLOCK_K"]
     _conv[grid](
         a, shape.weight_of(weight), scale, bias, residual, y, preact, *places, shape.batch, shape.groups, shape.K, shape.N,
-        shape.phases, *activation[1:], ACTIVATION=activation[0], **shape.constants(), ONE_TAP=shape.taps == 1,
+        shape.phases, *activation[1:], scale_step, gain, clamp, ACTIVATION=activation[0],
+        BOUNDS=bounds, **shape.constants(), ONE_TAP=shape.taps == 1,
         FOLDS=folds, EVEN_K=shape.K % block_k == 0, PART=512 // block_k if is_long else 0, PRECISION=precision, **config,
     )  # fmt: skip

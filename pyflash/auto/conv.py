@@ -6,6 +6,7 @@ faster, torch keeps the call.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 from pyflash.auto import MEASURED, tables
@@ -66,9 +67,13 @@ class Size(NamedTuple):
         return f"{shape} channels_last" if self.channels_last else shape
 
 
+# A convolution with its modulation and what follows: torch's passes before and behind are in its time. Where its own points
+# are silent, those of the convolution alone decide.
+MODULATED = "modulated_conv"
 # One table for all ranks but depthwise rows: a row is an image of one row, to a kernel.
 MEASURED_AS = {f"{name}{n}d": name for name in ("conv", "conv_transpose") for n in (1, 2, 3)} | {
-    "conv_bias_act": "conv"
+    "conv_bias_act": "conv",
+    "modulated_conv2d": MODULATED,
 }
 KEPT = "kept"  # the mode of inference in which a packed weight outlives the call
 WITH_NORM = "conv_norm"  # torch's two or three passes over the result are in its time
@@ -117,8 +122,9 @@ def rules(name: str):
             return MEASURED
         channels = size.groups * size.inputs, size.groups * size.outputs
         measured = WITH_NORM if size.has_norm else MEASURED_AS[name]
+        looked_up = (measured, "conv") if measured == MODULATED else (measured,)
         modes = ("training",) if size.training else (KEPT, "inference") if size.keeps_weight else ("inference",)
-        for mode in modes:
+        for measured, mode in product(looked_up, modes):
             ours = tables.ours(where, measured, size.kind, dtype, mode, (size.positions, *channels, size.kernel))
             if ours is not None:
                 return "" if ours else MEASURED

@@ -45,4 +45,18 @@ def conv_weight_grad():
     yield dy, x, kernel, *options
 
 
-OPERATORS = {"conv_fwd": conv_fwd, "conv_input_grad": conv_input_grad, "conv_weight_grad": conv_weight_grad}
+def modulated_conv_fwd():
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, weight, dy = tensors([5, 4], [5, 4], [3, 3], 1, memory_format=layout)
+        geometry = [5, 4], [1, 1], [1, 1], [1, 1], 1
+        style, scale, bias = torch.randn(2, 3), torch.randn(2, 2), torch.randn(2)
+        yield x, weight, style, scale, bias, dy[:, :1], *geometry, "leaky_relu", 0.2, 0.0, 1.4, 2.0, False
+        yield x, weight, style, None, None, None, *geometry, "", 0.0, 0.0, 1.0, -1.0, False
+
+
+OPERATORS = {
+    "conv_fwd": conv_fwd,
+    "conv_input_grad": conv_input_grad,
+    "conv_weight_grad": conv_weight_grad,
+    "modulated_conv_fwd": modulated_conv_fwd,
+}

@@ -17,6 +17,7 @@ struct Run {
   int64_t column, count;
   int64_t index[kConvDims];  // where tap 0 of the first reads
   int64_t from, to;          // element of index 0 of all dimensions; of the first result
+  int64_t sample, place;     // of the first result
 };
 
 template <class T>
@@ -33,6 +34,8 @@ struct Runs {
       r.count = min_of(columns - column, p.axes[2].count - place.j[2]);
       for (int i = 0; i < kConvDims; i++) r.index[i] = place.index(p.axes, i);
       r.from = place.n * p.from_stride.outer;
+      r.sample = place.n;
+      r.place = place.number(p);
       r.to = place.to(p);
       column += r.count;
       place.next_row(p);
@@ -42,7 +45,7 @@ struct Runs {
   void join(int64_t step) {
     int64_t last = 0;
     for (int64_t i = 1; i < count; i++) {
-      if (run[i].to == run[last].to + run[last].count * step)
+      if (run[i].to == run[last].to + run[last].count * step && run[i].sample == run[last].sample)
         run[last].count += run[i].count;
       else
         run[++last] = run[i];
@@ -161,6 +164,28 @@ void gather_each(const Correlation<S>& p, const S* from, const Runs<T>& runs, in
            to + inside.begin);
       clear(to, inside.end, run.count);
     }
+  }
+}
+
+// What the columns of a panel are scaled by of one channel; a vector more may be written.
+template <class S, class T>
+PF_INLINE void style_columns(const Correlation<S>& p, const Runs<T>& runs, int64_t group, int64_t channel, T* out) {
+  for (int64_t i = 0; i < runs.count; i++) {
+    const Run& run = runs.run[i];
+    const Vec<T> style = splat<Vec<T>>(get(p.style_of(run.sample, group) + channel));
+    for (int64_t c = 0; c < run.count; c += kLanes<T>) store(out + run.column + c, style);
+  }
+}
+// Steps [begin, end) of gathered columns, scaled.
+template <class S, class T>
+void scale_columns(const Correlation<S>& p, const Runs<T>& runs, int64_t group, int64_t begin, int64_t end, T* b) {
+  constexpr int64_t panel = gemm::kPanel<T>;
+  T style[panel + kLanes<T>] __attribute__((aligned(64)));
+  const int64_t taps = p.taps();
+  for (int64_t k = begin; k < end; k++, b += panel) {
+    if (k == begin || k % taps == 0) style_columns(p, runs, group, k / taps, style);
+    PF_UNROLL
+    for (int64_t c = 0; c < panel; c += kLanes<T>) store(b + c, load(b + c) * load(style + c));
   }
 }
 
@@ -371,7 +396,7 @@ void columns_product(const Correlation<S>* phases, int64_t phase_count, PackedWe
           }
       for_written(i, [&](const Run& run, int64_t to, int64_t there) {
         finish({in_turn ? both + 2 * run.column : tile + run.column, count, in_turn ? 2 * panel : panel, there, to,
-                p.to_stride.channel, to_step, group * p.rows + row + i, false, 1});
+                p.to_stride.channel, to_step, group * p.rows + row + i, false, 1, run.sample, run.place});
       });
     };
     for (int64_t n = 0; n < phase_count; n++) {
@@ -389,6 +414,7 @@ void columns_product(const Correlation<S>* phases, int64_t phase_count, PackedWe
       do {  // once for a depth of 0: zeros
         const int64_t chunk = min_of(kChunk, depth - k);
         gather_columns(phase, from, runs, k, k + chunk, b);
+        if (p.style) scale_columns(phase, runs, group, k, k + chunk, b);
         const bool is_last = k + chunk == depth, goes_on = !is_last || next < positions;
         Ahead<S, T> ahead(phase, from,
                           is_last && goes_on ? Runs<T>(phase, next, min_of(panel, positions - next)) : runs,

@@ -1,4 +1,4 @@
-// The end of a convolution, as its sums leave the registers: scale, bias, residual, activation.
+// The end of a convolution, as its sums leave the registers: scale, bias, noise, residual, activation.
 #pragma once
 #include "../../common/conv.h"
 #include "../core/memory.h"
@@ -28,11 +28,16 @@ struct Finish {
   const S *scale, *bias, *residual;
   S *to, *preact;
   Act act;
+  int64_t scale_step = 0;    // from one sample to the next
+  const S* noise = nullptr;  // one for each place
+  int64_t noise_step = 0;    // from one sample to the next
 
-  PF_MEMBER Affine<V> of_channel(int64_t channel) const {
+  PF_MEMBER Affine<V> of_channel(int64_t sample, int64_t channel) const {
+    const S* scale = this->scale ? this->scale + sample * scale_step : nullptr;
     return {splat<V>(scale ? get(scale + channel) : Acc<S>(1)), splat<V>(bias ? get(bias + channel) : Acc<S>(0))};
   }
-  PF_MEMBER Affine<V> of_channels(int64_t channel, int64_t count) const {
+  PF_MEMBER Affine<V> of_channels(int64_t sample, int64_t channel, int64_t count) const {
+    const S* scale = this->scale ? this->scale + sample * scale_step : nullptr;
     return {scale ? load_n(scale + channel, count) : splat<V>(Acc<S>(1)), bias ? load_n(bias + channel, count) : V{}};
   }
   // The first `count` lanes of z are results, `step` elements apart, from `at` on.
@@ -74,6 +79,19 @@ struct AnyActivation {
   }
 };
 
+// clamp(gain activation(x)). NaN stays NaN.
+struct BoundedActivation {
+  Activation activation;
+  double gain, clamp;
+  template <class V>
+  PF_MEMBER V forward(V x) const {
+    const V most = splat<V>(clamp < 0 ? HUGE_VAL : clamp);
+    const V y = activate(activation, x) * splat<V>(gain);
+    const V below = select(y > most, most, y);
+    return select(below < -most, -most, below);
+  }
+};
+
 template <class Act>
 constexpr bool kIsRelu = false;
 template <>
@@ -89,6 +107,8 @@ struct SumRows {
   int64_t channel;  // the first
   bool has_channels;
   int64_t channel_step = 0;  // from the channel of one row to that of the next
+  // All are of one sample; place of the first one in it, of rows of channels that of the first row. Read for a style.
+  int64_t sample = 0, place = 0;
 };
 
 // Finish as a call: compiled once for an activation, whatever sums them.
@@ -103,14 +123,17 @@ struct FinishRows {
       : finish(&of), to(of.to), call([](const void* finish, const SumRows<Acc<S>>& rows) {
           constexpr int64_t lanes = kLanes<Acc<S>>;
           const Finish<S, Act> of = *(const Finish<S, Act>*)finish;
+          const S* noise = of.noise ? of.noise + rows.sample * of.noise_step + rows.place : nullptr;
           auto write = [&](int64_t r, int64_t i, const auto& affine) __attribute__((always_inline)) {
-            of(rows.at + r * rows.row_step + i * rows.step, rows.step, affine(load(rows.sums + r * rows.pitch + i)),
-               min_of(lanes, rows.count - i));
+            const int64_t there = min_of(lanes, rows.count - i);
+            auto z = affine(load(rows.sums + r * rows.pitch + i));
+            if (noise) z += rows.has_channels ? splat<decltype(z)>(get(noise + r)) : load_n(noise + i, there);
+            of(rows.at + r * rows.row_step + i * rows.step, rows.step, z, there);
           };
           if (rows.has_channels) {
-            const bool is_plain = !of.residual && !of.preact && rows.step == 1;
+            const bool is_plain = !of.residual && !of.preact && !noise && rows.step == 1;
             for (int64_t i = 0; i < rows.count; i += lanes) {
-              const auto affine = of.of_channels(rows.channel + i, min_of(lanes, rows.count - i));
+              const auto affine = of.of_channels(rows.sample, rows.channel + i, min_of(lanes, rows.count - i));
               if (is_plain && i + lanes <= rows.count) {
                 S* to = of.to + rows.at + i;
                 for (int64_t r = 0; r < rows.rows; r++)
@@ -122,7 +145,7 @@ struct FinishRows {
             return;
           }
           for (int64_t r = 0; r < rows.rows; r++) {
-            const auto affine = of.of_channel(rows.channel + r * rows.channel_step);
+            const auto affine = of.of_channel(rows.sample, rows.channel + r * rows.channel_step);
             for (int64_t i = 0; i < rows.count; i += lanes) write(r, i, affine);
           }
         }) {}
@@ -137,8 +160,11 @@ struct FinishRows {
 template <class S, class F>
 PF_INLINE void for_finish(const Conv& p, F f) {
   auto with = [&](auto act) {
-    f(Finish<S, decltype(act)>{(const S*)p.scale, (const S*)p.bias, (const S*)p.residual, (S*)p.y, (S*)p.preact, act});
+    f(Finish<S, decltype(act)>{(const S*)p.scale, (const S*)p.bias, (const S*)p.residual, (S*)p.y, (S*)p.preact, act,
+                               p.has_style ? p.shape.groups * p.shape.out_channels : 0, (const S*)p.style.noise,
+                               p.style.noise_step});
   };
+  if (p.has_style) return with(BoundedActivation{p.activation, p.style.gain, p.style.clamp});
   if (p.activation.row < 0) return with(NoActivation{});
   bool is_relu = false;
   pointwise::for_activation(p.activation, [&](auto act) { is_relu = kIsRelu<decltype(act)>; });

@@ -17,7 +17,7 @@ enum Method { kByColumns, kByRows, kDepthwisePlanes, kDepthwiseRows };
 template <class S>
 Method method_of(const Correlation<S>& p) {
   const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
-  if (p.channels == 1 && p.rows <= kMaxDepthwiseRows) {
+  if (p.channels == 1 && p.rows <= kMaxDepthwiseRows && !p.has_style) {
     if (by_rows && p.rows == 1 && p.from_stride.channel == 1) return kDepthwiseRows;
     if (!by_rows || p.groups > 1) return kDepthwisePlanes;
   }

@@ -35,10 +35,13 @@ struct Correlation {
   ConvStrides to_stride;
   int64_t batch, groups, rows, channels;
   Axis axes[kConvDims];
+  bool has_style = false;
+  const S* style = nullptr;  // [batch][group][channel]: scales `from`
 
   int64_t positions() const { return batch * axes[0].count * axes[1].count * axes[2].count; }
   int64_t taps() const { return axes[0].taps * axes[1].taps * axes[2].taps; }
   int64_t depth() const { return channels * taps(); }
+  const S* style_of(int64_t sample, int64_t group) const { return style + (sample * groups + group) * channels; }
   int64_t weight_at(int64_t d, int64_t h, int64_t w) const {
     return (axes[0].weight_first + d * axes[0].weight_step) * weight_tap[0] +
            (axes[1].weight_first + h * axes[1].weight_step) * weight_tap[1] +
@@ -75,6 +78,8 @@ Correlation<S> forward_of(const Conv& p) {
     const ConvAxis& a = s.axes[i];
     c.axes[i] = {a.y, 0, 1, a.x, a.stride, a.kernel, -a.padding, a.dilation, 0, 1};
   }
+  c.has_style = p.has_style;
+  c.style = (const S*)p.style.style;
   return c;
 }
 
@@ -165,6 +170,11 @@ struct Place {
     if (++j[0] < p.axes[0].count) return;
     j[0] = 0;
     n++;
+  }
+  // Its number among those of a sample.
+  template <class S>
+  int64_t number(const Correlation<S>& p) const {
+    return (j[0] * p.axes[1].count + j[1]) * p.axes[2].count + j[2];
   }
   int64_t index(const Axis (&axes)[kConvDims], int i) const { return j[i] * axes[i].from_step + axes[i].tap_first; }
   template <class S>

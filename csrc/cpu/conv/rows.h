@@ -89,10 +89,27 @@ void gather_rows(const Correlation<S>& p, const S* from, int64_t first, int64_t 
   }
 }
 
+// Steps [begin, end) of gathered rows, scaled: those of results [first, first + count).
+template <class S, class T>
+void scale_rows(const Correlation<S>& p, int64_t group, int64_t first, int64_t count, int64_t begin, int64_t end,
+                int64_t pitch, T* rows) {
+  const int64_t places = p.positions() / p.batch;
+  for (int64_t i = 0; i < count; i++, rows += pitch) {
+    const S* style = p.style_of((first + i) / places, group);
+    for (int64_t k = begin, n; k < end; k += n) {
+      const int64_t channel = k % p.channels;
+      n = min_of(p.channels - channel, end - k);
+      T* row = rows + k - begin;
+      for (int64_t c = 0; c < n; c += kLanes<T>)
+        store_n(row + c, load_n(row + c, n - c) * load_n(style + channel + c, n - c), n - c);
+    }
+  }
+}
+
 // Are the places of the source, one after the other, the rows that a product reads? A 1x1 kernel at every place.
 template <class S>
 PF_INLINE bool reads_in_place(const Correlation<S>& p) {
-  if (sizeof(S) != sizeof(Acc<S>) || p.taps() != 1 || p.from_stride.channel != 1) return false;
+  if (p.has_style || sizeof(S) != sizeof(Acc<S>) || p.taps() != 1 || p.from_stride.channel != 1) return false;
   int64_t apart = p.from_stride.spatial[2];
   for (int i = kConvDims - 1; i >= 0; i--) {
     const Axis& a = p.axes[i];
@@ -153,7 +170,7 @@ void rows_product(const Correlation<S>& p, PackedWeight packed, void* workspace,
   typedef Acc<S> T;
   constexpr int64_t panel_width = gemm::kPanel<T>;
   const RowsPlan<S> plan = RowsPlan<S>::plan(p, num_threads);
-  const int64_t depth = p.depth(), positions = p.positions();
+  const int64_t depth = p.depth(), positions = p.positions(), places = positions / max_of(1, p.batch);
   T* panels = (T*)packed.memory;
   if (!packed.is_done) pack_panels(p, plan.panels, panels, plan.threads);
   const bool in_place = reads_in_place(p);
@@ -176,6 +193,7 @@ void rows_product(const Correlation<S>& p, PackedWeight packed, void* workspace,
       const int64_t chunk = min_of(kChunk, depth - k);
       const T* rows = in_place ? (const T*)from + first * pitch + k : gathered;
       if (!in_place) gather_rows(p, from, first, row_count, Pieces(p, k, k + chunk), kChunk, gathered);
+      if (p.style) scale_rows(p, group, first, row_count, k, k + chunk, kChunk, gathered);
       for (int64_t panel = 0; panel < plan.panels; panel++) {
         const int64_t column = panel * panel_width, columns = min_of(panel_width, p.rows - column);
         const int vectors = (int)ceil_div(columns, kLanes<T>);
@@ -194,11 +212,14 @@ void rows_product(const Correlation<S>& p, PackedWeight packed, void* workspace,
           gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, pitch, b, tile, k == 0);
           if (k + chunk < depth) continue;
           for (int64_t r = 0, even; r < count; r += even) {
-            // Results that are as far apart as the first two leave together.
+            // Results that are as far apart as the first two leave together, those of a sample where it has a style.
             const int64_t* to = to_at + i + r;
-            const int64_t apart = r + 1 < count ? to[1] - to[0] : 0;
-            for (even = 1; r + even < count && to[even] - to[even - 1] == apart; even++) continue;
-            finish({tile + r * panel_width, even, panel_width, columns, to[0] + channel, apart, 1, channel, true});
+            const int64_t sample = p.has_style ? (first + i + r) / places : 0, place = first + i + r - sample * places;
+            const int64_t most = p.has_style ? min_of(count - r, places - place) : count - r;
+            const int64_t apart = most > 1 ? to[1] - to[0] : 0;
+            for (even = 1; even < most && to[even] - to[even - 1] == apart; even++) continue;
+            finish({tile + r * panel_width, even, panel_width, columns, to[0] + channel, apart, 1, channel, true, 0,
+                    sample, place});
           }
         }
       }

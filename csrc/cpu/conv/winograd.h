@@ -154,6 +154,12 @@ PF_INLINE void transform_patch(At at, V (&v)[W::patch][W::patch]) {
   });
 }
 
+template <int kPatch, class V>
+PF_INLINE void scale_patch(V (&d)[kPatch][kPatch], V scale) {
+  PF_UNROLL
+  for (int k = 0; k < kPatch * kPatch; k++) d[k / kPatch][k % kPatch] *= scale;
+}
+
 // Rows of results, one for each vector of a patch, as they follow one another in memory.
 template <class T>
 PF_INLINE void store_in_turn(const Vec<T> (&y)[2], T* to) {
@@ -183,11 +189,14 @@ bool winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, co
   T* sums = transformed + kPlaces * p.channels * panel;       // [place][row][kPanel]
   T* results = sums + kPlaces * plan.height * panel + panel;  // [m][m kPanel]
   const Runs<T> runs(patches, first, columns);
+  T style[panel + lanes] __attribute__((aligned(64)));
   for (int64_t c = 0; c < p.channels; c++) {
     gather_columns(patches, from, runs, c * kPlaces, (c + 1) * kPlaces, gathered);
+    if (p.style) style_columns(p, runs, group, c, style);
     for (int v = 0; v < vectors; v++) {
       Vec<T> d[W::patch][W::patch];
       transform_patch<W>([&](int k) { return gathered + k * panel + v * lanes; }, d);
+      if (p.style) scale_patch(d, load(style + v * lanes));
       PF_UNROLL
       for (int k = 0; k < kPlaces; k++)
         store(transformed + (k * p.channels + c) * panel + v * lanes, d[k / W::patch][k % W::patch]);
@@ -225,7 +234,9 @@ bool winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, co
         const int64_t there = min_of(m * run.count, p.axes[2].count - m * place.j[2]);
         for (int64_t r = 0; r < min_of(m, rows_left); r++) {
           const int64_t to = run.to + channel * p.to_stride.channel + r * h_step;
-          finish({results + m * (r * panel + run.column), 1, 0, there, to, 0, w_step, channel, false});
+          const int64_t number = (m * place.j[1] + r) * p.axes[2].count + m * place.j[2];
+          finish(
+              {results + m * (r * panel + run.column), 1, 0, there, to, 0, w_step, channel, false, 0, place.n, number});
         }
         place.next_row(patches);
       }
@@ -257,6 +268,7 @@ bool winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const
     for (int64_t c = 0; c < p.channels; c += lanes) {
       Vec<T> d[W::patch][W::patch];
       transform_patch<W>([&](int k) { return gathered + k * p.channels + c; }, d);
+      if (p.style) scale_patch(d, load_n(p.style_of(places[i].n, group) + c, p.channels - c));
       PF_UNROLL
       for (int k = 0; k < kPlaces; k++)
         store_n(transformed + (k * plan.width + i) * p.channels + c, d[k / W::patch][k % W::patch], p.channels - c);
@@ -294,7 +306,7 @@ bool winograd_rows(const Correlation<S>& p, const Correlation<S>& patches, const
       }
       for (int64_t h = 0; h < rows_left; h++)
         finish({results + m * h * panel, columns_left, panel, columns, to + h * h_step + channel, w_step, 1, channel,
-                true});
+                true, 0, places[i].n, (m * places[i].j[1] + h) * p.axes[2].count + m * places[i].j[2]});
     }
   }
   return !is_any_spoilt<T>(spoilt, lanes);

@@ -15,6 +15,7 @@ from pyflash.ops.pointwise._cpu_activation import ACTIVATION_IDS
 
 DIRECT, WINOGRAD_2X2, WINOGRAD_4X4 = range(3)  # common/conv.h
 _NO_ACTIVATION = (-1, 0.0, 0.0)
+_NO_STYLE = (0, 0, 0, 1.0, -1.0)  # style, noise, noise_step, gain, clamp
 
 
 def _strides(tensor):
@@ -46,7 +47,8 @@ def _algorithm(name, weight, written, groups, stride, dilation) -> int:
 
 
 def _run(
-    name, x, weight, y, scale, bias, residual, preact, activation, stride, padding, dilation, groups, keeps_weight=False
+    name, x, weight, y, scale, bias, residual, preact, activation, stride, padding, dilation, groups, keeps_weight=False,
+    style=_NO_STYLE,
 ):  # fmt: skip
     out_channels, in_channels, *kernel = weight.shape
     written = x if name == "conv_input_grad" else y
@@ -54,7 +56,7 @@ def _run(
     problem = (
         _strides(x), _strides(weight), _strides(y), x.shape[0], groups, in_channels, out_channels // groups,
         *_axes(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation),
-        algorithm, DTYPES[x.dtype],
+        style is not _NO_STYLE, algorithm, DTYPES[x.dtype],
     )  # fmt: skip
     threads = torch.get_num_threads()
     packed_bytes, workspace_bytes = getattr(_cpu, f"{name}_sizes")(problem, threads)
@@ -62,7 +64,7 @@ def _run(
 
     def run(packed, is_packed):
         tensors = (
-            *map(_address, (x, weight, y, scale, bias, residual, preact, packed)), is_packed, workspace.data_ptr(), *activation
+            *map(_address, (x, weight, y, scale, bias, residual, preact, packed)), is_packed, workspace.data_ptr(), *activation, *style
         )  # fmt: skip
         getattr(_cpu, name)(tensors, problem, threads)
 
@@ -88,6 +90,19 @@ def conv_fwd(
     scale, bias = (None if t is None else t.contiguous() for t in (scale, bias))
     preact = preact if save_preact else None
     _run("conv_fwd", x, weight, y, scale, bias, residual, preact, act, stride, padding, dilation, groups, keeps_weight)
+
+
+def modulated_conv_fwd(
+    x, weight, style, scale, bias, noise, size, stride, padding, dilation, groups, activation, first, second, gain, clamp,
+    keeps_weight, y,
+):  # fmt: skip
+    act = (ACTIVATION_IDS[activation], first, second) if activation else _NO_ACTIVATION
+    style, scale, bias, noise = (None if t is None else t.contiguous() for t in (style, scale, bias, noise))
+    noise_step = 0 if noise is None or noise.shape[0] == 1 else prod(size)
+    of_sample = _address(style), _address(noise), noise_step, gain, clamp
+    _run(
+        "conv_fwd", x, weight, y, scale, bias, None, None, act, stride, padding, dilation, groups, keeps_weight, of_sample
+    )  # fmt: skip
 
 
 def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, keeps_weight, dx):
