@@ -137,9 +137,14 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
         }.get(shape, (9,))
         if name == "conv_transpose" and shape != "strided":
             continue  # models have no others
+        if name == auto_conv.MODULATED and shape not in ("pointwise", "3x3"):
+            continue  # likewise
         dtypes_of = dtypes
         modes_of = [mode for mode in modes if mode != auto_conv.KEPT or auto_conv.is_packed(name, kind)]
-        if name == auto_conv.WITH_NORM:  # in evaluation, and of the type that people infer with on a CPU
+        if name in (
+            auto_conv.WITH_NORM,
+            auto_conv.MODULATED,
+        ):  # without gradients, of the type that people infer with on a CPU
             dtypes_of = [dtype for dtype in dtypes if dtype == "float32"]
             modes_of = [mode for mode in modes_of if mode != "training"]
         for dtype, mode, places, count, kernel in product(dtypes_of, modes_of, positions, channels, kernels):

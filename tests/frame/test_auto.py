@@ -336,7 +336,7 @@ def test_what_is_written_is_read(tmp_path):
 
 def rule_of(point):
     names = {"activation": point.kind, "rnn": "gru", "conv": "conv2d", "conv_transpose": "conv_transpose2d"}
-    names[conv.WITH_NORM] = "conv_bias_act"
+    names |= {conv.WITH_NORM: "conv_bias_act", conv.MODULATED: "modulated_conv2d"}
     return backends.OPERATIONS[names.get(point.operation, point.operation)].rules
 
 
@@ -359,7 +359,7 @@ def size_of(point):
         cell = "rnn_tanh" if cell == "rnn" else cell
         steps, batch, hidden = point.sizes
         return rnn.Size(cell, module, steps, batch, hidden, hidden, 1, 1, False, False, training)
-    if point.operation in ("conv", "conv_transpose", conv.WITH_NORM):
+    if point.operation in ("conv", "conv_transpose", conv.WITH_NORM, conv.MODULATED):
         positions, inputs, outputs, kernel = point.sizes
         shape, _, layout = point.kind.partition(" ")
         groups, is_1d = inputs if "depthwise" in shape else 1, shape == conv.DEPTHWISE_1D

@@ -49,7 +49,7 @@ def test_nothing_imports_upward(part):
 
 FAMILIES = {  # in ops and kernels: the other families that one may import from, for matrix products and what is fused to them
     "embedding": set(),
-    "gan": {"conv", "linear"},  # a modulated convolution is made of both
+    "gan": {"conv", "linear", "pointwise"},  # a modulated convolution is made of them, and bias_act follows it
     "pointwise": set(),
     "norm": {"pointwise"},
     "linear": {"pointwise"},

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_error_within, backend_params, use
+from torch.profiler import profile
 
 import pyflash.functional as PF
 from tests.gan.definitions import upfirdn2d
@@ -110,6 +111,78 @@ def test_second_derivatives(up, backend):
 
     assert torch.autograd.gradcheck(function, leaves)
     assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def is_in_one(function, *tensors) -> bool:
+    """Does the operator that is all of it serve this call?"""
+    with profile() as of:
+        function(*tensors)
+    return any(event.name == "pyflash::modulated_conv_fwd" for event in of.events())
+
+
+NOISES = [(), (8, 8), (3, 1, 8, 8), (1, 8, 8), (3, 1, 1, 1), (4, 1, 1)]  # the last two are not one number a place
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("noise_shape", NOISES)
+def test_without_gradients_it_is_the_same(noise_shape, layout, backend):
+    """In one operator: demodulated or not, every noise, with bias_act behind it, filtered before, padded unevenly."""
+    f = filter_of(TAPS)
+    x, weight = torch.randn(3, 5, 8, 8).contiguous(memory_format=layout), torch.randn(4, 5, 3, 3)
+    styles, noise, b = torch.randn(3, 5) + 1, torch.randn(noise_shape) if noise_shape else None, torch.randn(4)
+    behind = dict(act="lrelu", alpha=0.1, gain=1.5, clamp=1.2)
+    for options in (
+        dict(padding=1),
+        dict(padding=1, demodulate=False, flip_weight=False),
+        dict(padding=(2, 0, 0, 2)),
+        dict(padding=1, down=2, resample_filter=f),
+    ):
+        if options.get("down") == 2 and noise is not None and noise.shape[-1] > 1:
+            continue
+        for then in ({}, dict(b=b, **behind)):
+
+            def ours(x, weight, styles, noise, b, options=options, then=then):
+                given = then if b is None or "b" not in then else {**then, "b": b}
+                return PF.modulated_conv2d(x, weight, styles, noise, **options, **given)
+
+            tensors = x, weight, styles, noise, b
+            doubles = [None if t is None else t.double() for t in tensors]
+            truth = of_each_sample(
+                *doubles[:4],
+                f if options.get("down") == 2 else None,
+                options.get("demodulate", True),
+                up=1,
+                down=options.get("down", 1),
+                padding=options["padding"],
+                flip_weight=options.get("flip_weight", True),
+            )
+            truth = PF.bias_act(truth, doubles[4], **behind) if then else truth
+            with torch.no_grad():
+                with use("torch"):
+                    torchs = ours(*tensors)
+                with use(backend):
+                    found = ours(*tensors)
+            assert found.stride() == torchs.stride()
+            assert_error_within([found], [torchs], [truth], weight, x)
+            if backend.startswith("cpu") and noise_shape not in NOISES[-2:]:
+                with use(backend):
+                    assert is_in_one(ours, *tensors)
+                    assert not is_in_one(ours, x.clone().requires_grad_(), *tensors[1:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kernels_of_one_tap_and_of_none(backend):
+    """As the layer that makes a picture; and pictures without samples or channels."""
+    x, weight, styles = torch.randn(3, 5, 8, 8), torch.randn(2, 5, 1, 1), torch.randn(3, 5)
+    f = filter_of(TAPS)
+    for down in (1, 2):
+        expected = of_each_sample(x, weight, styles, None, f, False, up=1, down=down, padding=0)
+        with use(backend), torch.no_grad():
+            found = PF.modulated_conv2d(x, weight, styles, down=down, resample_filter=f, demodulate=False)
+        torch.testing.assert_close(found, expected)
+    with use(backend), torch.no_grad():
+        assert PF.modulated_conv2d(x[:0], weight, styles[:0]).shape == (0, 2, 8, 8)
 
 
 def test_half_types_do_not_overflow():

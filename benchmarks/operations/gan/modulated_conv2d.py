@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from math import gcd, isqrt
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.known import Gap, Story
 from benchmarks.operation import PROVIDERS, Case, Operation, Provider, gpu_case
+from pyflash.auto.conv import MODULATED
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Shape:
     size: int  # of the input
     up: int = 1
     channels_last: bool = False
+    kernel: int = 3
+    is_layers: bool = False  # the weight is a layer's, whose packed form may be kept
 
 
 def inputs(case: Case) -> tuple[torch.Tensor, ...]:
@@ -28,7 +32,9 @@ def inputs(case: Case) -> tuple[torch.Tensor, ...]:
     x = torch.randn(s.batch, s.inputs, s.size, s.size)
     x = x.to(memory_format=torch.channels_last) if s.channels_last else x
     noise = torch.randn(s.batch, 1, s.size * s.up, s.size * s.up)
-    return x, torch.randn(s.outputs, s.inputs, 3, 3), torch.randn(s.batch, s.inputs) + 1, noise
+    weight = torch.randn(s.outputs, s.inputs, s.kernel, s.kernel)
+    weight = torch.nn.Parameter(weight) if s.is_layers else weight
+    return x, weight, torch.randn(s.batch, s.inputs) + 1, noise
 
 
 def _filter(shape: Shape) -> torch.Tensor | None:
@@ -46,7 +52,14 @@ def modulated(case: Case, backend: str | None = None):
         f_here = None if f is None else f.to(x.device)
         with pyflash.use_backend(backend) if backend else nullcontext():
             return pyflash.functional.modulated_conv2d(
-                x, weight, styles, noise, up=up, padding=1, resample_filter=f_here, flip_weight=up == 1
+                x,
+                weight,
+                styles,
+                noise,
+                up=up,
+                padding=case.shape.kernel // 2,
+                resample_filter=f_here,
+                flip_weight=up == 1,
             )
 
     return function
@@ -60,7 +73,7 @@ def batch_as_groups(case: Case):
         own = own * (own.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
         x = x.reshape(1, -1, *x.shape[2:])
         if s.up == 1:
-            y = F.conv2d(x, own.flatten(0, 1), padding=1, groups=s.batch)
+            y = F.conv2d(x, own.flatten(0, 1), padding=s.kernel // 2, groups=s.batch)
         else:
             own = own.transpose(1, 2).flatten(0, 1)
             y = F.conv_transpose2d(x, own, stride=2, groups=s.batch)  # a border of one more each side
@@ -73,7 +86,7 @@ def batch_as_groups(case: Case):
 
 def flops(case: Case, mode: str) -> float:
     s = case.shape
-    forward = 2 * s.batch * s.inputs * s.outputs * 9 * s.size**2
+    forward = 2 * s.batch * s.inputs * s.outputs * s.kernel**2 * s.size**2
     return forward * {"forward": 1, "backward": 2, "training": 3}[mode]
 
 
@@ -100,7 +113,8 @@ CASES = (
 )  # fmt: skip
 
 STORY = Story(
-    limit="FLOPs of the convolution; modulation and demodulation are a pass over the input and one over the result.",
+    limit="FLOPs of the convolution. In inference style, demodulation and noise are within it; with gradients they are a pass over"
+    " the input and one over the result.",
     elsewhere="Batch-as-groups writes a weight for each sample and reads it as a grouped convolution: dear for many channels,"
     " cheap for few, where its weights are smaller than a pass over a picture.",
     gaps=(Gap("", "the convolution is what `auto` takes; see conv2d"),),
@@ -129,3 +143,13 @@ OPERATION = Operation(
         ),
     ),
 )
+
+
+def _point(kind: str, sizes: tuple[int, ...]) -> tuple[Operation, Shape]:
+    positions, inputs, outputs, kernel = sizes
+    batch = gcd(8, positions)
+    layout = {"channels_last": kind.endswith("channels_last")}
+    return OPERATION, Shape(batch, inputs, outputs, isqrt(positions // batch), kernel=isqrt(kernel), **layout)
+
+
+POINTS = {MODULATED: _point}

@@ -91,11 +91,10 @@ class StyleLayer(torch.nn.Module):
             added = torch.randn(x.shape[0], 1, *self.noise_const.shape, device=x.device) * self.noise_strength
         elif noise == "const":
             added = self.noise_const * self.noise_strength
-        x = F.modulated_conv2d(
+        return F.modulated_conv2d(
             x, self.weight, self.affine(style), added, up=self.up, padding=1, resample_filter=_whole(self.resample_filter),
-            flip_weight=self.up == 1,
+            flip_weight=self.up == 1, b=self.bias.to(x.dtype), act="lrelu", clamp=CLAMP * sqrt(2),
         )  # fmt: skip
-        return F.bias_act(x, self.bias.to(x.dtype), act="lrelu", clamp=CLAMP * sqrt(2))
 
 
 class ToPicture(torch.nn.Module):
@@ -110,8 +109,9 @@ class ToPicture(torch.nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         styles = self.affine(style) * self.weight_gain
-        x = self.functional.modulated_conv2d(x, self.weight, styles, demodulate=False)
-        return self.functional.bias_act(x, self.bias.to(x.dtype), clamp=CLAMP)
+        return self.functional.modulated_conv2d(
+            x, self.weight, styles, demodulate=False, b=self.bias.to(x.dtype), clamp=CLAMP
+        )
 
 
 class StyleBlock(torch.nn.Module):

@@ -257,11 +257,19 @@ _ACTS: dict[str, tuple[str, float | None, float]] = {
 }
 
 
-def _act(act: str, alpha: float | None) -> Resolved:
-    name, default, _ = _ACTS[act]
-    if default is not None:
-        return name, float(default if alpha is None else alpha), 0.0
-    return resolve("bias_act", name or None)
+def of_act(operation: str, act: str, alpha: float | None, gain: float | None, clamp: float | None):
+    """(activation, gain, clamp) of `bias_act`'s arguments."""
+    expect(
+        isinstance(act, str) and act in _ACTS,
+        operation,
+        lambda: f"act is {act!r}, expected one of {', '.join(_ACTS)}",
+    )
+    name, slope, default = _ACTS[act]
+    if slope is not None:
+        of: Resolved = name, float(slope if alpha is None else alpha), 0.0
+    else:
+        of = resolve(operation, name or None)
+    return of, float(default if gain is None else gain), ANY if clamp is None or clamp < 0 else float(clamp)
 
 
 def bias_act(
@@ -293,14 +301,8 @@ def bias_act(
     Source: Karras et al. 2020, arXiv:2006.06676; Karras et al. 2021, arXiv:2106.12423.
     """
     expect_tensors("bias_act", ("b",), x=x, b=b)
-    expect(
-        isinstance(act, str) and act in _ACTS,
-        "bias_act",
-        lambda: f"act is {act!r}, expected one of {', '.join(_ACTS)}",
-    )
+    of, gain, clamp = of_act("bias_act", act, alpha, gain, clamp)
     dim = _channel("bias_act", x, b, dim, "b")
-    of, gain = _act(act, alpha), float(_ACTS[act][2] if gain is None else gain)
-    clamp = ANY if clamp is None or clamp < 0 else float(clamp)
     if b is None and of == NO_ACTIVATION and gain == 1 and clamp < 0:
         return x
     y = _fused(OPERATION, x, b, None, dim, of, gain, clamp, 0.0)
