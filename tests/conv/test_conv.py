@@ -57,6 +57,14 @@ CONV = [  # shapes of input and weight, options, layout of both, why it is here
     ((0, 3, 8, 8), (4, 3, 3, 3), {}, "contiguous", "empty batch"),
     ((3, 5, 5, 5), (7, 5, 3, 3), {"padding": 1}, "contiguous", "columns of many short rows"),
     ((1, 5, 3, 75), (3, 5, 3, 3), {"stride": 2, "padding": 1}, "contiguous", "every other place of a long row"),
+    ((2, 3, 19, 21), (17, 3, 7, 7), {"stride": 2, "padding": 3}, "channels_last", "the stem, a vector and a rest"),
+    ((1, 3, 5, 130), (21, 3, 3, 3), {"padding": 1}, "contiguous", "few channels, a line in blocks"),
+    ((2, 1, 8, 8), (6, 1, 5, 5), {"padding": 2}, "channels_last", "LeNet's first, of digits"),
+    ((1, 3, 12, 11), (8, 3, 2, 2), {"stride": (5, 4), "padding": 1}, "contiguous", "few channels, lines between windows"),
+    ((1, 3, 5, 6), (8, 3, 3, 3), {"padding": 4, "stride": (1, 3)}, "sliced", "few channels, padding alone"),
+    ((2, 6, 9, 8), (16, 3, 3, 4), {"padding": 1, "groups": 2}, "transposed", "few channels of each group"),
+    ((2, 2, 310), (70, 2, 10), {"stride": 5}, "contiguous", "wav2vec's first, two panels"),
+    ((1, 2, 5, 6, 7), (9, 2, 3, 2, 3), {"padding": 1, "stride": (2, 1, 1)}, "channels_last", "three, few channels"),
 ]
 TRANSPOSED = [
     ((2, 8, 4, 4), (8, 3, 4, 4), {"stride": 2, "padding": 1}, "contiguous", "DCGAN's"),
@@ -208,7 +216,11 @@ def test_memory_formats_are_torchs(backend):
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_results_do_not_depend_on_threads(backend):
     """Sums are split by what a result is, or by numbers of the shape, never by who is there."""
-    cases = [((2, 32, 28, 28), (64, 32, 3, 3), {"padding": 1}), ((2, 64, 30, 30), (64, 1, 3, 3), {"groups": 64})]
+    cases = [
+        ((2, 32, 28, 28), (64, 32, 3, 3), {"padding": 1}),
+        ((2, 64, 30, 30), (64, 1, 3, 3), {"groups": 64}),
+        ((2, 3, 70, 70), (40, 3, 7, 7), {"stride": 2, "padding": 3}),
+    ]
     threads = torch.get_num_threads()
     for x_shape, weight_shape, options in cases:
         tensors = laid_out(x_shape), laid_out(weight_shape)  # torch sums the gradient of a bias

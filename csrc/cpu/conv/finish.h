@@ -115,12 +115,19 @@ struct SumRows {
 template <class S>
 struct FinishRows {
   const void* finish;
-  const S* to;
+  S* to;
+  const S *scale, *bias;
+  bool is_affine;  // no more than these: a product may write its results itself
   void (*call)(const void* finish, const SumRows<Acc<S>>& rows);
 
   template <class Act>
   explicit FinishRows(const Finish<S, Act>& of)
-      : finish(&of), to(of.to), call([](const void* finish, const SumRows<Acc<S>>& rows) {
+      : finish(&of),
+        to(of.to),
+        scale(of.scale),
+        bias(of.bias),
+        is_affine(!of.residual && !of.preact && std::is_same<Act, NoActivation>::value),
+        call([](const void* finish, const SumRows<Acc<S>>& rows) {
           constexpr int64_t lanes = kLanes<Acc<S>>;
           const Finish<S, Act> of = *(const Finish<S, Act>*)finish;
           const S* noise = of.noise ? of.noise + rows.sample * of.noise_step + rows.place : nullptr;
@@ -150,6 +157,10 @@ struct FinishRows {
           }
         }) {}
   void operator()(const SumRows<Acc<S>>& rows) const { call(finish, rows); }
+  PF_MEMBER Affine<Vec<Acc<S>>> of_channels(int64_t channel, int64_t count) const {
+    const Finish<S, NoActivation> affine = {scale, bias, nullptr, nullptr, nullptr, {}};
+    return affine.of_channels(channel, count);
+  }
   // Asks for what will be written, `rows` rows of `count` elements: it is here when the sums are.
   PF_MEMBER void prefetch(int64_t at, int64_t row_step, int64_t rows, int64_t count) const {
     for (int64_t r = 0; r < rows; r++)

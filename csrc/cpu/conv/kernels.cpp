@@ -1,5 +1,7 @@
-// Convolution: the three operations, each by columns or by rows as its tensors lie, or channel by channel (depthwise).
+// Convolution: the three operations, each by columns or by rows as its tensors lie, by lines where there are few
+// channels, or channel by channel (depthwise).
 #include "depthwise_weight_grad.h"
+#include "lines_weight_grad.h"
 #include "weight_grad.h"
 #include "winograd.h"
 
@@ -12,11 +14,12 @@ PF_INLINE bool has_adjacent_channels(const ConvStrides& s, int64_t channels) { r
 
 constexpr int64_t kMaxDepthwiseRows = 8;  // channels of the result that read one channel
 
-enum Method { kByColumns, kByRows, kDepthwisePlanes, kDepthwiseRows };
+enum Method { kByColumns, kByRows, kByLines, kDepthwisePlanes, kDepthwiseRows };
 
 template <class S>
 Method method_of(const Correlation<S>& p) {
   const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+  if (has_lines(p) && !p.has_style) return kByLines;
   if (p.channels == 1 && p.rows <= kMaxDepthwiseRows && !p.has_style) {
     if (by_rows && p.rows == 1 && p.from_stride.channel == 1) return kDepthwiseRows;
     if (!by_rows || p.groups > 1) return kDepthwisePlanes;
@@ -41,6 +44,10 @@ void direct(const Correlation<S>* phases, int64_t count, PackedWeight packed, vo
   switch (method_of(p)) {
     case kByColumns: return columns_product(phases, count, packed, workspace, finish, num_threads);
     case kByRows: return rows_product(p, packed, workspace, finish, num_threads);
+    case kByLines: {
+      const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+      return lines_product(p, by_rows, packed, workspace, finish, num_threads);
+    }
     case kDepthwisePlanes: return depthwise_planes(p, workspace, finish, num_threads);
     case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
   }
@@ -61,6 +68,7 @@ Bytes bytes_of_direct(const Correlation<S>* phases, int64_t count, int num_threa
   switch (method_of(p)) {
     case kByColumns: return bytes_with_weight(ColumnsPlan<S>::plan(phases, count, num_threads));
     case kByRows: return bytes_with_weight(RowsPlan<S>::plan(p, num_threads));
+    case kByLines: return bytes_with_weight(LinesPlan<S>(p, num_threads));
     case kDepthwisePlanes: return {0, DepthwisePlanesPlan<S>(p, num_threads).bytes()};
     case kDepthwiseRows: return {0, DepthwiseRowsPlan<S>::plan(p, num_threads).bytes()};
   }
@@ -115,6 +123,8 @@ template <class S>
 Method weight_grad_method_of(const Conv& p) {
   const Correlation<S> forward = forward_of<S>(p);
   const bool has_planes = weight_grad_has_planes(p);
+  const bool has_long_runs = !has_planes && forward.axes[2].taps * forward.channels > kMaxGradRun;
+  if (has_lines(forward) && !has_long_runs) return kByLines;
   if (forward.channels == 1 && forward.rows <= kMaxDepthwiseRows) {
     if (!has_planes && forward.rows == 1 && p.y_stride.channel == 1) return kDepthwiseRows;
     if (has_planes || forward.groups > 1) return kDepthwisePlanes;
@@ -175,13 +185,14 @@ void weight_grad(const Conv& p, int num_threads) {
     const Correlation<S> forward = forward_of<S>(p);
     const ConvStrides& dy = p.y_stride;
     const DepthwiseGradient<S> gradient = {(const S*)p.y, dy};
-    switch (weight_grad_method_of<S>(p)) {
+    const Method method = weight_grad_method_of<S>(p);
+    switch (method) {
       case kDepthwisePlanes:
         return depthwise_planes_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
       case kDepthwiseRows: return depthwise_rows_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
       default: break;
     }
-    const bool has_planes = weight_grad_has_planes(p);
+    const bool has_planes = method == kByColumns;
     const int64_t taps = forward.taps(), height = forward.axes[1].taps, width = forward.axes[2].taps;
     auto dweight_at = [&](int64_t column) {
       const int64_t tap = has_planes ? column % taps : column / forward.channels;
@@ -189,6 +200,8 @@ void weight_grad(const Conv& p, int num_threads) {
       return channel * forward.weight_channel +
              forward.weight_at(tap / width / height, tap / width % height, tap % width);
     };
+    if (method == kByLines)
+      return lines_weight_grad(forward, (const S*)p.y, (S*)p.weight, dweight_at, p.workspace, num_threads);
     // dy is dense: its results follow one another at the last dimension's step.
     weight_grad_product<S>(forward, {(const S*)p.y, dy.outer, dy.channel, dy.spatial[2]}, (S*)p.weight,
                            forward.weight_row, forward.weight_group, dweight_at, has_planes, p.workspace, num_threads);
@@ -203,6 +216,7 @@ void weight_grad_sizes(const ConvSizes& p, int num_threads) {
     switch (weight_grad_method_of<S>(p.conv)) {
       case kDepthwisePlanes: *p.workspace_bytes = PlanesGradPlan<S>(forward, num_threads).bytes(); break;
       case kDepthwiseRows: *p.workspace_bytes = RowsGradPlan<S>(forward, num_threads).bytes(forward); break;
+      case kByLines: *p.workspace_bytes = LinesGradPlan<S>(forward, num_threads).bytes(); break;
       default:
         *p.workspace_bytes = WeightGradPlan<S>::plan(forward, weight_grad_has_planes(p.conv), num_threads).bytes();
     }

@@ -164,6 +164,22 @@ void pack_panels(const Correlation<S>& p, int64_t panels, T* out, int threads) {
   });
 }
 
+// `rows` rows of sums, kPanel apart, of channels that are adjacent where they are written, each to to[row] + channel.
+// Results that are as far apart as the first two leave together; where samples have styles, `places` of them each,
+// those of a sample: the first row is position `first`.
+template <class S, class T>
+PF_INLINE void finish_rows(const FinishRows<S>& finish, const T* sums, const int64_t* to, int64_t rows, int64_t columns,
+                           int64_t channel, int64_t places = 0, int64_t first = 0) {
+  for (int64_t r = 0, count; r < rows; r += count) {
+    const int64_t sample = places ? (first + r) / places : 0, place = first + r - sample * places;
+    const int64_t most = places ? min_of(rows - r, places - place) : rows - r;
+    const int64_t apart = most > 1 ? to[r + 1] - to[r] : 0;
+    for (count = 1; count < most && to[r + count] - to[r + count - 1] == apart; count++) continue;
+    finish({sums + r * gemm::kPanel<T>, count, gemm::kPanel<T>, columns, to[r] + channel, apart, 1, channel, true, 0,
+            sample, place});
+  }
+}
+
 template <class S>
 void rows_product(const Correlation<S>& p, PackedWeight packed, void* workspace, const FinishRows<S>& finish,
                   int num_threads) {
@@ -211,16 +227,7 @@ void rows_product(const Correlation<S>& p, PackedWeight packed, void* workspace,
             for (int64_t r = 0; r < count; r++) finish.prefetch(to_at[i + r] + channel, 0, 1, columns);
           gemm::tile_of<T, gemm::Lies::by_row>((int)count, vectors)(chunk, a_tile, pitch, b, tile, k == 0);
           if (k + chunk < depth) continue;
-          for (int64_t r = 0, even; r < count; r += even) {
-            // Results that are as far apart as the first two leave together, those of a sample where it has a style.
-            const int64_t* to = to_at + i + r;
-            const int64_t sample = p.has_style ? (first + i + r) / places : 0, place = first + i + r - sample * places;
-            const int64_t most = p.has_style ? min_of(count - r, places - place) : count - r;
-            const int64_t apart = most > 1 ? to[1] - to[0] : 0;
-            for (even = 1; even < most && to[even] - to[even - 1] == apart; even++) continue;
-            finish({tile + r * panel_width, even, panel_width, columns, to[0] + channel, apart, 1, channel, true, 0,
-                    sample, place});
-          }
+          finish_rows(finish, tile, to_at + i, count, columns, channel, p.has_style ? places : 0, first + i);
         }
       }
       k += kChunk;
