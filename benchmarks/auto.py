@@ -125,7 +125,7 @@ BOTH = ("inference", "training")
 
 
 def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
-    """As many channels go in as come out; the kernels that models have of each kind."""
+    """As many channels go in as come out, or three; the kernels that models have of each kind."""
     for name, kind in product(CONVOLUTIONS, auto_conv.KINDS):
         shape = kind.partition(" ")[0]
         kernels = {
@@ -133,6 +133,7 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
             "dense": (25,),
             "strided": (16,),
             "depthwise": (9, 49),
+            "few": (9, 49),
             auto_conv.DEPTHWISE_1D: (3, 31),
         }.get(shape, (9,))
         if name == "conv_transpose" and shape != "strided":
@@ -150,7 +151,10 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
         for dtype, mode, places, count, kernel in product(dtypes_of, modes_of, positions, channels, kernels):
             if mode != "training" and auto_conv.is_bound_by_weights(kind, places):
                 continue  # torch's, whatever a point says
-            yield Point(name, kind, dtype, mode, (places, count, count, kernel))
+            if shape != "few":
+                yield Point(name, kind, dtype, mode, (places, count, count, kernel))
+            elif count == 64:  # a network's first
+                yield Point(name, kind, dtype, mode, (places, 3, count, kernel))
 
 
 LAYERS, CELLS = (tuple(kind for kind in KINDS["rnn"] if kind.endswith(end)) for end in ("layers", "cell"))

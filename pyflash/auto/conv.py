@@ -29,7 +29,8 @@ LEAST_2X2_PLACES = {True: 128, False: 320}
 LEAST_4X4_PLACES = {True: 192, False: 1024}
 
 # Which kernels serve a shape, and in which memory format: a table has points of each.
-SHAPES = ("pointwise", "3x3", "dense", "strided", "depthwise")
+SHAPES = ("pointwise", "3x3", "dense", "strided", "depthwise", "few")
+FEW_CHANNELS = 4  # in: an image's colours, whose lines a kernel of its own reads (csrc/cpu/conv/lines.h)
 DEPTHWISE_1D = "depthwise1d"  # torch's is several times slower than its images'
 KINDS = (*(shape + layout for shape in SHAPES for layout in ("", " channels_last")), DEPTHWISE_1D)
 
@@ -60,6 +61,8 @@ class Size(NamedTuple):
             if self.is_1d and not self.channels_last:
                 return DEPTHWISE_1D
             shape = "depthwise"
+        elif self.inputs <= FEW_CHANNELS:
+            shape = "few"
         else:
             shape = (
                 "strided" if self.is_strided else "pointwise" if self.kernel == 1 else "3x3" if self.is_3x3 else "dense"
@@ -95,6 +98,8 @@ def is_3x3(kernel, stride, dilation) -> bool:
 def is_like_points(size: Size) -> bool:
     if size.groups > 1:
         return size.inputs == size.outputs == 1 and not size.is_strided
+    if size.inputs <= FEW_CHANNELS:
+        return size.outputs >= LEAST_CHANNELS
     if size.is_strided and size.kernel < LEAST_STRIDED_KERNEL:
         return False
     return min(size.inputs, size.outputs) >= LEAST_CHANNELS
@@ -102,7 +107,7 @@ def is_like_points(size: Size) -> bool:
 
 def is_packed(name: str, kind: str) -> bool:
     """Has a weight of this kind another form than its own in a kernel, on a CPU?"""
-    if kind.startswith("depthwise"):
+    if kind.startswith(("depthwise", "few")):
         return False
     return name == "conv_transpose" or kind.startswith("3x3") or kind.endswith("channels_last")
 

@@ -191,7 +191,7 @@ def of_sizes(name: str, kind: str, positions: int, inputs: int, outputs: int, ke
         return Shape(x_shape, weight_shape, padding=(kernel - 1) // 2, groups=inputs)
     width = max(1, isqrt(positions // batch))
     groups = inputs if shape == "depthwise" else 1
-    stride = 2 if shape == "strided" else 1
+    stride = 2 if shape in ("strided", "few") else 1
     common = {"stride": stride, "padding": (side - 1) // 2, "groups": groups, "channels_last": bool(layout)}
     if name == "conv_transpose":
         return Shape(
