@@ -367,7 +367,7 @@ def softmax(empty, sizes, dim):
 def channel_norm(empty, dtype, groups, is_last):
     """BatchNorm with ReLU, or GroupNorm with SiLU, after a residual, and the norms of a pixel's channels; 8 images of 256."""
     from pyflash.kernels.norm import channels as kernels
-    from pyflash.kernels.norm import channels_second, local_response, normalize
+    from pyflash.kernels.norm import channels_second, local_response, normalize, spectral
 
     batch, channels, positions = 8, 256, 3136
     shape = (batch, positions, channels) if is_last else (batch, channels, positions)
@@ -396,6 +396,16 @@ def channel_norm(empty, dtype, groups, is_last):
     norm = empty(shape[0], shape[2])
     normalize.normalize_fwd(x, "two", 1e-12, y, norm)
     normalize.normalize_bwd(dy, x, norm, "two", 1e-12, dx)
+    # The weights of three layers: two convolutions and a transposed one.
+    dims, sizes = [0, 0, 1], ((256, 128, 3, 3), (512, 256, 4, 4), (512, 256, 4, 4))
+    weights = [empty(*size, dtype=dtype) for size in sizes]
+    rows = [size[dim] for dim, size in zip(dims, sizes)]
+    us = [empty(n, dtype=dtype) for n in rows]
+    vs = [empty(w.numel() // n, dtype=dtype) for w, n in zip(weights, rows)]
+    for iterations in (1, 0):
+        spectral.spectral_sigma(weights, us, vs, dims, [iterations] * 3, [1e-12] * 3, *us, *vs, *(empty(1) for _ in rows))
+    spectral.spectral_scale_fwd(weights[2], us[2], vs[2], norm, 1, weights[1])
+    spectral.spectral_scale_bwd(weights[0], weights[2], us[2], vs[2], norm, 1, weights[1])
 
 
 def row_wise(empty, dtype):

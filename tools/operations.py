@@ -44,11 +44,16 @@ def names_in(function) -> set[str]:
     return {function.__name__}
 
 
+def _name(cls: type) -> str:
+    """As it is reached in torch: one that only a function makes by the function's file."""
+    return cls.__module__.removeprefix("pyflash.") if cls.__name__.startswith("_") else f"nn.{cls.__name__}"
+
+
 def torchs(operation: str) -> str:
     """The functions of torch's that `overrides` sends here, by their names, and the modules that ask for the operation."""
     wanted = ASKED_BY.get(operation, operation)
     functions = {function.__name__.lstrip("_") for function, ours in STANDS_FOR.items() if wanted in names_in(ours)}
-    modules = {f"nn.{cls.__name__}" for cls, operations in ASKS_FOR.items() if operation in operations}
+    modules = {_name(cls) for cls, operations in ASKS_FOR.items() if operation in operations}
     return ", ".join(f"`{name}`" for name in sorted(functions) + sorted(modules)) or "–"
 
 

@@ -50,6 +50,8 @@ MAX_UNPOOL = (0, 0, 0, 0, 1, 1, 1, 0)
 LOCAL_RESPONSE = (0, 0, 0, 0, 0, 1, 1, False, 0, 0, 1.0, 1.0, 1.0, 0)
 LOSS_PARTS = (0, 0, 0, 0, 0, 0.0, 0) * 2
 NORMALIZE = (0, 0, 0, 0, 0, 1, 1, 0, 1.0, 0)
+SPECTRAL_LAYER = (0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1e-12)
+SPECTRAL_SCALE = (0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0)
 GAN_FILTER = (0, 1, 1, True, False, 1.0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1)
 UPFIRDN2D = (0, 0, *GAN_FILTER, 0, 1, 0, 0)
 FILTERED_LRELU = (0, 0, 0, 0, *GAN_FILTER * 3, 0, 1, 1, 1.0, 1.0, -1.0, 0, 0)
@@ -180,6 +182,25 @@ def calls():
     )
 
 
+def test_layers_of_a_spectral_norm_are_counted_one_by_one():
+    problem = 0, DTYPES[torch.float32]
+    _cpu.spectral_sigma([], problem, 1)
+    assert _cpu.spectral_sigma_workspace([SPECTRAL_LAYER]) >= 0
+    for name, more in (("spectral_sigma", (problem, 1)), ("spectral_sigma_workspace", ())):
+        call = getattr(_cpu, name)
+        with pytest.raises(TypeError, match=f"{name}: layer ends after 10 fields, before eps"):
+            call([SPECTRAL_LAYER, SPECTRAL_LAYER[:-1]], *more)
+        with pytest.raises(TypeError, match=f"{name}: layer has 12 fields, expected 11"):
+            call([(*SPECTRAL_LAYER, 0)], *more)
+        with pytest.raises(TypeError, match=f"{name}: layer is of type int, expected a tuple"):
+            call([1], *more)
+        for field, place in (("outer", 1), ("rows", 2), ("inner", 3), ("iterations", 9)):
+            with pytest.raises(TypeError, match=f"{name}: {field} is -1, expected 0 or more"):
+                call([replaced(SPECTRAL_LAYER, place, -1)], *more)
+    with pytest.raises(TypeError, match="spectral_sigma: dtype is 4, expected"):
+        _cpu.spectral_sigma([], (0, 4), 1)
+
+
 def _holding(function, tensor, *args):
     """`function`, and `tensor` alive as long as it is."""
     return function(*args)
@@ -219,6 +240,7 @@ def flat_problems():
         {"n": 3},
     )
     yield "normalize", _cpu.normalize, NORMALIZE, 9, {"outer": 4, "n": 5, "inner": 6}
+    yield "spectral_scale", _cpu.spectral_scale, SPECTRAL_SCALE, 10, {"outer": 1, "rows": 2, "inner": 3}
     for name in ("max_unpool_fwd", "max_unpool_bwd"):
         yield name, getattr(_cpu, name), MAX_UNPOOL, 7, {"outer": 3, "inner": 4, "inputs": 5, "outputs": 6}
     yield "dropout", _cpu.dropout, DROPOUT, 6, {"n": 3}

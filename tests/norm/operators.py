@@ -69,6 +69,20 @@ def normalize_bwd():
         yield x.sin(), x, norm, kind, eps
 
 
+def spectral_sigma():
+    weights = [torch.randn(6, 20), torch.randn(3, 7, 2, 2), torch.randn(5, 4, 3)]
+    us, vs = [torch.randn(n) for n in (6, 7, 4)], [torch.randn(n) for n in (20, 12, 15)]
+    for iterations in ([1, 2, 0], [0, 0, 0]):
+        yield weights, us, vs, [0, 1, 1], iterations, [1e-12] * 3
+
+
+def spectral_scale_fwd():
+    for shape, dim in (((6, 20), 0), ((3, 7, 2), 1)):
+        weight = torch.randn(shape)
+        u, v = torch.randn(shape[dim]), torch.randn(weight.numel() // shape[dim])
+        yield weight, u, v, torch.dot(u, weight.movedim(dim, 0).flatten(1) @ v), dim
+
+
 OPERATORS = {
     "channel_norm_fwd": channel_norm_fwd,
     "channel_norm_bwd": channel_norm_bwd,
@@ -87,4 +101,7 @@ OPERATORS = {
         (torch.randn(6, 20), None, None, 1e-5),
     ],
     "rms_norm_bwd": rms_norm_bwd,
+    "spectral_sigma": spectral_sigma,
+    "spectral_scale_fwd": spectral_scale_fwd,
+    "spectral_scale_bwd": lambda: [(args[0].sin(), *args) for args in spectral_scale_fwd()],
 }

@@ -4,3 +4,4 @@
 #include "layer_norm.h"
 #include "local_response.h"
 #include "normalize.h"
+#include "spectral.h"

@@ -83,7 +83,8 @@ class Op:
         if not is_dispatched and _is_observed(args):
             return self._call(*args)
         *args, wish = args
-        place = (wish, "cpu" if args[0].is_cpu else checks.device_type(args[0]))
+        first = _first(args)
+        place = (wish, "cpu" if first.is_cpu else checks.device_type(first))
         try:
             kernel = self._found[place]
         except KeyError:
@@ -126,9 +127,14 @@ class Op:
         expect_guards(f"pyflash::{self.name}", outputs)
 
 
+def _first(args):
+    """The tensor whose device decides; the first argument may be a list of them."""
+    return args[0][0] if type(args[0]) is list else args[0]
+
+
 def _on_its_device(kernel, *args):
     """A launch goes to the current device, which another GPU's tensors do not change."""
-    device = args[0].device
+    device = _first(args).device
     if device.index == torch.cuda.current_device():
         return kernel(*args)
     with torch.cuda.device(device):
@@ -169,7 +175,7 @@ def _is_observed(args) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch.autograd._profiler_enabled()
-        or args[0].is_meta
+        or _first(args).is_meta
     ):
         return True
     return _has_unusual(args)

@@ -14,6 +14,7 @@ from pyflash.ops.norm.minibatch_stddev import minibatch_stddev
 from pyflash.ops.norm.normalize import normalize
 from pyflash.ops.norm.pixel_norm import pixel_norm
 from pyflash.ops.norm.rms_norm import add_rms_norm, rms_norm
+from pyflash.ops.norm.spectral import spectral_norm
 
 __all__ = [
     "adaptive_instance_norm",
@@ -30,6 +31,7 @@ __all__ = [
     "normalize",
     "pixel_norm",
     "rms_norm",
+    "spectral_norm",
 ]
 
 stands_for({F.batch_norm: batch_norm, F.group_norm: group_norm, F.instance_norm: instance_norm})
