@@ -403,7 +403,9 @@ def channel_norm(empty, dtype, groups, is_last):
     us = [empty(n, dtype=dtype) for n in rows]
     vs = [empty(w.numel() // n, dtype=dtype) for w, n in zip(weights, rows)]
     for iterations in (1, 0):
-        spectral.spectral_sigma(weights, us, vs, dims, [iterations] * 3, [1e-12] * 3, *us, *vs, *(empty(1) for _ in rows))
+        spectral.spectral_sigma(
+            weights, us, vs, dims, [iterations] * 3, [1e-12] * 3, *us, *vs, *(empty(1) for _ in rows)
+        )
     spectral.spectral_scale_fwd(weights[2], us[2], vs[2], norm, 1, weights[1])
     spectral.spectral_scale_bwd(weights[0], weights[2], us[2], vs[2], norm, 1, weights[1])
 

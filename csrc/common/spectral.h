@@ -36,8 +36,8 @@ struct SpectralScale {
   Dtype dtype;
 };
 
-// Rows that are summed in one piece, four at a time. From the sizes alone, so that the result does not depend on the number
-// of threads; at most 32 pieces, each worth a thread's while.
+// Rows that are summed in one piece, four at a time. From the sizes alone, so that the result does not depend on the
+// number of threads; at most 32 pieces, each worth a thread's while.
 static inline int64_t spectral_block_rows(const SpectralMatrix& of) {
   const int64_t cols = of.outer * of.inner, few = 1 + of.rows / 32, work = 65536 / (cols > 0 ? cols : 1);
   return ((few > work ? few : work) + 3) / 4 * 4;

@@ -174,7 +174,18 @@ def _spectral_sigma(layers, steps, eps):
 
     def multiply(vs, parts):
         _spectral_rows[(sum(blocks),)](
-            weights, vs, ss, parts, blocks, rows, cols, inner, ITERATES=steps > 0, ACC=acc, BLOCK_R=BLOCK_R, BLOCK_C=block_c
+            weights,
+            vs,
+            ss,
+            parts,
+            blocks,
+            rows,
+            cols,
+            inner,
+            ITERATES=steps > 0,
+            ACC=acc,
+            BLOCK_R=BLOCK_R,
+            BLOCK_C=block_c,
         )
 
     if not steps:

@@ -198,7 +198,10 @@ def test_compile():
 
 
 def test_a_vector_is_normalised():
-    theirs, ours = (of(nn.LayerNorm(5)) for nn, of in ((torch.nn, torch.nn.utils.parametrizations.spectral_norm), (pyflash.nn, spectral_norm)))
+    theirs, ours = (
+        of(nn.LayerNorm(5))
+        for nn, of in ((torch.nn, torch.nn.utils.parametrizations.spectral_norm), (pyflash.nn, spectral_norm))
+    )
     with use("cpu"):
         torch.testing.assert_close(ours.weight, theirs.weight)
 

@@ -66,7 +66,11 @@ def test_matches_float64(backend, dtype):
                 vectors = [t if dtype_ is None else t.to(dtype_) for t in (u, v)]
                 return run(lambda w: f(w, *vectors, steps, 1e-12, dim)[0], [w], dy, dtype_, backend)
 
-            truth, theirs, found = call(defined, weight, torch.float64), call(defined, weight), call(ours, weight, backend=backend)
+            truth, theirs, found = (
+                call(defined, weight, torch.float64),
+                call(defined, weight),
+                call(ours, weight, backend=backend),
+            )
             scale = truth[0].abs().max() / weight.double().abs().max()
             assert_error_within(found, theirs, truth, dy.double() * scale * shape[dim])
             assert found[0].stride() == theirs[0].stride(), why

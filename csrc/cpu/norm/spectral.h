@@ -1,7 +1,8 @@
 // Spectral norms of all layers of a model in one region, and a weight divided by its own.
 //
-// An iteration is u = W v / |W v|, then v = W^T u / |W^T u|. Both come of one walk over the rows of W: s_r = W_r . v, and
-// with the row still in a cache t += s_r W_r. Then u = s / |s|, v = t / |t|, and sigma = u . (W v) = |t| / |s|: no third walk.
+// An iteration is u = W v / |W v|, then v = W^T u / |W^T u|. Both come of one walk over the rows of W: s_r = W_r . v,
+// and with the row still in a cache t += s_r W_r. Then u = s / |s|, v = t / |t|, and sigma = u . (W v) = |t| / |s|: no
+// third walk.
 #pragma once
 #include "../../common/spectral.h"
 #include "rows.h"
@@ -46,8 +47,7 @@ PF_INLINE void spectral_rows(const SpectralMatrix& of, int64_t row, const Acc<S>
     for_columns<T, 1>(0, inner, [&](int64_t j, auto count, int) {
       V sum = load_part(t + o * inner + j, count);
       PF_UNROLL
-      for (int r = 0; r < kRows; r++)
-        sum = fma(load_part(w + o * stride + r * inner + j, count), factors[r], sum);
+      for (int r = 0; r < kRows; r++) sum = fma(load_part(w + o * stride + r * inner + j, count), factors[r], sum);
       store_part(t + o * inner + j, sum, count);
     });
 }
@@ -81,8 +81,8 @@ PF_INLINE double sum_of_products(const T* a, const T* b, int64_t n) {
 template <class S, class T>
 PF_INLINE void divided(const T* from, double divisor, int64_t n, S* to) {
   const Vec<T> divisors = splat<Vec<T>>((T)divisor);
-  for_columns_down<T>(
-      0, n, [&](int64_t j, auto count) { store_part(to + j, load_part(from + j, count) / divisors, count); });
+  for_columns_down<T>(0, n,
+                      [&](int64_t j, auto count) { store_part(to + j, load_part(from + j, count) / divisors, count); });
 }
 
 PF_INLINE double at_least(double norm, double eps) { return norm < eps ? eps : norm; }  // NaN stays

@@ -260,7 +260,9 @@ def spectral_norm(
     expect(
         -weight.dim() <= dim < weight.dim() >= 2,
         "spectral_norm",
-        lambda: f"dim is {dim} of a weight of shape {tuple(weight.shape)}, expected two dimensions or more, dim one of them",
+        lambda: (
+            f"dim is {dim} of a weight of shape {tuple(weight.shape)}, expected two dimensions or more, dim one of them"
+        ),
     )
     dim %= weight.dim()
     rows = weight.shape[dim]
@@ -269,7 +271,11 @@ def spectral_norm(
         "spectral_norm",
         lambda: f"u has shape {tuple(u.shape)}, v {tuple(v.shape)}; the weight {tuple(weight.shape)} has {rows} rows",
     )
-    expect(n_power_iterations > 0, "spectral_norm", lambda: f"n_power_iterations is {n_power_iterations}, expected 1 or more")
+    expect(
+        n_power_iterations > 0,
+        "spectral_norm",
+        lambda: f"n_power_iterations is {n_power_iterations}, expected 1 or more",
+    )
     layer = Layer(weight, u, v, n_power_iterations if training else 0, eps, dim)
     found = divided_by_norm(layer)
     return _by_torch(layer) if found is None else found
