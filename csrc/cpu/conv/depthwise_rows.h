@@ -85,19 +85,6 @@ struct TapWindow {
       : first{place.index(axes, 0), place.index(axes, 1)},
         d(first[0], axes[0].tap_step, axes[0].taps, axes[0].from),
         h(first[1], axes[1].tap_step, axes[1].taps, axes[1].from) {}
-
-  // Asks for what results [j, j + count) read that those of rows before have not.
-  template <class S>
-  void prefetch(const Correlation<S>& p, const S* image, int64_t j, int64_t count) const {
-    const Axis(&axes)[kConvDims] = p.axes;
-    const int64_t w = max_of(0, j * axes[2].from_step + axes[2].tap_first);
-    const int64_t end = min_of(axes[2].from, w + count * axes[2].from_step + axes[2].taps);
-    if (d.begin == d.end || axes[2].tap_step > 1) return;
-    const S* depth = image + (first[0] + (d.end - 1) * axes[0].tap_step) * p.from_stride.spatial[0];
-    for (int64_t t = max_of(h.begin, h.end - axes[1].from_step); t < h.end; t++)
-      prefetch_rows(depth + (first[1] + t * axes[1].tap_step) * p.from_stride.spatial[1] + w * p.from_stride.spatial[2],
-                    0, 1, (end - w) * p.from_stride.spatial[2]);
-  }
 };
 
 // Sums of kTile results and `channels` channels from `channel` on, to out[result][kSumPitch].
@@ -227,10 +214,8 @@ void depthwise_rows(const Correlation<S>& p, void* workspace, const FinishRows<S
       const int64_t to = place.to(p);
       for (int64_t j = 0; j < width; j += plan.tile) {
         const int64_t tile = min_of(j, width - plan.tile);  // the last one sums some once more
-        window.prefetch(p, image, tile + plan.tile, plan.tile);
         for (int64_t c = 0; c < p.groups; c += plan.block) {
           const int64_t channels = min_of(plan.block, p.groups - c), results = min_of(plan.tile, width - j);
-          finish.prefetch(to + j * to_step + c, to_step, results, channels);
           sum(p, image, window, tile * p.axes[2].from_step + p.axes[2].tap_first, weight, plan.pitch, c, channels,
               sums);
           finish(

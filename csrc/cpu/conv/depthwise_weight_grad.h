@@ -23,16 +23,19 @@ void write_weight_grad(const Correlation<S>& p, const T* sums, int64_t parts, in
                        int64_t channel_stride, int64_t tap_stride, S* dweight, int threads) {
   const int64_t height = p.axes[1].taps, width = p.axes[2].taps, taps = p.taps();
   parallel_ranges(p.groups * p.rows, ceil_div(kElementwiseGrain, max_of(1, taps * parts)), threads,
-                  [&](int64_t channel, int64_t end) {
-                    for (; channel < end; channel++)
-                      for (int64_t tap = 0; tap < taps; tap++) {
+                  [&](int64_t first, int64_t end) {
+                    for (int64_t tap = 0; tap < taps; tap++) {
+                      S* to = dweight + p.weight_at(tap / width / height, tap / width % height, tap % width);
+                      const T* from = sums + tap * tap_stride;
+                      for (int64_t channel = first; channel < end; channel++) {
                         T sum = 0;
                         for (int64_t part = 0; part < parts; part++)
-                          sum += sums[part * part_stride + channel * channel_stride + tap * tap_stride];
-                        put(dweight + channel / p.rows * p.weight_group + channel % p.rows * p.weight_row +
-                                p.weight_at(tap / width / height, tap / width % height, tap % width),
+                          sum += from[part * part_stride + channel * channel_stride];
+                        put(p.rows == 1 ? to + channel * p.weight_group
+                                        : to + channel / p.rows * p.weight_group + channel % p.rows * p.weight_row,
                             sum);
                       }
+                    }
                   });
 }
 

@@ -93,6 +93,10 @@ struct BoundedActivation {
 };
 
 template <class Act>
+constexpr bool kIsNone = false;
+template <>
+inline constexpr bool kIsNone<NoActivation> = true;
+template <class Act>
 constexpr bool kIsRelu = false;
 template <>
 inline constexpr bool kIsRelu<pointwise::Relu> = true;
@@ -111,22 +115,35 @@ struct SumRows {
   int64_t sample = 0, place = 0;
 };
 
+// An end that is a line of arithmetic, for kernels that write their results themselves: no activation or ReLU.
+template <class S>
+struct PlainFinish {
+  typedef Vec<Acc<S>> V;
+  Finish<S, NoActivation> finish;
+  Acc<S> least;
+
+  PF_MEMBER Affine<V> of_channel(int64_t channel) const { return finish.of_channel(0, channel); }
+  PF_MEMBER Affine<V> of_channels(int64_t channel, int64_t count) const {
+    return finish.of_channels(0, channel, count);
+  }
+  PF_MEMBER V bounded(V z) const { return max_fast(splat<V>(least), z); }
+  // The first `count` lanes of z, from `at` on.
+  PF_MEMBER void operator()(int64_t at, V z, int64_t count) const { store_n(finish.to + at, bounded(z), count); }
+};
+
 // Finish as a call: compiled once for an activation, whatever sums them.
 template <class S>
 struct FinishRows {
   const void* finish;
-  S* to;
-  const S *scale, *bias;
-  bool is_affine;  // no more than these: a product may write its results itself
+  bool is_plain;
+  PlainFinish<S> plain;  // where it is
   void (*call)(const void* finish, const SumRows<Acc<S>>& rows);
 
   template <class Act>
   explicit FinishRows(const Finish<S, Act>& of)
       : finish(&of),
-        to(of.to),
-        scale(of.scale),
-        bias(of.bias),
-        is_affine(!of.residual && !of.preact && std::is_same<Act, NoActivation>::value),
+        is_plain(!of.residual && !of.preact && !of.scale_step && !of.noise && (kIsRelu<Act> || kIsNone<Act>)),
+        plain{{of.scale, of.bias, nullptr, of.to, nullptr, {}}, kIsRelu<Act> ? Acc<S>(0) : -(Acc<S>)__builtin_inf()},
         call([](const void* finish, const SumRows<Acc<S>>& rows) {
           constexpr int64_t lanes = kLanes<Acc<S>>;
           const Finish<S, Act> of = *(const Finish<S, Act>*)finish;
@@ -157,14 +174,10 @@ struct FinishRows {
           }
         }) {}
   void operator()(const SumRows<Acc<S>>& rows) const { call(finish, rows); }
-  PF_MEMBER Affine<Vec<Acc<S>>> of_channels(int64_t channel, int64_t count) const {
-    const Finish<S, NoActivation> affine = {scale, bias, nullptr, nullptr, nullptr, {}};
-    return affine.of_channels(channel, count);
-  }
   // Asks for what will be written, `rows` rows of `count` elements: it is here when the sums are.
   PF_MEMBER void prefetch(int64_t at, int64_t row_step, int64_t rows, int64_t count) const {
     for (int64_t r = 0; r < rows; r++)
-      for (int64_t i = 0; i < count; i += kLine<S>) __builtin_prefetch(to + at + r * row_step + i, 1);
+      for (int64_t i = 0; i < count; i += kLine<S>) __builtin_prefetch(plain.finish.to + at + r * row_step + i, 1);
   }
 };
 

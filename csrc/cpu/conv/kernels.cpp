@@ -1,6 +1,7 @@
 // Convolution: the three operations, each by columns or by rows as its tensors lie, by lines where there are few
 // channels, or channel by channel (depthwise).
-#include "depthwise_weight_grad.h"
+#include "depthwise_phases.h"
+#include "depthwise_squares_weight_grad.h"
 #include "lines_weight_grad.h"
 #include "weight_grad.h"
 #include "winograd.h"
@@ -14,15 +15,16 @@ PF_INLINE bool has_adjacent_channels(const ConvStrides& s, int64_t channels) { r
 
 constexpr int64_t kMaxDepthwiseRows = 8;  // channels of the result that read one channel
 
-enum Method { kByColumns, kByRows, kByLines, kDepthwisePlanes, kDepthwiseRows };
+enum Method { kByColumns, kByRows, kByLines, kDepthwisePlanes, kDepthwiseSquares, kDepthwiseRows, kDepthwiseChannels };
 
 template <class S>
 Method method_of(const Correlation<S>& p) {
   const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
   if (has_lines(p) && !p.has_style) return kByLines;
   if (p.channels == 1 && p.rows <= kMaxDepthwiseRows && !p.has_style) {
-    if (by_rows && p.rows == 1 && p.from_stride.channel == 1) return kDepthwiseRows;
-    if (!by_rows || p.groups > 1) return kDepthwisePlanes;
+    if (by_rows && p.rows == 1 && p.from_stride.channel == 1)
+      return is_3x3_of_channels(p) ? kDepthwiseChannels : kDepthwiseRows;
+    if (!by_rows || p.groups > 1) return is_square(p) ? kDepthwiseSquares : kDepthwisePlanes;
   }
   return by_rows ? kByRows : kByColumns;
 }
@@ -31,7 +33,9 @@ Method method_of(const Correlation<S>& p) {
 template <class S, class F>
 void for_products(const Conv& p, F f) {
   for_phases<S>(p, [&](const Correlation<S>* phases, int64_t count) {
-    const int64_t at_once = method_of(phases[0]) == kByColumns ? count : 1;
+    const Method method = method_of(phases[0]);
+    const bool in_turn = method == kByColumns || (method == kDepthwisePlanes && are_plane_phases(phases, count));
+    const int64_t at_once = in_turn ? count : 1;
     for (int64_t i = 0; i < count; i += at_once) f(phases + i, at_once);
   });
 }
@@ -48,8 +52,12 @@ void direct(const Correlation<S>* phases, int64_t count, PackedWeight packed, vo
       const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
       return lines_product(p, by_rows, packed, workspace, finish, num_threads);
     }
-    case kDepthwisePlanes: return depthwise_planes(p, workspace, finish, num_threads);
+    case kDepthwisePlanes:
+      if (count > 1) return depthwise_plane_phases(phases, workspace, finish, num_threads);
+      return depthwise_planes(p, workspace, finish, num_threads);
+    case kDepthwiseSquares: return depthwise_squares(p, workspace, finish, num_threads);
     case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
+    case kDepthwiseChannels: return depthwise_channels(p, workspace, finish, num_threads);
   }
 }
 
@@ -69,8 +77,12 @@ Bytes bytes_of_direct(const Correlation<S>* phases, int64_t count, int num_threa
     case kByColumns: return bytes_with_weight(ColumnsPlan<S>::plan(phases, count, num_threads));
     case kByRows: return bytes_with_weight(RowsPlan<S>::plan(p, num_threads));
     case kByLines: return bytes_with_weight(LinesPlan<S>(p, num_threads));
-    case kDepthwisePlanes: return {0, DepthwisePlanesPlan<S>(p, num_threads).bytes()};
+    case kDepthwisePlanes:
+      if (count > 1) return {0, PlanePhasesPlan<S>(phases, num_threads).bytes()};
+      return {0, DepthwisePlanesPlan<S>(p, num_threads).bytes()};
+    case kDepthwiseSquares: return {0, DepthwiseSquaresPlan<S>(p, num_threads).bytes()};
     case kDepthwiseRows: return {0, DepthwiseRowsPlan<S>::plan(p, num_threads).bytes()};
+    case kDepthwiseChannels: return {0, DepthwiseChannelsPlan<S>(p, num_threads).bytes()};
   }
   return {};
 }
@@ -126,7 +138,9 @@ Method weight_grad_method_of(const Conv& p) {
   const bool has_long_runs = !has_planes && forward.axes[2].taps * forward.channels > kMaxGradRun;
   if (has_lines(forward) && !has_long_runs) return kByLines;
   if (forward.channels == 1 && forward.rows <= kMaxDepthwiseRows) {
-    if (!has_planes && forward.rows == 1 && p.y_stride.channel == 1) return kDepthwiseRows;
+    if (!has_planes && forward.rows == 1 && p.y_stride.channel == 1)
+      return is_3x3_of_channels(forward) ? kDepthwiseChannels : kDepthwiseRows;
+    if (has_planes && p.y_stride.spatial[2] == 1 && is_3x3(forward)) return kDepthwiseSquares;
     if (has_planes || forward.groups > 1) return kDepthwisePlanes;
   }
   return has_planes ? kByColumns : kByRows;
@@ -189,6 +203,10 @@ void weight_grad(const Conv& p, int num_threads) {
     switch (method) {
       case kDepthwisePlanes:
         return depthwise_planes_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
+      case kDepthwiseSquares:
+        return depthwise_squares_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
+      case kDepthwiseChannels:
+        return depthwise_channels_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
       case kDepthwiseRows: return depthwise_rows_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
       default: break;
     }
@@ -215,7 +233,9 @@ void weight_grad_sizes(const ConvSizes& p, int num_threads) {
     *p.packed_bytes = 0;
     switch (weight_grad_method_of<S>(p.conv)) {
       case kDepthwisePlanes: *p.workspace_bytes = PlanesGradPlan<S>(forward, num_threads).bytes(); break;
-      case kDepthwiseRows: *p.workspace_bytes = RowsGradPlan<S>(forward, num_threads).bytes(forward); break;
+      case kDepthwiseSquares: *p.workspace_bytes = SquaresGradPlan(forward, num_threads).bytes(forward); break;
+      case kDepthwiseRows:
+      case kDepthwiseChannels: *p.workspace_bytes = RowsGradPlan<S>(forward, num_threads).bytes(forward); break;
       case kByLines: *p.workspace_bytes = LinesGradPlan<S>(forward, num_threads).bytes(); break;
       default:
         *p.workspace_bytes = WeightGradPlan<S>::plan(forward, weight_grad_has_planes(p.conv), num_threads).bytes();

@@ -156,11 +156,11 @@ PF_INLINE int64_t chunk_runs(int64_t runs, int64_t run) {
   return ceil_div(runs, ceil_div(runs, max_of(1, kChunk / run)));
 }
 
-// Where a tile's results go, of rows whose channels are adjacent: the sums of [channel, channel + columns), scaled and
-// with their bias, to to[r] + channel.
+// Where a tile's results go, of rows whose channels are adjacent: those of [channel, channel + columns) to to[r] +
+// channel.
 template <class S>
 struct TileEnd {
-  const FinishRows<S>& finish;
+  const PlainFinish<S>& finish;
   const int64_t* to;
   int64_t channel, columns;
 };
@@ -200,13 +200,14 @@ __attribute__((noinline)) void runs_tile(const Acc<S>* const* at, const int64_t*
   for (int v = 0; v < kVectors; v++) {
     const int64_t channel = end->channel + v * kLanes<T>, left = end->columns - v * kLanes<T>;
     const Affine<Vec<T>> affine = end->finish.of_channels(channel, left);
-    S* to = end->finish.to + channel;
+    S* to = end->finish.finish.to + channel;
+    auto last = [&](int r) __attribute__((always_inline)) { return end->finish.bounded(affine(acc[r][v])); };
     if (v + 1 < kVectors || left >= kLanes<T>) {
       PF_UNROLL
-      for (int r = 0; r < kRows; r++) store(to + end->to[r], affine(acc[r][v]));
+      for (int r = 0; r < kRows; r++) store(to + end->to[r], last(r));
     } else {
       PF_UNROLL
-      for (int r = 0; r < kRows; r++) store_n(to + end->to[r], affine(acc[r][v]), left);
+      for (int r = 0; r < kRows; r++) store_n(to + end->to[r], last(r), left);
     }
   }
 }
@@ -272,27 +273,27 @@ void write_planes(const FinishRows<S>& finish, const T* sums, const int64_t* to,
                   int64_t channel, int64_t channels, int64_t channel_stride, T* planes) {
   constexpr int lanes = kLanes<T>;
   const int64_t pitch = round_up(results, lanes);
-  const bool is_direct = finish.is_affine && step == 1;
+  const bool is_direct = finish.is_plain && step == 1;
   for (int64_t r = 0, count; r < results; r += count) {
     for (count = 1; r + count < results && to[r + count] - to[r + count - 1] == step; count++) continue;
     for (int64_t c = 0; c < channels; c += lanes) {
       const int64_t there = min_of(lanes, channels - c);
       T scale[lanes] __attribute__((aligned(64))), bias[lanes] __attribute__((aligned(64)));
-      const Affine<Vec<T>> affine = finish.of_channels(channel + c, there);
+      const Affine<Vec<T>> affine = finish.plain.of_channels(channel + c, there);
       store(scale, affine.scale);
       store(bias, affine.bias);
-      S* line = finish.to + to[r] + (channel + c) * channel_stride;
+      const int64_t line = to[r] + (channel + c) * channel_stride;
       for (int64_t i = 0; i < count; i += lanes) {
         const int64_t left = count - i;
         Vec<T> square[lanes];
         for (int n = 0; n < lanes; n++) square[n] = load(sums + (r + i + n) * gemm::kPanel<T> + c);
         if (is_direct && left > lanes)
-          for (int64_t n = 0; n < there; n++) __builtin_prefetch(line + n * channel_stride + i + lanes, 1);
+          for (int64_t n = 0; n < there; n++) finish.prefetch(line + n * channel_stride + i + lanes, 0, 1, lanes);
         transpose(square);
         if (is_direct)
           for (int64_t n = 0; n < there; n++)
-            store_n(line + n * channel_stride + i, fma(square[n], splat<Vec<T>>(scale[n]), splat<Vec<T>>(bias[n])),
-                    left);
+            finish.plain(line + n * channel_stride + i, fma(square[n], splat<Vec<T>>(scale[n]), splat<Vec<T>>(bias[n])),
+                         left);
         else
           for (int n = 0; n < lanes; n++) store(planes + (c + n) * pitch + i, square[n]);
       }
@@ -316,7 +317,7 @@ void lines_product(const Correlation<S>& p, bool by_rows, PackedWeight packed, v
   const int64_t depth = p.depth(), runs = p.axes[0].taps * p.axes[1].taps, chunk = chunk_runs(runs, lines.run);
   const int64_t to_step = p.axes[2].to_step * p.to_stride.spatial[2], thread_bytes = plan.work(nullptr).bytes;
   const int64_t from_step = lines.first(0, 1);
-  const bool is_direct = by_rows && finish.is_affine;
+  const bool is_direct = by_rows && finish.is_plain;
   int64_t run_at[kMaxRuns];
   for (int64_t i = 0; i < runs; i++) run_at[i] = lines.run_at(i);
   auto multiply = [&](const LinesBlock& block, const typename LinesPlan<S>::Work& work) {
@@ -340,7 +341,7 @@ void lines_product(const Correlation<S>& p, bool by_rows, PackedWeight packed, v
         for (int64_t i = 0, rows; i < results; i += rows) {
           rows = gemm::next_tile_rows(results - i);
           T* tile = work.sums + i * panel_width;
-          const TileEnd<S> end = {finish, work.to + i, channel, columns};
+          const TileEnd<S> end = {finish.plain, work.to + i, channel, columns};
           const bool is_last = first + count == runs;
           if (by_rows && is_last)
             for (int64_t r = 0; r < rows; r++) finish.prefetch(work.to[i + r] + channel, 0, 1, columns);

@@ -185,6 +185,12 @@ struct Place {
   }
 };
 
+// A number that is a type.
+template <int kCount>
+struct Count {
+  static constexpr int value = kCount;
+};
+
 // Is index i of `size` there? One comparison for both ends.
 PF_INLINE bool is_inside(int64_t i, int64_t size) { return (uint64_t)i < (uint64_t)size; }
 
@@ -213,6 +219,9 @@ PF_INLINE void clear(T* out, int64_t begin, int64_t end) {
 // Every other lane of two vectors one after the other.
 struct EvenLanes {
   static constexpr int lane(int i) { return 2 * i; }
+};
+struct OddLanes {
+  static constexpr int lane(int i) { return 2 * i + 1; }
 };
 
 // Lanes of two vectors in turn, from lane kFirst of each on.
