@@ -134,6 +134,7 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
             "strided": (16,),
             "depthwise": (9, 49),
             "few": (9, 49),
+            "strided_depthwise": (9,),  # MobileNet's
             auto_conv.DEPTHWISE_1D: (3, 31),
         }.get(shape, (9,))
         if name == "conv_transpose" and shape != "strided":

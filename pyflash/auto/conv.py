@@ -29,7 +29,7 @@ LEAST_2X2_PLACES = {True: 128, False: 320}
 LEAST_4X4_PLACES = {True: 192, False: 1024}
 
 # Which kernels serve a shape, and in which memory format: a table has points of each.
-SHAPES = ("pointwise", "3x3", "dense", "strided", "depthwise", "few")
+SHAPES = ("pointwise", "3x3", "dense", "strided", "depthwise", "strided_depthwise", "few")
 FEW_CHANNELS = 4  # in: an image's colours, whose lines a kernel of its own reads (csrc/cpu/conv/lines.h)
 DEPTHWISE_1D = "depthwise1d"  # torch's is several times slower than its images'
 KINDS = (*(shape + layout for shape in SHAPES for layout in ("", " channels_last")), DEPTHWISE_1D)
@@ -60,7 +60,7 @@ class Size(NamedTuple):
         if self.groups > 1:
             if self.is_1d and not self.channels_last:
                 return DEPTHWISE_1D
-            shape = "depthwise"
+            shape = "strided_depthwise" if self.is_strided else "depthwise"
         elif self.inputs <= FEW_CHANNELS:
             shape = "few"
         else:
@@ -97,7 +97,7 @@ def is_3x3(kernel, stride, dilation) -> bool:
 
 def is_like_points(size: Size) -> bool:
     if size.groups > 1:
-        return size.inputs == size.outputs == 1 and not size.is_strided
+        return size.inputs == size.outputs == 1 and not (size.is_strided and size.kind == DEPTHWISE_1D)
     if size.inputs <= FEW_CHANNELS:
         return size.outputs >= LEAST_CHANNELS
     if size.is_strided and size.kernel < LEAST_STRIDED_KERNEL:
@@ -105,15 +105,19 @@ def is_like_points(size: Size) -> bool:
     return min(size.inputs, size.outputs) >= LEAST_CHANNELS
 
 
+def is_depthwise(kind: str) -> bool:
+    return "depthwise" in kind
+
+
 def is_packed(name: str, kind: str) -> bool:
     """Has a weight of this kind another form than its own in a kernel, on a CPU?"""
-    if kind.startswith(("depthwise", "few")):
+    if is_depthwise(kind) or kind.startswith("few"):
         return False
     return name == "conv_transpose" or kind.startswith("3x3") or kind.endswith("channels_last")
 
 
 def is_bound_by_weights(kind: str, positions: int) -> bool:
-    return not kind.startswith("depthwise") and positions < LEAST_PLACES.get(kind, LEAST_PLACES_ELSE)
+    return not is_depthwise(kind) and positions < LEAST_PLACES.get(kind, LEAST_PLACES_ELSE)
 
 
 def rules(name: str):

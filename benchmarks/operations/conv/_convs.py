@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.operation import Case, Operation
-from pyflash.auto.conv import DEPTHWISE_1D, WITH_NORM
+from pyflash.auto.conv import DEPTHWISE_1D, WITH_NORM, is_depthwise
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 INFERENCE, TRAINED = ("forward",), ("forward", "backward", "training")
@@ -190,8 +190,8 @@ def of_sizes(name: str, kind: str, positions: int, inputs: int, outputs: int, ke
         x_shape, weight_shape = (batch, inputs, positions // batch), (outputs, 1, kernel)
         return Shape(x_shape, weight_shape, padding=(kernel - 1) // 2, groups=inputs)
     width = max(1, isqrt(positions // batch))
-    groups = inputs if shape == "depthwise" else 1
-    stride = 2 if shape in ("strided", "few") else 1
+    groups = inputs if is_depthwise(shape) else 1
+    stride = 2 if shape == "few" or shape.startswith("strided") else 1
     common = {"stride": stride, "padding": (side - 1) // 2, "groups": groups, "channels_last": bool(layout)}
     if name == "conv_transpose":
         return Shape(

@@ -9,6 +9,7 @@ namespace PF_ISA::conv {
 namespace {
 
 constexpr int kSide = 3;
+constexpr int kRowsAtMost = kRegisters == 32 ? 2 : 1;  // of results at once: as many as leave their sums in registers
 
 // Rows of an image from the first that results read on, and which of them there are; and what the next results read of
 // them and these do not.
@@ -48,11 +49,11 @@ PF_INLINE void sum_channels_tile(const ChannelSource<S>& from, const S* at, int6
 
 template <class S>
 using SumChannels = void (*)(const Correlation<S>& p, const ChannelSource<S>& from, const Acc<S>* weight, int64_t pitch,
-                             int64_t to, Acc<S>* strip, const FinishRows<S>& finish);
+                             int64_t to, const FinishRows<S>& finish);
 
 template <class S, int kStep, int kRows, int kTile>
 void sum_channels(const Correlation<S>& p, const ChannelSource<S>& from, const Acc<S>* weight, int64_t pitch,
-                  int64_t to, Acc<S>* strip, const FinishRows<S>& finish) {
+                  int64_t to, const FinishRows<S>& finish) {
   typedef Acc<S> T;
   constexpr int lanes = kLanes<T>, reach = (kTile - 1) * kStep + kSide;
   const Axis &height = p.axes[1], &width = p.axes[2];
@@ -84,12 +85,13 @@ void sum_channels(const Correlation<S>& p, const ChannelSource<S>& from, const A
         sum_channels_tile<S, kStep, kRows, kTile, true>(from, source, column_step, w, width.from, taps, sums);
       else
         sum_channels_tile<S, kStep, kRows, kTile, false>(from, source, column_step, w, width.from, taps, sums);
-      if (finish.is_plain) {
+      if (FinishRows<S>::kIsSummedType && finish.is_plain) {
         PF_UNROLL
         for (int r = 0; r < kRows; r++) PF_UNROLL
         for (int o = 0; o < kTile; o++) finish.plain(at + r * row_step + o * step, affine(sums[r][o]), lanes);
         continue;
       }
+      T strip[kTile * lanes] __attribute__((aligned(64)));
       PF_UNROLL
       for (int r = 0; r < kRows; r++) {
         PF_UNROLL
@@ -108,10 +110,9 @@ SumChannels<S> sum_channels_of(int tile) {
     default: return sum_channels<S, kStep, kRows, 1>;
   }
 }
-template <class S>
-SumChannels<S> sum_channels_of(int64_t step, int rows, int tile) {
-  if (step == 1) return rows == 2 ? sum_channels_of<S, 1, 2>(tile) : sum_channels_of<S, 1, 1>(tile);
-  return rows == 2 ? sum_channels_of<S, 2, 2>(tile) : sum_channels_of<S, 2, 1>(tile);
+template <class S, int kRows>
+SumChannels<S> sum_channels_of(int64_t step, int tile) {
+  return step == 1 ? sum_channels_of<S, 1, kRows>(tile) : sum_channels_of<S, 2, kRows>(tile);
 }
 
 // Is this file for it?
@@ -127,22 +128,21 @@ template <class S>
 struct DepthwiseChannelsPlan {
   typedef Acc<S> T;
   int threads, tile;
-  int64_t pairs, units, task_units, tasks;  // a unit: two rows of results, or the last one
+  int64_t parts, units, task_units, tasks;  // a unit: kRowsAtMost rows of results, or the last one
   int64_t pitch;                            // of the weight
-  int64_t weight_bytes, thread_bytes;
+  int64_t weight_bytes;
 
   DepthwiseChannelsPlan(const Correlation<S>& p, int num_threads)
       : threads(p.threads(num_threads)), tile(strip_rows(p.axes[2].count)) {
-    pairs = ceil_div(p.axes[1].count, 2);
-    units = p.batch * pairs;
-    const int64_t products = max_of(1, 2 * p.axes[2].count * p.groups * p.taps());
+    parts = ceil_div(p.axes[1].count, kRowsAtMost);
+    units = p.batch * parts;
+    const int64_t products = max_of(1, kRowsAtMost * p.axes[2].count * p.groups * p.taps());
     task_units = max_of(1, min_of(ceil_div(kTaskProducts, products), units / (4 * threads)));
     tasks = ceil_div(units, task_units);
     pitch = round_up(p.groups, kLanes<T>);
     weight_bytes = round_up(p.taps() * pitch * sizeof(T), 64);
-    thread_bytes = tile * kLanes<T> * sizeof(T);
   }
-  int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
+  int64_t bytes() const { return weight_bytes; }
 };
 
 template <class S>
@@ -154,20 +154,19 @@ void depthwise_channels(const Correlation<S>& p, void* workspace, const FinishRo
   pack_taps(p, plan.pitch, (T*)memory, plan.threads);
   const Axis& height = p.axes[1];
   const int64_t pitch = p.from_stride.spatial[1];
-  const SumChannels<S> of_two = sum_channels_of<S>(height.from_step, 2, plan.tile);
-  const SumChannels<S> of_one = sum_channels_of<S>(height.from_step, 1, plan.tile);
-  parallel_tasks(plan.tasks, plan.threads, [&](int64_t task, int thread) {
-    T* strip = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
+  const SumChannels<S> of_rows = sum_channels_of<S, kRowsAtMost>(height.from_step, plan.tile);
+  const SumChannels<S> of_row = sum_channels_of<S, 1>(height.from_step, plan.tile);
+  parallel_tasks(plan.tasks, plan.threads, [&](int64_t task, int) {
     int64_t unit = task * plan.task_units;
     for (const int64_t last = min_of(plan.units, unit + plan.task_units); unit < last; unit++) {
-      const Place place = {unit / plan.pairs, {0, unit % plan.pairs * 2, 0}};
+      const Place place = {unit / plan.parts, {0, unit % plan.parts * kRowsAtMost, 0}};
       const int64_t h = place.index(p.axes, 1);
       const S* image = p.from + place.n * p.from_stride.outer;
-      const int64_t read = min_of(max_of(h + height.from_step + kSide, 0), height.from);
-      const int64_t next = min_of(read + 2 * height.from_step, height.from);
+      const int64_t read = min_of(max_of(h + (kRowsAtMost - 1) * height.from_step + kSide, 0), height.from);
+      const int64_t next = min_of(read + kRowsAtMost * height.from_step, height.from);
       const ChannelSource<S> from = {image + h * pitch,    pitch, h, height.from, image + read * pitch,
                                      (next - read) * pitch};
-      (place.j[1] + 1 < height.count ? of_two : of_one)(p, from, weight, plan.pitch, place.to(p), strip, finish);
+      (place.j[1] + kRowsAtMost <= height.count ? of_rows : of_row)(p, from, weight, plan.pitch, place.to(p), finish);
     }
   });
 }

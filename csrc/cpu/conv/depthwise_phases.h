@@ -70,13 +70,23 @@ void sum_plane_phases(const Correlation<S>* phases, const S* plane, int64_t row,
       else
         sum_phase<S, kRows, false>(phases[i], from, j, weight[i], sums[i]);
     const int64_t count = min_of(2 * lanes, size - 2 * j);
+    if (FinishRows<S>::kIsSummedType && finish.is_plain) {
+      PF_UNROLL
+      for (int r = 0; r < kRows; r++) {
+        const Vec<T> even = affine(sums[0][r]), odd = affine(sums[1][r]);
+        const int64_t at = to + r * row_step + 2 * j;
+        finish.plain(at, shuffle<InTurn<lanes, 0>>(even, odd), min_of(lanes, count));
+        if (count > lanes) finish.plain(at + lanes, shuffle<InTurn<lanes, lanes / 2>>(even, odd), count - lanes);
+      }
+      continue;
+    }
+    T strip[kRows * 2 * lanes] __attribute__((aligned(64)));
     PF_UNROLL
     for (int r = 0; r < kRows; r++) {
-      const Vec<T> even = affine(sums[0][r]), odd = affine(sums[1][r]);
-      const int64_t at = to + r * row_step + 2 * j;
-      finish.plain(at, shuffle<InTurn<lanes, 0>>(even, odd), min_of(lanes, count));
-      if (count > lanes) finish.plain(at + lanes, shuffle<InTurn<lanes, lanes / 2>>(even, odd), count - lanes);
+      store(strip + 2 * r * lanes, shuffle<InTurn<lanes, 0>>(sums[0][r], sums[1][r]));
+      store(strip + (2 * r + 1) * lanes, shuffle<InTurn<lanes, lanes / 2>>(sums[0][r], sums[1][r]));
     }
+    finish({strip, kRows, 2 * lanes, count, to + 2 * j, row_step, 1, channel, false});
   }
 }
 

@@ -88,20 +88,20 @@ PF_INLINE void sum_strip(const SquareSource<S>& from, int64_t w, int64_t size, c
   }
 }
 
-// kRows rows of results of one channel. strip: kRows vectors.
+// kRows rows of results of one channel.
 template <class S>
 using SumSquares = void (*)(const Correlation<S>& p, const SquareSource<S>& from, const Acc<S>* weight, int64_t to,
-                            int64_t channel, Acc<S>* strip, const FinishRows<S>& finish);
+                            int64_t channel, const FinishRows<S>& finish);
 
 template <class S, int kSize, int kStep, int kRows>
 void sum_squares(const Correlation<S>& p, const SquareSource<S>& from, const Acc<S>* weight, int64_t to,
-                 int64_t channel, Acc<S>* strip, const FinishRows<S>& finish) {
+                 int64_t channel, const FinishRows<S>& finish) {
   typedef Acc<S> T;
   constexpr int lanes = kLanes<T>, columns = kColumnsAtOnce<kSize>;
   constexpr int64_t reach = kSize - columns + RowTaps<T, kStep, columns>::kReach;
   const Axis &height = p.axes[1], &width = p.axes[2];
   const int64_t row_step = height.to_step * p.to_stride.spatial[1], step = width.to_step * p.to_stride.spatial[2];
-  const bool is_plain = finish.is_plain && step == 1;
+  const bool is_plain = FinishRows<S>::kIsSummedType && finish.is_plain && step == 1;
   const Affine<Vec<T>> affine = finish.plain.of_channel(channel);
   for (int64_t j = 0; j < width.count; j += lanes) {
     const int64_t w = j * kStep + width.tap_first, count = min_of(lanes, width.count - j);
@@ -115,6 +115,7 @@ void sum_squares(const Correlation<S>& p, const SquareSource<S>& from, const Acc
       for (int r = 0; r < kRows; r++) finish.plain(to + j + r * row_step, affine(sums[r]), count);
       continue;
     }
+    T strip[kRows * lanes] __attribute__((aligned(64)));
     PF_UNROLL
     for (int r = 0; r < kRows; r++) store(strip + r * lanes, sums[r]);
     finish({strip, kRows, lanes, count, to + j * step, row_step, step, channel, false});
@@ -162,7 +163,7 @@ struct DepthwiseSquaresPlan {
   typedef Acc<S> T;
   int threads, rows;                        // of a strip
   int64_t parts, units, task_units, tasks;  // a unit: the strips side by side of one channel
-  int64_t weight_bytes, thread_bytes;
+  int64_t weight_bytes;
 
   DepthwiseSquaresPlan(const Correlation<S>& p, int num_threads)
       : threads(p.threads(num_threads)), rows(strip_rows(p.axes[1].count)) {
@@ -172,9 +173,8 @@ struct DepthwiseSquaresPlan {
     task_units = max_of(1, min_of(ceil_div(kTaskProducts, products), units / (4 * threads)));
     tasks = ceil_div(units, task_units);
     weight_bytes = round_up(p.groups * p.rows * p.taps() * sizeof(T), 64);
-    thread_bytes = rows * kLanes<T> * sizeof(T);
   }
-  int64_t bytes() const { return weight_bytes + threads * thread_bytes; }
+  int64_t bytes() const { return weight_bytes; }
 };
 
 template <class S>
@@ -186,8 +186,7 @@ void depthwise_squares(const Correlation<S>& p, void* workspace, const FinishRow
   const int64_t channels = p.groups * p.rows, taps = p.taps();
   pack_rows(p, (T*)memory, channels * taps < kElementwiseGrain ? 1 : plan.threads);
   const SumSquares<S> sum = sum_squares_of<S>(p.axes[2], plan.rows);
-  parallel_tasks(plan.tasks, plan.threads, [&](int64_t task, int thread) {
-    T* strip = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
+  parallel_tasks(plan.tasks, plan.threads, [&](int64_t task, int) {
     int64_t unit = task * plan.task_units;
     const int64_t last = min_of(plan.units, unit + plan.task_units);
     int64_t part = unit % plan.parts, channel = unit / plan.parts % channels, n = unit / plan.parts / channels;
@@ -198,7 +197,7 @@ void depthwise_squares(const Correlation<S>& p, void* workspace, const FinishRow
       const int64_t h = place.index(p.axes, 1), pitch = p.from_stride.spatial[1];
       const S* plane = p.from + n * p.from_stride.outer + group * p.from_stride.channel;
       sum(p, {plane + h * pitch, pitch, h, p.axes[1].from}, weight + channel * taps,
-          place.to(p) + channel * p.to_stride.channel, channel, strip, finish);
+          place.to(p) + channel * p.to_stride.channel, channel, finish);
       if (++part < plan.parts) continue;
       part = 0;
       if (++channel == channels) channel = 0, n++;

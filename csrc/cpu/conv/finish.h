@@ -115,7 +115,8 @@ struct SumRows {
   int64_t sample = 0, place = 0;
 };
 
-// An end that is a line of arithmetic, for kernels that write their results themselves: no activation or ReLU.
+// An end that is a line of arithmetic, no activation or ReLU: kernels have it where their sums are, in registers, if S
+// is the type of those; a conversion would be most of their code.
 template <class S>
 struct PlainFinish {
   typedef Vec<Acc<S>> V;
@@ -135,6 +136,7 @@ struct PlainFinish {
 template <class S>
 struct FinishRows {
   const void* finish;
+  static constexpr bool kIsSummedType = sizeof(S) == sizeof(Acc<S>);
   bool is_plain;
   PlainFinish<S> plain;  // where it is
   void (*call)(const void* finish, const SumRows<Acc<S>>& rows);
@@ -142,7 +144,8 @@ struct FinishRows {
   template <class Act>
   explicit FinishRows(const Finish<S, Act>& of)
       : finish(&of),
-        is_plain(!of.residual && !of.preact && !of.scale_step && !of.noise && (kIsRelu<Act> || kIsNone<Act>)),
+        is_plain(kIsSummedType && !of.residual && !of.preact && !of.scale_step && !of.noise &&
+                 (kIsRelu<Act> || kIsNone<Act>)),
         plain{{of.scale, of.bias, nullptr, of.to, nullptr, {}}, kIsRelu<Act> ? Acc<S>(0) : -(Acc<S>)__builtin_inf()},
         call([](const void* finish, const SumRows<Acc<S>>& rows) {
           constexpr int64_t lanes = kLanes<Acc<S>>;
