@@ -85,7 +85,7 @@ void sum_channels(const Correlation<S>& p, const ChannelSource<S>& from, const A
         sum_channels_tile<S, kStep, kRows, kTile, true>(from, source, column_step, w, width.from, taps, sums);
       else
         sum_channels_tile<S, kStep, kRows, kTile, false>(from, source, column_step, w, width.from, taps, sums);
-      if (FinishRows<S>::kIsSummedType && finish.is_plain) {
+      if (finish.is_plain) {
         PF_UNROLL
         for (int r = 0; r < kRows; r++) PF_UNROLL
         for (int o = 0; o < kTile; o++) finish.plain(at + r * row_step + o * step, affine(sums[r][o]), lanes);
@@ -115,7 +115,8 @@ SumChannels<S> sum_channels_of(int64_t step, int tile) {
   return step == 1 ? sum_channels_of<S, 1, kRows>(tile) : sum_channels_of<S, 2, kRows>(tile);
 }
 
-// Is this file for it?
+// Is this file for it? Half types, whose results leave through the call, gain nothing: Zen 4, one thread, 576 channels
+// of 14x14: 52 us by rows, 78 here.
 template <class S>
 bool is_3x3_of_channels(const Correlation<S>& p) {
   const Axis &depth = p.axes[0], &height = p.axes[1], &width = p.axes[2];

@@ -207,7 +207,8 @@ void add_channel_rows(const Correlation<S>& p, const S* dy, const ConvStrides& d
   int64_t c = 0;
   for (; c + kLanes<T> <= channels; c += kLanes<T>)
     vector(c, [](const S* at) __attribute__((always_inline)) { return load(at); });
-  if (c < channels) vector(c, [&](const S* at) __attribute__((always_inline)) { return load_n(at, channels - c); });
+  const uint32_t rest = (1u << (channels - c)) - 1;
+  if (rest) vector(c, [=](const S* at) __attribute__((always_inline)) { return load_masked(at, rest); });
 }
 
 constexpr int64_t kGradRows = 4;  // at once, of a vector of channels: what they read fits the first-level cache
