@@ -17,8 +17,8 @@ constexpr int64_t kMaxDepthwiseRows = 8;  // channels of the result that read on
 
 enum Method { kByColumns, kByRows, kByLines, kDepthwisePlanes, kDepthwiseSquares, kDepthwiseRows, kDepthwiseChannels };
 
-// Half types, whose results leave registers through a call, gain nothing from kDepthwiseChannels: Zen 4, one thread, 576
-// channels of 14x14 in bfloat16: 52 us by rows, 78 there.
+// Half types, whose results leave registers through a call, gain nothing from kDepthwiseChannels: Zen 4, one thread,
+// 576 channels of 14x14 in bfloat16: 52 us by rows, 78 there.
 template <class S>
 Method method_of(const Correlation<S>& p) {
   const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);

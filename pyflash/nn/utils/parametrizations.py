@@ -3,6 +3,8 @@ kernels. spectral_norm iterates with ours as well; in a model it may take the st
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn.utils import parametrizations as _torchs
 from torch.nn.utils.parametrizations import orthogonal, weight_norm
@@ -21,7 +23,7 @@ _AHEAD = "_pyflash_ahead"  # in a norm, during the forward of a model whose norm
 class _SpectralNorm(_torchs._SpectralNorm):
     def _layer(self, weight: torch.Tensor) -> spectral.Layer:
         iterations = self.n_power_iterations if self.training else 0
-        buffers = self._buffers  # an attribute of a module takes three times as long
+        buffers: dict[str, Any] = self._buffers  # an attribute of a module takes three times as long
         return spectral.Layer(weight, buffers["_u"], buffers["_v"], iterations, self.eps, self.dim)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -56,7 +58,8 @@ def spectral_norm(
         `module`.
     """
     _torchs.spectral_norm(module, name, n_power_iterations, eps, dim)
-    set_class(module.parametrizations[name][-1], _SpectralNorm)
+    parametrizations: Any = module.parametrizations
+    set_class(parametrizations[name][-1], _SpectralNorm)
     return module
 
 
