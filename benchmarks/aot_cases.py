@@ -74,6 +74,7 @@ SHORT = (
     "sm90/gan_loss/bfloat16",
     "sm80/conv/bfloat16/3x3/forward",
     "sm90/conv/bfloat16/3x3/gelu",
+    "sm90/conv/bfloat16/3x3/modulated",
     "sm90/conv/bfloat16/3x3/contiguous",
     "sm90/conv/bfloat16/3x3/weight_grad",
     "sm90/conv/bfloat16/depthwise/forward",
