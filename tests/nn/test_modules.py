@@ -105,7 +105,11 @@ def test_construction_is_torchs(name, args, kwargs):
 
 
 def test_every_class_has_its_twins_name():
-    internal = {torch.nn.modules.linear.NonDynamicallyQuantizableLinear}  # torch.nn does not name it, either
+    # torch.nn does not name these, either.
+    internal = {
+        torch.nn.modules.linear.NonDynamicallyQuantizableLinear,
+        torch.nn.utils.parametrizations._SpectralNorm,
+    }
     assert len(TWINS) == len(ORIGINALS) == len(nn.__all__) - 1 + len(internal)  # PositionalEncoding has none
     for theirs, ours in ((theirs, ours) for theirs, ours in TWINS.items() if theirs not in internal):
         assert getattr(nn, theirs.__name__) is ours and getattr(torch.nn, theirs.__name__) is theirs
