@@ -200,6 +200,12 @@ def test_what_does_not_fit():
         ValueError, match=r"styles \(2, 5\), expected \[N, C_in, H, W\], \[C_out, C_in, kH, kW\] and \[N, C_in\]"
     ):
         PF.modulated_conv2d(x, w, torch.randn(2, 5))
+    for channels in (1, 3, 5):  # a kernel would read as many as the weight has
+        with (
+            torch.no_grad(),
+            pytest.raises(ValueError, match=rf"x has shape \(2, {channels}, 8, 8\), weight \(6, 4, 3, 3\)"),
+        ):
+            PF.modulated_conv2d(torch.randn(2, channels, 8, 8), w, torch.randn(2, 4))
     with pytest.raises(
         ValueError,
         match=r"padding is \(1, 2, 3\), expected a whole number, a pair \(across, down\) or \(left, right, top, bottom\)",

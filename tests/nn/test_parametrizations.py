@@ -206,6 +206,16 @@ def test_a_vector_is_normalised():
         torch.testing.assert_close(ours.weight, theirs.weight)
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("name, size", [("_u", 3), ("_u", 7), ("_v", 2), ("_v", 10)])
+def test_buffers_of_another_size_reach_no_kernel(name, size, together):
+    model = pyflash.nn.Sequential(spectral_norm(pyflash.nn.Linear(5, 6)))
+    model = spectral_norms_together(model) if together else model
+    setattr(model[0].parametrizations.weight[0], name, torch.randn(size))
+    with use("cpu"), pytest.raises(NotImplementedError, match="u or v are of another size than the weight's"):
+        model(torch.randn(4, 5))
+
+
 def test_the_rest_of_utils_is_torchs():
     assert pyflash.nn.utils.clip_grad_norm_ is torch.nn.utils.clip_grad_norm_
     assert pyflash.nn.utils.rnn is torch.nn.utils.rnn and "rnn" in dir(pyflash.nn.utils)

@@ -150,12 +150,12 @@ def modulated_conv2d(
     Returns:
         As `conv2d_resample`.
     Raises:
-        ValueError: styles of another shape; `bias_act`'s.
+        ValueError: x, weight and styles do not fit one another; `bias_act`'s.
     """
     name = "modulated_conv2d"
     expect_tensors(name, ("noise", "b"), x=x, weight=weight, styles=styles, noise=noise, b=b)
     expect(
-        x.dim() == weight.dim() == 4 and tuple(styles.shape) == (x.shape[0], weight.shape[1]),
+        x.dim() == weight.dim() == 4 and tuple(x.shape[:2]) == tuple(styles.shape) == (x.shape[0], weight.shape[1]),
         name,
         lambda: (
             f"x has shape {tuple(x.shape)}, weight {tuple(weight.shape)} and styles {tuple(styles.shape)}, expected"

@@ -175,6 +175,12 @@ def _reordered(v, weight, dim, order, back: bool = False):
     return v.view([weight.shape[d] for d in source]).permute([source.index(d) for d in target]).flatten()
 
 
+def _fit(layer: Layer) -> bool:
+    """Are u and v of the weight's sizes? A kernel reads as many elements."""
+    rows = layer.weight.shape[layer.dim]
+    return layer.u.shape == (rows,) and layer.v.shape == (layer.weight.numel() // rows,)
+
+
 def _backend(layer: Layer) -> str | None:
     weight, u, v = layer.weight, layer.u, layer.v
     refused = ""
@@ -184,6 +190,8 @@ def _backend(layer: Layer) -> str | None:
         refused = "the weight is empty, or has holes"
     elif not (u.is_contiguous() and v.is_contiguous() and u.dtype == v.dtype == weight.dtype):
         refused = "u or v are of another type than the weight, or not contiguous"
+    elif not (u.device == v.device == weight.device and _fit(layer)):
+        refused = "u or v are of another size than the weight's, or on another device"  # a module's buffers can be set
     training = torch.is_grad_enabled() and weight.requires_grad
     return choose(OPERATION, weight, (u, v), size=None if refused else (weight.numel(), training), refused=refused)
 
