@@ -70,8 +70,8 @@ struct Block {
   std::vector<SharedArray> arrays;
   std::unique_ptr<Guarded> dynamic;
   size_t static_bytes;
-  int left, arrived, votes,
-      result;  // threads that have not ended; that are at the barrier; what they said, and last time
+  int left, arrived;  // threads that have not ended, and of these those at the barrier
+  int votes, result;  // how many of them said yes; and at the last one
   unsigned barriers;
   char order[2];  // what the race detector sees them meet at, at every other barrier
 };
