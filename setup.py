@@ -4,12 +4,20 @@
 A family of operations is a folder, csrc/cpu/<family>/kernels.cpp: it is compiled once per instruction set, in parallel, and
 again only when something that it includes has changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set, for a
 quick edit loop; PYFLASH_NO_NATIVE=1 none.
+
+csrc/cuda/<family>/kernels.cu becomes two modules of one source: pyflash._cuda by nvcc, and by the C++ compiler its twin
+pyflash._cuda_host, which runs the kernels on the CPU, for tests (docs/cuda-on-host.md). PYFLASH_CUDA_ARCHS says which:
+numbers of architectures ("90", "80 90"), "all", "host", "none". A wheel holds all architectures, where there is an nvcc; a
+build in place, which is a developer's, the twin.
 """
 
 import os
 import platform
 import runpy
+import shutil
+import subprocess
 import sys
+import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
@@ -52,6 +60,12 @@ def instruction_sets():
     return {isa: flags for isa, flags in isas.items() if not only or isa == only}
 
 
+def contract(module):
+    """What pyflash/ops/core/contract.py will compare a module of these sources with."""
+    found = runpy.run_path("pyflash/ops/core/contract.py")
+    return found["contract"](CSRC, found[module])
+
+
 def native_sources():
     """(folder for the object, source, flags) of all that is compiled, longest first."""
     isas = instruction_sets()
@@ -63,10 +77,67 @@ def native_sources():
     ]
     built = [f"-DPF_HAVE_{isa.upper()}" for isa in isas]
     # Which sources the module is of, for a Python that comes to lie beside it later.
-    stamp = runpy.run_path("pyflash/ops/core/contract.py")["contract"](CSRC)
+    stamp = contract("CPU")
     for path in (*sorted(CSRC.glob("bindings/*.cpp")), CSRC / "cpu/dispatch.cpp"):
         stamped = [f'-DPF_CONTRACT="{stamp}"'] if path.name == "module.cpp" else []
         sources.append(("", path, ["-O2", "-g0", "-fvisibility=hidden", *built, *stamped]))
+    return sources
+
+
+# Each has machine code of its own; the newest of a build is there as PTX, too, for what comes after it.
+CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
+HOST_FLAGS = ["-O1", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-DPF_CUDA_HOST"]
+# Shared memory and what a kernel leaves uninitialised are NaN; a sum is no product's other half.
+HOST_KERNEL_FLAGS = ["-ftrivial-auto-var-init=pattern", "-ffp-contract=off", "-fno-strict-aliasing"]
+
+
+def nvcc():
+    """The path of CUDA's compiler: in CUDA_HOME, on PATH, or of the wheels nvidia-cuda-nvcc; or None."""
+    wheels = Path(sysconfig.get_path("purelib"), "nvidia")
+    places = [Path(os.environ[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    found = [shutil.which("nvcc", path=str(place)) for place in places] + [shutil.which("nvcc")]
+    found += [shutil.which("nvcc", path=str(place)) for place in sorted(wheels.glob("*/bin"), reverse=True)]
+    return next(filter(None, found), None)
+
+
+def wanted_of_cuda(in_place):
+    """(architectures as they were asked for, is the twin wanted, was anything asked for)"""
+    asked = os.environ.get("PYFLASH_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
+    words = asked or (["host"] if in_place else ["all"])
+    archs = [word.removeprefix("sm_") for word in words if word not in ("host", "none")]
+    if unknown := [arch for arch in archs if arch != "all" and not arch.isdecimal()]:
+        raise ValueError(f"PYFLASH_CUDA_ARCHS: {' '.join(unknown)}; expected numbers as 90, or all, host or none")
+    return archs, "host" in words, bool(asked)
+
+
+def cuda_architectures(compiler, asked):
+    """Those of `asked` that this nvcc compiles for; of "all" it may lack the newest, or no longer have the oldest."""
+    said = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    known = {word.removeprefix("sm_") for word in said.split()}
+    if "all" in asked:
+        return [arch for arch in CUDA_ARCHS if arch in known]
+    if lacking := [arch for arch in asked if arch not in known]:
+        raise ValueError(f"{compiler} does not compile for {' '.join(lacking)}")
+    return sorted(asked, key=int)
+
+
+def cuda_sources(archs=()):
+    """(folder for the object, source, flags) of pyflash._cuda, for architectures, or of its twin."""
+    name = "cuda" if archs else "cuda_host"
+    kernels, binding = HOST_FLAGS + HOST_KERNEL_FLAGS, HOST_FLAGS
+    if archs:
+        codes = [(arch, f"sm_{arch}") for arch in archs] + [(archs[-1], f"compute_{archs[-1]}")]
+        kernels = ["-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills", "--threads", "0"]
+        kernels += [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
+        binding = ["-O2", "-g0", "-fvisibility=hidden"]
+    sources = [(name, path, kernels) for path in sorted(CSRC.glob("cuda/*/kernels.cu"))]
+    if not archs:
+        sources += [(name, path, ["-O2", *binding]) for path in sorted(CSRC.glob("cuda/host/*.cpp"))]
+    for path in sorted(CSRC.glob("bindings/cuda/*.cpp")):
+        stamped = [f'-DPF_CONTRACT="{contract("CUDA")}"', f'-DPF_ARCHS="{" ".join(archs)}"']
+        sources.append(
+            (name, path, [*binding, f'-DPF_MODULE="_{name}"', *(stamped if path.name == "module.cpp" else [])])
+        )
     return sources
 
 
@@ -101,6 +172,18 @@ FAILED = """
 """
 
 
+FAILED_CUDA = """
+*** pyflash: {name} was NOT built: {error}
+*** pyflash works without it: on GPUs through Triton. PYFLASH_CUDA_ARCHS=none builds none of CUDA C++ and says nothing; with
+*** PYFLASH_REQUIRE_NATIVE=1 this is an error. Wanted is nvcc 12 or later (CUDA_HOME, PATH, or the wheels nvidia-cuda-nvcc).
+"""
+FAILED_HOST = """
+*** pyflash: {name}, CUDA C++ kernels on the CPU for tests, was NOT built: {error}
+*** Wanted is g++ 12 or clang 16, or later. PYFLASH_CUDA_ARCHS=none builds none and says nothing.
+"""
+WITHOUT_NVCC = "there is no nvcc"
+
+
 class BuildNative(build_ext):
     def say(self, message):
         """What the build is at, for `pip install -v`; not when it is asked to be quiet."""
@@ -116,30 +199,54 @@ class BuildNative(build_ext):
             stale = [Path(self.get_ext_fullpath(ext.name)), Path("pyflash", Path(self.get_ext_filename(ext.name)).name)]
             for module in stale[: 1 + self.was_inplace]:
                 module.unlink(missing_ok=True)
-            print(
-                FAILED.format(error=error, compiler=" ".join(self.compiler.compiler_so[:1])),
-                file=sys.stderr,
-                flush=True,
-            )
+            text = {"pyflash._cuda": FAILED_CUDA, "pyflash._cuda_host": FAILED_HOST}.get(ext.name, FAILED)
+            compiler = " ".join(self.compiler.compiler_so[:1])
+            print(text.format(name=ext.name, error=error, compiler=compiler), file=sys.stderr, flush=True)
             raise
 
     def run(self):
         self.was_inplace = bool(self.inplace)  # setuptools clears it while it builds
+        archs, is_twin_wanted, is_asked = wanted_of_cuda(self.was_inplace)
+        wanted = {"pyflash._cpu": True, "pyflash._cuda": bool(archs), "pyflash._cuda_host": is_twin_wanted}
+        if archs and not is_asked and nvcc() is None:  # as on most machines
+            self.say(f"no CUDA C++ kernels, {WITHOUT_NVCC}")
+            wanted["pyflash._cuda"] = False
+        self.extensions = [ext for ext in self.extensions if wanted[ext.name]]
         super().run()
 
     def build_native(self, ext):
         self.include_dirs.append(pybind11_headers())
-        sources = native_sources()
+        if ext.name == "pyflash._cpu":
+            self.build_module(ext, native_sources(), ["-fopenmp"])
+        elif ext.name == "pyflash._cuda_host":
+            self.build_module(ext, cuda_sources(), [])
+        else:
+            compiler = nvcc()
+            if compiler is None:
+                raise FileNotFoundError(WITHOUT_NVCC)
+            archs = cuda_architectures(compiler, wanted_of_cuda(self.was_inplace)[0])
+            self.build_module(ext, cuda_sources(archs), [], compiler)
+
+    def build_module(self, ext, sources, openmp, nvcc=None):
+        """Compiles what has changed, side by side, and links it."""
+        languages = list(getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_so)
+        of_kernels = [nvcc] if nvcc else [*languages, "-x", "c++", "-fPIC"]
 
         def compile_one(folder, source, flags):
             directory = Path(self.build_temp, folder)
             target = directory / source.with_suffix(".o")
-            command = str([self.compiler.compiler_so, self.include_dirs, flags])
+            program = of_kernels if source.suffix == ".cu" else self.compiler.compiler_so
+            command = str([program, self.include_dirs, flags])
             if not is_current(target, command):
-                self.compiler.compile(
-                    [str(source)], output_dir=str(directory), include_dirs=self.include_dirs,
-                    extra_postargs=["-std=c++17", "-fopenmp", "-fPIC", "-MMD", *flags],
-                )  # fmt: skip
+                if source.suffix == ".cu":
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    depends = ["-MMD", "-MF", str(target.with_suffix(".d"))]
+                    self.spawn([*program, "-std=c++17", *flags, *depends, "-c", str(source), "-o", str(target)])
+                else:
+                    self.compiler.compile(
+                        [str(source)], output_dir=str(directory), include_dirs=self.include_dirs,
+                        extra_postargs=["-std=c++17", *openmp, "-fPIC", "-MMD", *flags],
+                    )  # fmt: skip
                 target.with_suffix(".command").write_text(command)
             return str(target)
 
@@ -156,14 +263,24 @@ class BuildNative(build_ext):
                 seconds = time.monotonic() - start
                 self.say(f"{len(objects)} of {len(sources)} compiled after {seconds:.0f} s: {source} {folder}")
         objects = [objects[folder, source] for folder, source, _ in sources]
-        self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), extra_postargs=["-fopenmp"], target_lang="c++"
-        )
+        target = self.get_ext_fullpath(ext.name)
+        if nvcc:  # which knows where its runtime is; a static one, so that the module loads where there is no CUDA
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            self.spawn([nvcc, "-shared", "-cudart", "static", "-o", target, *objects])
+        else:
+            self.compiler.link_shared_object(objects, target, extra_postargs=openmp, target_lang="c++")
 
 
 if sys.platform == "linux" and os.environ.get("PYFLASH_NO_NATIVE", "0") != "1":
     is_optional = os.environ.get("PYFLASH_REQUIRE_NATIVE", "0") != "1"
-    native = [Extension("pyflash._cpu", sorted({str(path) for _, path, _ in native_sources()}), optional=is_optional)]
+    native = [
+        Extension(f"pyflash.{name}", sorted({str(path) for _, path, _ in sources}), optional=is_optional)
+        for name, sources in (
+            ("_cpu", native_sources()),
+            ("_cuda", cuda_sources(CUDA_ARCHS)),
+            ("_cuda_host", cuda_sources()),
+        )
+    ]
 else:
     native = []
 if __name__ == "__main__":  # tests read the flags from here

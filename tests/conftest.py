@@ -1,4 +1,5 @@
-"""Set before anything is imported: where there is no GPU, Triton kernels run in the interpreter on CPU tensors."""
+"""Set before anything is imported: where there is no GPU, Triton kernels run in the interpreter on CPU tensors, and those of
+CUDA C++ on the host."""
 
 import os
 import random
@@ -7,6 +8,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("PYFLASH_CUDA_HOST", "1")
 
 import helpers
 import pytest
@@ -64,9 +66,9 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def on_its_device(request, seeded):
-    """Tests of the triton backend make their tensors on the GPU, where there is one; all others on the CPU."""
+    """Tests of the backends of GPUs make their tensors on one, where there is one; all others on the CPU."""
     parameters = getattr(getattr(request.node, "callspec", None), "params", {})
-    if parameters.get("backend") == "triton" or request.node.get_closest_marker("on_device"):
+    if helpers.is_of_device(str(parameters.get("backend"))) or request.node.get_closest_marker("on_device"):
         with helpers.on_device(helpers.DEVICE), torch.backends.cudnn.flags(allow_tf32=False):
             yield
     else:

@@ -22,6 +22,16 @@ DEVICE = "cuda" if STAND_IN or (torch.cuda.is_available() and not backends.INTER
 SOFTMAX_ULP = 4.0 if DEVICE == "cuda" and not STAND_IN else 0.0
 
 
+def is_of_device(backend: str) -> bool:
+    """Do the tests of this backend make their tensors on `DEVICE`?"""
+    return backend == "triton" or (backend == "cuda" and not backends.CUDA_ON_HOST)
+
+
+def has_gpus_arithmetic(backend: str) -> bool:
+    """Is this backend's exp2, tanh or division a GPU's, or another than the C++ core's: does `gpu_ulp` belong to it?"""
+    return backend.startswith("cuda") or (backend == "triton" and not backends.INTERPRETING)
+
+
 def on_device(device):
     """Context manager: tensors are made on `device` unless they say otherwise."""
     return stand_in.device(device) if STAND_IN else torch.device(device)
@@ -29,7 +39,7 @@ def on_device(device):
 
 def needs_values(backend):
     """Skips a test of what is wrong about values, of indices say, where a GPU has them and nobody looks."""
-    if backend == "triton" and DEVICE != "cpu":
+    if is_of_device(backend) and DEVICE != "cpu":
         pytest.skip("values on a GPU are not read")
 
 
@@ -72,8 +82,21 @@ def cpu_isas() -> list[str]:
     return [name for name, built, supported in _cpu.isas() if built and supported]
 
 
+# In which order the threads of a CUDA kernel run on the host (docs/cuda-on-host.md), and when cp.async copies.
+CUDA_ORDERS = ("forward/lazy", "reverse_depth_first/eager", "random:1/lazy")
+
+
+def cuda_params() -> list[str]:
+    """cuda:<order> on the host, cuda on a GPU."""
+    if not backends.CUDA_ON_HOST:
+        return ["cuda"]
+    orders = CUDA_ORDERS[1:2] if os.environ.get("PYFLASH_TEST_ISA") == "best" else CUDA_ORDERS
+    return [f"cuda:{order}" for order in orders]
+
+
 def backend_params(*names: str) -> list:
-    """pytest parameters: "cpu:<isa>" for every instruction set, "triton", "torch"; a missing backend is a skip."""
+    """pytest parameters: "cpu:<isa>" for every instruction set, "triton", "cuda:<order>", "torch"; a missing backend is a
+    skip."""
     params = []
     for name in names or ("cpu", "triton", "torch"):
         missing = backends.MISSING[name] if name != "torch" else ""
@@ -81,6 +104,8 @@ def backend_params(*names: str) -> list:
             params.append(pytest.param(name, marks=pytest.mark.skip(reason=f"{name}: {missing}")))
         elif name == "cpu":
             params += [f"cpu:{isa}" for isa in cpu_isas()]
+        elif name == "cuda":
+            params += cuda_params()
         else:
             params.append(name)
     return params
@@ -92,7 +117,14 @@ def use(backend: str):
     name, _, isa = backend.partition(":")
     if not isa:
         # Not on the device by default: a tensor that our code makes without saying where must not get there by luck.
-        with pyflash.use_backend(name), on_device("cpu") if DEVICE != "cpu" and name == "triton" else nullcontext():
+        with pyflash.use_backend(name), on_device("cpu") if DEVICE != "cpu" and is_of_device(name) else nullcontext():
+            yield
+        return
+    if name == "cuda":
+        from pyflash import _cuda_host
+
+        _cuda_host.set_order(*isa.split("/"))
+        with pyflash.use_backend(name):
             yield
         return
     from pyflash import _cpu

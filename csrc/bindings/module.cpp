@@ -3,6 +3,7 @@
 
 #include "../common/core.h"
 #include "bindings.h"
+#include "dtypes.h"
 #include "reader.h"
 
 #ifndef PF_CONTRACT
@@ -33,12 +34,7 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
   });
   m.attr("CONTRACT") = PF_CONTRACT;  // pyflash/ops/core/contract.py
-  py::dict dtypes;                   // torch's names; read by pyflash/ops/core/native.py
-  dtypes["float32"] = (int)Dtype::f32;
-  dtypes["float64"] = (int)Dtype::f64;
-  dtypes["bfloat16"] = (int)Dtype::bf16;
-  dtypes["float16"] = (int)Dtype::f16;
-  m.attr("DTYPES") = dtypes;
+  add_dtypes(m);
   m.def("isas", [] {
     py::list rows;  // (name, is it in this build, does this processor have it), worst first
     for (const Isa* isa = isas(); isa->name; isa++)

@@ -1,54 +1,17 @@
-#include "../common/norm.h"
+#include "norm.h"
+
 #include "bindings.h"
-#include "reader.h"
 
 PF_KERNEL(norm, layer_norm_fwd, LayerNormFwd)
 PF_KERNEL(norm, layer_norm_bwd, LayerNormBwd)
 
-// The tuples that ops/norm/_cpu.py makes.
 PF_BINDINGS(m) {
   m.def("layer_norm_fwd", [](const py::tuple& problem, int num_threads) {
-    Reader r(problem, "layer_norm_fwd", "problem");
-    LayerNormFwd p;
-    p.x = r.address("x");
-    p.residual = r.address("residual");
-    p.weight = r.address("weight");
-    p.bias = r.address("bias");
-    p.y = r.address<void>("y");
-    p.summed = r.address<void>("summed");
-    p.mean = r.address<void>("mean");
-    p.rstd = r.address<void>("rstd");
-    p.rows = r.size("rows");
-    p.cols = r.size("cols");
-    p.x_row_stride = r.size("x_row_stride");
-    p.residual_row_stride = r.size("residual_row_stride");
-    p.eps = r.number("eps");
-    p.dtype = r.member<Dtype>("dtype", kDtypes);
-    r.done();
-    launch(norm::layer_norm_fwd, p, num_threads);
+    launch(norm::layer_norm_fwd, read_layer_norm_fwd(problem), num_threads);
   });
   m.def("layer_norm_bwd_workspace",
         [](int64_t rows, int64_t cols) { return layer_norm_bwd_blocks(rows, cols) * 2 * cols; });
   m.def("layer_norm_bwd", [](const py::tuple& problem, int num_threads) {
-    Reader r(problem, "layer_norm_bwd", "problem");
-    LayerNormBwd p;
-    p.dy = r.address("dy");
-    p.dsummed = r.address("dsummed");
-    p.x = r.address("x");
-    p.weight = r.address("weight");
-    p.mean = r.address("mean");
-    p.rstd = r.address("rstd");
-    p.dx = r.address<void>("dx");
-    p.dweight = r.address<void>("dweight");
-    p.dbias = r.address<void>("dbias");
-    p.workspace = r.address<void>("workspace");
-    p.rows = r.size("rows");
-    p.cols = r.size("cols");
-    p.dy_row_stride = r.size("dy_row_stride");
-    p.dsummed_row_stride = r.size("dsummed_row_stride");
-    p.x_row_stride = r.size("x_row_stride");
-    p.dtype = r.member<Dtype>("dtype", kDtypes);
-    r.done();
-    launch(norm::layer_norm_bwd, p, num_threads);
+    launch(norm::layer_norm_bwd, read_layer_norm_bwd(problem), num_threads);
   });
 }

@@ -1,5 +1,5 @@
-#include "../common/pointwise.h"
-#include "activation.h"
+#include "pointwise.h"
+
 #include "bindings.h"
 
 PF_KERNEL(pointwise, activation_fwd, ActivationFwd)
@@ -74,41 +74,13 @@ PF_BINDINGS(m) {
     launch(pointwise::philox_words, {at<uint32_t>(counters), at<uint32_t>(words), n, key0, key1}, 1);
   });
   m.def("activation_fwd", [](const py::tuple& problem, int num_threads) {
-    Reader r(problem, "activation_fwd", "problem");
-    ActivationFwd p;
-    p.x = r.address("x");
-    p.y = r.address<void>("y");
-    p.n = r.size("n");
-    p.activation = read_activation(r);
-    p.dtype = r.member<Dtype>("dtype", kDtypes);
-    r.done();
-    launch(pointwise::activation_fwd, p, num_threads);
+    launch(pointwise::activation_fwd, read_activation_fwd(problem), num_threads);
   });
   m.def("activation_bwd", [](const py::tuple& problem, int num_threads) {
-    Reader r(problem, "activation_bwd", "problem");
-    ActivationBwd p;
-    p.dy = r.address("dy");
-    p.saved = r.address("saved");
-    p.dx = r.address<void>("dx");
-    p.n = r.size("n");
-    p.activation = read_activation(r);
-    p.dtype = r.member<Dtype>("dtype", kDtypes);
-    r.done();
-    launch(pointwise::activation_bwd, p, num_threads);
+    launch(pointwise::activation_bwd, read_activation_bwd(problem), num_threads);
   });
   m.def("activation_bwd_bwd", [](const py::tuple& problem, int num_threads) {
-    Reader r(problem, "activation_bwd_bwd", "problem");
-    ActivationBwdBwd p;
-    p.ddx = r.address("ddx");
-    p.dy = r.address("dy");
-    p.saved = r.address("saved");
-    p.ddy = r.address<void>("ddy");
-    p.dsaved = r.address<void>("dsaved");
-    p.n = r.size("n");
-    p.activation = read_activation(r);
-    p.dtype = r.member<Dtype>("dtype", kDtypes);
-    r.done();
-    launch(pointwise::activation_bwd_bwd, p, num_threads);
+    launch(pointwise::activation_bwd_bwd, read_activation_bwd_bwd(problem), num_threads);
   });
   m.def("channel_workspace",
         [](int64_t n, int64_t channels) { return channel_parts(n, channels) * channels * kBytesOfChannelSums; });

@@ -1,5 +1,5 @@
-// The tuples that Python hands over (pyflash/ops/<family>/_cpu.py), read field by field in the order of the struct they
-// fill.
+// The tuples that Python hands over (pyflash/ops/<family>/_cpu.py and _cuda.py), read field by field in the order of
+// the struct they fill.
 //
 //   Reader r(of, "attention_fwd", "problem");
 //   p.q = r.address("q"), p.q_stride = r.four("q_stride");
@@ -11,7 +11,11 @@
 #include <array>
 #include <string>
 
-#include "bindings.h"
+#include "registration.h"
+
+#ifndef PF_MODULE
+#define PF_MODULE "_cpu"  // the name, for errors; setup.py says the others'
+#endif
 
 class Reader {
  public:
@@ -84,7 +88,7 @@ class Reader {
     fail(std::string(field) + " is " + std::string(py::repr(what)) + ", expected " + wanted);
   }
   [[noreturn]] void fail(const std::string& why) const {
-    throw py::type_error(std::string("pyflash._cpu.") + operation_ + ": " + why);
+    throw py::type_error(std::string("pyflash." PF_MODULE ".") + operation_ + ": " + why);
   }
 
   const char *operation_, *argument_;

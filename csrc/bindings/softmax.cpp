@@ -1,58 +1,16 @@
-#include "../common/softmax.h"
+#include "softmax.h"
+
 #include "bindings.h"
-#include "reader.h"
 
 PF_KERNEL(softmax, softmax_fwd, SoftmaxFwd)
 PF_KERNEL(softmax, softmax_bwd, SoftmaxBwd)
 
-// Of the two types, `wide` may be float beside a half type.
-static void expect_pair(const char* operation, Dtype narrow, Dtype wide) {
-  const bool is_half = narrow == Dtype::bf16 || narrow == Dtype::f16;
-  if (narrow != wide && !(is_half && wide == Dtype::f32))
-    throw py::type_error(std::string("pyflash._cpu.") + operation +
-                         ": from and to are neither one type nor float32 beside a half type");
-}
-
-// The tuples that ops/softmax/_cpu.py makes.
 PF_BINDINGS(m) {
   m.attr("SOFTMAX_WORKSPACE") = kSoftmaxKept;  // bytes a thread
   m.def("softmax_fwd", [](const py::tuple& problem, int num_threads) {
-    Reader r(problem, "softmax_fwd", "problem");
-    SoftmaxFwd p;
-    p.x = r.address("x");
-    p.y = r.address<void>("y");
-    p.workspace = r.address<void>("workspace");
-    p.outer = r.size("outer");
-    p.n = r.size("n");
-    p.inner = r.size("inner");
-    p.x_outer_stride = r.size("x_outer_stride");
-    p.x_step = r.size("x_step");
-    p.kind = r.member<SoftmaxKind>("kind", kSoftmaxKinds);
-    p.from = r.member<Dtype>("from", kDtypes);
-    p.to = r.member<Dtype>("to", kDtypes);
-    r.done();
-    expect_pair("softmax_fwd", p.from, p.to);
-    launch(softmax::softmax_fwd, p, num_threads);
+    launch(softmax::softmax_fwd, read_softmax_fwd(problem), num_threads);
   });
   m.def("softmax_bwd", [](const py::tuple& problem, int num_threads) {
-    Reader r(problem, "softmax_bwd", "problem");
-    SoftmaxBwd p;
-    p.dy = r.address("dy");
-    p.y = r.address("y");
-    p.dx = r.address<void>("dx");
-    p.workspace = r.address<void>("workspace");
-    p.outer = r.size("outer");
-    p.n = r.size("n");
-    p.inner = r.size("inner");
-    p.dy_outer_stride = r.size("dy_outer_stride");
-    p.dy_step = r.size("dy_step");
-    p.y_outer_stride = r.size("y_outer_stride");
-    p.y_step = r.size("y_step");
-    p.kind = r.member<SoftmaxKind>("kind", kSoftmaxKinds);
-    p.from = r.member<Dtype>("from", kDtypes);
-    p.to = r.member<Dtype>("to", kDtypes);
-    r.done();
-    expect_pair("softmax_bwd", p.to, p.from);
-    launch(softmax::softmax_bwd, p, num_threads);
+    launch(softmax::softmax_bwd, read_softmax_bwd(problem), num_threads);
   });
 }

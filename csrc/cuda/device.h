@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "status.h"
+
 #define PF_UNROLL_ALL _Pragma("unroll")
 #define PF_SHARED(T, name, count) __shared__ T name[count]
 #define PF_DYNAMIC_SHARED(T, name)                                   \
@@ -146,10 +148,6 @@ __global__ void __launch_bounds__(K::kThreads, K::kBlocks) run(Args... args) {
   K()(args...);
 }
 
-// Null, or what is wrong.
-struct Status {
-  const char* error;
-};
 inline Status status_of(cudaError_t code) { return {code == cudaSuccess ? nullptr : cudaGetErrorString(code)}; }
 
 template <class K, class... Args>
@@ -177,6 +175,16 @@ template <class K, class... Args>
 Status launch_cooperative(dim3 grid, size_t dynamic_shared, Stream stream, Args... args) {
   return launch_as<K>(true, grid, dynamic_shared, stream, args...);
 }
+
+// Launches of this thread go to this device from here on. The runtime is this library's own, and knows of no other's
+// choice.
+inline Status select_device(int device) { return status_of(cudaSetDevice(device)); }
+// 13000 is CUDA 13.0: what the driver takes, 0 where there is none, and what this is built with. Starts no device.
+inline int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+inline int runtime_version() { return CUDART_VERSION; }
 
 // How many blocks of a kernel are resident at once, all over the device; a cooperative launch has no more.
 template <class K, class... Args>

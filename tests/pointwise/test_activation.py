@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 from activations import CALLS, OTHER_VALUES, borders
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, by_cpu, on_its_device, run, use
+from helpers import (
+    FLOAT_DTYPES,
+    assert_error_within,
+    backend_params,
+    by_cpu,
+    has_gpus_arithmetic,
+    on_its_device,
+    run,
+    use,
+)
 
 import pyflash
 import pyflash.functional as PF
@@ -47,7 +56,7 @@ def test_every_parameter_is_given_another_value():
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda", "torch"))
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_matches_float64(name, backend, dtype):
     for shape, layout, _why in CASES:
@@ -80,7 +89,7 @@ def ulp_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
 def test_max_ulp_over_the_whole_range(name, backend):
     """Every 4001st float: all exponents, both signs."""
     bits = np.arange(0, 2**32, 4001, dtype=np.uint32)
@@ -91,8 +100,7 @@ def test_max_ulp_over_the_whole_range(name, backend):
     truth = WITHOUT_CANCELLATION.get(name, CALLS[name].in_type(torch.float32).reference)(x.double())
     # near the subnormals a factor is one already, and a product has no more digits than it
     normal = truth.abs().to(torch.float32).isfinite() & ((truth.abs() >= 2.0**-118) | (truth == 0))
-    on_a_gpu = backend == "triton" and not backends.INTERPRETING
-    limit = CALLS[name].row.max_ulp + (CALLS[name].row.gpu_ulp if on_a_gpu else 0)
+    limit = CALLS[name].row.max_ulp + (CALLS[name].row.gpu_ulp if has_gpus_arithmetic(backend) else 0)
     assert ulp_error(y[normal], truth[normal]) <= limit
 
 
@@ -112,7 +120,7 @@ def test_exp_of_float64_over_the_whole_range(backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("backend", backend_params("triton"))
+@pytest.mark.parametrize("backend", backend_params("triton", "cuda"))
 def test_every_half_value_is_rounded_once(name, backend, dtype):
     """The coarse forms of kernels/primitives.py are within 2^-15, which a half type's rounding hides but for that much."""
     digits = 8 if dtype == torch.bfloat16 else 11
@@ -131,7 +139,7 @@ def test_every_half_value_is_rounded_once(name, backend, dtype):
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
 def test_special_values(name, backend):
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40, 3e38, -3e38])
     with use(backend):

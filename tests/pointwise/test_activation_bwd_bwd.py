@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from activations import CALLS, borders
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, by_cpu, on_its_device, use
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, by_cpu, has_gpus_arithmetic, on_its_device, use
 
 import pyflash.functional as PF
 from pyflash.activations import ACTIVATIONS
@@ -35,7 +35,7 @@ def values_of(call):
 
 
 @pytest.mark.parametrize("name", BENT)
-@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_matches_float64(name, backend, dtype):
     ours, reference = CALLS[name].ours, CALLS[name].reference
@@ -66,7 +66,7 @@ GPU_ULP = 6
 
 
 @pytest.mark.parametrize("name", BENT)
-@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
 def test_max_ulp_over_the_whole_range(name, backend):
     """Every 4001st float, fewer where they are interpreted, ours against the same formula in float64. A derivative f has places where it cancels: an ulp is of
     |f| + |x f'|, what a rounding of x does to it. And none is NaN where the formula is none."""
@@ -80,7 +80,6 @@ def test_max_ulp_over_the_whole_range(name, backend):
     with use(backend):
         found = activation_bwd_bwd(one, one, saved, row.name, *values, backend.partition(":")[0], need_ddy=True)
     truths = activation._reference_bwd_bwd(one.double(), one.double(), wide, row.name, *values, True)
-    on_a_gpu = backend == "triton" and not backends.INTERPRETING
     for ours, truth, most in zip(found, truths, MAX_ULP):
         slope = torch.autograd.grad(truth.sum(), wide, retain_graph=True)[0] if truth.requires_grad else torch.zeros(())
         scale = truth.abs() + (wide * slope).nan_to_num(0.0).abs()
@@ -89,11 +88,11 @@ def test_max_ulp_over_the_whole_range(name, backend):
         assert not (ours.isnan() & truth.isfinite()).any()
         normal = (scale >= 2.0**-100) & (truth.abs() < 2.0**120)  # where no factor is subnormal, or overflows
         error = ((ours.double() - truth).abs() / scale)[normal] * 2**24
-        assert error.max() <= most + GPU_ULP * on_a_gpu
+        assert error.max() <= most + GPU_ULP * has_gpus_arithmetic(backend)
 
 
 @pytest.mark.parametrize("name", BENT)
-@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
 def test_special_values(name, backend):
     """NaN, infinities, zeros, subnormal and huge numbers: nothing is NaN that torch has a number for."""
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40, 1e20, -1e20, 3e38, -3e38])
@@ -107,7 +106,7 @@ def test_special_values(name, backend):
 
 
 @pytest.mark.parametrize("name", [name for name in BENT if "where(" in CALLS[name].row.double_backward])
-@pytest.mark.parametrize("backend", backend_params("cpu", "triton"))
+@pytest.mark.parametrize("backend", backend_params("cpu", "triton", "cuda"))
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_borders_belong_where_torch_has_them(name, backend, dtype):
     """Exact values at a kink: which side's second derivative."""

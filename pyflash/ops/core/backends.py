@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from pyflash.ops.core import contract
 
-ORDER = ("cuda", "triton", "cpu")  # what `auto` tries on a tensor's device, best first; then torch
+ORDER = ("triton", "cuda", "cpu")  # what `auto` tries on a tensor's device, best first; then torch
 NAMES = ("auto", *ORDER, "torch")
 
 
@@ -81,9 +82,12 @@ class use_backend:
 # Triton's interpreter, on CPU tensors, is chosen for the process when a kernel module is imported.
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
+# The CUDA C++ kernels on CPU tensors, thread by thread (csrc/cuda/host): for tests.
+CUDA_ON_HOST = os.environ.get("PYFLASH_CUDA_HOST", "0") == "1"
+
 # Device types whose tensors a backend takes.
 DEVICES = {
-    "cuda": ("cuda",),
+    "cuda": ("cpu",) if CUDA_ON_HOST else ("cuda",),
     "triton": ("cuda", "cpu") if INTERPRETING else ("cuda",),
     "cpu": ("cpu",),
 }
@@ -114,12 +118,78 @@ def _why_missing(backend: str) -> str:
         if torch.version.cuda is None and not INTERPRETING:
             return "this build of torch has no CUDA; TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly"
     elif backend == "cuda":
-        return "no CUDA C++ kernel is in this release"
+        return _why_no_cuda()
+    return ""
+
+
+def _why_no_cuda() -> str:
+    name = "pyflash._cuda_host" if CUDA_ON_HOST else "pyflash._cuda"
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        way = "make build" if CUDA_ON_HOST else "in a checkout, PYFLASH_CUDA_ARCHS=all make build, where there is nvcc"
+        return f"the module {name} is not built ({error}); {way}"
+    if not contract.is_kept_by(module, contract.CUDA):
+        _forget(module)
+        return f"{name} was built from other sources than these (csrc/common, csrc/bindings); make build"
+    if torch.version.cuda is None and not CUDA_ON_HOST:
+        return "this build of torch has no CUDA; PYFLASH_CUDA_HOST=1 runs the kernels on CPU tensors, for tests"
     return ""
 
 
 # Why a backend does not exist on this machine; empty when it does. Found out without initialising CUDA.
 MISSING = {name: _why_missing(name) for name in ORDER}
+
+
+def why_not(backend: str, device: str) -> str:
+    """Why `backend` does not serve tensors on `device`, whatever the operation; empty when it does."""
+    if MISSING[backend]:
+        return MISSING[backend]
+    if device not in DEVICES[backend]:
+        return f"{backend} takes {' or '.join(DEVICES[backend])} tensors, not {device}"
+    if backend == "cuda" and device == "cuda":
+        return _why_no_device()
+    return ""
+
+
+_device_answers: dict[str, str] = {}
+
+
+def _why_no_device() -> str:
+    """Asked when there are CUDA tensors, and once: what the module holds code for, the driver takes and the GPUs are."""
+    if "" not in _device_answers:
+        from pyflash import _cuda
+
+        capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+        _device_answers[""] = unfit(_cuda.ARCHS, *_cuda.versions(), capabilities)
+    return _device_answers[""]
+
+
+_why_no_device._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile asks it, and does not read it
+
+
+def unfit(archs: str, driver: int, runtime: int, capabilities) -> str:
+    """Why a module with machine code for `archs` ("80 90"; PTX of the last) cannot run on GPUs of these compute capabilities;
+    empty when it can.
+
+    driver, runtime: the versions of CUDA that the driver takes and that the module was built with, 13000 for 13.0.
+    """
+    if not driver:
+        return "cuda: there is no NVIDIA driver"
+    if driver // 1000 < runtime // 1000:  # within a major version an older driver runs what a newer CUDA made
+        return (
+            f"cuda: the driver takes CUDA {driver // 1000}.{driver % 1000 // 10}, and pyflash._cuda was built with"
+            f" {runtime // 1000}.{runtime % 1000 // 10}; a newer driver, or an older nvcc"
+        )
+    codes = [(int(arch[:-1]), int(arch[-1])) for arch in archs.split()]
+    for major, minor in capabilities:
+        has_code = any(major == of[0] and minor >= of[1] for of in codes)
+        takes_ptx = (major, minor) >= codes[-1] and driver >= runtime  # the driver compiles what it knows
+        if not (has_code or takes_ptx):
+            return (
+                f"cuda: pyflash._cuda was built for sm_{', sm_'.join(archs.split())}; a GPU here is sm_{major}{minor}"
+            )
+    return ""
 
 
 IN_KERNELS, IN_TORCH = "in kernels", "in torch operations"
@@ -152,10 +222,8 @@ class Operation:
         """Why `backend` cannot take this call; empty when it can."""
         if backend not in self.dtypes:
             return f"{backend} has no {self.name} kernel"
-        if MISSING[backend]:
-            return MISSING[backend]
-        if device not in DEVICES[backend]:
-            return f"{backend} takes {' or '.join(DEVICES[backend])} tensors, not {device}"
+        if reason := why_not(backend, device):
+            return reason
         if dtype not in self.dtypes[backend]:
             return f"{backend} does not serve {str(dtype).removeprefix('torch.')}"
         return ""

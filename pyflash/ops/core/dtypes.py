@@ -8,6 +8,7 @@ from pyflash.ops.core.checks import device_type
 
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, torch.float64, *HALVES)
+BY_ALL = {"cpu": FLOATS, "triton": FLOATS, "cuda": FLOATS}  # of operations that every backend serves
 ALL_BUT_FLOAT64 = (torch.float32, *HALVES)  # what Triton's products take
 
 

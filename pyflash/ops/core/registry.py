@@ -113,13 +113,13 @@ class Op:
         """The implementation for this wish; None is the reference."""
         names = (wish,) if wish != "auto" else backends.ORDER if device != "cpu" else ("cpu",)
         for name in names:
-            if name in self.kernels and device in backends.DEVICES[name] and not backends.MISSING[name]:
+            if name in self.kernels and not backends.why_not(name, device):
                 module, function = self.kernels[name].split(":")
                 found = getattr(import_module(module), function)
                 return partial(_on_its_device, found) if device == "cuda" and not backends.INTERPRETING else found
         if wish in ("auto", "torch"):
             return None
-        why = backends.MISSING.get(wish) or f"{wish} has no kernel for {device} tensors"
+        why = backends.why_not(wish, device) or f"{wish} has no such kernel"
         raise NotImplementedError(f'pyflash::{self.name}: {why}; use_backend("torch") serves it')
 
     def _run_guarded(self, kernel, args, outputs):

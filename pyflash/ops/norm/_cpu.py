@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm over the rows of a matrix. bindings/norm.cpp reads the tuples field by field, in this order."""
+"""LayerNorm and RMSNorm over the rows of a matrix. bindings/norm.h reads the tuples field by field, in this order."""
 
 import torch
 

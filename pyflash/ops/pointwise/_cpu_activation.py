@@ -1,4 +1,4 @@
-"""Element-wise activations over dense memory; bindings/pointwise.cpp reads the tuples field by field, in this order."""
+"""Element-wise activations over dense memory; bindings/pointwise.h reads the tuples field by field, in this order."""
 
 import torch
 

@@ -14,7 +14,7 @@ from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, PLAIN_TYPES, is_dense, is_plain
 from pyflash.ops.core.choice import Refused, choose
-from pyflash.ops.core.dtypes import FLOATS
+from pyflash.ops.core.dtypes import BY_ALL
 from pyflash.ops.core.registry import Op
 from pyflash.ops.pointwise.argument import Resolved, activated
 from pyflash.ops.pointwise.channels import laid_out_as
@@ -22,7 +22,7 @@ from pyflash.ops.pointwise.channels import laid_out_as
 OPERATION = {
     name: Operation(
         name,
-        dtypes={"cpu": FLOATS, "triton": FLOATS},
+        dtypes=BY_ALL,
         rules=auto.activation_rules(name),
         sizes="(elements, are gradients needed)",
         second_derivative=IN_KERNELS,
@@ -103,6 +103,7 @@ _fwd = Op(
     reference=lambda x, activation, first, second: (ACTIVATIONS[activation].of(x, (first, second)),),
     differentiable=True,
     triton="pyflash.kernels.pointwise.activation:activation_fwd",
+    cuda="pyflash.ops.pointwise._cuda:activation_fwd",
     cpu="pyflash.ops.pointwise._cpu_activation:activation_fwd",
 )
 _bwd = Op(
@@ -110,6 +111,7 @@ _bwd = Op(
     outputs=lambda dy, saved, activation, first, second: (torch.empty_like(saved),),
     reference=_reference_bwd,
     triton="pyflash.kernels.pointwise.activation:activation_bwd",
+    cuda="pyflash.ops.pointwise._cuda:activation_bwd",
     cpu="pyflash.ops.pointwise._cpu_activation:activation_bwd",
 )
 # All of one type and memory order. ddy, ddx times the derivative, is empty where nobody needs it; dsaved is ddx dy times the
@@ -121,6 +123,7 @@ _bwd_bwd = Op(
     reference=_reference_bwd_bwd,
     differentiable=True,
     triton="pyflash.kernels.pointwise.activation:activation_bwd_bwd",
+    cuda="pyflash.ops.pointwise._cuda:activation_bwd_bwd",
     cpu="pyflash.ops.pointwise._cpu_activation:activation_bwd_bwd",
 )
 
