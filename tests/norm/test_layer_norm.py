@@ -8,10 +8,10 @@ from property_tests import given, settings, st
 
 import pyflash.functional as PF
 from pyflash.ops.core.registry import Op
-from pyflash.ops.norm.layer_norm import OPERATION, _apply, _bwd, _fwd
+from pyflash.ops.norm.layer_norm import _apply, _bwd, _fwd
 from tests.norm.norms import LARGE, laid_out
 
-BACKENDS = backend_params("cpu", *(["triton"] if "triton" in OPERATION.dtypes else []))
+BACKENDS = backend_params("cpu", "triton", "cuda")
 
 CASES = [  # shape, number of normalised dimensions, parameters, layout, why it is here
     ((1, 5), 1, "wb", "contiguous", "smaller than a vector"),
@@ -28,6 +28,7 @@ CASES = [  # shape, number of normalised dimensions, parameters, layout, why it 
     ((6, 40), 1, "wb", "expanded", "one row read many times"),
     ((300, 64), 1, "wb", "contiguous", "several blocks of rows for the parameters' gradients"),
     ((3, 2500), 1, "wb", "contiguous", "longer than one chunk of a sum"),
+    ((2, 8200), 1, "wb", "contiguous", "longer than the registers of a block"),
     ((0, 64), 1, "wb", "contiguous", "no rows: gradients of the parameters are zero"),
     ((4, 0), 1, "wb", "contiguous", "nothing to normalise"),
 ]

@@ -9,7 +9,7 @@ from pyflash.nn.normalization import RMSNorm
 from pyflash.ops.norm.rms_norm import _apply, _bwd, _fwd, add_rms_norm, rms_norm
 from tests.norm.norms import LARGE, laid_out
 
-BACKENDS = backend_params("cpu", "triton")
+BACKENDS = backend_params("cpu", "triton", "cuda")
 
 CASES = [  # shape, number of normalised dimensions, with a weight, layout, why it is here
     ((1, 5), 1, True, "contiguous", "smaller than a vector"),

@@ -14,12 +14,12 @@ from pyflash.ops.core.autograd import Function, apply, shaped, vjp
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors
 from pyflash.ops.core.choice import Refused, choose
-from pyflash.ops.core.dtypes import FLOATS, HALVES, acc_dtype
+from pyflash.ops.core.dtypes import BY_ALL, HALVES, acc_dtype
 from pyflash.ops.core.registry import Op
 from pyflash.ops.norm.rows import SIZES, cast_for_autocast, is_served, paired, size, size_of, unit_stride
 
-OPERATION = Operation("layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules, sizes=SIZES)
-OPERATION_ADD = Operation("add_layer_norm", dtypes={"cpu": FLOATS, "triton": FLOATS}, rules=auto.rules_add, sizes=SIZES)
+OPERATION = Operation("layer_norm", dtypes=BY_ALL, rules=auto.rules, sizes=SIZES)
+OPERATION_ADD = Operation("add_layer_norm", dtypes=BY_ALL, rules=auto.rules_add, sizes=SIZES)
 
 
 def _normalise(x, eps):
@@ -88,6 +88,7 @@ _fwd = Op(
     reference=_reference_fwd,
     differentiable=True,
     triton="pyflash.kernels.norm.layer_norm:layer_norm_fwd",
+    cuda="pyflash.ops.norm._cuda:layer_norm_fwd",
     cpu="pyflash.ops.norm._cpu:layer_norm_fwd",
 )
 # x is what was normalised; dweight and dbias come in the type of the statistics; what is not needed is empty.
@@ -97,6 +98,7 @@ _bwd = Op(
     outputs=_outputs_bwd,
     reference=_reference_bwd,
     triton="pyflash.kernels.norm.layer_norm:layer_norm_bwd",
+    cuda="pyflash.ops.norm._cuda:layer_norm_bwd",
     cpu="pyflash.ops.norm._cpu:layer_norm_bwd",
 )
 

@@ -13,7 +13,7 @@ from pyflash.ops.core.autograd import Function, apply, shaped, vjp
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors
 from pyflash.ops.core.choice import Refused, choose
-from pyflash.ops.core.dtypes import FLOATS, acc_dtype
+from pyflash.ops.core.dtypes import BY_ALL, FLOATS, acc_dtype
 from pyflash.ops.core.registry import Op
 from pyflash.ops.norm.rows import SIZES, cast_for_autocast, is_served, paired, size, size_of, unit_stride
 
@@ -23,7 +23,7 @@ from pyflash.ops.norm.rows import SIZES, cast_for_autocast, is_served, paired, s
 OPERATION, OPERATION_ADD = (
     Operation(
         name,
-        dtypes={"cpu": FLOATS, "triton": FLOATS},
+        dtypes=BY_ALL,
         rules=minima(name, inference=65536, training=16384),
         sizes=SIZES,
     )
@@ -82,6 +82,7 @@ _fwd = Op(
     reference=_reference_fwd,
     differentiable=True,
     triton="pyflash.kernels.norm.rms_norm:rms_norm_fwd",
+    cuda="pyflash.ops.norm._cuda:rms_norm_fwd",
     cpu="pyflash.ops.norm._cpu:rms_norm_fwd",
 )
 # x is what was normalised; dweight comes in the type of rstd; what is not needed is empty.
@@ -91,6 +92,7 @@ _bwd = Op(
     outputs=_outputs_bwd,
     reference=_reference_bwd,
     triton="pyflash.kernels.norm.rms_norm:rms_norm_bwd",
+    cuda="pyflash.ops.norm._cuda:rms_norm_bwd",
     cpu="pyflash.ops.norm._cpu:rms_norm_bwd",
 )
 
