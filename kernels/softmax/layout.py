@@ -1,7 +1,8 @@
-"""How the kernels of both backends see a tensor whose softmax is taken over one dimension. No Triton here."""
+"""How the kernels of all backends see a tensor whose softmax is taken over one dimension. No Triton here."""
 
 from math import prod
 
+KINDS = {"softmax": 0, "log_softmax": 1, "softmin": 2}  # csrc/common/softmax.h
 NEGATES = "softmin"  # the kind that takes -x
 LOGARITHM = "log_softmax"  # the kind whose result is the logarithm
 

@@ -11,7 +11,7 @@ import pyflash.functional as PF
 from pyflash.ops.core.dtypes import HALVES
 from pyflash.ops.core.registry import OPS, Op
 
-BACKENDS = backend_params("cpu", "triton")
+BACKENDS = backend_params("cpu", "triton", "cuda")
 KINDS = ("softmax", "log_softmax", "softmin")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -38,6 +38,7 @@ CASES = [  # shape, dim, layout, why it is here
 LONG = {  # shape, dim: more elements than are kept
     "cpu": [((1, 66000), 1), ((1, 1100, 20), 1), ((1, 4100, 20), 1)],  # rows; columns: one vector is kept, and nothing
     "triton": [((2, 9000), 1), ((2, 35, 40), 1)],
+    "cuda": [((2, 9000), 1), ((2, 300, 40), 1)],
 }
 
 

@@ -1,13 +1,11 @@
-"""Softmax over one dimension of any tensor. bindings/softmax.cpp reads the tuples field by field, in this order."""
+"""Softmax over one dimension of any tensor. bindings/softmax.h reads the tuples field by field, in this order."""
 
 import torch
 
 from pyflash import _cpu
-from pyflash.kernels.softmax.layout import grouped
+from pyflash.kernels.softmax.layout import KINDS, grouped
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
-
-KINDS = {"softmax": 0, "log_softmax": 1, "softmin": 2}  # csrc/common/softmax.h
 
 
 def softmax_fwd(x, dim, kind, dtype, y):

@@ -12,7 +12,7 @@ from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import Refused, choose
-from pyflash.ops.core.dtypes import FLOATS, HALVES, acc_dtype
+from pyflash.ops.core.dtypes import BY_ALL, HALVES, acc_dtype
 from pyflash.ops.core.registry import Op
 
 _default_dim = F._get_softmax_dim  # type: ignore[attr-defined]  # torch's stub has only what is public
@@ -20,7 +20,7 @@ _default_dim = F._get_softmax_dim  # type: ignore[attr-defined]  # torch's stub 
 OPERATION = {
     name: Operation(
         name,
-        dtypes={"cpu": FLOATS, "triton": FLOATS},
+        dtypes=BY_ALL,
         rules=softmax_rules(name),
         sizes="(softmaxes, elements of each, elements in memory from one of these to the next, are gradients needed)",
     )
@@ -61,6 +61,7 @@ _fwd = Op(
     reference=_reference_fwd,
     differentiable=True,
     triton="pyflash.kernels.softmax.softmax:softmax_fwd",
+    cuda="pyflash.ops.softmax._cuda:softmax_fwd",
     cpu="pyflash.ops.softmax._cpu:softmax_fwd",
 )
 _bwd = Op(
@@ -69,6 +70,7 @@ _bwd = Op(
     reference=_reference_bwd,
     differentiable=True,
     triton="pyflash.kernels.softmax.softmax:softmax_bwd",
+    cuda="pyflash.ops.softmax._cuda:softmax_bwd",
     cpu="pyflash.ops.softmax._cpu:softmax_bwd",
 )
 
