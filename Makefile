@@ -7,7 +7,8 @@
 #   make gpu           tests, benchmarks and tuning on this machine's GPU, with the Python that is there: docs/gpu.md
 #                      PART=smoke|tests|bench|tune|profile OP="attention" TIME=900 (seconds) DEVICE=interpreter (without a GPU)
 #   make gpu-cache     kernels compiled without a GPU, to be carried to one; PYTHON= with its Python, torch and Triton
-#   make build         the native module only; ISA=avx512 for one instruction set
+#   make build         the native module, and CUDA C++ on the host for tests; ISA=avx512 for one instruction set; ARCHS=90 or
+#                      ARCHS=all: by nvcc for GPUs, too
 #   make PYTHON=python3.12 <target>   an interpreter whose torch is already there: nothing of it is reinstalled
 
 ifdef PYTHON
@@ -64,7 +65,7 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.ready $(NATIVE)
-	PYFLASH_BUILD_ISA=$(ISA) $(PY) setup.py -q build_ext --inplace
+	PYFLASH_BUILD_ISA=$(ISA) PYFLASH_CUDA_ARCHS="$(or $(PYFLASH_CUDA_ARCHS),host $(ARCHS))" $(PY) setup.py -q build_ext --inplace
 	@rm -f $(VENV)/.built-one
 	@# A build of one instruction set is none for the next target, and one that failed none at all.
 	@$(if $(ISA),rm -f $@,test ! -e "$(MODULE)" || touch $@)
@@ -72,7 +73,7 @@ $(VENV)/.built: $(VENV)/.ready $(NATIVE)
 # One instruction set, unless all of them are there already.
 $(VENV)/.built-one: $(VENV)/.venv $(NATIVE)
 	@test -e $(VENV)/.built && test -z "$$(find csrc setup.py -newer $(VENV)/.built)" || \
-	    { rm -f $(VENV)/.built; PYFLASH_BUILD_ISA=$(BEST) $(PY) setup.py -q build_ext --inplace; }
+	    { rm -f $(VENV)/.built; PYFLASH_CUDA_ARCHS=none PYFLASH_BUILD_ISA=$(BEST) $(PY) setup.py -q build_ext --inplace; }
 	@test ! -e "$(MODULE)" || touch $@
 
 build: $(VENV)/.built

@@ -130,14 +130,15 @@ def cuda_sources(archs=()):
         kernels = ["-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills", "--threads", "0"]
         kernels += [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
         binding = ["-O2", "-g0", "-fvisibility=hidden"]
-    sources = [(name, path, kernels) for path in sorted(CSRC.glob("cuda/*/kernels.cu"))]
-    if not archs:
-        sources += [(name, path, ["-O2", *binding]) for path in sorted(CSRC.glob("cuda/host/*.cpp"))]
+    sources = []  # first what fails soon
     for path in sorted(CSRC.glob("bindings/cuda/*.cpp")):
         stamped = [f'-DPF_CONTRACT="{contract("CUDA")}"', f'-DPF_ARCHS="{" ".join(archs)}"']
         sources.append(
             (name, path, [*binding, f'-DPF_MODULE="_{name}"', *(stamped if path.name == "module.cpp" else [])])
         )
+    sources += [(name, path, kernels) for path in sorted(CSRC.glob("cuda/*/kernels.cu"))]
+    if not archs:
+        sources += [(name, path, ["-O2", *binding]) for path in sorted(CSRC.glob("cuda/host/*.cpp"))]
     return sources
 
 

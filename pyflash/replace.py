@@ -342,9 +342,10 @@ def _serves(operation: backends.Operation, device: str, dtype: torch.dtype) -> s
     reason = ""
     for name in backends.ORDER:
         if name in operation.dtypes and device in backends.DEVICES[name] and (device != "cpu" or name == "cpu"):
-            reason = operation.unserved(name, device, dtype)
-            if not reason:
+            why = operation.unserved(name, device, dtype)
+            if not why:
                 return name
+            reason = reason or why
     return f"torch ({reason or f'no kernel for {device} tensors'})"
 
 

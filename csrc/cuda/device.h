@@ -45,6 +45,17 @@ __device__ __forceinline__ tf32 from_float<tf32>(float x) {
   return {bits};
 }
 
+// ---- several elements at once: V is a struct of them, and its alignment what the address must have
+
+template <class V>
+__device__ __forceinline__ const V* as_vector(const void* at) {
+  return static_cast<const V*>(at);
+}
+template <class V>
+__device__ __forceinline__ V* as_vector(void* at) {
+  return static_cast<V*>(at);
+}
+
 // ---- memory between blocks
 
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* flag) {

@@ -4,12 +4,14 @@
 //
 // A kernel is a class: `struct Scale : Kernel<256> { __device__ void operator()(const float* x, float* y) const { ... }
 // };` launched as `launch<Scale>({blocks}, 0, stream, x, y)`. Beside CUDA's own names there are
-//   PF_SHARED(float, sums, 32);             an array of the block; PF_DYNAMIC_SHARED(float, tile); what the launch
-//   gives copy_async<16>(to, from, is_inside)     cp.async, zeros where not; commit_async(), wait_async<N>()
-//   load_matrices<4>(registers, row)        ldmatrix; load_matrices_transposed
-//   multiply_add<bf16>(sums, a, b)          mma.m16n8k16, of tf32 m16n8k8
-//   load_acquire, add_release               flags of other blocks; spin on nothing else
-//   GridBarrier                             all blocks of launch_cooperative
+//   PF_SHARED(float, sums, 32);               an array of the block
+//   PF_DYNAMIC_SHARED(float, tile);           what the launch gives
+//   as_vector<float4>(address)                several elements at once, where they are aligned
+//   copy_async<16>(to, from, is_inside)       cp.async, zeros where not; commit_async(), wait_async<N>()
+//   load_matrices<4>(registers, row)          ldmatrix; load_matrices_transposed
+//   multiply_add<bf16>(sums, a, b)            mma.m16n8k16, of tf32 m16n8k8
+//   load_acquire, add_release                 flags of other blocks; spin on nothing else
+//   GridBarrier                               all blocks of launch_cooperative
 #pragma once
 #include <stdint.h>
 

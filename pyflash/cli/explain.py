@@ -32,7 +32,7 @@ def info() -> dict:
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "backends": {name: backends.MISSING[name] or "ready" for name in ORDER},
+        "backends": {name: _state_of(name) for name in ORDER},
     }
     if not backends.MISSING["cpu"]:
         from pyflash import _cpu
@@ -43,6 +43,16 @@ def info() -> dict:
             for name, built, supported in _cpu.isas()
         }
     return facts
+
+
+def _state_of(backend: str) -> str:
+    if backends.MISSING[backend] or backend != "cuda":
+        return backends.MISSING[backend] or "ready"
+    if backends.CUDA_ON_HOST:
+        return "ready, on CPU tensors, for tests (PYFLASH_CUDA_HOST=1)"
+    archs = backends.cuda_module().ARCHS.split()
+    reason = backends.why_not("cuda", "cuda") if torch.cuda.is_available() else "there is no GPU"
+    return reason or f"ready, built for sm_{', sm_'.join(archs)}; no kernel of it has run on a GPU yet"
 
 
 def explain(device: str | None = None) -> dict:

@@ -16,7 +16,7 @@ MAY_IMPORT = {  # package or module: what of pyflash it may import
     "kernels": {"kernels"},
     "activations": set(),
     "auto": {"auto", "activations", "_cpu"},
-    "ops": {"ops", "auto", "activations", "kernels", "_cpu"},
+    "ops": {"ops", "auto", "activations", "kernels", "_cpu", "_cuda", "_cuda_host"},
     "functional": {"ops"},
     "nn": {"nn", "functional", "ops", "activations"},
     "overrides": {"functional", "nn", "ops"},

@@ -175,6 +175,8 @@ def build(here: Environment) -> str:
     print("building the native module", flush=True)
     log = BUILD / "build.log"
     with log.open("w") as output:
+        if here.device == "cuda" and shutil.which("nvcc"):
+            here.variables.setdefault("PYFLASH_CUDA_ARCHS", f"host {here.capability}")
         done = here.run("setup.py", "-q", "build_ext", "--inplace", stdout=output, stderr=subprocess.STDOUT)
     check = here.run("-c", "import pyflash._cpu", capture_output=True)
     if done.returncode or check.returncode:

@@ -46,7 +46,7 @@ struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Chunk {
 template <class T, int kCount>
 __device__ __forceinline__ void load_values(Acc<T> (&values)[kCount], const T* from, int64_t left, bool is_aligned) {
   if (is_aligned && left >= kCount) {
-    const Chunk<T, kCount> chunk = *reinterpret_cast<const Chunk<T, kCount>*>(from);
+    const Chunk<T, kCount> chunk = *as_vector<Chunk<T, kCount>>(from);
     PF_UNROLL_ALL
     for (int i = 0; i < kCount; i++) values[i] = widen(chunk.of[i]);
   } else {
@@ -60,7 +60,7 @@ __device__ __forceinline__ void store_values(T* to, const Acc<T> (&values)[kCoun
     Chunk<T, kCount> chunk;
     PF_UNROLL_ALL
     for (int i = 0; i < kCount; i++) chunk.of[i] = narrow<T>(values[i]);
-    *reinterpret_cast<Chunk<T, kCount>*>(to) = chunk;
+    *as_vector<Chunk<T, kCount>>(to) = chunk;
   } else {
     PF_UNROLL_ALL
     for (int i = 0; i < kCount; i++)

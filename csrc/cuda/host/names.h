@@ -237,6 +237,19 @@ inline tf32 from_float<tf32>(float x) {
   return {x - x == 0 ? (bits + 0x1000u) & ~0x1fffu : bits};
 }
 
+// ---- several elements at once
+
+template <class V>
+const V* as_vector(const void* at, PF_PLACE) {
+  PF_HERE("as_vector");
+  if ((uintptr_t)at % alignof(V)) host::fail(here, "an address, %p, that is not aligned to %zu bytes", at, alignof(V));
+  return static_cast<const V*>(at);
+}
+template <class V>
+V* as_vector(void* at, PF_PLACE) {
+  return const_cast<V*>(as_vector<V>((const void*)at, line, file));
+}
+
 // ---- memory between blocks
 
 inline uint32_t load_acquire(const uint32_t* flag, PF_PLACE) {

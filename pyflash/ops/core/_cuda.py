@@ -4,13 +4,9 @@ and on torch's current stream there. Under PYFLASH_CUDA_HOST=1 the module is its
 
 import torch
 
-from pyflash.ops.core.backends import CUDA_ON_HOST
+from pyflash.ops.core.backends import CUDA_ON_HOST, cuda_module
 
-if CUDA_ON_HOST:
-    from pyflash import _cuda_host as native
-else:
-    from pyflash import _cuda as native
-
+native = cuda_module()
 DTYPES = {getattr(torch, name): number for name, number in native.DTYPES.items()}
 
 

@@ -122,10 +122,15 @@ def _why_missing(backend: str) -> str:
     return ""
 
 
+def cuda_module() -> Any:
+    """The native module of the CUDA C++ kernels, or its twin on the host. Raises ImportError."""
+    return import_module("pyflash._cuda_host" if CUDA_ON_HOST else "pyflash._cuda")
+
+
 def _why_no_cuda() -> str:
     name = "pyflash._cuda_host" if CUDA_ON_HOST else "pyflash._cuda"
     try:
-        module = import_module(name)
+        module = cuda_module()
     except ImportError as error:
         way = "make build" if CUDA_ON_HOST else "in a checkout, PYFLASH_CUDA_ARCHS=all make build, where there is nvcc"
         return f"the module {name} is not built ({error}); {way}"
@@ -158,10 +163,9 @@ _device_answers: dict[str, str] = {}
 def _why_no_device() -> str:
     """Asked when there are CUDA tensors, and once: what the module holds code for, the driver takes and the GPUs are."""
     if "" not in _device_answers:
-        from pyflash import _cuda
-
+        (driver, runtime), archs = cuda_module().versions(), cuda_module().ARCHS
         capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-        _device_answers[""] = unfit(_cuda.ARCHS, *_cuda.versions(), capabilities)
+        _device_answers[""] = unfit(archs, driver, runtime, capabilities)
     return _device_answers[""]
 
 
@@ -182,6 +186,8 @@ def unfit(archs: str, driver: int, runtime: int, capabilities) -> str:
             f" {runtime // 1000}.{runtime % 1000 // 10}; a newer driver, or an older nvcc"
         )
     codes = [(int(arch[:-1]), int(arch[-1])) for arch in archs.split()]
+    if not capabilities:
+        return "cuda: there is no GPU"
     for major, minor in capabilities:
         has_code = any(major == of[0] and minor >= of[1] for of in codes)
         takes_ptx = (major, minor) >= codes[-1] and driver >= runtime  # the driver compiles what it knows

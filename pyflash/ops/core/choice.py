@@ -184,8 +184,9 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: Any = None, 
     for backend in ORDER:
         if backend not in operation.dtypes or device not in DEVICES[backend] or (device == "cpu" and backend != "cpu"):
             continue
-        reason = refused or operation.unserved(backend, device, x.dtype)
-        if reason:
+        why = refused or operation.unserved(backend, device, x.dtype)
+        if why:
+            reason = reason or why  # the preferred one's
             continue
         # An exported program serves sizes that are not known yet: a threshold would refuse those on its other side.
         if operation.rules is not None and not torch.compiler.is_exporting():

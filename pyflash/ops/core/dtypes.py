@@ -8,7 +8,7 @@ from pyflash.ops.core.checks import device_type
 
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, torch.float64, *HALVES)
-BY_ALL = {"cpu": FLOATS, "triton": FLOATS, "cuda": FLOATS}  # of operations that every backend serves
+BY_ALL: dict[str, tuple[torch.dtype, ...]] = {"cpu": FLOATS, "triton": FLOATS, "cuda": FLOATS}  # what each serves
 ALL_BUT_FLOAT64 = (torch.float32, *HALVES)  # what Triton's products take
 
 

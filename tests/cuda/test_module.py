@@ -1,0 +1,244 @@
+"""The module of CUDA C++ kernels: when it serves, what it says when it does not, and what nvcc makes of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import FLOAT_DTYPES, backend_params, use
+
+import pyflash.functional as PF
+from pyflash.ops.core import backends, contract
+from pyflash.ops.core.registry import OPS
+from tests.frame.test_native_build import build
+from tools import cuda_kernels
+
+ROOT = Path(__file__).resolve().parents[2]
+
+on_host = pytest.mark.skipif(
+    not backends.CUDA_ON_HOST or bool(backends.MISSING["cuda"]), reason=backends.MISSING["cuda"] or "on a GPU"
+)
+
+
+@pytest.mark.parametrize("backend", backend_params("cuda"))
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_memory_that_is_not_aligned(backend, dtype):
+    """Accesses of 16 bytes want addresses that are multiples of it, of every row."""
+    for offset, cols, pitch in ((1, 64, 80), (0, 64, 65), (0, 61, 61), (2, 40, 48)):
+        memory = torch.randn(offset + 6 * pitch).to(dtype)
+        x = memory[offset:].view(6, pitch)[:, :cols].requires_grad_()
+        dy = torch.randn(6, cols).to(dtype)
+        for ours, theirs in (
+            (PF.silu, F.silu),
+            (lambda x: PF.layer_norm(x, (x.shape[1],)), lambda x: F.layer_norm(x, (x.shape[1],))),
+            (lambda x: PF.softmax(x, 1), lambda x: F.softmax(x, 1)),
+            (lambda x: PF.softmax(x, 0), lambda x: F.softmax(x, 0)),
+        ):
+            with use(backend):
+                found = ours(x)
+                gradient = torch.autograd.grad(found, x, dy)[0]
+            truth = theirs(x.double())
+            torch.testing.assert_close(found.double(), truth, atol=0.02, rtol=0.02)
+            wanted = torch.autograd.grad(truth, x, dy.double())[0]
+            torch.testing.assert_close(gradient, wanted, atol=0.04, rtol=0.04)
+
+
+UNFIT = [  # architectures, the driver's CUDA, ours, GPUs, words of the reason
+    ("80 90", 13000, 13000, [(9, 0)], ""),
+    ("80", 13000, 13000, [(8, 6)], ""),  # machine code of the same major version
+    ("90", 13000, 13000, [(12, 0)], ""),  # PTX
+    ("80 90", 13010, 13000, [(8, 0), (9, 0)], ""),
+    ("90", 12080, 13000, [(9, 0)], "the driver takes CUDA 12.8, and pyflash._cuda was built with 13.0"),
+    ("90", 12040, 12080, [(9, 0)], ""),  # a minor version
+    ("90", 12040, 12080, [(10, 0)], "built for sm_90; a GPU here is sm_100"),  # whose PTX the driver does not know
+    ("90", 13000, 13000, [(8, 0)], "built for sm_90; a GPU here is sm_80"),
+    ("86 90", 13000, 13000, [(9, 0), (8, 0)], "built for sm_86, sm_90; a GPU here is sm_80"),
+    ("90", 0, 13000, [], "there is no NVIDIA driver"),
+    ("90", 13000, 13000, [], "there is no GPU"),
+]
+
+
+@pytest.mark.parametrize("archs, driver, runtime, gpus, words", UNFIT)
+def test_why_a_module_does_not_run_on_these_gpus(archs, driver, runtime, gpus, words):
+    said = backends.unfit(archs, driver, runtime, gpus)
+    assert words in said and bool(words) == bool(said)
+
+
+def test_triton_is_preferred_and_cuda_taken_where_it_is_absent(monkeypatch):
+    op, taken = OPS["layer_norm_fwd"], lambda: getattr(op._kernel("auto", "cuda"), "__module__", None)
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(backends.DEVICES, name, ("cuda",))
+    monkeypatch.setattr(backends, "INTERPRETING", True)  # a launcher is as it is
+    monkeypatch.setattr(backends, "_device_answers", {"": ""})
+    monkeypatch.setattr(backends, "MISSING", {"triton": "", "cuda": "", "cpu": ""})
+    assert taken() == "pyflash.kernels.norm.layer_norm"
+    monkeypatch.setitem(backends.MISSING, "triton", "triton is not installed")
+    if backends.CUDA_ON_HOST and not backends._why_no_cuda():
+        assert taken() == "pyflash.ops.norm._cuda"
+    backends._device_answers[""] = "cuda: pyflash._cuda was built for sm_90; a GPU here is sm_75"
+    assert taken() is None  # torch's
+    with pytest.raises(NotImplementedError, match="a GPU here is sm_75"):
+        op._kernel("cuda", "cuda")
+
+
+@on_host
+def test_what_the_module_is_handed_is_counted_and_named():
+    from pyflash import _cuda_host
+
+    for problem, words in (
+        ((0, 0, 0, 0, 0.0, 0.0), r"_cuda_host.activation_fwd: problem ends after 6 fields, before dtype"),
+        ((0, 0, 0, 99, 0.0, 0.0, 0), r"activation is 99, expected a number from 0 to"),
+        ((0, 0, -1, 0, 0.0, 0.0, 0), r"n is -1, expected 0 or more"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            _cuda_host.activation_fwd(problem, 0, 0)
+    with pytest.raises(ValueError, match="set_order: 'sideways', 'lazy'"):
+        _cuda_host.set_order("sideways", "lazy")
+
+
+@on_host
+@pytest.mark.slow
+def test_an_access_where_nothing_lies_is_an_error():
+    """And not the end of the process."""
+    code = """
+from pyflash import _cuda_host
+try:
+    _cuda_host.activation_fwd((64, 64, 4, 0, 0.0, 0.0, 0), 0, 0)
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pyflash._cuda_host.activation_fwd: " in done.stdout and "where nothing lies" in done.stdout, done
+
+
+SAYS = """
+import json, torch, pyflash, pyflash.functional as F
+from pyflash.cli.explain import explain, info
+try:
+    with pyflash.use_backend("cuda"):
+        F.relu(torch.randn(4))
+except NotImplementedError as error:
+    said = str(error)
+else:
+    said = "served"
+cells = explain("cpu")["operations"]
+print(json.dumps([info()["backends"]["cuda"], cells["gelu"]["cuda"], cells["linear"]["cuda"], said]))
+"""
+
+
+def said(**variables):
+    done = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, text=True, env={**os.environ, **variables})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_info_and_explain_tell_the_truth_without_a_gpu():
+    """With the module for GPUs or without: nothing of it serves CPU tensors, and the reason is said."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    state, gelu, linear, error = said(PYFLASH_CUDA_HOST="0")
+    assert "is not built" in state or "was built from other sources" in state or state == "there is no GPU"
+    assert not gelu["served"] and gelu["reason"] and gelu["reason"] in error
+    assert not linear["served"] and linear["reason"] == "cuda has no linear kernel"
+
+
+@on_host
+@pytest.mark.slow
+def test_info_and_explain_tell_the_truth_on_the_host():
+    state, gelu, linear, error = said(PYFLASH_CUDA_HOST="1")
+    assert state.startswith("ready, on CPU tensors") and error == "served"
+    assert gelu["served"] == ["float32", "float64", "bfloat16", "float16"] and not linear["served"]
+
+
+@pytest.mark.slow
+def test_the_module_for_gpus_loads_without_one():
+    """Its runtime is linked statically; a launch says what is not there."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code = """
+from pyflash import _cuda
+print(_cuda.ARCHS, _cuda.versions())
+try:
+    _cuda.activation_fwd((0, 0, 4, 0, 0.0, 0.0, 0), 0, 0)
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if "No module named" in done.stderr:
+        pytest.skip("pyflash._cuda is not built: make build ARCHS=90")
+    assert done.returncode == 0 and "(0, 1" in done.stdout and "_cuda.activation_fwd: CUDA driver" in done.stdout, done
+
+
+@pytest.mark.parametrize(
+    "asked, in_place, wanted",
+    [
+        (None, True, ([], True, False)),
+        (None, False, (["all"], False, False)),
+        ("none", True, ([], False, True)),
+        ("90", True, (["90"], False, True)),
+        ("host 80;sm_90", False, (["80", "90"], True, True)),
+    ],
+)
+def test_what_of_cuda_a_build_makes(asked, in_place, wanted, monkeypatch):
+    monkeypatch.delenv("PYFLASH_CUDA_ARCHS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("PYFLASH_CUDA_ARCHS", asked)
+    assert build().wanted_of_cuda(in_place) == wanted
+
+
+def test_an_architecture_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("PYFLASH_CUDA_ARCHS", "hopper")
+    with pytest.raises(ValueError, match="PYFLASH_CUDA_ARCHS: hopper; expected numbers"):
+        build().wanted_of_cuda(True)
+
+
+def test_both_modules_are_stamped_with_what_they_are_bound_by(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    native, wanted = build(), f'-DPF_CONTRACT="{contract.contract(folders=contract.CUDA)}"'
+    for archs in ((), ("80", "90")):
+        stamped = [path.name for _, path, flags in native.cuda_sources(archs) if wanted in flags]
+        assert stamped == ["module.cpp"]
+    flags = next(flags for _, path, flags in native.cuda_sources(("80", "90")) if path.suffix == ".cu")
+    assert [f for f in flags if "gencode" in f] == [
+        f"-gencode=arch=compute_{arch},code={code}"
+        for arch, code in (("80", "sm_80"), ("90", "sm_90"), ("90", "compute_90"))
+    ]
+
+
+def test_kernels_include_what_lies_below_them():
+    """The facade and core, and of CUDA nothing else."""
+    for path in sorted(ROOT.glob("csrc/cuda/*/*")):
+        if path.parent.name == "host":
+            continue
+        for line in path.read_text().splitlines():
+            if line.startswith("#include"):
+                name = line.split()[1]
+                below = (path.parent / name.strip('"')).resolve()
+                if name.startswith('"'):
+                    assert below.parent.name in ("core", "common", "cuda", path.parent.name), f"{path}: {line}"
+                else:
+                    assert name == "<type_traits>", f"{path}: {line}"
+        assert not {"__shared__", "<<<", "asm", "__CUDA_ARCH__"} & set(path.read_text().replace("(", " ").split())
+
+
+@pytest.mark.slow
+def test_nvcc_makes_of_them_what_the_table_says():
+    """Registers, shared memory, and no spills, for sm_90."""
+    nvcc = cuda_kernels.compiler()
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    found, committed = cuda_kernels.table(nvcc, ["90"]), json.loads(cuda_kernels.TABLE.read_text())
+    kernels = {
+        f"{family} {name}": row for family, rows in found["kernels"]["sm_90"].items() for name, row in rows.items()
+    }
+    assert kernels and not [name for name, row in kernels.items() if row[2]]
+    assert max(row[0] for row in kernels.values()) <= 255
+    if found["nvcc"] == committed["nvcc"]:
+        assert found["kernels"]["sm_90"] == committed["kernels"]["sm_90"], "python tools/cuda_kernels.py"
+    for arch, families in committed["kernels"].items():
+        assert not [name for rows in families.values() for name, row in rows.items() if row[2]], arch

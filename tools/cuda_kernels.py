@@ -1,0 +1,102 @@
+"""What ptxas makes of the CUDA C++ kernels, no GPU needed: `python tools/cuda_kernels.py [--arch 80 90 100]` compiles every
+csrc/cuda/<family>/kernels.cu and writes registers, shared memory and spills of each kernel into
+benchmarks/results/cuda.json, which a test compares with what is compiled there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import runpy
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "benchmarks" / "results" / "cuda.json"
+ARCHS = ("80", "90", "100")
+COLUMNS = ("registers", "shared", "spilled")  # of a thread; bytes of a block, static; bytes of a thread, both ways
+OF_KERNEL = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?"
+    r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+
+
+def compiler() -> str | None:
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="build")["nvcc"]()
+
+
+def version(nvcc: str) -> str:
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"V([\d.]+)", said)[1]
+
+
+def kernel_of(signature: str) -> str:
+    """The class of "void pf::cuda::run<pf::cuda::norm::(anonymous namespace)::Forward<f16, ...>, ...>(...)"."""
+    inside, depth = signature.partition("run<")[2], 0
+    for end, letter in enumerate(inside):
+        depth += {"<": 1, ">": -1}.get(letter, 0)
+        if depth < 0 or (depth == 0 and letter == ","):
+            return re.sub(r"pf::cuda::(\w+::)?|\(anonymous namespace\)::", "", inside[:end].strip())
+    raise ValueError(f"no kernel of csrc/cuda/facade.h: {signature}")
+
+
+def compiled(nvcc: str, source: Path, arch: str) -> dict[str, list[int]]:
+    """{kernel: its COLUMNS} of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["-std=c++17", "-O3", "-Xptxas", "-v,-warn-spills", f"-gencode=arch=compute_{arch},code=sm_{arch}"]
+        done = subprocess.run(
+            [nvcc, *flags, "-c", str(source), "-o", str(Path(folder, "kernels.o"))], capture_output=True, text=True
+        )
+    if done.returncode:
+        raise RuntimeError(f"{source}: {done.stderr}")
+    found = list(OF_KERNEL.finditer(done.stdout + done.stderr))
+    names = subprocess.run(
+        ["c++filt"], input="\n".join(m["name"] for m in found), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    rows = {}
+    for name, match in zip(names, found, strict=True):
+        shared = re.search(r"(\d+) bytes smem", match["rest"])
+        spilled = int(match["stores"]) + int(match["loads"])
+        rows[kernel_of(name)] = [int(match["registers"]), int(shared[1]) if shared else 0, spilled]
+    return dict(sorted(rows.items()))
+
+
+def sources() -> list[Path]:
+    return [path for path in sorted(ROOT.glob("csrc/cuda/*/kernels.cu")) if path.parent.name != "core"]
+
+
+def table(nvcc: str, archs) -> dict:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = {(a, path): pool.submit(compiled, nvcc, path, a) for a in archs for path in sources()}
+    rows = {f"sm_{a}": {path.parent.name: found[a, path].result() for path in sources()} for a in archs}
+    return {"nvcc": version(nvcc), "columns": list(COLUMNS), "kernels": rows}
+
+
+def rendered(content: dict) -> str:
+    """JSON with a line for each kernel."""
+    return re.sub(r"\[\s+(-?\d+),\s+(-?\d+),\s+(-?\d+)\s+\]", r"[\1, \2, \3]", json.dumps(content, indent=1)) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", nargs="*", default=ARCHS)
+    archs, nvcc = parser.parse_args().arch, compiler()
+    if nvcc is None:
+        parser.error("there is no nvcc")
+    content = table(nvcc, archs)
+    TABLE.write_text(rendered(content))
+    for arch, families in content["kernels"].items():
+        for family, kernels in families.items():
+            most = [max(row[column] for row in kernels.values()) for column in range(len(COLUMNS))]
+            print(f"{arch} {family}: {len(kernels)} kernels, at most {most[0]} registers, {most[1]} bytes shared")
+            print("".join(f"  {name} spills\n" for name, row in kernels.items() if row[2]), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
