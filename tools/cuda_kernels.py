@@ -1,6 +1,6 @@
 """What ptxas makes of the CUDA C++ kernels, no GPU needed: `python tools/cuda_kernels.py [--arch 80 90 100]` compiles every
 csrc/cuda/<family>/kernels.cu and writes registers, shared memory and spills of each kernel into
-benchmarks/results/cuda.json, which a test compares with what is compiled there."""
+benchmarks/results/ptxas.json, which a test compares with what is compiled there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = ROOT / "benchmarks" / "results" / "cuda.json"
+TABLE = ROOT / "benchmarks" / "results" / "ptxas.json"
 ARCHS = ("80", "90", "100")
 COLUMNS = ("registers", "shared", "spilled")  # of a thread; bytes of a block, static; bytes of a thread, both ways
 OF_KERNEL = re.compile(

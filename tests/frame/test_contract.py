@@ -38,11 +38,13 @@ def test_the_contract_is_what_the_structs_say(checkout):
     assert first == contract.contract() != ""
     edit(csrc / "common/norm.h", "\n", "  // a comment\n\n")
     assert contract.contract(csrc) == first
-    for name in ("common/norm.h", "bindings/norm.cpp"):
+    for name in ("common/norm.h", "bindings/norm.h"):
         before = contract.contract(csrc)
         edit(csrc / name, "eps", "epsilon")
         assert contract.contract(csrc) != before
-    before = contract.contract(csrc)
+    before, of_cuda = contract.contract(csrc), contract.contract(csrc, contract.CUDA)
+    edit(csrc / "bindings/cuda/norm.cpp", "layer_norm_bwd", "layer_norm_backward")
+    assert contract.contract(csrc) == before and contract.contract(csrc, contract.CUDA) != of_cuda
     (csrc / "common/conv.h").write_text("struct Conv {};\n")
     assert contract.contract(csrc) != before
     assert contract.contract(checkout / "nowhere") == ""
