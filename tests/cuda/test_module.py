@@ -142,7 +142,8 @@ def test_info_and_explain_tell_the_truth_without_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     state, gelu, linear, error = said(PYFLASH_CUDA_HOST="0")
-    assert "is not built" in state or "was built from other sources" in state or state == "there is no GPU"
+    reasons = "is not built", "was built from other sources", "build of torch has no CUDA", "there is no GPU"
+    assert any(reason in state for reason in reasons)
     assert not gelu["served"] and gelu["reason"] and gelu["reason"] in error
     assert not linear["served"] and linear["reason"] == "cuda has no linear kernel"
 
