@@ -72,6 +72,7 @@ SHORT = (
     "sm90/rotary/bfloat16",
     "sm90/pool/bfloat16/2d",
     "sm90/gan_loss/bfloat16",
+    "sm90/cross_entropy/bfloat16",
     "sm80/conv/bfloat16/3x3/forward",
     "sm90/conv/bfloat16/3x3/gelu",
     "sm90/conv/bfloat16/3x3/modulated",
@@ -128,6 +129,7 @@ def cases():
             add(arch, upfirdn2d, dtype, dtype=dtype)
             add(arch, filtered_lrelu, dtype, dtype=dtype)
             add(arch, gan_loss, dtype, dtype=dtype)
+            add(arch, cross_entropy, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
@@ -446,6 +448,19 @@ def gan_loss(empty, dtype):
         means.mean_terms_fwd(x, z, *terms, dy.dtype, dy)
     means.mean_terms_second(dy, ddx, ddz, x, z, *terms, dy, dx, dz)
     means.mean_terms_bwd(dy, x, z, *terms, True, True, dx, dz)
+
+
+def cross_entropy(empty, dtype):
+    """Of classes, a language model's tokens, and of a segmentation's pixels with smoothing."""
+    from pyflash.kernels.loss import cross_entropy as kernels
+
+    for shape, smoothing in (((4096, 32768), 0.0), ((4, 21, 65536), 0.1)):
+        x, dx = empty(*shape, dtype=dtype), empty(*shape, dtype=dtype)
+        softmaxes = shape[0], *shape[2:]
+        targets, tops, logs = empty(*softmaxes, dtype="int64"), empty(*softmaxes), empty(*softmaxes)
+        loss, total, options = empty(dtype=dtype), empty(), (-100, smoothing, "mean")
+        kernels.cross_entropy_fwd(x, targets, None, None, *options, loss.dtype, loss, tops, logs, total)
+        kernels.cross_entropy_bwd(loss, x, targets, None, None, tops, logs, total, *options, True, False, dx, dx)
 
 
 def resample(empty, dtype):

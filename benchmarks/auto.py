@@ -177,6 +177,8 @@ def cpu_grid() -> Iterator[Point]:
     softmaxes = KINDS["softmax"]
     yield from grid(SOFTMAXES, softmaxes, ["float32", "bfloat16"], BOTH, (8, 256, 4096), (16, 256, 2048, 1 << 14))
     yield from grid(SOFTMAXES, softmaxes, ["float64", "float16"], BOTH, (1024,), (512,))
+    yield from grid(["cross_entropy"], softmaxes, ["float32", "bfloat16"], BOTH, (64, 2048), (16, 1024, 1 << 15))
+    yield from grid(["cross_entropy"], softmaxes, ["float64", "float16"], BOTH, (1024,), (512,))
     yield from grid(CHANNEL_NORMS, [""], ["float32", "bfloat16"], BOTH, (512, 4096, 16384), (64, 256, 1024))
     yield from grid(CHANNEL_NORMS, [""], ["float64", "float16"], BOTH, (4096,), (256,))
     activations = KINDS["activation"]
@@ -234,6 +236,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from attentions(["weights"], dtypes, ["inference"], (32,), squares(512, 2048))
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
     yield from grid(SOFTMAXES, KINDS["softmax"], dtypes, BOTH, (1024, 32768), (64, 1024, 1 << 15))
+    yield from grid(["cross_entropy"], KINDS["cross_entropy"], dtypes, BOTH, (1024, 32768), (64, 1 << 15))
     yield from grid(CHANNEL_NORMS, [""], dtypes, BOTH, (4096, 1 << 17), (64, 512))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout", "dropout2d", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))

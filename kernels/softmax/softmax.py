@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
+from pyflash.kernels.grouped import grouped
 from pyflash.kernels.primitives import acc_of, cast, exp
-from pyflash.kernels.softmax.layout import LOGARITHM, NEGATES, grouped
+from pyflash.kernels.softmax.layout import LOGARITHM, NEGATES
 
 # Below every number, and finite: where the maximum begins, so that a block of -inf before the first number adds 0.
 _LOWEST_FLOAT32 = tl.constexpr(-3.4028234663852886e38)

@@ -111,6 +111,8 @@ def asked_as(name: str) -> tuple[str, tuple[str, ...]]:
         return "dropout", ("",)
     if name in softmax.MEASURED_AS:
         return softmax.MEASURED_AS[name], (softmax.ROWS, softmax.COLUMNS)
+    if name == "cross_entropy":
+        return name, (softmax.ROWS, softmax.COLUMNS)
     if name in pool.MEASURED_AS:
         return pool.MEASURED_AS[name], ("",)
     if name == "interpolate":

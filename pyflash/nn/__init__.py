@@ -13,6 +13,7 @@ from pyflash.nn import (
     dropout,
     instancenorm,
     linear,
+    loss,
     normalization,
     padding,
     pooling,
@@ -32,6 +33,7 @@ from pyflash.nn.conv import *  # noqa: F403
 from pyflash.nn.dropout import *  # noqa: F403
 from pyflash.nn.instancenorm import *  # noqa: F403
 from pyflash.nn.linear import *  # noqa: F403
+from pyflash.nn.loss import *  # noqa: F403
 from pyflash.nn.normalization import *  # noqa: F403
 from pyflash.nn.padding import *  # noqa: F403
 from pyflash.nn.pooling import *  # noqa: F403
@@ -49,6 +51,7 @@ __all__ += conv.__all__
 __all__ += dropout.__all__
 __all__ += instancenorm.__all__
 __all__ += linear.__all__
+__all__ += loss.__all__
 __all__ += normalization.__all__
 __all__ += padding.__all__
 __all__ += pooling.__all__

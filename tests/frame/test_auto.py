@@ -13,6 +13,7 @@ from pyflash.auto import (
     attention,
     batch_norm,
     conv,
+    cross_entropy,
     embedding,
     gpu,
     linear,
@@ -57,6 +58,7 @@ SIZES = {
     ],
     pooling.rules("avg_pool2d"): [(0, False, False), (1 << 40, True, True), (1 << 18, False, True)],
     batch_norm.rules("batch_norm"): [(0, 0, False, True), (1, 5, True, False), (1 << 20, 1 << 10, False, True), (9, 9, True)],
+    cross_entropy.cross_entropy_rules: [(0, 1, 1, False), (1, 5, 7, True), (1 << 30, 1 << 10, 1, False)],
     loss.rules("gan_generator_loss"): [(0, False), (1 << 40, True, True), (1, True, False), (1 << 40, False, True)],
     normalize.rules: [(0, 0, False), (1, 1 << 30, True), (1 << 20, 1 << 10, False)],
     local_response.rules: [(0, False, 5, True), (1 << 40, True, 5, True), (1 << 40, False, 99, True), (9, True, 5, False)],
@@ -350,7 +352,7 @@ def size_of(point):
         return *point.sizes, training, point.kind
     if point.operation in ("dropout", "dropout2d", "rrelu"):
         return point.sizes[0]
-    if point.operation in softmax.MEASURED_AS:
+    if point.operation in (*softmax.MEASURED_AS, "cross_entropy"):
         return *point.sizes, 1 if point.kind == softmax.ROWS else 9, training
     if point.operation == "attention":
         return attention.Size(point.kind, *point.sizes, training)

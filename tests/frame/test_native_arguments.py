@@ -48,6 +48,7 @@ MAX_POOL_BWD = (0, *MAX_POOL)
 AVG_POOL = (0, 0, 0, 1, *POOL_AXES, False, 0, 0)
 MAX_UNPOOL = (0, 0, 0, 0, 1, 1, 1, 0)
 LOCAL_RESPONSE = (0, 0, 0, 0, 0, 1, 1, False, 0, 0, 1.0, 1.0, 1.0, 0)
+CROSS_ENTROPY = (0, 0, 0, 0, 0, 1, 1, 0, 0, -100, 0.0, 0, 0, 0)
 LOSS_PARTS = (0, 0, 0, 0, 0, 0.0, 0) * 2
 NORMALIZE = (0, 0, 0, 0, 0, 1, 1, 0, 1.0, 0)
 SPECTRAL_LAYER = (0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1e-12)
@@ -239,6 +240,16 @@ def flat_problems():
         6,
         {"n": 3},
     )
+    softmaxes = {"outer": 4, "n": 5, "inner": 6, "x_outer_stride": 7, "x_step": 8}
+    pointers = 0, 0, 0, place.data_ptr(), 0
+    yield (
+        "cross_entropy_fwd",
+        partial(_holding, _cpu.cross_entropy_fwd, place),
+        (*CROSS_ENTROPY, *pointers),
+        12,
+        softmaxes,
+    )
+    yield "cross_entropy_bwd", _cpu.cross_entropy_bwd, (*CROSS_ENTROPY, *(0,) * 6), 12, softmaxes
     yield "normalize", _cpu.normalize, NORMALIZE, 9, {"outer": 4, "n": 5, "inner": 6}
     yield "spectral_scale", _cpu.spectral_scale, SPECTRAL_SCALE, 10, {"outer": 1, "rows": 2, "inner": 3}
     for name in ("max_unpool_fwd", "max_unpool_bwd"):

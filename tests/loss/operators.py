@@ -2,6 +2,8 @@
 
 import torch
 
+from pyflash.ops.core.registry import OPS
+
 PAIRS = (
     ("softplus_negative", "softplus"),
     ("hinge_below", "hinge_above"),
@@ -30,7 +32,26 @@ def mean_terms_second():
             yield torch.randn(()), None, ddz, x, z, *terms
 
 
+def cross_entropy_fwd():
+    for shape in ((5, 7), (2, 3, 4)):
+        x, weight = torch.randn(shape), torch.rand(shape[1])
+        targets = torch.randint(shape[1], (shape[0], *shape[2:]))
+        targets[0] = -100
+        for options in ((-100, 0.0, "mean"), (2, 0.1, "sum"), (-100, 0.1, "none")):
+            yield x, targets, None, weight if options[1] else None, *options, torch.float32
+            yield x, None, x.softmax(1), None if options[1] else weight, *options, torch.float32
+
+
+def cross_entropy_bwd():
+    for x, targets, probabilities, weight, *options, dtype in cross_entropy_fwd():
+        loss, *kept = OPS["cross_entropy_fwd"](x, targets, probabilities, weight, *options, dtype, "torch")
+        for needs in ((True, False), (True, True)) if probabilities is not None else ((True, False),):
+            yield torch.randn_like(loss), x, targets, probabilities, weight, *kept, *options, *needs
+
+
 OPERATORS = {
+    "cross_entropy_fwd": cross_entropy_fwd,
+    "cross_entropy_bwd": cross_entropy_bwd,
     "mean_terms_fwd": mean_terms_fwd,
     "mean_terms_bwd": mean_terms_bwd,
     "mean_terms_second": mean_terms_second,

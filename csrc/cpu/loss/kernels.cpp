@@ -1,1 +1,2 @@
+#include "cross_entropy.h"
 #include "means.h"

@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/columns.h"
 #include "../core/parallel.h"
+#include "../core/reductions.h"
 #include "terms.h"
 
 namespace PF_ISA::loss {
@@ -9,14 +10,7 @@ namespace PF_ISA::loss {
 namespace {
 
 constexpr int64_t kSummed = 4096;       // in the arithmetic type, before the sum goes on in double
-constexpr int kChains = 4;              // independent sums, to hide the latency of an addition
 constexpr int64_t kChunksOfThread = 2;  // less is not worth opening a region for
-
-template <class V>
-PF_INLINE double sum_chains(const V* chains) {
-  static_assert(kChains == 4, "adds so many");
-  return reduce_add((chains[0] + chains[1]) + (chains[2] + chains[3]));
-}
 
 // `of(i, count)` is the vector at i; lanes past the end count for nothing.
 template <class T, class Of>
@@ -36,7 +30,7 @@ PF_INLINE double sum_range(int64_t begin, int64_t end, Of of) {
       }
       sums[chain] += term;
     });
-    total += sum_chains(sums);
+    total += (double)reduce_add(sum_chains(sums));
   }
   return total;
 }

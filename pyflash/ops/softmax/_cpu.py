@@ -3,7 +3,8 @@
 import torch
 
 from pyflash import _cpu
-from pyflash.kernels.softmax.layout import KINDS, grouped
+from pyflash.kernels.grouped import grouped
+from pyflash.kernels.softmax.layout import KINDS
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 

@@ -1,6 +1,7 @@
 """Softmax over one dimension of any tensor; bindings/softmax.h reads the tuples field by field, in this order."""
 
-from pyflash.kernels.softmax.layout import KINDS, grouped
+from pyflash.kernels.grouped import grouped
+from pyflash.kernels.softmax.layout import KINDS
 from pyflash.ops.core._cuda import DTYPES, launch, native
 
 NO_WORKSPACE = 0  # registers hold what the CPU's threads keep there

@@ -1,0 +1,58 @@
+#include "../common/cross_entropy.h"
+
+#include "bindings.h"
+#include "reader.h"
+
+PF_KERNEL(loss, cross_entropy_fwd, CrossEntropyFwd)
+PF_KERNEL(loss, cross_entropy_bwd, CrossEntropyBwd)
+
+namespace {
+
+void read_of(Reader& r, CrossEntropy* p) {
+  p->x = r.address("x");
+  p->targets = r.address<const int64_t>("targets");
+  p->probabilities = r.address("probabilities");
+  p->weight = r.address("weight");
+  p->outer = r.size("outer");
+  p->n = r.size("n");
+  p->inner = r.size("inner");
+  p->x_outer_stride = r.size("x_outer_stride");
+  p->x_step = r.size("x_step");
+  p->ignore_index = r.integer("ignore_index");
+  p->smoothing = r.number("smoothing");
+  p->reduction = r.member<Reduction>("reduction", kReductions);
+  p->dtype = r.member<Dtype>("dtype", kDtypes);
+  p->loss_dtype = r.member<Dtype>("loss_dtype", kDtypes);
+}
+
+}  // namespace
+
+// The tuples that ops/loss/_cpu_cross_entropy.py makes.
+PF_BINDINGS(m) {
+  m.def("cross_entropy_chunks", cross_entropy_chunks);
+  m.def("cross_entropy_fwd", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "cross_entropy_fwd", "problem");
+    CrossEntropyFwd p;
+    read_of(r, &p.of);
+    p.loss = r.address<void>("loss");
+    p.tops = r.address<void>("tops");
+    p.logs = r.address<void>("logs");
+    p.total = r.address<void>("total");
+    p.chunks = r.address<void>("chunks");
+    r.done();
+    launch(loss::cross_entropy_fwd, p, num_threads);
+  });
+  m.def("cross_entropy_bwd", [](const py::tuple& problem, int num_threads) {
+    Reader r(problem, "cross_entropy_bwd", "problem");
+    CrossEntropyBwd p;
+    read_of(r, &p.of);
+    p.dloss = r.address("dloss");
+    p.tops = r.address("tops");
+    p.logs = r.address("logs");
+    p.total = r.address("total");
+    p.dx = r.address<void>("dx");
+    p.dprobabilities = r.address<void>("dprobabilities");
+    r.done();
+    launch(loss::cross_entropy_bwd, p, num_threads);
+  });
+}
