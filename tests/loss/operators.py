@@ -39,7 +39,7 @@ def cross_entropy_fwd():
         targets[0] = -100
         for options in ((-100, 0.0, "mean"), (2, 0.1, "sum"), (-100, 0.1, "none")):
             yield x, targets, None, weight if options[1] else None, *options, torch.float32
-            yield x, None, x.softmax(1), None if options[1] else weight, *options, torch.float32
+            yield x, None, x.softmax(1), None if options[1] else weight, -100, *options[1:], torch.float32
 
 
 def cross_entropy_bwd():
