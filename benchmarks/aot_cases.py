@@ -43,7 +43,7 @@ CONVOLUTIONS = (
 )
 
 # What is compiled without a word: every kernel once for each architecture that the tests promise something of, at most
-# 130 compilations. --full is everything.
+# 170 compilations. --full is everything.
 SHORT = (
     *(
         f"sm{arch}/{case}"
@@ -73,6 +73,7 @@ SHORT = (
     "sm90/pool/bfloat16/2d",
     "sm90/gan_loss/bfloat16",
     "sm90/cross_entropy/bfloat16",
+    "sm90/minibatch_stddev/bfloat16",
     "sm80/conv/bfloat16/3x3/forward",
     "sm90/conv/bfloat16/3x3/gelu",
     "sm90/conv/bfloat16/3x3/modulated",
@@ -128,6 +129,7 @@ def cases():
             add(arch, resample, dtype, dtype=dtype)
             add(arch, upfirdn2d, dtype, dtype=dtype)
             add(arch, filtered_lrelu, dtype, dtype=dtype)
+            add(arch, minibatch_stddev, dtype, dtype=dtype)
             add(arch, gan_loss, dtype, dtype=dtype)
             add(arch, cross_entropy, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
@@ -497,3 +499,16 @@ def filtered_lrelu(empty, dtype):
     kernels.filtered_lrelu(x, (f, up), bias, None, None, (f, down), numbers, *at, size, None, y)
     of_v, to_x = (f, transposed(down, f, middle)), (f, transposed(up, f, size))
     kernels.filtered_lrelu(x, (f, up), bias, y, of_v, to_x, numbers, *at, size, size, dx)
+
+
+def minibatch_stddev(empty, dtype):
+    """StyleGAN2's, and its derivatives."""
+    from pyflash.kernels.gan import minibatch_stddev as kernels
+    from pyflash.ops.gan.minibatch_stddev import EPS, Layout
+
+    x, v, dx = (empty(32, 512, 4, 4, dtype=dtype) for _ in range(3))
+    y, ddy = (empty(32, 513, 4, 4, dtype=dtype) for _ in range(2))
+    for layout in (Layout(8, 4, 16, 1, 512, 1), Layout(8, 4, 1, 1, 8192, 16)):
+        kernels.minibatch_stddev_fwd(x, layout, EPS, y)
+    kernels.minibatch_stddev_bwd(y, x, layout, EPS, dx)
+    kernels.minibatch_stddev_bwd_bwd(v, y, x, layout, EPS, ddy, dx)

@@ -215,6 +215,8 @@ def cpu_grid() -> Iterator[Point]:
     resampled = ["upfirdn2d", "filtered_lrelu"]
     yield from grid(resampled, [""], ["float32"], BOTH, (1 << 12, 1 << 14, 1 << 17, 1 << 20))
     yield from grid(resampled, [""], ["float64", *HALVES], BOTH, (1 << 17,))
+    yield from grid(["minibatch_stddev"], [""], ["float32"], BOTH, (1 << 10, 1 << 14, 1 << 18, 1 << 21))
+    yield from grid(["minibatch_stddev"], [""], ["float64", *HALVES], BOTH, (1 << 16,))
     yield from convolutions(["float32"], (*BOTH, auto_conv.KEPT), (256, 4096, 25088), (64, 256))
     yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
     yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
@@ -252,7 +254,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(GAN_LOSSES, [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
-    yield from grid(["upfirdn2d", "filtered_lrelu"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid(["upfirdn2d", "filtered_lrelu", "minibatch_stddev"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["rnn"], LAYERS, ["bfloat16"], BOTH, (64,), (16, 64), (64, 128, 256))
     yield from grid(["rnn"], LAYERS, ["float32"], BOTH, (64,), (64,), (128,))
 

@@ -21,4 +21,21 @@ def filtered_lrelu():
     yield x, fu, fd, b, torch.randn(2, 3, 5, 6), middle, size, *form, passes.DERIVATIVE, False
 
 
-OPERATORS = {"filtered_lrelu": lambda: list(filtered_lrelu()), "upfirdn2d": lambda: list(upfirdn2d())}
+def minibatch_stddev_fwd():
+    for x in (torch.randn(4, 6, 3, 5), torch.randn(4, 6, 3, 5).to(memory_format=torch.channels_last)):
+        for group, num_channels in ((4, 1), (2, 3)):
+            yield x, group, num_channels, not x.is_contiguous()
+
+
+def minibatch_stddev_bwd():
+    for x, group, num_channels, is_last in minibatch_stddev_fwd():
+        yield torch.randn(4, 6 + num_channels, 3, 5), x, group, num_channels, is_last
+
+
+OPERATORS = {
+    "filtered_lrelu": lambda: list(filtered_lrelu()),
+    "minibatch_stddev_fwd": lambda: list(minibatch_stddev_fwd()),
+    "minibatch_stddev_bwd": lambda: list(minibatch_stddev_bwd()),
+    "minibatch_stddev_bwd_bwd": lambda: [(args[1].sin(), *args) for args in minibatch_stddev_bwd()],
+    "upfirdn2d": lambda: list(upfirdn2d()),
+}

@@ -1,4 +1,4 @@
-"""Pixel norm, adaptive instance norm and the minibatch's deviation, against their formulas in float64."""
+"""Pixel norm and adaptive instance norm, against their formulas in float64."""
 
 import pytest
 import torch
@@ -22,15 +22,6 @@ def adaptive_instance_norm(x, scale, shift, eps=1e-5):
     mean, var = x.mean(dims, keepdim=True), x.var(dims, correction=0, keepdim=True)
     ones = (1,) * len(dims)
     return (x - mean) / (var + eps).sqrt() * scale.reshape(*scale.shape, *ones) + shift.reshape(*shift.shape, *ones)
-
-
-def minibatch_stddev(x, group_size=4, num_channels=1):
-    """As stylegan2-ada's MinibatchStdLayer computes it."""
-    n, c, h, w = x.shape
-    group = n if group_size is None else min(group_size, n)
-    y = x.reshape(group, -1, num_channels, c // num_channels, h, w)
-    y = ((y - y.mean(0)).square().mean(0) + 1e-8).sqrt().mean((2, 3, 4)).reshape(-1, num_channels, 1, 1)
-    return torch.cat([x, y.repeat(group, 1, h, w)], 1)
 
 
 def laid_out(shape, layout, dtype):
@@ -123,28 +114,6 @@ def test_adaptive_instance_norm_takes_float32_styles_beside_half_types():
         torch.testing.assert_close(y.double(), expected, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_minibatch_stddev_is_stylegans(dtype):
-    for shape, group, channels in (
-        ((8, 6, 4, 4), 4, 1), ((8, 6, 4, 4), None, 2), ((3, 6, 2, 5), 4, 3), ((4, 3, 1, 1), 1, 1), ((0, 4, 2, 2), 4, 1),
-    ):  # fmt: skip
-        for layout in ("contiguous", "channels_last"):
-            x, dy = laid_out(shape, layout, dtype), torch.randn(shape[0], shape[1] + channels, *shape[2:]).to(dtype)
-            y, dx = run(PF.minibatch_stddev, [x, group, channels], dy)
-            if not x.numel():
-                assert y.shape == dy.shape and dx.shape == x.shape
-                continue
-            truth = run(minibatch_stddev, [x, group, channels], dy, torch.float64)
-            theirs = run(minibatch_stddev, [x.float() if dtype.itemsize == 2 else x, group, channels], dy)
-            theirs = [t.to(dtype) for t in theirs]  # 1e-8 is 0 in float16
-            assert_error_within((y, dx), theirs, truth, dy)
-            if layout == "channels_last" and shape[2] * shape[3] > 1:
-                assert y.is_contiguous(memory_format=torch.channels_last)
-    x = torch.randn(4, 5)
-    assert PF.minibatch_stddev(x).shape == (4, 6)
-    torch.testing.assert_close(PF.minibatch_stddev(x)[0, 5], x.std(0, correction=0).mean())
-
-
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_gradients_of_gradients(backend):
     fast = backend == "triton"  # the interpreter takes long
@@ -157,7 +126,6 @@ def test_gradients_of_gradients(backend):
             if backend == "cpu":
                 assert check(PF.adaptive_instance_norm, (last, scale, shift), fast_mode=True)
                 assert check(PF.pixel_norm, (last,), fast_mode=True)
-                assert check(lambda x: PF.minibatch_stddev(x, 2, 2), (x,), fast_mode=True)
 
 
 def test_results_do_not_depend_on_threads():
@@ -178,12 +146,6 @@ def test_results_do_not_depend_on_threads():
 
 X, S = torch.randn(6, 4, 3, 3), torch.randn(6, 4)
 WRONG = [
-    (ValueError, "no multiple of group_size 4", lambda: PF.minibatch_stddev(X)),
-    (ValueError, "4 channels are no multiple of num_channels 3", lambda: PF.minibatch_stddev(X, 3, 3)),
-    (ValueError, "group_size is 0", lambda: PF.minibatch_stddev(X, 0)),
-    (ValueError, "num_channels is 1.5", lambda: PF.minibatch_stddev(X, 2, 1.5)),
-    (RuntimeError, r"x is torch\.int64", lambda: PF.minibatch_stddev(X.long(), 2)),
-    (ValueError, r"x has shape \(4,\)", lambda: PF.minibatch_stddev(S[0])),
     (IndexError, "Dimension out of range", lambda: PF.pixel_norm(X, 4)),
     (TypeError, "dim is 1.0", lambda: PF.pixel_norm(X, 1.0)),
     (RuntimeError, r"x is torch\.int64", lambda: PF.pixel_norm(X.long())),
@@ -220,7 +182,7 @@ def test_compile_export_and_functorch():
     x, styles = torch.randn(2, 8, 3, 5, requires_grad=True), [torch.randn(2, 8, requires_grad=True) for _ in range(2)]
 
     def function(x, scale, shift):
-        return PF.minibatch_stddev(PF.adaptive_instance_norm(PF.pixel_norm(x), scale, shift))
+        return PF.adaptive_instance_norm(PF.pixel_norm(x), scale, shift)
 
     def results(function):
         y = function(x, *styles)

@@ -1,2 +1,3 @@
 #include "filtered_lrelu.h"
+#include "minibatch_stddev.h"
 #include "upfirdn2d.h"

@@ -7,6 +7,7 @@ from pyflash.ops.core.layouts import dense
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.gan import filters, passes
+from pyflash.ops.gan.minibatch_stddev import EPS, layout_of
 
 _PLACE = 0  # of a workspace whose size is asked for
 
@@ -54,3 +55,22 @@ def filtered_lrelu(x, fu, fd, b, v, *form):
         "filtered_lrelu", *addresses, *fields, *of_v, *_filter(*down, up[1].size), *passes.places(x, channels_last), x.shape[1],
         *numbers, dtype=x.dtype,
     )  # fmt: skip
+
+
+def _minibatch_stddev(x, v, dy, group, num_channels, channels_last, y, dx):
+    x, v, dy = (None if t is None else dense(t, channels_last) for t in (x, v, dy))
+    addresses = (0 if t is None else t.data_ptr() for t in (x, v, dy, y, dx))
+    layout = layout_of(x, group, num_channels, channels_last)
+    _launch("minibatch_stddev", *addresses, *layout, EPS, dtype=x.dtype)
+
+
+def minibatch_stddev_fwd(x, group, num_channels, channels_last, y):
+    _minibatch_stddev(x, None, None, group, num_channels, channels_last, y, None)
+
+
+def minibatch_stddev_bwd(dy, x, group, num_channels, channels_last, dx):
+    _minibatch_stddev(x, None, dy, group, num_channels, channels_last, None, dx)
+
+
+def minibatch_stddev_bwd_bwd(v, dy, x, group, num_channels, channels_last, ddy, dx):
+    _minibatch_stddev(x, v, dy, group, num_channels, channels_last, ddy, dx)

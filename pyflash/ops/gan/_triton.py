@@ -1,9 +1,11 @@
 """Filters and dense tensors to the Triton kernels."""
 
+from pyflash.kernels.gan import minibatch_stddev as stddev
 from pyflash.kernels.gan import upfirdn2d as kernels
 from pyflash.ops.core.layouts import dense
 from pyflash.ops.gan import passes
 from pyflash.ops.gan.filters import Pass
+from pyflash.ops.gan.minibatch_stddev import EPS, layout_of
 
 
 def upfirdn2d(x, f, size, up, down, pad, flip, gain, channels_last, y):
@@ -31,3 +33,21 @@ def filtered_lrelu(x, fu, fd, b, v, *form):
         x, up, b, v, of_v, down, numbers, *passes.places(x, channels_last), x.shape[1], x.shape[2:],
         None if v is None else v.shape[2:], y,
     )  # fmt: skip
+
+
+def minibatch_stddev_fwd(x, *form):
+    *form, y = form
+    x = dense(x, form[-1])
+    stddev.minibatch_stddev_fwd(x, layout_of(x, *form), EPS, y)
+
+
+def minibatch_stddev_bwd(dy, x, *form):
+    *form, dx = form
+    dy, x = dense(dy, form[-1]), dense(x, form[-1])
+    stddev.minibatch_stddev_bwd(dy, x, layout_of(x, *form), EPS, dx)
+
+
+def minibatch_stddev_bwd_bwd(v, dy, x, *form):
+    *form, ddy, dx = form
+    v, dy, x = (dense(t, form[-1]) for t in (v, dy, x))
+    stddev.minibatch_stddev_bwd_bwd(v, dy, x, layout_of(x, *form), EPS, ddy, dx)

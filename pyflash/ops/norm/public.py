@@ -10,7 +10,6 @@ from pyflash.ops.norm.group_norm import group_norm, group_norm_act
 from pyflash.ops.norm.instance_norm import instance_norm
 from pyflash.ops.norm.layer_norm import add_layer_norm, layer_norm
 from pyflash.ops.norm.local_response import local_response_norm
-from pyflash.ops.norm.minibatch_stddev import minibatch_stddev
 from pyflash.ops.norm.normalize import normalize
 from pyflash.ops.norm.pixel_norm import pixel_norm
 from pyflash.ops.norm.rms_norm import add_rms_norm, rms_norm
@@ -27,7 +26,6 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "local_response_norm",
-    "minibatch_stddev",
     "normalize",
     "pixel_norm",
     "rms_norm",
