@@ -82,7 +82,7 @@ static inline int64_t gan_line_count(const GanFilter& f) {  // of a filter that 
 // queue.
 static inline int64_t gan_rows(const GanFilter& f, int64_t block) {
   const int64_t rows = 4096 / (gan_line(f, block) * gan_line_count(f));
-  return rows < 1 ? 1 : rows > 16 ? 16 : rows;
+  return rows < 1 ? 1 : rows > 16 ? 16 : rows > 4 ? rows / 4 * 4 : rows;  // four go together
 }
 static inline int64_t gan_buffer(const GanFilter& f, int64_t block, int64_t rows, int64_t itemsize) {
   return gan_lines(rows * gan_line_count(f) * gan_line(f, block) * itemsize);

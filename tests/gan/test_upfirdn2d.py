@@ -25,6 +25,10 @@ CASES = [  # shape, layout, filter, arguments, why it is here
     ((2, 3, 5, 8), "contiguous", STYLEGAN2, dict(up=2, padding=(2, 1, 2, 1), gain=4), "twice the size, StyleGAN2's"),
     ((2, 3, 20, 40), "contiguous", STYLEGAN2, dict(down=2, padding=(1, 1, 1, 1)), "half the size, StyleGAN2's"),
     ((1, 2, 9, 70), "contiguous", STYLEGAN2, dict(padding=(2, 1, 2, 1)), "filter only, past a vector"),
+    ((3, 5, 11, 33), "contiguous", STYLEGAN2, dict(padding=(2, 1, 2, 1)), "narrow: rows in fours, and the rest"),
+    ((3, 5, 13, 31), "contiguous", STYLEGAN2, dict(up=2, padding=(2, 1, 2, 1)), "narrow, twice the size"),
+    ((3, 5, 22, 63), "contiguous", STYLEGAN2, dict(down=2, padding=(1, 1, 1, 1)), "narrow, half the size"),
+    ((2, 3, 4, 5), "contiguous", STYLEGAN2, dict(padding=(9, 8, 9, 8)), "narrow, more around than there is"),
     ((1, 2, 9, 150), "contiguous", STYLEGAN2, dict(up=2, padding=(2, 1, 2, 1)), "many vectors"),
     ((1, 2, 9, 290), "contiguous", STYLEGAN2, dict(down=2, padding=(2, 1, 2, 1)), "many vectors"),
     ((2, 3, 9, 20), "channels_last", STYLEGAN2, dict(up=2, padding=(2, 1, 2, 1)), "few channels, last"),
@@ -196,11 +200,13 @@ def test_the_operator_reads_no_memory_that_is_not_there(backend):
 
 def test_results_do_not_depend_on_the_threads():
     x, before, found = torch.randn(1, 5, 40, 700), torch.get_num_threads(), []
+    narrow = torch.randn(30, 37, 19, 31)  # of which threads take other rows together
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             with use("cpu"):
                 found.append([PF.upsample2d(x, STYLEGAN2), PF.downsample2d(x, taps(5, 4))])
+                found[-1] += [f(narrow, STYLEGAN2, padding=1) for f in (PF.upsample2d, PF.downsample2d, PF.filter2d)]
     finally:
         torch.set_num_threads(before)
     assert all(map(torch.equal, *found))

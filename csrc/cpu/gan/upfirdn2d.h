@@ -1,7 +1,7 @@
 // Upsampling, filtering and downsampling in one pass, some rows of the result at a time.
 #pragma once
 #include "../core/parallel.h"
-#include "stage.h"
+#include "four_rows.h"
 
 namespace PF_ISA::gan {
 
@@ -30,6 +30,8 @@ void upfirdn2d_all(const Upfirdn2d& p, int threads) {
   const Stage<T> stage(f, block, carver);
   const int64_t most = gan_rows(f, block), bytes = gan_buffer(f, block, most, sizeof(T));
   char* buffers = carver.take<char>(threads * bytes);
+  const bool by_four = p.inner == 1 && stage.is_product && f.in_x <= kNarrow && f.out_x <= kNarrow;
+  const S zeros[kNarrow] = {};
   const int64_t units = p.outer * blocks * f.out_y, work = f.out_x * block * (f.taps_x + f.taps_y) / 2;
   parallel_ranges(units, max_of(1, kElementwiseGrain / max_of(1, work)), threads, [&](int64_t begin, int64_t end) {
     T* lines = (T*)(buffers + omp_get_thread_num() * bytes);
@@ -37,18 +39,29 @@ void upfirdn2d_all(const Upfirdn2d& p, int threads) {
     Row summed(begin, f.out_y, blocks), filtered = summed;
     for (int64_t unit = begin; unit < end; unit += most) {
       const int64_t n = min_of(most, end - unit);
-      for (int64_t i = 0; i < n; i++, summed.next()) {
+      for (int64_t i = 0; i < n;) {
         const int64_t channel = summed.of_block * block;
         const S* x = (const S*)p.x + summed.outer * f.in_y * f.in_x * p.inner + channel;
-        auto row_at = [&](int64_t row) { return x + row * f.in_x * p.inner; };
-        stage.template sum<S>(lines + i * stage.lines(), summed.o, row_at, p.inner, min_of(block, p.inner - channel),
-                              (const S*)nullptr);
+        T* to = lines + i * stage.lines();
+        int64_t done = kTogether;
+        if (!(by_four && i + kTogether <= n && summed.o + kTogether <= f.out_y &&
+              sum_four_rows(stage, to, summed.o, x, zeros))) {
+          auto row_at = [&](int64_t row) { return x + row * f.in_x * p.inner; };
+          stage.template sum<S>(to, summed.o, row_at, p.inner, min_of(block, p.inner - channel), (const S*)nullptr);
+          done = 1;
+        }
+        for (i += done; done; done--) summed.next();
       }
-      for (int64_t i = 0; i < n; i++, filtered.next()) {
+      for (int64_t i = 0; i < n;) {
         const int64_t channel = filtered.of_block * block;
         S* y = (S*)p.y + (filtered.outer * f.out_y + filtered.o) * f.out_x * p.inner + channel;
-        stage.template filter<S>(y, filtered.o, lines + i * stage.lines(), p.inner, min_of(block, p.inner - channel),
-                                 AsItIs{});
+        const T* from = lines + i * stage.lines();
+        int64_t done = kTogether;
+        if (!(by_four && i + kTogether <= n && filter_four_rows(stage, from, y))) {
+          stage.template filter<S>(y, filtered.o, from, p.inner, min_of(block, p.inner - channel), AsItIs{});
+          done = 1;
+        }
+        for (i += done; done; done--) filtered.next();
       }
     }
   });
