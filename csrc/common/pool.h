@@ -44,10 +44,38 @@ struct MaxPoolBwd {
   Dtype dtype;
 };
 
-// Of a half type planes are summed in float.
+// No element lies in two windows.
+static inline bool are_apart(const PoolAxis& a) {
+  return a.kernel ? (a.kernel - 1) * a.dilation < a.stride : a.in % a.out == 0;
+}
+static inline bool are_apart(const PoolShape& s) {
+  return are_apart(s.depth) && are_apart(s.height) && are_apart(s.width);
+}
+
+// Of an image of channels_last memory. An element may ask the windows that it lies in, a vector of channels at a time, or
+// each output's gradient be added where its index says, one by one. Zen 4, one thread, float32, 191 channels of 28x28x28
+// to 2x2x2: 906 us and 670; bfloat16 1322 and 310.
+constexpr int64_t kScatteredTaps = 6;
+constexpr int64_t kFewOutputs = 16;         // one in so many elements, or fewer
+constexpr int64_t kScatteredChannels = 16;  // at once, of a half type
+
+static inline int64_t most_taps(const PoolAxis& a) { return a.kernel ? a.kernel : (a.in - 1) / a.out + 2; }
+
+static inline bool max_pool_scatters_images(const PoolShape& s, Dtype dtype) {
+  const bool is_half = dtype == Dtype::bf16 || dtype == Dtype::f16;
+  const PoolAxis &d = s.depth, &h = s.height, &w = s.width;
+  if (is_half && !are_apart(s)) return d.out * h.out * w.out * kFewOutputs <= d.in * h.in * w.in;
+  return most_taps(d) * most_taps(h) * most_taps(w) >= kScatteredTaps;
+}
+
+// Sums of a half type are kept in float.
+constexpr int64_t kPlanesElements = 1024;  // of planes that are summed together
+
 static inline int64_t max_pool_bwd_workspace(const PoolShape& s, Dtype dtype) {
   const int64_t plane = s.depth.in * s.height.in * s.width.in;
-  return s.inner == 1 && (dtype == Dtype::bf16 || dtype == Dtype::f16) ? (plane * 4 + 63) / 64 * 64 : 0;
+  if ((dtype != Dtype::bf16 && dtype != Dtype::f16) || are_apart(s)) return 0;
+  if (s.inner == 1) return ((plane < kPlanesElements ? kPlanesElements : plane) * 4 + 63) / 64 * 64;
+  return max_pool_scatters_images(s, dtype) ? plane * kScatteredChannels * 4 : 0;
 }
 
 // The mean divides by how many elements the window has. With counts_padding by how many it would have if the padding

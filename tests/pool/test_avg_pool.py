@@ -48,11 +48,16 @@ ADAPTIVE = [  # shape, output size, layout, why it is here
     ((2, 3, 6, 6), 6, "contiguous", "as large as the input"),
     ((2, 3, 13, 29), (6, 7), "contiguous", "windows of two lengths that overlap"),
     ((2, 21, 13, 10), (6, 3), "channels_last", "windows of two lengths that overlap"),
+    ((2, 3, 30, 600), (4, 7), "contiguous", "rows too long to be folded into one"),
+    ((2, 3, 9, 300), (2, 200), "contiguous", "more windows than are tabulated"),
+    ((1, 40, 28, 27), 5, "contiguous", "few outputs of windows that overlap"),
+    ((1, 40, 28, 27), 5, "channels_last", "few outputs of windows that overlap"),
     ((2, 3, 5, 4), (7, 9), "contiguous", "more outputs than inputs"),
     ((2, 3, 12, 36), (None, 9), "contiguous", "None, and windows of one length"),
     ((2, 3, 100), 7, "contiguous", "one dimension"),
     ((2, 3, 4, 6, 9), (2, 4, 3), "contiguous", "three dimensions"),
     ((2, 5, 4, 6, 9), (2, 4, 3), "channels_last", "three dimensions"),
+    ((3, 7, 8, 8, 8), 2, "contiguous", "windows made of columns, several planes at once"),
     ((0, 3, 8, 8), 3, "contiguous", "empty batch"),
 ]
 

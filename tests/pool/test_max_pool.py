@@ -24,6 +24,9 @@ CASES = [  # shape, (kernel, stride, padding, dilation, ceil_mode), layout, why 
     ((1, 2, 30, 61), (5, 3, 2, 1, False), "contiguous", "stride 3, windows overlap"),
     ((1, 2, 9, 50), (2, 5, 0, 1, True), "contiguous", "gaps between windows"),
     ((1, 2, 24, 75), (12, 12, 6, 1, False), "contiguous", "long windows"),
+    ((2, 3, 16, 43), (4, 4, 0, 1, False), "contiguous", "windows made of columns"),
+    ((2, 3, 17, 30), ((3, 4), (2, 6), (1, 2), 1, True), "contiguous", "columns in no window, and windows over the edges"),
+    ((1, 2, 9, 600), (3, 4, 1, 1, False), "contiguous", "a row too long for columns"),
     ((1, 2, 11, 40), (2, 2, 1, 3, False), "contiguous", "dilation and stride 2"),
     ((1, 2, 11, 40), (3, 1, 1, 2, False), "contiguous", "dilation"),
     ((1, 2, 9, 40), (1, 2, 0, 1, False), "contiguous", "every second element"),
@@ -32,6 +35,8 @@ CASES = [  # shape, (kernel, stride, padding, dilation, ceil_mode), layout, why 
     ((2, 3, 8, 3), (3, 2, 1, 1, False), "contiguous", "no window is whole"),
     ((2, 5, 9, 11), (3, 2, 1, 1, False), "channels_last", "fewer channels than lanes"),
     ((1, 83, 8, 7), (3, 2, 1, 2, True), "channels_last", "blocks of channels, vectors, and a rest"),
+    ((2, 40, 13, 12), (4, 4, 0, 1, False), "channels_last", "windows of many elements, apart"),
+    ((1, 37, 13, 40), (5, 4, 2, 1, False), "channels_last", "windows of many elements that overlap, few outputs"),
     ((2, 5, 9, 11), ((3, 2), (1, 3), (1, 0), 1, False), "transposed", "a copy"),
     ((2, 5, 9, 11), (2, 2, 0, 1, False), "sliced", "a copy that is channels_last"),
     ((2, 3, 100), (3, 2, 1, 1, False), "contiguous", "one dimension"),
@@ -84,11 +89,18 @@ def test_nan_infinity_and_zeros_of_both_signs(backend, dtype, layout):
     x[:, :, :3, :9] = -float("inf")
     x = x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
     few = (3, 2, 1), (2, 2)
-    for args in few if backend == "triton" else (*few, (3, 1, 1), (9, 9), (1, 1), (3, 3, 1), (18, 43)):
-        expected, their_indices = by_cpu(partial(F.max_pool2d, return_indices=True))(x, *args)
-        with use(backend):
-            alone, (y, indices) = PF.max_pool2d(x, *args), PF.max_pool2d(x, *args, return_indices=True)
-        assert the_same(alone, expected) and the_same(y, expected) and torch.equal(indices, their_indices), args
+    for args in few if backend == "triton" else (*few, (3, 1, 1), (9, 9), (1, 1), (3, 3, 1), (5, 4), (18, 43)):
+        expect_torchs(backend, "max_pool2d", x, *args)
+    for size in (5, 4) if backend == "triton" else (5, (4, 3), (7, 20), 16):
+        expect_torchs(backend, "adaptive_max_pool2d", x, size)
+
+
+def expect_torchs(backend, name, x, *args):
+    expected, their_indices = by_cpu(partial(getattr(F, name), return_indices=True))(x, *args)
+    function = getattr(PF, name)
+    with use(backend):
+        alone, (y, indices) = function(x, *args), function(x, *args, return_indices=True)
+    assert the_same(alone, expected) and the_same(y, expected) and torch.equal(indices, their_indices), args
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

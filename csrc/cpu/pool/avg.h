@@ -37,6 +37,7 @@ struct Mean {
     kept.total += kept.of_run;
     kept.of_run = X{};
   }
+  PF_MEMBER void join(One& kept, const Lanes& lanes, int64_t i) const { kept.total += lanes.total[i]; }
   PF_MEMBER One together(const Lanes& lanes) const { return {0, reduce_add(lanes.total)}; }
 
   PF_MEMBER T divisor_of(int64_t counted) const { return (T)(divisor ? divisor : counted); }

@@ -2,6 +2,7 @@
 #pragma once
 #include "backward.h"
 #include "forward.h"
+#include "scatter.h"
 
 namespace PF_ISA::pool {
 
@@ -47,16 +48,17 @@ struct Largest {
   template <class Kept>
   PF_MEMBER void end_of_run(Kept&) const {}
 
+  PF_MEMBER void join(One& kept, const Lanes& lanes, int64_t i) const {
+    const T x = lanes.value[i];
+    const int64_t place = lanes.place[i];
+    const bool is_nan = x != x, has_nan = kept.value != kept.value;
+    if (is_nan ? !has_nan || place > kept.place
+               : !has_nan && (x > kept.value || (x == kept.value && place < kept.place)))
+      kept = {x, place};
+  }
   One together(const Lanes& lanes) const {
     One best = {lanes.value[0], lanes.place[0]};
-    for (int i = 1; i < kLanes<T>; i++) {
-      const T x = lanes.value[i];
-      const int64_t place = lanes.place[i];
-      const bool is_nan = x != x, has_nan = best.value != best.value;
-      if (is_nan ? !has_nan || place > best.place
-                 : !has_nan && (x > best.value || (x == best.value && place < best.place)))
-        best = {x, place};
-    }
+    for (int i = 1; i < kLanes<T>; i++) join(best, lanes, i);
     return best;
   }
 
@@ -73,7 +75,7 @@ struct Largest {
   }
 };
 
-// Of pixels.
+// Of pixels whose windows are small.
 template <class S, class I>
 struct LargestGradient {
   typedef S Storage;
@@ -95,36 +97,6 @@ struct LargestGradient {
     return sum;
   }
 };
-
-// Of planes: each output's gradient is added where its index says, one after another, in a plane that lies in the cache
-// since it was set to zero. An element that asks its windows, as those of pixels do, takes two to four times as long: a
-// vector compares every index of its windows, of which most are another's.
-template <class S, class I>
-void scatter_plane(const S* dy, const I* indices, int64_t outputs, Acc<S>* sums, int64_t plane) {
-  memset(sums, 0, plane * sizeof(Acc<S>));
-  for (int64_t o = 0; o < outputs; o++) {
-    const uint64_t place = (uint64_t)(int64_t)indices[o];
-    if (place < (uint64_t)plane) sums[place] += get(dy + o);
-  }
-}
-
-template <class S, class I>
-void scatter_planes(const MaxPoolBwd& p, const I* indices, int threads) {
-  typedef Acc<S> T;
-  const PoolAxis &d = p.shape.depth, &h = p.shape.height, &w = p.shape.width;
-  const int64_t plane = d.in * h.in * w.in, outputs = d.out * h.out * w.out;
-  const int64_t bytes = max_pool_bwd_workspace(p.shape, p.dtype);
-  const int64_t grain = max_of(1, kElementwiseGrain / max_of(1, plane + outputs));
-  parallel_ranges(p.shape.outer, grain, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      S* dx = (S*)p.dx + i * plane;
-      T* sums = sizeof(S) == sizeof(T) ? (T*)dx : (T*)((char*)p.workspace + omp_get_thread_num() * bytes);
-      scatter_plane((const S*)p.dy + i * outputs, indices + i * outputs, outputs, sums, plane);
-      if (sizeof(S) != sizeof(T))
-        for_lanes<T>(0, plane, [&](int64_t x, auto lanes) { store_lanes(dx + x, load_lanes(sums + x, lanes), lanes); });
-    }
-  });
-}
 
 }  // namespace
 
@@ -152,6 +124,8 @@ void max_pool_bwd(const MaxPoolBwd& p, int num_threads) {
       typedef LargestGradient<S, decltype(*indices + 0)> G;
       if (p.shape.inner == 1)
         scatter_planes<S>(p, indices, num_threads);
+      else if (max_pool_scatters_images(p.shape, p.dtype))
+        scatter_images<S>(p, indices, num_threads);
       else
         gather_images(p.shape, G{(const S*)p.dy, indices, (S*)p.dx}, num_threads);
     };
