@@ -23,6 +23,7 @@ class Gap:
         served: "torch": of calls that `auto` left to torch alone.
         host: of calls of which this part and more was measured outside of our native core.
         up_to: of rows that are at most this many times as fast as torch.
+        before: of results of days before this one.
     """
 
     case: str
@@ -33,6 +34,7 @@ class Gap:
     served: str = ""
     host: float = 0.0
     up_to: float = math.inf
+    before: str = ""
 
     def explains(self, row, machine) -> bool:
         return (
@@ -43,6 +45,7 @@ class Gap:
             and self.served in ("", row.served)
             and (not self.host or (row.host_seconds or 0.0) >= self.host * row.median)
             and row.ratio <= self.up_to
+            and (not self.before or machine.date < self.before)
         )
 
 
@@ -54,6 +57,12 @@ class Story:
 
 
 TWICE = Gap("", "the second derivative computes the backward again, in torch's operations", mode="double-backward")
+WAS_TWICE = Gap(
+    "",
+    "measured while the second derivative computed the backward again, in torch's operations",
+    mode="double-backward",
+    before="2026-11-28",
+)
 TINY = Gap("tiny", "what remains is Python: the check that sends a small call to torch")
 TORCHS = Gap(
     "", "torch's own kernel, to which `auto` leaves the call, and the check that sends it there", served="torch"

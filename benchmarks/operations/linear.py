@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from benchmarks.known import AMX, TINY, TWICE, Gap, Story
+from benchmarks.known import AMX, TINY, Gap, Story
 from benchmarks.operation import Case, Operation, gpu_case
 
 
@@ -106,7 +106,6 @@ STORY = Story(
     elsewhere="MKL and oneDNN: 75 to 90% of the peak they use. MKL stays on 256-bit vectors on AMD, so on Zen 5 half"
     " of the peak is out of its reach; on Zen 4, whose 512-bit units are half as wide, nothing is.",
     gaps=(
-        TWICE,
         TINY,
         Gap("1x", "one row is a matrix-vector product, bound by memory; torch's is nearer to it and `auto` takes it"),
         Gap(

@@ -16,6 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.operation import load, module_of
 from benchmarks.rows import Row
 from pyflash.auto import processor
+from pyflash.ops.core import backends
 from tests.frame.benchmark_helpers import HERE
 
 ROOT = Path(report.__file__).resolve().parent.parent
@@ -221,6 +222,26 @@ def test_a_reason_is_of_calls_that_torch_serves_of_those_mostly_outside_or_of_sl
     ):
         gap = known.Gap("", "why", **of)
         assert gap.explains(row, HERE) and not gap.explains(dataclasses.replace(row, **others), HERE)
+
+
+def test_a_reason_is_of_results_before_a_day():
+    row, gap = (
+        Row("glu", "64", "double-backward", "float32", "pyflash", ratio=0.5),
+        known.Gap("", "why", before="2026-11-28"),
+    )
+    assert gap.explains(row, dataclasses.replace(HERE, date="2026-11-27T23:59:59+00:00"))
+    assert not gap.explains(row, dataclasses.replace(HERE, date="2026-11-28T00:00:00+00:00"))
+
+
+def test_only_of_what_torch_computes_is_said_that_it_does():
+    import pyflash.functional  # noqa: F401  # registers them
+
+    said = [name for name in OPERATIONS if known.TWICE in module_of(name).STORY.gaps]
+    assert said and all(
+        backends.OPERATIONS[name].second_derivative != backends.IN_KERNELS
+        for name in said
+        if name in backends.OPERATIONS
+    )
 
 
 def test_a_row_far_from_the_limit_has_a_reason_or_says_that_nobody_looked(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import CPUS, NOT_LOOKED_INTO, TORCHS, TWICE, Gap, Story, turned
+from benchmarks.known import CPUS, NOT_LOOKED_INTO, TORCHS, WAS_TWICE, Gap, Story, turned
 from benchmarks.operation import gpu_case
 from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation, points
 
@@ -39,7 +39,7 @@ STORY = Story(
     limit="Memory: x and y once; the backward reads dy and x and writes dx.",
     elsewhere="torch's kernels read x twice, once for the statistics, and ReLU and the sum are passes of their own.",
     gaps=(
-        TWICE,
+        WAS_TWICE,
         TORCHS,
         *turned("NHWC"),
         Gap(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import CPUS, TORCHS, TWICE, Gap, Story, turned
+from benchmarks.known import CPUS, TORCHS, WAS_TWICE, Gap, Story, turned
 from benchmarks.operation import gpu_case
 from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation, points
 
@@ -26,7 +26,7 @@ STORY = Story(
     limit="Memory: x and y once; the backward reads dy and x and writes dx. SiLU has one exp an element.",
     elsewhere="torch's kernel reads x twice, and SiLU is a pass of its own; with the channels last it is much slower.",
     gaps=(
-        TWICE,
+        WAS_TWICE,
         TORCHS,
         *turned("NHWC"),
         Gap(

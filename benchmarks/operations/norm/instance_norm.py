@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import CPUS, TORCHS, TWICE, Gap, Story, turned
+from benchmarks.known import CPUS, TORCHS, WAS_TWICE, Gap, Story, turned
 from benchmarks.operation import gpu_case
 from benchmarks.operations.norm._channels import LAYOUTS, Shape, case, operation, points
 
@@ -25,7 +25,7 @@ STORY = Story(
     limit="Memory: x and y once; the backward reads dy and x and writes dx.",
     elsewhere="torch's is BatchNorm of a copy with the samples as channels; with the channels last it copies first.",
     gaps=(
-        TWICE,
+        WAS_TWICE,
         TORCHS,
         *turned("NHWC"),
         Gap("NHWC", "the statistics need all rows before the first is written: x is read twice", families=CPUS),

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.known import AMX, TINY, TWICE, ZEN_4, Gap, Story
+from benchmarks.known import AMX, TINY, WAS_TWICE, ZEN_4, Gap, Story
 from benchmarks.operation import Case, Operation, gpu_case
 from pyflash.activations import ACTIVATIONS
 
@@ -95,7 +95,7 @@ STORY = Story(
     limit="Memory: one read and one write an element; out of cache a copy's time, and the pages of a new output.",
     elsewhere="torch's own vectorised loops; a compiler that fuses the activation into its producer beats any of them.",
     gaps=(
-        TWICE,
+        WAS_TWICE,
         TINY,
         Gap(
             "small",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.known import TORCHS, TWICE, Story, fresh
+from benchmarks.known import TORCHS, WAS_TWICE, Story, fresh
 from benchmarks.operation import Case, Operation, gpu_case, in_rows
 from benchmarks.operations.pointwise._gates import BOTH, Shape, bytes_, exps, inputs
 from pyflash.activations import ACTIVATIONS
@@ -44,7 +44,7 @@ STORY = Story(
     limit="Memory: gate, value and result once, in the backward all five tensors once; and an exponential each.",
     elsewhere="torch reads and writes what lies between twice more; torch.compile fuses it.",
     gaps=(
-        TWICE,
+        WAS_TWICE,
         TORCHS,
         fresh("2048x11008"),
         fresh("geglu packed", "training"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from benchmarks.known import TORCHS, TWICE, Story
+from benchmarks.known import TORCHS, WAS_TWICE, Story
 from benchmarks.operation import Case, Operation, gpu_case, in_rows
 from benchmarks.operations.pointwise._gates import BOTH, Shape, bytes_, exps, inputs
 
@@ -28,7 +28,7 @@ STORY = Story(
     limit="Memory: two reads and one write a result, and an exponential.",
     elsewhere="torch has one kernel for the forward, which memory bounds as it does ours, and three passes for the backward.",
     gaps=(
-        TWICE,
+        WAS_TWICE,
         TORCHS,
     ),
 )

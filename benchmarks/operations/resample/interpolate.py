@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from benchmarks.known import CPUS, TINY, TORCHS, TWICE, Gap, Story, fresh
+from benchmarks.known import CPUS, TINY, TORCHS, WAS_TWICE, Gap, Story, fresh
 from benchmarks.operation import Case, Operation, gpu_case
 from benchmarks.operations.resample._images import bytes_, inputs
 
@@ -69,7 +69,7 @@ STORY = Story(
     limit="Memory: the smaller image once and the larger one once.",
     elsewhere="torch computes index and weights of each element where images are not channels last, one element at a time.",
     gaps=(
-        TWICE,
+        WAS_TWICE,
         TINY,
         TORCHS,
         Gap("antialias", "ten taps of a row each way, whose lanes are gathered one by one", families=CPUS),

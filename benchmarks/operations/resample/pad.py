@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from benchmarks.known import TINY, TORCHS, TWICE, Story, fresh, turned
+from benchmarks.known import TINY, TORCHS, WAS_TWICE, Story, fresh, turned
 from benchmarks.operation import Case, Operation, gpu_case
 from benchmarks.operations.resample._images import bytes_, inputs
 
@@ -62,7 +62,7 @@ STORY = Story(
     limit="Memory: the image once and the padded one once.",
     elsewhere="torch fills with zeros and copies the image over them; the other modes take an element at a time.",
     gaps=(
-        TWICE,
+        WAS_TWICE,
         TINY,
         TORCHS,
         *turned("channels_last"),

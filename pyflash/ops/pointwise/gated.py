@@ -190,7 +190,10 @@ def _packed(input, dim, swapped, of, backend):
     x = input if order is None else input.permute(order)  # contiguous
     shape = [size // 2 if d == dim else size for d, size in zip(order or range(input.dim()), x.shape)]
     cols = channels * inner
-    y = shaped(apply(_Gated, x.reshape(input.numel() // max(cols, 1), cols), None, swapped, *of, backend), shape)
+    if x.dim() == 2 and x.shape[1] == cols:
+        y = apply(_Gated, x, None, swapped, *of, backend)
+    else:
+        y = shaped(apply(_Gated, x.reshape(input.numel() // max(cols, 1), cols), None, swapped, *of, backend), shape)
     if order is None:
         return y
     return y.permute([order.index(d) for d in range(input.dim())])
