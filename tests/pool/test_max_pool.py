@@ -25,7 +25,12 @@ CASES = [  # shape, (kernel, stride, padding, dilation, ceil_mode), layout, why 
     ((1, 2, 9, 50), (2, 5, 0, 1, True), "contiguous", "gaps between windows"),
     ((1, 2, 24, 75), (12, 12, 6, 1, False), "contiguous", "long windows"),
     ((2, 3, 16, 43), (4, 4, 0, 1, False), "contiguous", "windows made of columns"),
-    ((2, 3, 17, 30), ((3, 4), (2, 6), (1, 2), 1, True), "contiguous", "columns in no window, and windows over the edges"),
+    (
+        (2, 3, 17, 30),
+        ((3, 4), (2, 6), (1, 2), 1, True),
+        "contiguous",
+        "columns in no window, and windows over the edges",
+    ),
     ((1, 2, 9, 600), (3, 4, 1, 1, False), "contiguous", "a row too long for columns"),
     ((1, 2, 11, 40), (2, 2, 1, 3, False), "contiguous", "dilation and stride 2"),
     ((1, 2, 11, 40), (3, 1, 1, 2, False), "contiguous", "dilation"),
