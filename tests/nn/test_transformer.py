@@ -1,5 +1,6 @@
 """MultiheadAttention, encoder, decoder and Transformer against torch.nn's, over their options."""
 
+import contextlib
 import copy
 import itertools
 import warnings
@@ -534,3 +535,70 @@ def test_no_warning_that_torch_does_not_give():
         warnings.simplefilter("error")
         ours, _ = encoders()
         ours(torch.randn(3, 6, 12), src_key_padding_mask=torch.zeros(3, 6, dtype=torch.bool))
+
+
+def refusing_fast_path(layer):
+    """Ways to keep torch from its fast path, or to have the call watched: name, what is changed, contexts around the call."""
+
+    class Watching(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    def set_eps():
+        layer.norm2.eps = 1e-3
+
+    def add_child():
+        layer.more = torch.nn.Identity()
+        layer.more.register_forward_hook(lambda *_: None)
+
+    nothing = contextlib.nullcontext
+    return {
+        "as built": (lambda: None, nothing),
+        "two eps": (set_eps, nothing),
+        "a hook on the layer": (lambda: layer.register_forward_hook(lambda *_: None), nothing),
+        "a child with a hook": (add_child, nothing),
+        "a hook on the activation": (lambda: layer.activation.register_forward_hook(lambda *_: None), nothing),
+        "a function mode": (lambda: None, Watching),
+        "autocast": (lambda: None, lambda: torch.autocast("cpu", torch.bfloat16)),
+    }
+
+
+TAKEN = "as built", "autocast"  # of a CPU
+
+
+@pytest.mark.parametrize("name", list(refusing_fast_path(None)))
+@pytest.mark.parametrize("options", [{}, {"norm_first": True}, {"activation": torch.nn.GELU()}, {"batch_first": False}])
+def test_a_tiny_encoder_layer_goes_torchs_fast_path_where_torch_goes_it(name, options, monkeypatch):
+    torch.manual_seed(0)
+    options = {"activation": torch.nn.ReLU(), "batch_first": True, **options}
+    theirs = torch.nn.TransformerEncoderLayer(16, 2, 32, **copy.deepcopy(options)).eval()
+    ours = pyflash.replace(copy.deepcopy(theirs))
+    calls, results, fast = [], [], torch._transformer_encoder_layer_fwd
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *args: calls.append(args) or fast(*args))
+    inputs = torch.linspace(-1, 1, 96).view(2, 3, 16), torch.linspace(-1, 1, 48).view(3, 16)
+    for layer in (theirs, ours):
+        change, around = refusing_fast_path(layer)[name]
+        change()
+        with torch.no_grad(), around():
+            results.append([layer(x) for x in inputs] + [len(calls)])
+            calls.clear()
+    assert all(torch.equal(a, b) for a, b in zip(results[0][:2], results[1][:2]))
+    assert results[0][2] == results[1][2] == (name in TAKEN and options["batch_first"])
+
+
+def test_a_tiny_encoder_layer_reads_its_weights_in_every_call():
+    layer = pyflash.replace(torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval())
+    x = torch.randn(2, 3, 16)
+    with torch.no_grad():
+        before = layer(x)
+        layer.linear2.weight.data.zero_()
+        layer.linear2.bias = torch.nn.Parameter(torch.full((16,), 1e3))
+        assert not torch.equal(layer(x), before)
+        zeroed = layer(x)
+        del layer.linear1.weight
+        layer.linear1.weight = torch.zeros(32, 16)  # no parameter any more
+        assert torch.equal(layer(x), zeroed)  # linear2 is zeros
+        layer.train()
+        backends.counts.clear()
+        layer(x)
+        assert any(name == "add_layer_norm" for name, _, _ in backends.counts)
