@@ -97,17 +97,27 @@ class GRU(_Layers):
         return recurrent("gru", input, hx, lengths=lengths, **self._arguments())[:2]
 
 
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+def _weights_of(cell: torch.nn.RNNCellBase):
+    """Its parameters, None for biases that it has not."""
+    own = cell._parameters
+    try:
+        return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
+    except KeyError:  # parametrized, or no parameter any more
+        return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+
+
+def _is_usual(input, *states) -> bool:
+    """A batch, and states of it: nothing is to be made of them."""
+    if input.dim() != 2:
+        return False
+    for state in states:
+        if type(state) is not Tensor or state.dim() != 2:
+            return False
+    return True
 
 
 def _rows(module, input, states):
     """input and the states as [B, features], zeros for states that are not given; and whether input has a batch."""
-    if input.dim() == 2:
-        for state in states:
-            if state is None or state.dim() != 2:
-                break
-        else:
-            return input, states, True
     name = type(module).__name__
     if input.dim() not in (1, 2):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -132,8 +142,11 @@ class RNNCell(torch.nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        cell = f"rnn_{self.nonlinearity}"
+        if _is_usual(input, hx):
+            return step(cell, input, hx, None, *_weights_of(self))[0]
         input, (h,), is_batched = _rows(self, input, (hx,))
-        h, _ = step(f"rnn_{self.nonlinearity}", input, h, None, *_own(self, _CELL_WEIGHTS))
+        h, _ = step(cell, input, h, None, *_weights_of(self))
         return h if is_batched else h.squeeze(0)
 
 
@@ -143,9 +156,11 @@ class LSTMCell(torch.nn.LSTMCell):
     """One step of an LSTM, as torch.nn.LSTMCell."""
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if type(hx) is tuple and len(hx) == 2 and _is_usual(input, *hx):
+            return step("lstm", input, *hx, *_weights_of(self))
         states = (None, None) if hx is None else pair_of_states(hx)
         input, (h, c), is_batched = _rows(self, input, states)
-        h, c = step("lstm", input, h, c, *_own(self, _CELL_WEIGHTS))
+        h, c = step("lstm", input, h, c, *_weights_of(self))
         return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
 
 
@@ -155,6 +170,8 @@ class GRUCell(torch.nn.GRUCell):
     """One step of a GRU, as torch.nn.GRUCell."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if _is_usual(input, hx):
+            return step("gru", input, hx, None, *_weights_of(self))[0]
         input, (h,), is_batched = _rows(self, input, (hx,))
-        h, _ = step("gru", input, h, None, *_own(self, _CELL_WEIGHTS))
+        h, _ = step("gru", input, h, None, *_weights_of(self))
         return h if is_batched else h.squeeze(0)

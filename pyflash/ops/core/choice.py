@@ -10,7 +10,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads, is_grad_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
@@ -80,7 +80,7 @@ class Refused:
             counted = self.answer(x, *others)
         else:
             if type(counted) is dict:
-                counted = self._look(key, x, *others)
+                counted = _of_this(counted, x, *others)
         if counted:
             counts[counted] += 1
             return True
@@ -105,15 +105,7 @@ class Refused:
             if len(self.answers) >= self.LIMIT:
                 self.answers.clear()
             found = self.answers[key] = self._ask(*tensors)
-        if type(found) is not dict:
-            return found
-        training = False
-        if torch.is_grad_enabled():
-            for t in tensors:
-                if isinstance(t, Tensor) and t.requires_grad:  # what is neither is torch's to refuse
-                    training = True
-                    break
-        return found[training, torch.get_num_threads() == 1]
+        return _of_this(found, *tensors) if type(found) is dict else found
 
     def _ask(self, *tensors):
         x = tensors[self.decides]
@@ -129,6 +121,17 @@ class Refused:
                 reason = self.operation.rules.decide(where, self.size_of(training, *tensors), x.dtype)
                 found[training, threads == "one"] = (self.operation.name, "torch", reason) if reason else OURS
         return found if len(set(found.values())) > 1 else found[False, True]
+
+
+def _of_this(answers: dict, *tensors) -> tuple[str, str, str] | None:
+    """The answer for a call with these tensors, of those that depend."""
+    training = False
+    if is_grad_enabled():
+        for t in tensors:
+            if isinstance(t, Tensor) and t.requires_grad:  # what is neither is torch's to refuse
+                training = True
+                break
+    return answers[training, get_num_threads() == 1]
 
 
 _all_refused: list[Refused] = []

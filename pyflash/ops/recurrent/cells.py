@@ -27,10 +27,10 @@ OPERATION_OF = {"lstm": "lstm_cell", "gru": "gru_cell", "rnn_tanh": "rnn_cell", 
 
 def _size_of(cell):
     def size_of(training, x, h, c, w_ih, w_hh, *_):
-        if not x.dim() == h.dim() == w_ih.dim() == w_hh.dim() == 2:
+        if not x.dim() == w_hh.dim() == 2:
             return None
         (batch, inputs), (rows, hidden) = x.shape, w_hh.shape
-        if h.shape != (batch, hidden) or w_ih.shape != (rows, inputs) or rows != auto.GATES[cell] * hidden:
+        if rows != auto.GATES[cell] * hidden:
             return None
         return auto.Size(cell, "cell", 1, batch, inputs, hidden, 1, 1, False, False, training)
 
@@ -38,7 +38,8 @@ def _size_of(cell):
 
 
 def _key_of(x, h, c, w_ih, w_hh, *_):
-    return x.shape, h.shape, w_ih.shape, w_hh.shape, x.dtype, x.is_cpu
+    """Where other shapes do not fit to these, the call is an error, whoever serves it."""
+    return x.shape, w_hh.shape, x.dtype, x.is_cpu
 
 
 _REFUSED = {cell: Refused(OPERATIONS[name], _size_of(cell), _key_of) for cell, name in OPERATION_OF.items()}
@@ -123,7 +124,11 @@ def step(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     """
     given, operation = (x, h, c, w_ih, w_hh, b_ih, b_hh), OPERATION_OF[cell]
     if not tracing_derivatives(given) and _REFUSED[cell].holds(*given):
-        return _torch_step(cell, *given)
+        try:
+            return _torch_step(cell, *given)
+        except (RuntimeError, IndexError):
+            _check(operation, cell, *given)  # says it in our words
+            raise
     found = infer_cell(operation, cell, *given)
     if found is not None:
         return found
