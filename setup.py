@@ -1,8 +1,8 @@
 """The native builds, each optional: without a compiler the wheel is pure Python, the build says why, and so does
 `python -m pyflash info`. PYFLASH_REQUIRE_NATIVE=1: a native build that fails fails the whole.
 
-A family of operations is a folder, csrc/cpu/<family>/kernels.cpp: it is compiled once per instruction set, in parallel, and
-again only when something that it includes has changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set, for a
+A family of operations is a folder, csrc/cpu/<family>, whose sources are compiled once per instruction set, in parallel, and
+again only when something that they include has changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set, for a
 quick edit loop; PYFLASH_NO_NATIVE=1 none.
 
 csrc/cuda/<family>/kernels.cu becomes two modules of one source: pyflash._cuda by nvcc, and by the C++ compiler its twin
@@ -70,7 +70,7 @@ def native_sources():
     """(folder for the object, source, flags) of all that is compiled, longest first."""
     isas = instruction_sets()
     families = sorted(
-        CSRC.glob("cpu/*/kernels.cpp"), key=lambda path: -sum(f.stat().st_size for f in path.parent.iterdir())
+        CSRC.glob("cpu/*/*.cpp"), key=lambda path: -sum(f.stat().st_size for f in path.parent.iterdir())
     )
     sources = [
         (isa, path, [*KERNEL_FLAGS, f"-DPF_ISA={isa}", *flags]) for path in families for isa, flags in isas.items()

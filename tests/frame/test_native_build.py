@@ -62,7 +62,7 @@ def test_clang_takes_every_instruction_set(isa, tmp_path):
         str(tmp_path),
     ]
     source = tmp_path / "all.cpp"
-    source.write_text("".join(f'#include "{path}"\n' for path in sorted(ROOT.glob("csrc/cpu/*/kernels.cpp"))))
+    source.write_text("".join(f'#include "{path}"\n' for path in sorted(ROOT.glob("csrc/cpu/*/*.cpp"))))
     done = subprocess.run([*compiler, *flags, "-fsyntax-only", str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

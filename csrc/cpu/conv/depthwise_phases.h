@@ -13,7 +13,7 @@ constexpr int kPhases = 2;
 // Is this file for them?
 template <class S>
 bool are_plane_phases(const Correlation<S>* phases, int64_t count) {
-  if (count != kPhases) return false;
+  if (!kHasFixedTaps<S> || count != kPhases) return false;
   for (int i = 0; i < kPhases; i++) {
     const Correlation<S>& p = phases[i];
     const Axis &depth = p.axes[0], &height = p.axes[1], &width = p.axes[2];

@@ -2,6 +2,7 @@
 // neighbouring results of one row is summed in registers, and each vector of the source is loaded once for all results
 // and taps of its row that meet there. Taps outside the source are skipped.
 #pragma once
+#include "../simd/masked.h"
 #include "finish.h"
 #include "problem.h"
 
@@ -12,6 +13,11 @@ namespace {
 constexpr int64_t kChannelBlock = 128;  // channels of a tile's strip of sums, which stays in the first-level cache
 constexpr int64_t kSumPitch = kChannelBlock + 16;  // a power of two would put the strip's rows into few cache sets
 constexpr int64_t kTaskProducts = 1 << 16;         // of a task, or handing it out costs more than a few percent
+
+// Which types have depthwise kernels of fixed taps, most of this family's code: those that networks are run in.
+// float64, in which gradients are checked, takes what serves any.
+template <class S>
+constexpr bool kHasFixedTaps = sizeof(S) <= sizeof(float);
 
 // A loaded vector as it is: left to itself the compiler loads it again for every product.
 template <class V>
@@ -92,7 +98,8 @@ template <class S>
 using SumTile = void (*)(const Correlation<S>& p, const S* image, const TapWindow& window, int64_t w,
                          const Acc<S>* weight, int64_t pitch, int64_t channel, int64_t channels, Acc<S>* out);
 
-template <class S, int kTile, class Taps>
+// kIsFew: channels fill no vector.
+template <class S, int kTile, class Taps, bool kIsFew>
 void sum_tile(const Correlation<S>& p, const S* image, const TapWindow& window, int64_t w, const Acc<S>* weight,
               int64_t pitch, int64_t channel, int64_t channels, Acc<S>* out) {
   typedef Acc<S> T;
@@ -113,27 +120,31 @@ void sum_tile(const Correlation<S>& p, const S* image, const TapWindow& window, 
     PF_UNROLL
     for (int o = 0; o < kTile; o++) store(out + o * kSumPitch + c, sums[o]);
   };
-  if (channels < kLanes<T>)
-    return vector(0, [&](const S* at) __attribute__((always_inline)) { return load_n(at, channels); });
-  auto whole = [](const S* at) __attribute__((always_inline)) { return load(at); };
-  int64_t c = 0;
-  for (; c + kLanes<T> <= channels; c += kLanes<T>) vector(c, whole);
-  if (c < channels) vector(channels - kLanes<T>, whole);  // some once more
+  if constexpr (kIsFew) {
+    const uint32_t there = (1u << channels) - 1;
+    vector(0, [=](const S* at) __attribute__((always_inline)) { return load_masked(at, there); });
+  } else {
+    for (int64_t c = 0; c < channels; c += kLanes<T>)
+      vector(min_of(c, channels - kLanes<T>),  // the last ones some once more
+             [](const S* at) __attribute__((always_inline)) { return load(at); });
+  }
 }
 
-template <class S, int kTile>
+template <class S, int kTile, bool kIsFew>
 SumTile<S> sum_tile_of(const Axis& axis) {
-  if (axis.tap_step == 1 && axis.from_step == 1) {
-    if (axis.taps == 1) return sum_tile<S, kTile, FixedTaps<1, 1>>;  // of phases of a gradient
-    if (axis.taps == 2) return sum_tile<S, kTile, FixedTaps<2, 1>>;
-    if (axis.taps == 3) return sum_tile<S, kTile, FixedTaps<3, 1>>;
-    if (axis.taps == 5) return sum_tile<S, kTile, FixedTaps<5, 1>>;
-    if (axis.taps == 7) return sum_tile<S, kTile, FixedTaps<7, 1>>;
-  } else if (axis.tap_step == 1 && axis.from_step == 2) {
-    if (axis.taps == 3) return sum_tile<S, kTile, FixedTaps<3, 2>>;
-    if (axis.taps == 5) return sum_tile<S, kTile, FixedTaps<5, 2>>;
+  if constexpr (kHasFixedTaps<S>) {
+    if (axis.tap_step == 1 && axis.from_step == 1) {
+      if (axis.taps == 1) return sum_tile<S, kTile, FixedTaps<1, 1>, kIsFew>;  // of phases of a gradient
+      if (axis.taps == 2) return sum_tile<S, kTile, FixedTaps<2, 1>, kIsFew>;
+      if (axis.taps == 3) return sum_tile<S, kTile, FixedTaps<3, 1>, kIsFew>;
+      if (axis.taps == 5) return sum_tile<S, kTile, FixedTaps<5, 1>, kIsFew>;
+      if (axis.taps == 7) return sum_tile<S, kTile, FixedTaps<7, 1>, kIsFew>;
+    } else if (axis.tap_step == 1 && axis.from_step == 2) {
+      if (axis.taps == 3) return sum_tile<S, kTile, FixedTaps<3, 2>, kIsFew>;
+      if (axis.taps == 5) return sum_tile<S, kTile, FixedTaps<5, 2>, kIsFew>;
+    }
   }
-  return sum_tile<S, kTile, AnyTaps>;
+  return sum_tile<S, kTile, AnyTaps, kIsFew>;
 }
 
 // Results of a tile: what takes a row in the fewest steps, of which each tile costs two more than it has results. Sides
@@ -146,13 +157,13 @@ PF_INLINE int tile_of_row(int64_t count) {
   return best;
 }
 
-template <class S>
+template <class S, bool kIsFew>
 SumTile<S> sum_tile_of(const Axis& axis, int tile) {
   switch (tile) {
-    case 8: return sum_tile_of<S, 8>(axis);
-    case 7: return sum_tile_of<S, 7>(axis);
-    case 4: return sum_tile_of<S, 4>(axis);
-    default: return sum_tile_of<S, 1>(axis);
+    case 8: return sum_tile_of<S, 8, kIsFew>(axis);
+    case 7: return sum_tile_of<S, 7, kIsFew>(axis);
+    case 4: return sum_tile_of<S, 4, kIsFew>(axis);
+    default: return sum_tile_of<S, 1, kIsFew>(axis);
   }
 }
 
@@ -203,7 +214,8 @@ void depthwise_rows(const Correlation<S>& p, void* workspace, const FinishRows<S
   const T* weight = (const T*)memory;
   pack_taps(p, plan.pitch, (T*)memory, plan.threads);
   const int64_t width = p.axes[2].count, to_step = p.axes[2].to_step * p.to_stride.spatial[2];
-  const SumTile<S> sum = sum_tile_of<S>(p.axes[2], plan.tile);
+  const SumTile<S> sum =
+      p.groups < kLanes<T> ? sum_tile_of<S, true>(p.axes[2], plan.tile) : sum_tile_of<S, false>(p.axes[2], plan.tile);
   parallel_tasks(plan.tasks, plan.threads, [&](int64_t task, int thread) {
     T* sums = (T*)(memory + plan.weight_bytes + thread * plan.thread_bytes);
     const int64_t first = task * plan.task_rows, last = min_of(plan.rows, first + plan.task_rows);
@@ -216,10 +228,11 @@ void depthwise_rows(const Correlation<S>& p, void* workspace, const FinishRows<S
         const int64_t tile = min_of(j, width - plan.tile);  // the last one sums some once more
         for (int64_t c = 0; c < p.groups; c += plan.block) {
           const int64_t channels = min_of(plan.block, p.groups - c), results = min_of(plan.tile, width - j);
-          sum(p, image, window, tile * p.axes[2].from_step + p.axes[2].tap_first, weight, plan.pitch, c, channels,
-              sums);
-          finish(
-              {sums + (j - tile) * kSumPitch, results, kSumPitch, channels, to + j * to_step + c, to_step, 1, c, true});
+          const int64_t more = min_of(c, max_of(kLanes<T> - channels, 0));  // of the block before, to fill a vector
+          sum(p, image, window, tile * p.axes[2].from_step + p.axes[2].tap_first, weight, plan.pitch, c - more,
+              channels + more, sums);
+          finish({sums + (j - tile) * kSumPitch + more, results, kSumPitch, channels, to + j * to_step + c, to_step, 1,
+                  c, true});
         }
       }
     }

@@ -124,13 +124,15 @@ void sum_squares(const Correlation<S>& p, const SquareSource<S>& from, const Acc
 
 template <class S, int kRows>
 SumSquares<S> sum_squares_of(const Axis& axis) {
-  if (axis.from_step == 1) {
-    if (axis.taps == 3) return sum_squares<S, 3, 1, kRows>;
-    if (axis.taps == 5) return sum_squares<S, 5, 1, kRows>;
-    if (axis.taps == 7) return sum_squares<S, 7, 1, kRows>;
-  } else if (axis.from_step == 2) {
-    if (axis.taps == 3) return sum_squares<S, 3, 2, kRows>;
-    if (axis.taps == 5) return sum_squares<S, 5, 2, kRows>;
+  if constexpr (kHasFixedTaps<S>) {
+    if (axis.from_step == 1) {
+      if (axis.taps == 3) return sum_squares<S, 3, 1, kRows>;
+      if (axis.taps == 5) return sum_squares<S, 5, 1, kRows>;
+      if (axis.taps == 7) return sum_squares<S, 7, 1, kRows>;
+    } else if (axis.from_step == 2) {
+      if (axis.taps == 3) return sum_squares<S, 3, 2, kRows>;
+      if (axis.taps == 5) return sum_squares<S, 5, 2, kRows>;
+    }
   }
   return nullptr;
 }

@@ -138,14 +138,13 @@ void depthwise_squares_weight_grad(const Correlation<S>& p, const DepthwiseGradi
 
 // ---- channels along memory: lanes are channels
 // ----------------------------------------------------------------------- kTile results of one row of dy.
-template <class S, int kStep, int kTile, class Load>
+template <class S, int kStep, int kTile>
 PF_INLINE void add_tile_products(const S* dy, int64_t dy_step, const ChannelSource<S>& from, const S* at,
-                                 int64_t column_step, int64_t w, int64_t size, KernelSums<S>& sums,
-                                 const Load& load_source) {
+                                 int64_t column_step, int64_t w, int64_t size, KernelSums<S>& sums) {
   typedef Vec<Acc<S>> V;
   V d[kTile];
   PF_UNROLL
-  for (int o = 0; o < kTile; o++) d[o] = in_register(load_source(dy + o * dy_step));
+  for (int o = 0; o < kTile; o++) d[o] = in_register(load(dy + o * dy_step));
   constexpr int reach = (kTile - 1) * kStep + kSide;
   auto rows = [&](auto is_inside_of_row) __attribute__((always_inline)) {
     const S* row = at;
@@ -155,7 +154,7 @@ PF_INLINE void add_tile_products(const S* dy, int64_t dy_step, const ChannelSour
       PF_UNROLL
       for (int j = 0; j < reach; j++) {
         if (!is_inside_of_row(w + j)) continue;
-        const V x = in_register(load_source(row + j * column_step));
+        const V x = in_register(load(row + j * column_step));
         PF_UNROLL
         for (int o = 0; o < kTile; o++) {
           const int t = j - o * kStep;
@@ -181,7 +180,8 @@ void add_channel_rows(const Correlation<S>& p, const S* dy, const ConvStrides& d
   typedef Acc<S> T;
   const Axis &height = p.axes[1], &width = p.axes[2];
   const int64_t dy_step = dy_stride.spatial[2], column_step = p.from_stride.spatial[2];
-  auto vector = [&](int64_t c, const auto& load_source) __attribute__((always_inline)) {
+  for (int64_t first = 0; first < channels; first += kLanes<T>) {
+    const int64_t c = min_of(first, channels - kLanes<T>);
     KernelSums<S> sums;
     PF_UNROLL
     for (int h = 0; h < kSide; h++) PF_UNROLL
@@ -194,21 +194,15 @@ void add_channel_rows(const Correlation<S>& p, const S* dy, const ConvStrides& d
       auto add = [&](auto tile) __attribute__((always_inline)) {
         const int64_t w = o * kStep + width.tap_first;
         add_tile_products<S, kStep, decltype(tile)::value>(dy_row + o * dy_step, dy_step, from,
-                                                           source + w * column_step, column_step, w, width.from, sums,
-                                                           load_source);
+                                                           source + w * column_step, column_step, w, width.from, sums);
       };
       for (; o + kGradTile <= width.count; o += kGradTile) add(Count<kGradTile>{});
       for (; o < width.count; o++) add(Count<1>{});
     }
     PF_UNROLL
     for (int h = 0; h < kSide; h++) PF_UNROLL
-    for (int t = 0; t < kSide; t++) store(in_memory + (h * kSide + t) * pitch + c, sums[h][t]);
-  };
-  int64_t c = 0;
-  for (; c + kLanes<T> <= channels; c += kLanes<T>)
-    vector(c, [](const S* at) __attribute__((always_inline)) { return load(at); });
-  const uint32_t rest = (1u << (channels - c)) - 1;
-  if (rest) vector(c, [=](const S* at) __attribute__((always_inline)) { return load_masked(at, rest); });
+    for (int t = 0; t < kSide; t++) store_behind(in_memory + (h * kSide + t) * pitch + c, sums[h][t], first - c);
+  }
 }
 
 constexpr int64_t kGradRows = 4;  // at once, of a vector of channels: what they read fits the first-level cache
@@ -222,7 +216,7 @@ void depthwise_channels_weight_grad(const Correlation<S>& p, const DepthwiseGrad
   const AddChannelRows<S> add = p.axes[2].from_step == 1 ? add_channel_rows<S, 1> : add_channel_rows<S, 2>;
   parallel_tasks(plan.parts * plan.blocks, plan.threads, [&](int64_t task, int) {
     const int64_t channel = task % plan.blocks * plan.kBlock, part = task / plan.blocks, height = p.axes[1].count;
-    const int64_t channels = min_of(plan.kBlock, p.groups - channel);
+    const int64_t channels = plan.channels(p, channel);
     T* out = sums + part * kSide * kSide * plan.pitch + channel;
     for (int64_t t = 0; t < kSide * kSide; t++) clear(out + t * plan.pitch, 0, channels);
     const int64_t last = min_of(plan.rows, (part + 1) * plan.part_rows);

@@ -166,16 +166,31 @@ PF_INLINE void sum_grad_tile(const SourceRow<S>& dy, const SourceRow<S>& row, in
   }
 }
 
+// To where the first `kept` lanes stay as they are: those that another vector has summed.
+template <class T>
+PF_INLINE void store_behind(T* to, Vec<T> x, int64_t kept) {
+  if (kept) {
+    typename VecOf<T>::mask lane, none{};
+    for (int i = 0; i < kLanes<T>; i++) lane[i] = i;
+    x = select(lane < (none + (int)kept), load(to), x);
+  }
+  store(to, x);
+}
+
 // One row of dy and one of the source: sums[t] of the width's taps, `pitch` apart.
 template <class S>
 using SumGradRow = void (*)(const Axis& axis, const SourceRow<S>& dy, const SourceRow<S>& row, int64_t pitch,
                             int64_t channels, Acc<S>* sums);
 
-template <class S, int kTaps, int kStep>
+template <class S, int kTaps, int kStep, bool kIsFew>
 void sum_grad_row(const Axis& axis, const SourceRow<S>& dy, const SourceRow<S>& row, int64_t pitch, int64_t channels,
                   Acc<S>* sums) {
   typedef Acc<S> T;
-  auto vector = [&](int64_t c, const auto& load_source) __attribute__((always_inline)) {
+  const uint32_t there = (1u << min_of(channels, kLanes<T>)) - 1;
+  auto load_source = [=](const S* at)
+                         __attribute__((always_inline)) { return kIsFew ? load_masked(at, there) : load(at); };
+  for (int64_t first = 0; first < channels; first += kLanes<T>) {
+    const int64_t c = kIsFew ? 0 : min_of(first, channels - kLanes<T>);
     Vec<T> parts[kTaps];
     PF_UNROLL
     for (int t = 0; t < kTaps; t++) parts[t] = load(sums + t * pitch + c);
@@ -188,12 +203,8 @@ void sum_grad_row(const Axis& axis, const SourceRow<S>& dy, const SourceRow<S>& 
       sum_grad_tile<S, kTaps, kStep, 1>({dy.at + c + j * dy.step, dy.size, dy.step}, x, j * kStep + axis.tap_first,
                                         parts, load_source);
     PF_UNROLL
-    for (int t = 0; t < kTaps; t++) store(sums + t * pitch + c, parts[t]);
-  };
-  int64_t c = 0;
-  for (; c + kLanes<T> <= channels; c += kLanes<T>)
-    vector(c, [](const S* at) __attribute__((always_inline)) { return load(at); });
-  if (c < channels) vector(c, [&](const S* at) __attribute__((always_inline)) { return load_n(at, channels - c); });
+    for (int t = 0; t < kTaps; t++) store_behind(sums + t * pitch + c, parts[t], first - c);
+  }
 }
 
 template <class S>
@@ -213,15 +224,17 @@ void sum_grad_row_of_any(const Axis& axis, const SourceRow<S>& dy, const SourceR
   }
 }
 
-template <class S>
+template <class S, bool kIsFew>
 SumGradRow<S> sum_grad_row_of(const Axis& axis) {
-  if (axis.tap_step == 1 && axis.from_step == 1) {
-    if (axis.taps == 3) return sum_grad_row<S, 3, 1>;
-    if (axis.taps == 5) return sum_grad_row<S, 5, 1>;
-    if (axis.taps == 7) return sum_grad_row<S, 7, 1>;
-  } else if (axis.tap_step == 1 && axis.from_step == 2) {
-    if (axis.taps == 3) return sum_grad_row<S, 3, 2>;
-    if (axis.taps == 5) return sum_grad_row<S, 5, 2>;
+  if constexpr (kHasFixedTaps<S>) {
+    if (axis.tap_step == 1 && axis.from_step == 1) {
+      if (axis.taps == 3) return sum_grad_row<S, 3, 1, kIsFew>;
+      if (axis.taps == 5) return sum_grad_row<S, 5, 1, kIsFew>;
+      if (axis.taps == 7) return sum_grad_row<S, 7, 1, kIsFew>;
+    } else if (axis.tap_step == 1 && axis.from_step == 2) {
+      if (axis.taps == 3) return sum_grad_row<S, 3, 2, kIsFew>;
+      if (axis.taps == 5) return sum_grad_row<S, 5, 2, kIsFew>;
+    }
   }
   return sum_grad_row_of_any<S>;
 }
@@ -235,10 +248,15 @@ struct RowsGradPlan {
 
   RowsGradPlan(const Correlation<S>& p, int num_threads) : threads(p.threads(num_threads)) {
     rows = p.batch * p.axes[0].count * p.axes[1].count;
-    blocks = ceil_div(p.groups, kBlock);
+    blocks = max_of(1, ceil_div(p.groups - (kLanes<T> - 1), kBlock));
     part_rows = max_of(1, ceil_div(rows, max_of(1, kManyTasks / max_of(1, blocks))));
     parts = max_of(1, ceil_div(rows, part_rows));
     pitch = round_up(p.groups, kLanes<T>);
+  }
+  // Of the task that begins with this one; of the last one up to a vector more, so that none has less.
+  int64_t channels(const Correlation<S>& p, int64_t first) const {
+    const int64_t left = p.groups - first;
+    return left < kBlock + kLanes<T> ? left : kBlock;
   }
   int64_t bytes(const Correlation<S>& p) const { return parts * p.taps() * pitch * (int64_t)sizeof(T); }
 };
@@ -252,10 +270,11 @@ void depthwise_rows_weight_grad(const Correlation<S>& p, const DepthwiseGradient
   const int64_t taps = p.taps(), width = p.axes[2].count;
   const Axis(&axes)[kConvDims] = p.axes;
   const ConvStrides& stride = p.from_stride;
-  const SumGradRow<S> sum = sum_grad_row_of<S>(axes[2]);
+  const SumGradRow<S> sum =
+      p.groups < kLanes<T> ? sum_grad_row_of<S, true>(axes[2]) : sum_grad_row_of<S, false>(axes[2]);
   parallel_tasks(plan.parts * plan.blocks, plan.threads, [&](int64_t task, int) {
     const int64_t channel = task % plan.blocks * plan.kBlock, part = task / plan.blocks;
-    const int64_t channels = min_of(plan.kBlock, p.groups - channel);
+    const int64_t channels = plan.channels(p, channel);
     T* out = sums + part * taps * plan.pitch + channel;
     for (int64_t t = 0; t < taps; t++) clear(out + t * plan.pitch, 0, channels);
     const int64_t first = part * plan.part_rows, last = min_of(plan.rows, first + plan.part_rows);

@@ -6,8 +6,6 @@
 
 namespace PF_ISA::conv {
 
-namespace {
-
 struct NoActivation {
   template <class V>
   PF_MEMBER V forward(V x) const {
@@ -198,7 +196,5 @@ PF_INLINE void for_finish(const Conv& p, F f) {
   if (is_relu) return with(pointwise::Relu{});
   with(AnyActivation{p.activation});
 }
-
-}  // namespace
 
 }  // namespace PF_ISA::conv

@@ -1,7 +1,6 @@
 // Convolution: the three operations, each by columns or by rows as its tensors lie, by lines where there are few
 // channels, or channel by channel (depthwise).
-#include "depthwise_phases.h"
-#include "depthwise_squares_weight_grad.h"
+#include "depthwise.h"
 #include "lines_weight_grad.h"
 #include "weight_grad.h"
 #include "winograd.h"
@@ -13,21 +12,18 @@ namespace {
 // Channels of what is written are adjacent: as columns they leave in whole vectors.
 PF_INLINE bool has_adjacent_channels(const ConvStrides& s, int64_t channels) { return s.channel == 1 && channels > 1; }
 
-constexpr int64_t kMaxDepthwiseRows = 8;  // channels of the result that read one channel
+template <class S>
+PF_INLINE bool is_by_rows(const Correlation<S>& p) {
+  return has_adjacent_channels(p.to_stride, p.groups * p.rows);
+}
 
-enum Method { kByColumns, kByRows, kByLines, kDepthwisePlanes, kDepthwiseSquares, kDepthwiseRows, kDepthwiseChannels };
+enum Method { kByColumns, kByRows, kByLines, kDepthwise };
 
-// Half types, whose results leave registers through a call, gain nothing from kDepthwiseChannels: Zen 4, one thread,
-// 576 channels of 14x14 in bfloat16: 52 us by rows, 78 there.
 template <class S>
 Method method_of(const Correlation<S>& p) {
-  const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+  const bool by_rows = is_by_rows(p);
   if (has_lines(p) && !p.has_style) return kByLines;
-  if (p.channels == 1 && p.rows <= kMaxDepthwiseRows && !p.has_style) {
-    if (by_rows && p.rows == 1 && p.from_stride.channel == 1)
-      return FinishRows<S>::kIsSummedType && is_3x3_of_channels(p) ? kDepthwiseChannels : kDepthwiseRows;
-    if (!by_rows || p.groups > 1) return is_square(p) ? kDepthwiseSquares : kDepthwisePlanes;
-  }
+  if (is_depthwise(p, by_rows, p.from_stride.channel)) return kDepthwise;
   return by_rows ? kByRows : kByColumns;
 }
 
@@ -36,7 +32,8 @@ template <class S, class F>
 void for_products(const Conv& p, F f) {
   for_phases<S>(p, [&](const Correlation<S>* phases, int64_t count) {
     const Method method = method_of(phases[0]);
-    const bool in_turn = method == kByColumns || (method == kDepthwisePlanes && are_plane_phases(phases, count));
+    const bool in_turn =
+        method == kByColumns || (method == kDepthwise && depthwise_takes_phases(phases, count, is_by_rows(phases[0])));
     const int64_t at_once = in_turn ? count : 1;
     for (int64_t i = 0; i < count; i += at_once) f(phases + i, at_once);
   });
@@ -50,17 +47,8 @@ void direct(const Correlation<S>* phases, int64_t count, PackedWeight packed, vo
   switch (method_of(p)) {
     case kByColumns: return columns_product(phases, count, packed, workspace, finish, num_threads);
     case kByRows: return rows_product(p, packed, workspace, finish, num_threads);
-    case kByLines: {
-      const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
-      return lines_product(p, by_rows, packed, workspace, finish, num_threads);
-    }
-    case kDepthwisePlanes:
-      if (count > 1) return depthwise_plane_phases(phases, workspace, finish, num_threads);
-      return depthwise_planes(p, workspace, finish, num_threads);
-    case kDepthwiseSquares: return depthwise_squares(p, workspace, finish, num_threads);
-    case kDepthwiseRows: return depthwise_rows(p, workspace, finish, num_threads);
-    case kDepthwiseChannels:
-      if constexpr (FinishRows<S>::kIsSummedType) return depthwise_channels(p, workspace, finish, num_threads);
+    case kByLines: return lines_product(p, is_by_rows(p), packed, workspace, finish, num_threads);
+    case kDepthwise: return depthwise_product(phases, count, is_by_rows(p), workspace, finish, num_threads);
   }
 }
 
@@ -80,12 +68,7 @@ Bytes bytes_of_direct(const Correlation<S>* phases, int64_t count, int num_threa
     case kByColumns: return bytes_with_weight(ColumnsPlan<S>::plan(phases, count, num_threads));
     case kByRows: return bytes_with_weight(RowsPlan<S>::plan(p, num_threads));
     case kByLines: return bytes_with_weight(LinesPlan<S>(p, num_threads));
-    case kDepthwisePlanes:
-      if (count > 1) return {0, PlanePhasesPlan<S>(phases, num_threads).bytes()};
-      return {0, DepthwisePlanesPlan<S>(p, num_threads).bytes()};
-    case kDepthwiseSquares: return {0, DepthwiseSquaresPlan<S>(p, num_threads).bytes()};
-    case kDepthwiseRows: return {0, DepthwiseRowsPlan<S>::plan(p, num_threads).bytes()};
-    case kDepthwiseChannels: return {0, DepthwiseChannelsPlan<S>(p, num_threads).bytes()};
+    case kDepthwise: return {0, depthwise_bytes(phases, count, is_by_rows(p), num_threads)};
   }
   return {};
 }
@@ -94,7 +77,7 @@ Bytes bytes_of_direct(const Correlation<S>* phases, int64_t count, int num_threa
 template <class S, class F>
 bool for_winograd(const Correlation<S>& p, ConvAlgorithm algorithm, F f) {
   if constexpr (std::is_same<S, float>::value) {
-    const bool by_rows = has_adjacent_channels(p.to_stride, p.groups * p.rows);
+    const bool by_rows = is_by_rows(p);
     if (algorithm == ConvAlgorithm::winograd_2x2) return f(TwoResults{}, by_rows);
     if (algorithm == ConvAlgorithm::winograd_4x4) return f(FourResults{}, by_rows);
   }
@@ -140,12 +123,7 @@ Method weight_grad_method_of(const Conv& p) {
   const bool has_planes = weight_grad_has_planes(p);
   const bool has_long_runs = !has_planes && forward.axes[2].taps * forward.channels > kMaxGradRun;
   if (has_lines(forward) && !has_long_runs) return kByLines;
-  if (forward.channels == 1 && forward.rows <= kMaxDepthwiseRows) {
-    if (!has_planes && forward.rows == 1 && p.y_stride.channel == 1)
-      return is_3x3_of_channels(forward) ? kDepthwiseChannels : kDepthwiseRows;
-    if (has_planes && p.y_stride.spatial[2] == 1 && is_3x3(forward)) return kDepthwiseSquares;
-    if (has_planes || forward.groups > 1) return kDepthwisePlanes;
-  }
+  if (is_depthwise(forward, !has_planes, p.y_stride.channel)) return kDepthwise;
   return has_planes ? kByColumns : kByRows;
 }
 
@@ -201,18 +179,10 @@ void weight_grad(const Conv& p, int num_threads) {
     using S = decltype(storage);
     const Correlation<S> forward = forward_of<S>(p);
     const ConvStrides& dy = p.y_stride;
-    const DepthwiseGradient<S> gradient = {(const S*)p.y, dy};
     const Method method = weight_grad_method_of<S>(p);
-    switch (method) {
-      case kDepthwisePlanes:
-        return depthwise_planes_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
-      case kDepthwiseSquares:
-        return depthwise_squares_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
-      case kDepthwiseChannels:
-        return depthwise_channels_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
-      case kDepthwiseRows: return depthwise_rows_weight_grad(forward, gradient, (S*)p.weight, p.workspace, num_threads);
-      default: break;
-    }
+    if (method == kDepthwise)
+      return depthwise_weight_grad(forward, (const S*)p.y, !weight_grad_has_planes(p), (S*)p.weight, p.workspace,
+                                   num_threads);
     const bool has_planes = method == kByColumns;
     const int64_t taps = forward.taps(), height = forward.axes[1].taps, width = forward.axes[2].taps;
     auto dweight_at = [&](int64_t column) {
@@ -235,10 +205,9 @@ void weight_grad_sizes(const ConvSizes& p, int num_threads) {
     const Correlation<S> forward = forward_of<S>(p.conv);
     *p.packed_bytes = 0;
     switch (weight_grad_method_of<S>(p.conv)) {
-      case kDepthwisePlanes: *p.workspace_bytes = PlanesGradPlan<S>(forward, num_threads).bytes(); break;
-      case kDepthwiseSquares: *p.workspace_bytes = SquaresGradPlan(forward, num_threads).bytes(forward); break;
-      case kDepthwiseRows:
-      case kDepthwiseChannels: *p.workspace_bytes = RowsGradPlan<S>(forward, num_threads).bytes(forward); break;
+      case kDepthwise:
+        *p.workspace_bytes = depthwise_weight_grad_bytes(forward, !weight_grad_has_planes(p.conv), num_threads);
+        break;
       case kByLines: *p.workspace_bytes = LinesGradPlan<S>(forward, num_threads).bytes(); break;
       default:
         *p.workspace_bytes = WeightGradPlan<S>::plan(forward, weight_grad_has_planes(p.conv), num_threads).bytes();

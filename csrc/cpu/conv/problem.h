@@ -11,8 +11,6 @@
 
 namespace PF_ISA::conv {
 
-namespace {
-
 constexpr int64_t kChunk = 128;  // steps of one sum in registers, as in gemm/gemm.h
 
 // Of one dimension. Result j is written to index to_first + j * to_step, and its tap t reads index
@@ -245,7 +243,5 @@ PF_INLINE void copy(const S* from, int64_t stride, int64_t count, T* out) {
     for (int64_t i = 0; i < count; i++) out[i] = get(from + i * stride);
   }
 }
-
-}  // namespace
 
 }  // namespace PF_ISA::conv
