@@ -69,9 +69,7 @@ def contract(module):
 def native_sources():
     """(folder for the object, source, flags) of all that is compiled, longest first."""
     isas = instruction_sets()
-    families = sorted(
-        CSRC.glob("cpu/*/*.cpp"), key=lambda path: -sum(f.stat().st_size for f in path.parent.iterdir())
-    )
+    families = sorted(CSRC.glob("cpu/*/*.cpp"), key=lambda path: -sum(f.stat().st_size for f in path.parent.iterdir()))
     sources = [
         (isa, path, [*KERNEL_FLAGS, f"-DPF_ISA={isa}", *flags]) for path in families for isa, flags in isas.items()
     ]

@@ -131,14 +131,16 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
         kernels = {
             "pointwise": (1,),
             "dense": (25,),
-            "strided": (16,),
+            "phases": (16,),
             "depthwise": (9, 49),
             "few": (9, 49),
             "strided_depthwise": (9,),  # MobileNet's
             auto_conv.DEPTHWISE_1D: (3, 31),
         }.get(shape, (9,))
-        if name == "conv_transpose" and shape != "strided":
-            continue  # models have no others
+        if name == "conv_transpose":
+            if shape not in ("strided", "phases", "few"):
+                continue  # models have no others
+            kernels = (16,) if shape == "few" else kernels
         if name == auto_conv.MODULATED and shape not in ("pointwise", "3x3"):
             continue  # likewise
         dtypes_of = dtypes

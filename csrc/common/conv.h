@@ -21,7 +21,8 @@ struct ConvStrides {
 };
 
 // How sums are computed: tap by tap, or, of float32 and a 3x3 kernel in two dimensions, stride and dilation 1, by
-// F(2x2, 3x3) or F(4x4, 3x3).
+// F(2x2, 3x3) or F(4x4, 3x3); of the input's gradient of a 4x4 kernel of stride 2, where channels are adjacent in x,
+// winograd_2x2 is F(2x2, 2x2), phase by phase.
 enum class ConvAlgorithm : int32_t { direct = 0, winograd_2x2 = 1, winograd_4x4 = 2 };
 constexpr int kConvAlgorithms = 3;
 

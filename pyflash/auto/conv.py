@@ -23,13 +23,24 @@ WINOGRAD_CHANNELS = 32
 # 0.7 and 1.0; eight 1.2 and 0.9, 1.3 and 0.95.
 LEAST_2X2_PLACES = {True: 128, False: 320}
 
+# Likewise of F(2x2, 2x2), by which the phases of a 4x4 kernel of stride 2 are computed in the gradient of the input, that is of a
+# transposed convolution: from how many places of a phase on, by whether the weight is kept as it is read, 9 fourths as large.
+# Zen 4, one thread, the direct kernel's time over that of this one: kept, 512 channels of 4x4 to 256, one image 0.6, two 1.1,
+# eight 1.4; not kept, 256 of 8x8 to 128, two images 0.66, 512 of 16x16 to 512, two 1.0, 256 of 8x8 to 128, sixteen 1.3.
+LEAST_PHASE_PLACES = {True: 128, False: 512}
+
+# Up to how many channels an input's gradient, or a transposed convolution, is computed as planes where it lies as pixels: as
+# columns they fill no vector. Zen 4, one thread, 4 images, 64 channels of 33x33, 4x4, stride 2, the time as pixels over that as
+# planes, copies included: to 1 channel 4.6, to 3 1.9, to 8 1.2, to 12 0.85; in bfloat16 5.1, 1.8, 1.2 and 0.97.
+FEW_WRITTEN = 8
+
 # Where the user has lowered the precision of float32 products: from how many places on, by whether channels are adjacent,
 # F(4x4, 3x3) is faster than F(2x2, 3x3); of fewer its patches hang over the edges, or fill no panel. Zen 5, one thread: 14x14
 # 1.0 and 0.83, 8 times 7x7 1.4 and 0.93, 56x56 1.3 and 1.1 times as fast, the latter channels first.
 LEAST_4X4_PLACES = {True: 192, False: 1024}
 
 # Which kernels serve a shape, and in which memory format: a table has points of each.
-SHAPES = ("pointwise", "3x3", "dense", "strided", "depthwise", "strided_depthwise", "few")
+SHAPES = ("pointwise", "3x3", "dense", "strided", "phases", "depthwise", "strided_depthwise", "few")
 FEW_CHANNELS = 4  # in: an image's colours, whose lines a kernel of its own reads (csrc/cpu/conv/lines.h)
 DEPTHWISE_1D = "depthwise1d"  # torch's is several times slower than its images'
 KINDS = (*(shape + layout for shape in SHAPES for layout in ("", " channels_last")), DEPTHWISE_1D)
@@ -49,6 +60,7 @@ class Size(NamedTuple):
     training: bool  # are gradients needed
     is_1d: bool = False
     keeps_weight: bool = False  # as a kernel reads it: a layer's, and gradients are off
+    has_2x2_phases: bool = False  # its input's gradient: a 4x4 kernel of stride 2
     has_norm: bool = False  # behind it: a batch norm in evaluation, and perhaps an activation
 
     @property
@@ -64,9 +76,10 @@ class Size(NamedTuple):
         elif self.inputs <= FEW_CHANNELS:
             shape = "few"
         else:
-            shape = (
-                "strided" if self.is_strided else "pointwise" if self.kernel == 1 else "3x3" if self.is_3x3 else "dense"
-            )
+            if self.is_strided:
+                shape = "phases" if self.has_2x2_phases else "strided"
+            else:
+                shape = "pointwise" if self.kernel == 1 else "3x3" if self.is_3x3 else "dense"
         return f"{shape} channels_last" if self.channels_last else shape
 
 
@@ -86,13 +99,18 @@ SIZES = f"({', '.join(Size._fields)})"
 # by the table alone, 1.03 with these; channels last 0.93 and 0.97; the latter in ResNet-18 0.92 and 0.97.
 LEAST_PLACES = {"pointwise": 4096}
 LEAST_PLACES_ELSE = 256
-# Beyond these the points of a table, which have 64 channels and more and kernels of 16 where they are strided, say nothing.
+# Beyond these the points of a table, which have 64 channels and more and kernels of 9 where they are strided, say nothing.
 LEAST_CHANNELS = 32  # of a group, in and out
 LEAST_STRIDED_KERNEL = 9
 
 
 def is_3x3(kernel, stride, dilation) -> bool:
     return (*kernel, *stride, *dilation) == (3, 3, 1, 1, 1, 1)
+
+
+def has_2x2_phases(kernel, stride, dilation) -> bool:
+    """Are the phases of its input gradient, a transposed convolution, dense 2x2 convolutions?"""
+    return (*kernel, *stride, *dilation) == (4, 4, 2, 2, 1, 1)
 
 
 def is_like_points(size: Size) -> bool:

@@ -21,7 +21,8 @@ CALLS = {
     "3x3": (FORMATS, (48, 40, 3, 3), lambda x, w, f: f.conv2d(x, w, padding=1)),  # Winograd
     "strided": (["NHWC"], (48, 40, 3, 3), lambda x, w, f: f.conv2d(x, w, stride=2)),
     "1x1": (["NHWC"], (160, 128, 1, 1), lambda x, w, f: f.conv2d(x, w)),
-    "transposed": (FORMATS, (40, 48, 4, 4), lambda x, w, f: f.conv_transpose2d(x, w, stride=2)),
+    "transposed": (FORMATS, (40, 48, 4, 4), lambda x, w, f: f.conv_transpose2d(x, w, stride=2)),  # Winograd
+    "transposed 3x3": (FORMATS, (40, 48, 3, 3), lambda x, w, f: f.conv_transpose2d(x, w, stride=2)),
 }
 CASES = [(name, layout) for name, (layouts, *_) in CALLS.items() for layout in layouts]
 
@@ -29,14 +30,15 @@ CASES = [(name, layout) for name, (layouts, *_) in CALLS.items() for layout in l
 def case(name, layout, size=6):
     """(x, weight, call)"""
     _, shape, call = CALLS[name]
-    inputs = shape[0] if name == "transposed" else shape[1]
+    inputs = shape[0] if name.startswith("transposed") else shape[1]
     x = torch.randn(2, inputs, size, size).contiguous(memory_format=FORMATS[layout])
     return x, torch.nn.Parameter(torch.randn(shape).contiguous(memory_format=FORMATS[layout]) / 20), call
 
 
 @pytest.fixture(autouse=True)
 def winograd_everywhere(monkeypatch):
-    monkeypatch.setattr(auto, "LEAST_2X2_PLACES", {True: 0, False: 0})
+    for name in ("LEAST_2X2_PLACES", "LEAST_PHASE_PLACES"):
+        monkeypatch.setattr(auto, name, {True: 0, False: 0})
 
 
 def check(x, weight, call):

@@ -1,4 +1,4 @@
-"""3x3 convolutions by F(2x2, 3x3) and F(4x4, 3x3): edges of patches, panels and blocks in both layouts, and how exact it is."""
+"""3x3 convolutions by F(2x2, 3x3) and F(4x4, 3x3), and transposed ones of 4x4, stride 2, by F(2x2, 2x2): edges of patches, panels and blocks in both layouts, and how exact it is."""
 
 import pytest
 import torch
@@ -23,9 +23,10 @@ NONE = {True: 0, False: 0}
 
 @pytest.fixture
 def everywhere(monkeypatch):
-    """F(2x2, 3x3) wherever it can be."""
+    """F(2x2, 3x3) and F(2x2, 2x2) wherever they can be."""
     monkeypatch.setattr(auto, "WINOGRAD_CHANNELS", 1)
     monkeypatch.setattr(auto, "LEAST_2X2_PLACES", NONE)
+    monkeypatch.setattr(auto, "LEAST_PHASE_PLACES", NONE)
 
 
 @pytest.fixture
@@ -137,3 +138,63 @@ def test_what_is_not_finite_stays_in_its_window(backend, layout, precision, lowe
             expected = F.relu(F.conv2d(spoilt, w, bias, padding=1))
             assert not expected.isfinite().all() or value == largest
             torch.testing.assert_close(ours(spoilt, w), expected, equal_nan=True, atol=1e-4, rtol=1e-5)
+
+
+TRANSPOSED_CASES = [  # x, outputs of a group, options
+    ((1, 1, 1, 1), 1, {}),
+    ((2, 3, 5, 7), 5, {"padding": 1}),
+    ((1, 40, 6, 35), 70, {"padding": (2, 0), "output_padding": 1}),
+    ((3, 34, 4, 9), 66, {"padding": 1, "groups": 2}),
+    ((2, 150, 3, 2), 9, {"padding": 3, "output_padding": (0, 1)}),
+]
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize(("x_shape", "outputs", "options"), TRANSPOSED_CASES)
+def test_phases_match_float64(x_shape, outputs, options, layout, backend, everywhere):
+    groups = options.get("groups", 1)
+    tensors = laid_out(x_shape, layout), laid_out((x_shape[1], outputs, 4, 4), layout), laid_out((outputs * groups,))
+
+    def of(f):
+        return lambda *tensors: f(*tensors, stride=2, **options)
+
+    dy = torch.randn_like(of(F.conv_transpose2d)(*tensors))
+    truth = run(of(F.conv_transpose2d), [t.double() for t in tensors], dy.double())
+    ours = run(of(PF.conv_transpose2d), tensors, dy, backend=backend)
+    lengths = 4 * x_shape[1] // groups, 16 * outputs, dy[:, 0].numel(), dy[:, 0].numel()
+    assert_sums_within(ours, run(of(F.conv_transpose2d), tensors, dy), truth, lengths=lengths)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_phases_are_another_algorithm_as_exact(layout, backend, monkeypatch):
+    for channels in (32, 128, 300):
+        x, weight = torch.randn(2, channels, 12, 12), torch.randn(channels, 64, 4, 4)
+        truth = F.conv_transpose2d(x.double(), weight.double(), stride=2, padding=1)
+        torchs = (F.conv_transpose2d(x, weight, stride=2, padding=1) - truth).norm()
+        x = x.contiguous(memory_format=FORMATS[4]) if layout == "channels_last" else x
+        results = []
+        for least in (0, 1 << 40):
+            monkeypatch.setattr(auto, "LEAST_PHASE_PLACES", dict.fromkeys((True, False), least))
+            (y, *_) = run(
+                lambda x, w: PF.conv_transpose2d(x, w, stride=2, padding=1), (x, weight), None, backend=backend
+            )
+            results.append(y)
+        assert not torch.equal(*results)
+        assert (results[0] - truth).norm() <= 2 * torchs
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_phases_keep_what_is_not_finite_in_its_windows(backend, layout, everywhere):
+    x, weight = torch.randn(2, 33, 9, 11), torch.randn(33, 35, 4, 4)
+    x = x.contiguous(memory_format=FORMATS[4]) if layout == "channels_last" else x
+    for value in (float("inf"), float("-inf"), float("nan"), torch.finfo(torch.float32).max):
+        spoilt = x.clone()
+        spoilt[1, 4, 5, 1] = value
+        expected = F.conv_transpose2d(spoilt, weight, stride=2, padding=1)
+        (y, *_) = run(
+            lambda x, w: PF.conv_transpose2d(x, w, stride=2, padding=1), (spoilt, weight), None, backend=backend
+        )
+        torch.testing.assert_close(y, expected, equal_nan=True, atol=1e-4, rtol=1e-5)

@@ -366,7 +366,7 @@ def size_of(point):
         shape, _, layout = point.kind.partition(" ")
         groups, is_1d = inputs if "depthwise" in shape else 1, shape == conv.DEPTHWISE_1D
         of_group = inputs // groups, outputs // groups, groups
-        of_kind = shape == "strided", shape == "3x3", bool(layout)
+        of_kind = shape in ("strided", "phases"), shape == "3x3", bool(layout)
         return conv.Size(
             positions,
             *of_group,
@@ -375,6 +375,7 @@ def size_of(point):
             training,
             is_1d,
             point.mode == conv.KEPT,
+            shape == "phases",
             point.operation == conv.WITH_NORM,
         )
     if point.operation == "interpolate":

@@ -191,11 +191,11 @@ def of_sizes(name: str, kind: str, positions: int, inputs: int, outputs: int, ke
         return Shape(x_shape, weight_shape, padding=(kernel - 1) // 2, groups=inputs)
     width = max(1, isqrt(positions // batch))
     groups = inputs if is_depthwise(shape) else 1
-    stride = 2 if shape == "few" or shape.startswith("strided") else 1
+    stride = 2 if shape in ("few", "phases") or shape.startswith("strided") else 1
     common = {"stride": stride, "padding": (side - 1) // 2, "groups": groups, "channels_last": bool(layout)}
     if name == "conv_transpose":
         return Shape(
-            (batch, inputs, width, width), (inputs, outputs // groups, side, side), is_transposed=True, **common
+            (batch, outputs, width, width), (outputs, inputs // groups, side, side), is_transposed=True, **common
         )
     return Shape((batch, inputs, width * stride, width * stride), (outputs, inputs // groups, side, side), **common)
 

@@ -27,10 +27,14 @@ Method method_of(const Correlation<S>& p) {
   return by_rows ? kByRows : kByColumns;
 }
 
-// f(phases, count): as many phases of the input's gradient as its method takes at once.
+// f(phases, count): as many phases of the input's gradient as its algorithm and method take at once.
 template <class S, class F>
 void for_products(const Conv& p, F f) {
   for_phases<S>(p, [&](const Correlation<S>* phases, int64_t count) {
+    if (p.algorithm != ConvAlgorithm::direct) {
+      for (int64_t i = 0; i < count; i++) f(phases + i, 1);
+      return;
+    }
     const Method method = method_of(phases[0]);
     const bool in_turn =
         method == kByColumns || (method == kDepthwise && depthwise_takes_phases(phases, count, is_by_rows(phases[0])));
@@ -78,7 +82,8 @@ template <class S, class F>
 bool for_winograd(const Correlation<S>& p, ConvAlgorithm algorithm, F f) {
   if constexpr (std::is_same<S, float>::value) {
     const bool by_rows = is_by_rows(p);
-    if (algorithm == ConvAlgorithm::winograd_2x2) return f(TwoResults{}, by_rows);
+    if (algorithm == ConvAlgorithm::winograd_2x2)
+      return p.axes[2].taps == 2 ? by_rows && f(TwoResultsOfTwo{}, by_rows) : f(TwoResults{}, by_rows);
     if (algorithm == ConvAlgorithm::winograd_4x4) return f(FourResults{}, by_rows);
   }
   return false;

@@ -1,7 +1,8 @@
-// 3x3 convolutions of stride 1 by F(m x m, 3x3): m x m results from a patch of m + 2 a side. Patches, filters and sums
-// are transformed (winograd_transforms.h); in between lie (m + 2)^2 matrix products over the channels. Infinities, NaN
-// and what overflows on the way spoil a patch's results, of which a tap by tap sum has some that are finite: where a
-// result is not, all are computed again so.
+// 3x3 convolutions of stride 1 by F(m x m, 3x3): m x m results from a patch of m + 2 a side; and by F(2x2, 2x2) the
+// phases of the input's gradient of a 4x4 kernel of stride 2, which have two taps a side. Patches, filters and sums are
+// transformed (winograd_transforms.h); in between lie as many matrix products over the channels as a patch has places.
+// Infinities, NaN and what overflows on the way spoil a patch's results, of which a tap by tap sum has some that are
+// finite: where a result is not, all are computed again so.
 #pragma once
 #include <atomic>
 
@@ -68,6 +69,8 @@ template <class W, class S>
 struct WinogradPlan {
   typedef Acc<S> T;
   static constexpr int kPlaces = W::patch * W::patch;
+  static constexpr int64_t kAtOnce =
+      kPlaces > 16 ? kManyChannels : 72 / kPlaces;  // channels that columns gather, in L1
   bool by_rows;
   int threads;
   int64_t width;   // patches of a task
@@ -94,7 +97,7 @@ struct WinogradPlan {
     plan.tasks = ceil_div(patches, plan.width);
     const int64_t rows = by_rows ? round_up(p.rows, panel) : p.rows;
     plan.packed_bytes = round_up(p.groups * kPlaces * rows * p.channels * sizeof(T), 64);
-    const int64_t gathered = by_rows ? kPlaces * p.channels + panel : (kPlaces + 1) * panel;
+    const int64_t gathered = by_rows ? kPlaces * p.channels + panel : (kAtOnce * kPlaces + 1) * panel;
     const int64_t sums = kPlaces * plan.width * plan.height + panel, results = W::results * W::results * panel;
     plan.thread_bytes = round_up(
         (gathered + kPlaces * plan.width * p.channels + sums + results) * sizeof(T) + plan.width * sizeof(Place), 64);
@@ -114,8 +117,9 @@ void transform_filters(const Correlation<S>& p, const WinogradPlan<W, S>& plan, 
   const int64_t outer = plan.by_rows ? rows / lanes : rows,
                 inner = plan.by_rows ? p.channels : ceil_div(p.channels, lanes);
   const int64_t apart = plan.by_rows ? p.weight_row : p.weight_channel;
-  int64_t taps[9];
-  for (int t = 0; t < 9; t++) taps[t] = p.weight_at(0, t / 3, t % 3);
+  constexpr int side = W::taps, count = side * side;
+  int64_t taps[count];
+  for (int t = 0; t < count; t++) taps[t] = p.weight_at(0, t / side, t % side);
   parallel_ranges(p.groups * outer, 1, plan.threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
       const int64_t group = i / outer, row = i % outer * (plan.by_rows ? lanes : 1);
@@ -123,14 +127,14 @@ void transform_filters(const Correlation<S>& p, const WinogradPlan<W, S>& plan, 
         const int64_t channel = n * (plan.by_rows ? 1 : lanes);
         const int64_t there = plan.by_rows ? p.rows - row : p.channels - channel;
         const S* from = p.weight + group * p.weight_group + row * p.weight_row + channel * p.weight_channel;
-        T elements[9][lanes] __attribute__((aligned(64)));
+        T elements[count][lanes] __attribute__((aligned(64)));
         for (int64_t l = 0; l < lanes; l++, from += apart)
-          for (int t = 0; t < 9; t++) elements[t][l] = l < there ? get(from + taps[t]) : T(0);
+          for (int t = 0; t < count; t++) elements[t][l] = l < there ? get(from + taps[t]) : T(0);
         typedef Vec<T> V;
-        V g[3][3], u[W::patch][W::patch];
+        V g[side][side], u[W::patch][W::patch];
         PF_UNROLL
-        for (int t = 0; t < 9; t++) g[t / 3][t % 3] = load(elements[t]);
-        transform_square(g, u, [](const V(&from)[3], V(&to)[W::patch]) { W::of_filter(from, to); });
+        for (int t = 0; t < count; t++) g[t / side][t % side] = load(elements[t]);
+        transform_square(g, u, [](const V(&from)[side], V(&to)[W::patch]) { W::of_filter(from, to); });
         T* to = out + group * kPlaces * place_stride;
         to += plan.by_rows ? (row / panel * p.channels + channel) * panel + row % panel : row * p.channels + channel;
         PF_UNROLL
@@ -185,17 +189,20 @@ bool winograd_columns(const Correlation<S>& p, const Correlation<S>& patches, co
   const int vectors = (int)ceil_div(columns, lanes);
   const S* from = p.from + group * p.channels * p.from_stride.channel;
   T* gathered = (T*)memory;
-  T* transformed = gathered + (kPlaces + 1) * panel;          // [place][channel][kPanel]
-  T* sums = transformed + kPlaces * p.channels * panel;       // [place][row][kPanel]
-  T* results = sums + kPlaces * plan.height * panel + panel;  // [m][m kPanel]
+  constexpr int64_t at_once = WinogradPlan<W, S>::kAtOnce;
+  T* transformed = gathered + (at_once * kPlaces + 1) * panel;  // [place][channel][kPanel]
+  T* sums = transformed + kPlaces * p.channels * panel;         // [place][row][kPanel]
+  T* results = sums + kPlaces * plan.height * panel + panel;    // [m][m kPanel]
   const Runs<T> runs(patches, first, columns);
   T style[panel + lanes] __attribute__((aligned(64)));
   for (int64_t c = 0; c < p.channels; c++) {
-    gather_columns(patches, from, runs, c * kPlaces, (c + 1) * kPlaces, gathered);
+    const T* patch = gathered + c % at_once * kPlaces * panel;
+    if (c % at_once == 0)
+      gather_columns(patches, from, runs, c * kPlaces, min_of(c + at_once, p.channels) * kPlaces, gathered);
     if (p.style) style_columns(p, runs, group, c, style);
     for (int v = 0; v < vectors; v++) {
       Vec<T> d[W::patch][W::patch];
-      transform_patch<W>([&](int k) { return gathered + k * panel + v * lanes; }, d);
+      transform_patch<W>([&](int k) { return patch + k * panel + v * lanes; }, d);
       if (p.style) scale_patch(d, load(style + v * lanes));
       PF_UNROLL
       for (int k = 0; k < kPlaces; k++)
@@ -326,8 +333,10 @@ bool winograd_product(const Correlation<S>& p, bool by_rows, PackedWeight packed
     if (!is_finite.load(std::memory_order_relaxed)) return;
     char* memory = (char*)workspace + thread * plan.thread_bytes;
     const int64_t group = task / plan.tasks, first = task % plan.tasks * plan.width;
-    const bool is_task_finite = by_rows ? winograd_rows(p, patches, plan, filters, group, first, memory, finish)
-                                        : winograd_columns(p, patches, plan, filters, group, first, memory, finish);
+    bool is_task_finite = false;
+    if constexpr (W::taps == 3)  // phases are of pixels
+      if (!by_rows) is_task_finite = winograd_columns(p, patches, plan, filters, group, first, memory, finish);
+    if (by_rows) is_task_finite = winograd_rows(p, patches, plan, filters, group, first, memory, finish);
     if (!is_task_finite) is_finite.store(false, std::memory_order_relaxed);
   });
   return is_finite.load();

@@ -1,6 +1,6 @@
-// The transforms of F(m x m, 3x3) in one dimension: m results of three taps from a patch of m + 2 by m + 2 products,
-// y = A^T [(G g) (B^T d)], after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016). In two
-// dimensions each is applied along columns, then along rows.
+// The transforms of F(m x m, r x r) in one dimension: m results of r taps from a patch of m + r - 1 by as many
+// products, y = A^T [(G g) (B^T d)], after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016).
+// In two dimensions each is applied along columns, then along rows.
 #pragma once
 #include "../simd/vec.h"
 
@@ -10,7 +10,7 @@ namespace {
 
 // Points 0, 1, -1 and infinity: half the patch's sums are additions. 16 products instead of 36.
 struct TwoResults {
-  static constexpr int results = 2, patch = 4;
+  static constexpr int results = 2, taps = 3, patch = 4;
 
   template <class V>
   PF_INLINE void of_patch(V (&d)[patch]) {
@@ -32,10 +32,32 @@ struct TwoResults {
   }
 };
 
+// The same of two taps, points 0, 1 and infinity: 9 products instead of 16, and no more than two terms anywhere.
+struct TwoResultsOfTwo {
+  static constexpr int results = 2, taps = 2, patch = 3;
+
+  template <class V>
+  PF_INLINE void of_patch(V (&d)[patch]) {
+    d[0] -= d[1];
+    d[2] -= d[1];
+  }
+  template <class V>
+  PF_INLINE void of_filter(const V (&g)[2], V (&u)[patch]) {
+    u[0] = g[0];
+    u[1] = g[0] + g[1];
+    u[2] = g[1];
+  }
+  template <class V>
+  PF_INLINE void of_sums(const V (&m)[patch], V (&y)[results]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[1] + m[2];
+  }
+};
+
 // Points 0, a, -a, b, -b and infinity. Their usual choice, 1 and 2, rounds 2.5 times as much; a and b are exact in
 // binary. 36 products instead of 144.
 struct FourResults {
-  static constexpr int results = 4, patch = 6;
+  static constexpr int results = 4, taps = 3, patch = 6;
   static constexpr double a = 11.0 / 16, b = 1.5, a2 = a * a, b2 = b * b;
 
   template <class V>

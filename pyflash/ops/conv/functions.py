@@ -29,7 +29,8 @@ ALGORITHMS = {
     "cpu": f"float32 3x3 of stride 1 by Winograd's F(2x2, 3x3) from {auto.WINOGRAD_CHANNELS} channels and"
     f" {auto.LEAST_2X2_PLACES[True]} (channels first {auto.LEAST_2X2_PLACES[False]}) places on, F(4x4, 3x3)"
     " where torch.set_float32_matmul_precision was lowered, depthwise by kernels of its own, all else directly; a strided"
-    " input gradient by phases",
+    " input gradient, and a transposed convolution, by phases, of a float32 4x4 kernel of stride 2 by F(2x2, 2x2) from"
+    f" {auto.LEAST_PHASE_PLACES[False]} (a kept weight {auto.LEAST_PHASE_PLACES[True]}) places of a phase on",
     "triton": "implicit GEMM; depthwise and groups below 16 channels directly; a strided input gradient by phases",
 }
 
@@ -100,6 +101,7 @@ class _Convolution:
             training=training,
             is_1d=len(kernel) == 1,
             keeps_weight=keeps(weight),
+            has_2x2_phases=auto.has_2x2_phases(kernel, geometry.stride, geometry.dilation),
             has_norm=self.has_norm,
         )
 
