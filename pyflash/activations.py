@@ -70,6 +70,10 @@ class Activation:
                 f"{self.name} has {len(self.parameters)} parameters, at most {MOST_PARAMETERS} are handed on"
             )
 
+    def may_be_in_place(self, values: Iterable) -> bool:
+        """Is torch's gradient of it in place, where it has one, that of the result, which then is all that is left?"""
+        return self.saves == "y" if self.allowed_inplace is None else self.allowed_inplace(*values)
+
     def values(self, given: Iterable) -> Values:
         """These values of the parameters as the operators take them."""
         first, second, *_ = *map(float, given), 0.0, 0.0

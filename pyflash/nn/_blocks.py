@@ -28,7 +28,7 @@ from pyflash.nn import _chains, _remembered
 from pyflash.nn._chains import Chain, chain_of
 from pyflash.nn._code import code_of
 from pyflash.nn._fuse import activation_of
-from pyflash.nn._remembered import pays, remember, run
+from pyflash.nn._remembered import pays, remember, run, saves_a_tensor
 from pyflash.nn._twins import FUSED_OF, ORIGINALS, _scriptable, class_of, set_class
 from pyflash.ops.conv.geometry import of_conv
 from pyflash.ops.core.checks import device_type
@@ -128,13 +128,22 @@ def _variants(start: Node, order: dict[Node, int]) -> Iterator[Variant]:
         yield Variant(tuple(nodes), tuple(modules), between, residual, is_behind, activation)
 
 
+class Found(NamedTuple):
+    """In a run of a record, as `remember` takes it."""
+
+    places: set[int]  # the last nodes of chains that pay, in the order of all
+    in_place: dict[int, int]
+
+
 class Record:
     """The nodes of a forward in their order."""
 
     def __init__(self, graph: torch.fx.Graph):
         self.nodes = list(graph.nodes)
         self.inputs = sum(node.op == "placeholder" for node in self.nodes)
-        self.called = [str(node.target) for node in self.nodes if node.op == "call_module"]
+        calls = [node for node in self.nodes if node.op == "call_module"]
+        self.called = [str(node.target) for node in calls]
+        self.call_of = {node: at for at, node in enumerate(calls)}
         self.order = order = {node: at for at, node in enumerate(self.nodes)}
         self.variants = {node: list(_variants(node, order))[::-1] for node in self.nodes}
         self.last_read: dict[Node, list[Node]] = {
@@ -168,13 +177,13 @@ class Record:
         given, due = iter(args), self.chains(block, None if known is None else known.places)
         waiting = {node for variant, _ in due.values() for node in variant.nodes[:-1]}
         kept = Counter(variant.input for variant, _ in due.values())  # which others may be the last to read
-        found: set[int] | None = None if key is None or known is not None else set()
+        found: Found | None = None if key is None or known is not None else Found(set(), {})
         for node in self.nodes:
             if node.op == "placeholder":
                 values[node] = next(given)
             elif node.op == "output":
                 if found is not None:
-                    remember(block, key, found)
+                    remember(self, block, key, *found)
                 return _filled(node.args[0], values)
             elif node in due:
                 self._run_chain(*due[node], block, values, kept, found)
@@ -194,7 +203,10 @@ class Record:
         else:
             values[variant.nodes[-1]], has_paid = pays(chain, input, residual)
             if has_paid:
-                found.add(self.order[variant.nodes[-1]])
+                found.places.add(self.order[variant.nodes[-1]])
+            elif saves_a_tensor(chain, values[variant.nodes[-1]]):
+                *_, source, end = [self.call_of[node] for node in variant.nodes if node in self.call_of]
+                found.in_place[end] = source
         for node in variant.nodes:
             self._forget(node, values, kept)
 
@@ -377,10 +389,10 @@ def _fused(cls: Any) -> Any:
     def forward(self, *args, **kwargs):
         record = key = known = None
         if not (kwargs or torch.compiler.is_compiling()) and all([type(x) is Tensor for x in args]):
-            key, known = _remembered.known_of(self, *args)
             record = record_of(self)
         if record is None or len(args) != record.inputs:
             return cls.forward(self, *args, **kwargs)
+        key, known = _remembered.known_of(record, self, *args)
         if known is not None and not known.places:
             return run(known, record.code, [self._modules[name] for name in record.called], *args)
         return record.run(self, args, key, known)

@@ -1,5 +1,5 @@
 """What calls of a container that were alike took: which of its chains paid, and where none did, which of its modules' calls
-were torch's.
+were torch's, and which activations may write into what the module before them has just made.
 
 To find a chain and to run it takes 20 us (Zen 4): one that `auto` leaves to torch is worth that only for a large tensor less.
 And to ask about each module's call takes 1 to 3 us, of a model with small inputs a tenth: where the answer is known, what torch
@@ -29,6 +29,7 @@ from torch.compiler import is_dynamo_compiling
 from pyflash.activations import ACTIVATIONS
 from pyflash.nn import _activations, _chains, batchnorm, conv, linear, pooling
 from pyflash.nn._chains import Chain
+from pyflash.nn._fuse import activation_of
 from pyflash.nn._twins import ORIGINALS, are_bare, is_bare
 from pyflash.ops.core.backends import _state, counts
 from pyflash.ops.core.choice import follows_rules
@@ -38,7 +39,7 @@ FUSED_OPERATIONS = {"conv_bias_act", "batch_norm_act", "linear_act"}
 CALLS = 64  # of a container
 
 # An activation in place, where its module would make a tensor, on Zen 4, one thread, behind a batch norm in evaluation: 1 us
-# less of 64 KB, 10 of 256 KB, 120 of 3 MB.
+# less of 64 KB, 10 of 256 KB, 120 of 3 MB. To find out that it may takes 3, and 8 between two convolutions.
 LARGE_BYTES = 1 << 20
 
 # Class of ours -> the forward of a call that is torch's; of classes that do nothing else than to ask whose it is.
@@ -57,10 +58,13 @@ TORCHS[linear.Linear] = linear.by_torch
 class Known:
     """Of calls that were alike."""
 
-    __slots__ = ("classes", "counted", "forwards", "places")
+    __slots__ = ("classes", "counted", "forwards", "in_place", "of", "places")
 
-    def __init__(self, places: frozenset):
+    def __init__(self, of: Any, places: frozenset, in_place: dict[int, int]):
+        self.of = of  # what says which modules are called, and what each reads
         self.places = places  # where the chains that pay begin, or end
+        # Of calls of modules an activation's, and that of the module which made what it, alone, reads.
+        self.in_place = in_place
         self.classes: list | None = (
             None  # of the modules in the order of their calls; None: it is called, whatever it is
         )
@@ -72,9 +76,9 @@ _known: WeakKeyDictionary[torch.nn.Module, dict[tuple, Known]] = WeakKeyDictiona
 follows_rules.append(_known)
 
 
-def known_of(container: torch.nn.Module, x: Tensor, *others: Tensor) -> tuple[tuple | None, Known | None]:
-    """What decides in a call, and what is known of those in which it was the same; None where nothing is remembered of
-    it."""
+def known_of(of: Any, container: torch.nn.Module, x: Tensor, *others: Tensor) -> tuple[tuple | None, Known | None]:
+    """What decides in a call, and what is known of those in which it was the same, and `of` too; None where nothing is
+    remembered of it."""
     # Between two convolutions the processor has forgotten all of this, and it takes three times as long as in a loop.
     if (
         _state.wish != "auto"
@@ -95,15 +99,18 @@ def known_of(container: torch.nn.Module, x: Tensor, *others: Tensor) -> tuple[tu
         for kind in ("cpu", "cuda"):
             key += torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     known = _known.get(container)
-    return key, None if known is None else known.get(key)
+    found = None if known is None else known.get(key)
+    return key, None if found is None or found.of is not of else found
 
 
-def remember(container: torch.nn.Module, key: tuple | None, places: set[Hashable]) -> None:
+def remember(
+    of: Any, container: torch.nn.Module, key: tuple | None, places: set[Hashable], in_place: dict[int, int]
+) -> None:
     if key is not None:
         known = _known.setdefault(container, {})
         if len(known) >= CALLS:
             known.clear()
-        known[key] = Known(frozenset(places))
+        known[key] = Known(of, frozenset(places), in_place)
 
 
 # ---- chains
@@ -114,11 +121,12 @@ def pays(chain: Chain, input: Tensor, residual: Tensor | None = None) -> tuple[T
     before = counts.copy()
     result = _chains.run(chain, input, residual)
     ours = {name for name, backend, _ in counts - before if backend != "torch"}
-    return result, not ours.isdisjoint(FUSED_OPERATIONS) or _saves_a_tensor(chain, result)
+    return result, not ours.isdisjoint(FUSED_OPERATIONS)
 
 
-def _saves_a_tensor(chain: Chain, result: Tensor) -> bool:
-    name = resolve("conv_bias_act", chain.activation)[0]
+def saves_a_tensor(chain: Chain, result: Tensor) -> bool:
+    """Is the activation's module worth to be called in place?"""
+    name = "" if chain.last is None else resolve("conv_bias_act", chain.activation)[0]
     in_place = bool(name) and ACTIVATIONS[name].inplace and not getattr(chain.last, "inplace", False)
     return in_place and result.nbytes >= LARGE_BYTES
 
@@ -146,6 +154,9 @@ def run(known: Known, code: Callable, modules: list[Any], *inputs):
 
         result = code(modules, [watched] * len(modules), *inputs)
         known.forwards = [_called if cls is None else TORCHS[cls] for cls in learnt]
+        for at, source in known.in_place.items():
+            if learnt[at] is not None and learnt[source] is not None:
+                known.forwards[at] = _in_place
         known.counted, known.classes = list(counted.items()), learnt
         return result
     if len(modules) != len(known.classes) or not are_bare(modules, known.classes):
@@ -160,6 +171,16 @@ def _called(module, *args, **kwargs):
     return module(*args, **kwargs)
 
 
+def _in_place(module, input: Tensor) -> Tensor:
+    """torch's forward of an activation, written into what nobody else reads."""
+    name, *given = resolve("conv_bias_act", activation_of(module))
+    row = ACTIVATIONS[name]
+    values = given[: len(row.parameters)]
+    if not row.may_be_in_place(values) and is_grad_enabled() and input.requires_grad:
+        return TORCHS[type(module)](module, input)
+    return getattr(torch.nn.functional, row.function)(input, *values, inplace=True)
+
+
 def _is_torchs(module, args, kwargs, taken: Counter) -> bool:
     """Of a call that took these: may torch's forward stand for the next?"""
     cls = type(module)
@@ -169,7 +190,7 @@ def _is_torchs(module, args, kwargs, taken: Counter) -> bool:
 
 
 ERRORS = RuntimeError, TypeError, ValueError
-_FORWARDS = frozenset(TORCHS.values())
+_FORWARDS = frozenset((*TORCHS.values(), _in_place))
 
 
 def again(forward: Callable, module, *args, **kwargs):

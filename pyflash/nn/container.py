@@ -6,7 +6,7 @@ import torch
 
 from pyflash.nn import _chains, _remembered
 from pyflash.nn._chains import chain_of
-from pyflash.nn._remembered import in_turn, pays, remember, run
+from pyflash.nn._remembered import in_turn, pays, remember, run, saves_a_tensor
 from pyflash.nn._twins import twin
 
 __all__ = ["Sequential"]
@@ -21,8 +21,8 @@ class Sequential(torch.nn.Sequential):
     """
 
     def forward(self, input):
-        key, known = _remembered.known_of(self, input) if type(input) is torch.Tensor else (None, None)
-        modules, at, found = list(self), 0, set()
+        key, known = _remembered.known_of(in_turn, self, input) if type(input) is torch.Tensor else (None, None)
+        modules, at, found, in_place = list(self), 0, set(), {}
         if known is not None and not known.places:
             return run(known, in_turn, modules, input)
         while at < len(modules):
@@ -39,7 +39,10 @@ class Sequential(torch.nn.Sequential):
                 input, is_worth_it = pays(chain, input)
                 if is_worth_it:
                     found.add(at)
+                elif saves_a_tensor(chain, input):
+                    end = at + len(chain.modules) - 1
+                    in_place[end] = end - 1
             at += len(chain.modules)
         if known is None:
-            remember(self, key, found)
+            remember(in_turn, self, key, found, in_place)
         return input

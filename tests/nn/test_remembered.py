@@ -202,16 +202,59 @@ def test_a_block_is_asked_for_its_state():
 
 
 def test_only_large_tensors_are_saved():
-    """Where torch serves all, a chain runs as one for an activation in place."""
+    """Where torch serves all, an activation writes into what the module before it made."""
     model = pyflash.nn.Sequential(pyflash.nn.Conv2d(1, 4, 1), pyflash.nn.LeakyReLU(0.2)).eval()
-    places = []
+    found = []
     with torch.no_grad():
         for size in (8, 256):
             x = torch.randn(1, 1, size, size)
             first, second, third = model(x), model(x), model(x)
             assert torch.equal(first, second) and torch.equal(first, third)
-            places.append(_remembered.known_of(model, x)[1].places)
-    assert places == [frozenset(), frozenset({0})]
+            known = _remembered.known_of(_remembered.in_turn, model, x)[1]
+            found.append((known.places, known.in_place, known.forwards[1] is _remembered._in_place))
+    assert found == [(frozenset(), {}, False), (frozenset(), {1: 0}, True)]
+
+
+class Twice(torch.nn.Module):
+    """The activation's input is read again where `again` says so: in that state it must stay."""
+
+    def __init__(self, activation, again):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(2, 4, 1), torch.nn.BatchNorm2d(4)
+        self.activation, self.again = activation, again
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        z = self.activation(y)
+        return z + y if self.again else z
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "activation",
+    [torch.nn.ReLU(), torch.nn.ReLU6(), torch.nn.SiLU(), torch.nn.LeakyReLU(-0.5), torch.nn.Hardswish(), torch.nn.Hardtanh(-0.3, 0.4)],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_an_activation_in_place_is_torchs(activation, training, monkeypatch):
+    monkeypatch.setattr(_remembered, "LARGE_BYTES", 0)
+    torch.manual_seed(0)
+    theirs = settled(Twice(activation, again=False)).train(training)
+    ours, x = pyflash.replace(copy.deepcopy(theirs)), torch.randn(2, 2, 5, 3)
+    for again in (False, True, False):
+        theirs.again = ours.again = again
+        for _ in range(LEARNT + 1):
+            results = []
+            for model in (theirs, ours):
+                model.zero_grad()
+                given = x.clone().requires_grad_()
+                y = model(given)
+                y.square().sum().backward()
+                results.append([y, given.grad, *(p.grad for p in model.parameters()), *model.buffers()])
+                with torch.no_grad():
+                    results[-1].append(model(x))
+            assert all(map(torch.equal, *results))
+        known = _remembered._known[ours]
+        assert {value.in_place == {2: 1} for value in known.values() if value.forwards} == {not again}
 
 
 def test_memory_is_bounded_and_lets_go():

@@ -317,8 +317,6 @@ def activated_in_turn(z, residual, of: Resolved):
         return activated(z, of)
     row = ACTIVATIONS[name]
     values = given[: len(row.parameters)]
-    # Of some rows torch's gradient in place is that of the result, where the parameters allow it.
-    by_result = row.saves == "y" if row.allowed_inplace is None else row.allowed_inplace(*values)
-    in_place = row.inplace and may_write and (by_result or not _needs_gradient(z))
+    in_place = row.inplace and may_write and (row.may_be_in_place(values) or not _needs_gradient(z))
     function = partial(getattr(F, row.function), inplace=True) if in_place else row.reference
     return activate(name, z, lambda x: function(x, *values), values)
