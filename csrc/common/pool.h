@@ -52,9 +52,9 @@ static inline bool are_apart(const PoolShape& s) {
   return are_apart(s.depth) && are_apart(s.height) && are_apart(s.width);
 }
 
-// Of an image of channels_last memory. An element may ask the windows that it lies in, a vector of channels at a time, or
-// each output's gradient be added where its index says, one by one. Zen 4, one thread, float32, 191 channels of 28x28x28
-// to 2x2x2: 906 us and 670; bfloat16 1322 and 310.
+// Of an image of channels_last memory. An element may ask the windows that it lies in, a vector of channels at a time,
+// or each output's gradient be added where its index says, one by one. Zen 4, one thread, float32, 191 channels of
+// 28x28x28 to 2x2x2: 906 us and 670; bfloat16 1322 and 310.
 constexpr int64_t kScatteredTaps = 6;
 constexpr int64_t kFewOutputs = 16;         // one in so many elements, or fewer
 constexpr int64_t kScatteredChannels = 16;  // at once, of a half type

@@ -1,9 +1,12 @@
 // One pass over windows, for any fold of a window's elements into one value. A fold F has
-//   Lanes, One                  what is kept of a window, of a vector of windows, of one; start(place of the first
-//   element) fold(kept, x, place)        the next element, in the order in which they lie in memory end_of_run(kept)
-//   after at most a row of a window, or kLongRun elements together(lanes)             one window of which each lane had
-//   a part join(kept, lanes, i)      the lane i too, later in no row than what is kept store(at, kept, ...)        to the
-//   outputs from `at` on kAbsent                     a value that changes nothing
+// - Lanes, One: what is kept of a window, of a vector of windows and of one
+// - start(place of the first element)
+// - fold(kept, x, place): the next element, in the order in which they lie in memory
+// - end_of_run(kept): after at most a row of a window, or kLongRun elements
+// - together(lanes): one window of which each lane had a part
+// - join(kept, lanes, i): the lane i too, later in no row than what is kept
+// - store(at, kept, ...): to the outputs from `at` on
+// - kAbsent: a value that changes nothing
 //
 // Vectors hold windows beside each other along the width (NCHW), the elements of one long window, or channels
 // (channels_last). What sticks out over the edges of the input is done window by window.
@@ -101,8 +104,8 @@ PF_INLINE void tabulate(const PoolAxis& axis, bool counts_padding, Tabled& table
 }
 
 // A row of windows of several rows: the elements below each other are folded first, a vector of columns at a time, then
-// the columns of each window, one by one. room: elements from the plane on, its own and what follows; the last vector of
-// a row may read those of the next.
+// the columns of each window, one by one. room: elements from the plane on, its own and what follows; the last vector
+// of a row may read those of the next.
 template <class F>
 void fold_columns(const F& f, const typename F::Storage* plane, const Rows& rows, const Tabled& windows, int64_t at,
                   int64_t room) {
@@ -194,12 +197,13 @@ void fold_pixels(const F& f, const typename F::Storage* image, const Rows& rows,
   }
 }
 
-// What a vector of a row holds: an element of each window, elements of one window, or of columns that windows are made of.
+// What a vector of a row holds: an element of each window, elements of one window, or of columns that windows are made
+// of.
 enum class Way { windows, window, columns };
 
-// The cheapest, in loads of a vector. Elements that lie apart are loaded one by one, which costs 5 for each of a window; to
-// put the lanes of a window together costs 20, and a column 1. Zen 4, one thread, bfloat16: 16384 windows of 4x4x4 in
-// planes of 8x8x8, 17.2 ms a window at a time, 4.4 as columns.
+// The cheapest, in loads of a vector. Elements that lie apart are loaded one by one, which costs 5 for each of a
+// window; to put the lanes of a window together costs 20, and a column 1. Zen 4, one thread, bfloat16: 16384 windows of
+// 4x4x4 in planes of 8x8x8, 17.2 ms a window at a time, 4.4 as columns.
 PF_INLINE Way way_of(const PoolAxis& d, const PoolAxis& h, const PoolAxis& w, int64_t lanes) {
   const int64_t rows = most_taps(d) * most_taps(h), taps = most_taps(w);
   const bool is_dense = w.dilation == 1, has_columns = rows > 1 && w.in <= kColumns && w.out <= kTabled;
@@ -230,8 +234,7 @@ void fold_windows(const PoolShape& given, const typename F::Storage* x, const F&
     const Rows rows{shape, taps_of(d, od, f.counts_padding), taps_of(h, oh, f.counts_padding)};
     const int64_t at = ((outer * d.out + od) * h.out + oh) * w.out;
     if (shape.inner != 1) return fold_pixels(f, from, rows, at);
-    if (way == Way::columns)
-      return fold_columns(of_long, from, rows, windows, at, (shape.outer - outer) * plane);
+    if (way == Way::columns) return fold_columns(of_long, from, rows, windows, at, (shape.outer - outer) * plane);
     for (int64_t o = 0; o < whole.begin; o++) fold_window(f, from, rows, o, at);
     if (way == Way::window)
       fold_long_windows(of_long, from, rows, whole, at);

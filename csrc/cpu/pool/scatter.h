@@ -1,5 +1,5 @@
-// The gradient of max pooling, scattered: each output's is added where its index says, one after another, in memory that
-// was set to zero. An index that is no place in the plane is not followed.
+// The gradient of max pooling, scattered: each output's is added where its index says, one after another, in memory
+// that was set to zero. An index that is no place in the plane is not followed.
 #pragma once
 #include "lanes.h"
 #include "window.h"
