@@ -67,7 +67,7 @@ def _is_as_built(layer: torch.nn.TransformerEncoderLayer) -> bool:
     for part in parts:
         if part is None or part.training:
             return False
-    parts.append(parts[0]._modules.get("out_proj"))
+    parts.append(layer.self_attn._modules.get("out_proj"))
     classes = tuple(map(type, parts))
     if not _are_parts(classes) or not are_bare(parts, classes):
         return False

@@ -116,4 +116,5 @@ OPERATION = Operation(
     pyflash=ours,
     flops=lambda case, mode: 0.0,
     bytes=bytes_,
+    outputs_only=True,
 )

@@ -304,15 +304,15 @@ def cross_entropy(
     backend = choose(OPERATION, input, (target, weight), size, _unserved(input, target, weight))
     if backend is None:
         return torchs()
-    dtype, probabilities = _result_dtype(input), None
+    dtype, classes, probabilities = _result_dtype(input), None, None
     if targets.is_floating_point():
-        targets, probabilities = None, targets.contiguous()
+        probabilities = targets.contiguous()
     else:
-        targets = targets.to(torch.int64).contiguous()
-        if (targets.is_cpu or CHECK_VALUES) and readable(targets):
-            _expect_classes(targets, x.shape[1], ignore_index)
+        classes = targets.to(torch.int64).contiguous()
+        if (classes.is_cpu or CHECK_VALUES) and readable(classes):
+            _expect_classes(classes, x.shape[1], ignore_index)
     if weight is not None:
         weight = weight.to(acc_dtype(x.dtype)).contiguous()
     options = ignore_index, float(label_smoothing), reduction, dtype, backend
-    loss = apply(_CrossEntropy, x, targets, probabilities, weight, *options)[0]
+    loss = apply(_CrossEntropy, x, classes, probabilities, weight, *options)[0]
     return loss.squeeze(0) if input.dim() == 1 and reduction == "none" else loss
