@@ -53,6 +53,13 @@ def acc_dtype(dtype):
     return tl.float64 if dtype == tl.float64 else tl.float32
 
 
+@triton.constexpr_function
+def lowest(dtype):
+    """Below every number of float32 or float64, and finite: where a maximum begins, so that a block of -inf before the first
+    number adds exp(-inf - lowest) = 0 and no NaN."""
+    return -1.7976931348623157e308 if dtype == tl.float64 else -3.4028234663852886e38
+
+
 def acc_of(tensor):
     """The same for launches that hand it over, of torch's tensor."""
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32

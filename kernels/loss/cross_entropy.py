@@ -12,11 +12,7 @@ import triton.language as tl
 
 from pyflash.kernels import launch, tuning
 from pyflash.kernels.grouped import grouped
-from pyflash.kernels.primitives import acc_dtype, acc_of, cast, exp, scalar
-
-# Below every number, and finite: where the maximum begins, so that a block of -inf before the first number adds 0.
-_LOWEST_FLOAT32 = tl.constexpr(-3.4028234663852886e38)
-_LOWEST_FLOAT64 = tl.constexpr(-1.7976931348623157e308)
+from pyflash.kernels.primitives import acc_dtype, acc_of, cast, exp, lowest, scalar
 
 
 @triton.jit
@@ -75,7 +71,7 @@ def _cross_entropy_fwd(
     x_ptr += group * x_group_stride
     q_ptr += group * q_group_stride
     keep, share = scalar(keep, ACC), scalar(share, ACC)
-    top = tl.full([BLOCK_M], _LOWEST_FLOAT64 if ACC == tl.float64 else _LOWEST_FLOAT32, ACC)
+    top = tl.full([BLOCK_M], lowest(ACC), ACC)
     total = tl.zeros([BLOCK_M], ACC)
     mass = tl.zeros([BLOCK_M], ACC)
     moment = tl.zeros([BLOCK_M], ACC)
@@ -229,15 +225,19 @@ def _plan(x, probabilities, weight, ignore_index, smoothing, reduction):
     return x, groups * blocks, (*strides, blocks, M, n, ignore_index, 1 - smoothing, smoothing / n), settings
 
 
+def _present(x, *tensors):
+    """x in the place of a tensor that there is not, which nobody reads."""
+    return (x if t is None else t for t in tensors)
+
+
 def cross_entropy_fwd(
     x, targets, probabilities, weight, ignore_index, smoothing, reduction, dtype, loss, tops, logs, total
 ):
     """Fill loss, tops and logs of each softmax over dimension 1, and total. No tensor is empty."""
     x, programs, sizes, settings = _plan(x, probabilities, weight, ignore_index, smoothing, reduction)
     sums = torch.empty(2 * programs, dtype=torch.float64, device=x.device)
-    any_of = lambda t: x if t is None else t  # noqa: E731  # an argument that is not read
     _cross_entropy_fwd[(programs,)](
-        x, any_of(targets), any_of(probabilities), any_of(weight), loss, tops, logs, sums, *sizes, **settings,
+        x, *_present(x, targets, probabilities, weight), loss, tops, logs, sums, *sizes, **settings,
     )  # fmt: skip
     if reduction == "none":
         total.fill_(1)
@@ -251,8 +251,7 @@ def cross_entropy_bwd(
 ):  # fmt: skip
     """Fill dx and dprobabilities, contiguous, where they are needed."""
     x, programs, sizes, settings = _plan(x, probabilities, weight, ignore_index, smoothing, reduction)
-    any_of = lambda t: x if t is None else t  # noqa: E731
     _cross_entropy_bwd[(programs,)](
-        dloss, x, any_of(targets), any_of(probabilities), any_of(weight), tops, logs, total, dx, dprobabilities, *sizes,
+        dloss, x, *_present(x, targets, probabilities, weight), tops, logs, total, dx, dprobabilities, *sizes,
         NEED_DX=need_dx, NEED_DQ=need_dprobabilities, **settings,
     )  # fmt: skip

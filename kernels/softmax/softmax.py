@@ -11,12 +11,8 @@ import triton.language as tl
 
 from pyflash.kernels import launch, tuning
 from pyflash.kernels.grouped import grouped
-from pyflash.kernels.primitives import acc_of, cast, exp
+from pyflash.kernels.primitives import acc_of, cast, exp, lowest
 from pyflash.kernels.softmax.layout import LOGARITHM, NEGATES
-
-# Below every number, and finite: where the maximum begins, so that a block of -inf before the first number adds 0.
-_LOWEST_FLOAT32 = tl.constexpr(-3.4028234663852886e38)
-_LOWEST_FLOAT64 = tl.constexpr(-1.7976931348623157e308)
 
 
 @triton.jit
@@ -72,7 +68,7 @@ def _softmax_fwd_long(
     group, offs_m = _offsets(blocks, BLOCK_M)
     block = tl.arange(0, BLOCK_N).to(tl.int64)
     x_ptr += group * x_group_stride
-    top = tl.full([BLOCK_M], _LOWEST_FLOAT64 if ACC == tl.float64 else _LOWEST_FLOAT32, ACC)
+    top = tl.full([BLOCK_M], lowest(ACC), ACC)
     total = tl.zeros([BLOCK_M], ACC)
     for first in range(0, N, BLOCK_N):
         x = SIGN * _load(x_ptr, offs_m, x_m_stride, M, first + block, x_n_stride, N, SIGN * float("-inf"), ACC)

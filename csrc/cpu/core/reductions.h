@@ -1,6 +1,7 @@
-// What reductions over a row share: independent chains of sums and maxima, and where a maximum begins.
+// What reductions over a row share: independent chains of sums and maxima, where a maximum begins, and a part of a
+// vector.
 #pragma once
-#include "../simd/vec.h"
+#include "columns.h"
 
 namespace PF_ISA {
 
@@ -16,6 +17,18 @@ template <class V>
 PF_INLINE V sum_chains(const V* chains) {
   static_assert(kChains == 4, "adds so many");
   return (chains[0] + chains[1]) + (chains[2] + chains[3]);
+}
+
+// x, and 0 past the lanes that count.
+template <class V>
+PF_INLINE V first_lanes(V x, WholeVector) {
+  return x;
+}
+template <class V>
+PF_INLINE V first_lanes(V x, int64_t count) {
+  Element<V> lanes[kLanes<Element<V>>] __attribute__((aligned(64)));
+  *(V*)lanes = x;
+  return load_n(lanes, count);
 }
 
 }  // namespace

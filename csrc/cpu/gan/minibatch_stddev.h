@@ -2,9 +2,9 @@
 // what is summed over a share is summed unit by unit, so that the result does not depend on the threads.
 #pragma once
 #include "../../common/minibatch_stddev.h"
-#include "../core/columns.h"
 #include "../core/memory.h"
 #include "../core/parallel.h"
+#include "../core/reductions.h"
 
 namespace PF_ISA::gan {
 
@@ -13,17 +13,6 @@ namespace {
 enum class StddevForm { value, gradient, second };
 
 constexpr int64_t kStddevChunk = 512;  // elements of each sample that stay in the first cache; summed in float
-
-template <class V>
-PF_INLINE V first_lanes(V x, WholeVector) {
-  return x;
-}
-template <class V>
-PF_INLINE V first_lanes(V x, int64_t count) {
-  Element<V> buffer[kLanes<Element<V>>] __attribute__((aligned(64)));
-  *(V*)buffer = x;
-  return load_n(buffer, count);
-}
 
 // Where the samples of a group have their elements of a unit, at first those of sample 0.
 template <class S>

@@ -16,19 +16,11 @@ constexpr int64_t kChunksOfThread = 2;  // less is not worth opening a region fo
 template <class T, class Of>
 PF_INLINE double sum_range(int64_t begin, int64_t end, Of of) {
   typedef Vec<T> V;
-  constexpr int lanes = kLanes<T>;
   double total = 0;
   for (int64_t i0 = begin; i0 < end; i0 += kSummed) {
     V sums[kChains] = {};
     for_columns<T, kChains>(i0, min_of(end, i0 + kSummed), [&](int64_t i, auto count, int chain) {
-      V term = of(i, count);
-      if constexpr (!__is_same(decltype(count), WholeVector)) {
-        T kept[lanes] __attribute__((aligned(64)));
-        *(V*)kept = term;
-        for (int64_t lane = count; lane < lanes; lane++) kept[lane] = 0;
-        term = *(const V*)kept;
-      }
-      sums[chain] += term;
+      sums[chain] += first_lanes(of(i, count), count);
     });
     total += (double)reduce_add(sum_chains(sums));
   }

@@ -2,7 +2,7 @@
 // and of one class of adjacent softmaxes (columns).
 #pragma once
 #include "../../common/cross_entropy.h"
-#include "../core/columns.h"
+#include "../core/reductions.h"
 
 namespace PF_ISA::loss {
 
@@ -14,18 +14,6 @@ struct Constant {
 };
 
 enum class Spread { nothing, smoothing, weighted_smoothing, probabilities };
-
-// 1 in the lanes that count, 0 in the rest.
-template <class T>
-PF_INLINE Vec<T> lanes_of(WholeVector) {
-  return splat<Vec<T>>(1);
-}
-template <class T>
-PF_INLINE Vec<T> lanes_of(int64_t count) {
-  T lanes[kLanes<T>] __attribute__((aligned(64)));
-  for (int64_t i = 0; i < kLanes<T>; i++) lanes[i] = i < count;
-  return *(const Vec<T>*)lanes;
-}
 
 template <class S, Spread kSpread>
 struct Weights {
@@ -40,12 +28,12 @@ struct Weights {
   template <class Count>
   PF_INLINE V of_row(const Weights& w, int64_t j, Count count) {
     if constexpr (kSpread == Spread::smoothing) {
-      return splat<V>(w.share) * lanes_of<T>(count);
+      return first_lanes(splat<V>(w.share), count);
     } else if constexpr (kSpread == Spread::weighted_smoothing) {
       return splat<V>(w.share) * load_part(w.weight + j, count);
     } else {
       const V q = fma(load_part(w.probabilities + j, count), splat<V>(w.keep), splat<V>(w.share));
-      return q * (w.weight ? load_part(w.weight + j, count) : lanes_of<T>(count));
+      return w.weight ? q * load_part(w.weight + j, count) : first_lanes(q, count);
     }
   }
   // Of class i, v vectors from the first column.

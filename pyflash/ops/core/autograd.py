@@ -105,6 +105,11 @@ def _distinct(args):
     return distinct
 
 
+def leaf(t: torch.Tensor | None):
+    """t, or the same numbers as something to differentiate by."""
+    return t if t is None or t.requires_grad else t.detach().requires_grad_()
+
+
 def shaped(result: torch.Tensor, shape) -> torch.Tensor:
     """The result of an operation, of which nobody else holds anything, in another shape, and no view of it to autograd, as
     torch's own results are none: in-place operations on views drop hooks (FSDP2 hangs its backward on one)."""

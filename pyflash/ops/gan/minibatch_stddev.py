@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from pyflash.auto.minima import minima
-from pyflash.ops.core.autograd import Function, apply, vjp
+from pyflash.ops.core.autograd import Function, apply, leaf, vjp
 from pyflash.ops.core.backends import IN_KERNELS, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
 from pyflash.ops.core.choice import choose
@@ -60,16 +60,12 @@ def _composed(x, group, num_channels, channels_last):
     return torch.cat([x, added.contiguous(memory_format=layout)], 1).contiguous(memory_format=layout)
 
 
-def _leaf(t):
-    return t if t.requires_grad else t.detach().requires_grad_()
-
-
 def _gradient(dy, x, *form):
-    return vjp(lambda x: _composed(x, *form), (_leaf(x),), (dy,))[0]
+    return vjp(lambda x: _composed(x, *form), (leaf(x),), (dy,))[0]
 
 
 def _second(v, dy, x, *form):
-    return vjp(lambda dy, x: _gradient(dy, x, *form), (_leaf(dy), _leaf(x)), (v,))
+    return vjp(lambda dy, x: _gradient(dy, x, *form), (leaf(dy), leaf(x)), (v,))
 
 
 def _with_more(like, x, num_channels, channels_last):

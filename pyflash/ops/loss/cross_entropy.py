@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pyflash.auto.cross_entropy import cross_entropy_rules
-from pyflash.ops.core.autograd import Function, apply, vjp
+from pyflash.ops.core.autograd import Function, apply, leaf, vjp
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import CHECK_VALUES, NOT_PLAIN, is_plain, is_strided, readable
 from pyflash.ops.core.choice import Refused, choose
@@ -24,7 +24,7 @@ OPERATION = Operation(
     dtypes={"cpu": FLOATS, "triton": FLOATS},
     rules=cross_entropy_rules,
     sizes="(softmaxes, classes of each, elements in memory from one of these to the next, are gradients needed)",
-    notes={"all": "input and probabilities of one type; not where the reference is differentiated by torch.func"},
+    notes=dict.fromkeys(("cpu", "triton"), f"input and probabilities of one type, at most {MOST_CLASSES} classes"),
 )
 
 
@@ -76,23 +76,19 @@ def _outputs_bwd(
     return tuple(x.new_empty(x.shape if need else 0) for need in needs)
 
 
-def _gradients(dloss, x, probabilities, function):
-    """vjp of function(x, probabilities) for dloss."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        probabilities = None if probabilities is None else probabilities.detach().requires_grad_()
-        wanted = [x] if probabilities is None else [x, probabilities]
-        return torch.autograd.grad(function(x, probabilities), wanted, dloss)
+def _gradients(dloss, x, targets, probabilities, weight, *options):
+    """Of x and of the probabilities, None where there are none."""
+
+    def loss(x, probabilities):
+        return _reference(x, targets, probabilities, weight, *options, dloss.dtype)
+
+    return vjp(loss, (leaf(x), leaf(probabilities)), (dloss,))
 
 
-def _reference_bwd(
-    dloss, x, targets, probabilities, weight, tops, logs, total, ignore_index, smoothing, reduction, *needs
-):
-    def function(x, probabilities):
-        return _reference(x, targets, probabilities, weight, ignore_index, smoothing, reduction, dloss.dtype)
-
-    found = (*_gradients(dloss, x, probabilities, function), None)[:2]
-    return tuple(g.contiguous() if need else x.new_empty(0) for g, need in zip(found, needs))
+def _reference_bwd(dloss, x, targets, probabilities, weight, tops, logs, total, *options):
+    *options, need_dx, need_dprobabilities = options
+    found = _gradients(dloss, x, targets, probabilities, weight, *options)
+    return tuple(g.contiguous() if need else x.new_empty(0) for g, need in zip(found, (need_dx, need_dprobabilities)))
 
 
 # x [N, C, ...] of any strides; targets int64 [N, ...] contiguous, or None; probabilities like x, contiguous, or None; weight [C] of
@@ -160,35 +156,21 @@ class _CrossEntropyBwd(Function):
         options = ctx.ignore_index, ctx.smoothing, ctx.reduction
 
         def gradients(dloss, x, probabilities):
-            """Of the forward, by autograd itself, so that it can be differentiated any number of times."""
-            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            wanted = [x]
-            if probabilities is not None:
-                fresh = probabilities.requires_grad
-                probabilities = (
-                    probabilities.view_as(probabilities) if fresh else probabilities.detach().requires_grad_()
-                )
-                wanted.append(probabilities)
-            loss = _reference(x, targets, probabilities, weight, *options, dloss.dtype)
-            return torch.autograd.grad(loss, wanted, dloss, create_graph=True)
+            found = _gradients(dloss, x, targets, probabilities, weight, *options)
+            return found if probabilities is not None else found[0]
 
         found = vjp(gradients, (dloss, x, probabilities), dds if probabilities is not None else dds[:1])
         return found[0], found[1], None, found[2], *(None,) * 10
 
 
-def _key_of(input, target, weight, reduction, smoothing):
-    return input.shape, input.dtype, input.is_cpu, target.dtype, target.shape, weight is None, reduction, smoothing == 0
-
-
-def _size_of(training, input, target, weight, reduction, smoothing):
+def _size_of(training, input, *_):
     if input.dim() < 2 or not input.numel() or not is_plain(input):
         return None
     classes = input.shape[1]
-    step = math.prod(input.shape[2:])
-    return input.numel() // classes, classes, step, training
+    return input.numel() // classes, classes, math.prod(input.shape[2:]), training
 
 
-_refused = Refused(OPERATION, _size_of, _key_of)
+_refused = Refused(OPERATION, _size_of)
 
 
 def _is_asked_right(input, target, weight, ignore_index, reduction, smoothing) -> bool:
@@ -214,8 +196,8 @@ def _is_asked_right(input, target, weight, ignore_index, reduction, smoothing) -
     return weight is None or (
         isinstance(weight, torch.Tensor)
         and weight.shape == (classes,)
-        and weight.is_floating_point()
         and weight.device == input.device
+        and (target.is_floating_point() or weight.dtype in (input.dtype, _result_dtype(input)))
     )
 
 
@@ -226,7 +208,7 @@ def _unserved(input, target, weight) -> str:
         return "there is nothing in an empty tensor to compute"
     if target.is_floating_point() and target.dtype != input.dtype:
         return f"target is {target.dtype}, input {input.dtype}"
-    if weight is not None and weight.dtype not in (input.dtype, torch.float32):
+    if weight is not None and weight.dtype not in (input.dtype, _result_dtype(input)):
         return f"weight is {weight.dtype}, input {input.dtype}"
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         return "weight requires a gradient"
@@ -292,7 +274,7 @@ def cross_entropy(
             input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
         )
 
-    if _refused.holds(input, target, weight, reduction, label_smoothing):
+    if _refused.holds(input, target):
         return torchs()
     if not _is_asked_right(input, target, weight, ignore_index, reduction, label_smoothing):
         return torchs()
@@ -300,7 +282,7 @@ def cross_entropy(
     if x.dim() == 1:
         x, targets = x.unsqueeze(0), targets.unsqueeze(0)
     training = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
-    size = _size_of(training, x, targets, weight, reduction, label_smoothing)
+    size = _size_of(training, x)
     backend = choose(OPERATION, input, (target, weight), size, _unserved(input, target, weight))
     if backend is None:
         return torchs()
