@@ -228,7 +228,9 @@ def test_compile_export_and_functorch():
     with use("cpu"):
         for options in (dict(label_smoothing=0.1), dict(weight=torch.rand(7), reduction="sum")):
             function = partial(PF.cross_entropy, **options)
-            compiled = torch.compile(lambda x, t, function=function: function(x, t), fullgraph=True, backend="aot_eager")
+            compiled = torch.compile(
+                lambda x, t, function=function: function(x, t), fullgraph=True, backend="aot_eager"
+            )
             torch.testing.assert_close(results(compiled), results(partial(F.cross_entropy, **options)))
         dynamic = torch.compile(lambda x, t: PF.cross_entropy(x, t), backend="aot_eager", dynamic=True)
         for n in (5, 6, 9):
