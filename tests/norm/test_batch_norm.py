@@ -39,6 +39,8 @@ CASES = [  # shape, layout, parameters, activation, with a residual, why it is h
     ),
     ((3, 4, 6), "transposed", "wb", None, True, "in no order that is read: a copy"),
     ((2, 2, 20000), "contiguous", "wb", "relu", False, "a unit that is larger than the cache"),
+    ((3, 2061, 3, 1), "channels_last", "wb", "relu", True, "tables beyond the first cache, by fours"),
+    ((3, 3001, 2, 3), "contiguous", "wb", "silu", False, "small planes, many units together"),
 ]
 
 

@@ -197,21 +197,20 @@ void backward_planes(const ChannelNormBwd& p, const ChannelNormPlan& plan, int t
   double (*of_units)[2] = (double (*)[2])((char*)p.workspace + plan.of_units);
   const int64_t grain = max_of(1, kElementwiseGrain / max_of(1, s.positions));
   const bool finishes = p.dx && p.uses_input;
-  if (finishes && is_cached(s, plan, p.residual ? 5 : 3)) {
+  const int tensors = p.residual ? 5 : 3;
+  if (finishes && is_cached(s, plan, tensors)) {
     // dz waits in dx, in the cache, where it would take longer to compute it again; half types would round it.
     ChannelNormBwd of_unit = p;
     const bool is_dear = p.ending == Ending::silu || p.ending == Ending::table;
     if (is_dear && sizeof(S) != 2 && !p.dresidual) of_unit.dresidual = p.dx;
     parallel_ranges(plan.units, max_of(1, kElementwiseGrain / plan.count), threads, [&](int64_t begin, int64_t end) {
       Tile<T> tile;
-      for (int64_t unit = begin; unit < end; unit++) {
-        const Planes of = planes_of(s, unit);
-        for (int64_t i = 0; i < of.count; i++)
-          reduce_plane_at<S>(of_unit, tile, of.first + i * of.step, planes + of.first + i * of.step);
-        unit_slopes<T>(p, plan, unit, planes, of_units);
-        for (int64_t i = of.count - 1; i >= 0; i--)
-          finish_dx_plane<S, kStream>(of_unit, of_units, tile, of.first + i * of.step);
-      }
+      for_runs(s, plan, tensors, begin, end, [&](int64_t first, int64_t last) {
+        for_planes(s, first, last, [&](int64_t plane) { reduce_plane_at<S>(of_unit, tile, plane, planes + plane); });
+        for (int64_t unit = first; unit < last; unit++) unit_slopes<T>(p, plan, unit, planes, of_units);
+        for_planes_down(s, first, last,
+                        [&](int64_t plane) { finish_dx_plane<S, kStream>(of_unit, of_units, tile, plane); });
+      });
       if (kStream) stream_fence();
     });
     return;
