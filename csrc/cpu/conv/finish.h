@@ -90,14 +90,27 @@ struct BoundedActivation {
   }
 };
 
+// An activation that is two bounds: ReLU, ReLU6, Hardtanh. NaN stays NaN, and of equals the second argument is taken.
+struct Clamp {
+  double least, most;
+  template <class V>
+  PF_MEMBER V forward(V x) const {
+    return min_fast(constant<V>(most), max_fast(constant<V>(least), x));
+  }
+};
+constexpr Clamp kNoBounds = {-HUGE_VAL, HUGE_VAL};
+
 template <class Act>
-constexpr bool kIsNone = false;
-template <>
-inline constexpr bool kIsNone<NoActivation> = true;
-template <class Act>
-constexpr bool kIsRelu = false;
-template <>
-inline constexpr bool kIsRelu<pointwise::Relu> = true;
+PF_INLINE bool is_clamp(const Act&, Clamp&) {
+  return false;
+}
+PF_INLINE bool is_clamp(const NoActivation&, Clamp& clamp) { return clamp = kNoBounds, true; }
+PF_INLINE bool is_clamp(const Clamp& act, Clamp& clamp) { return clamp = act, true; }
+PF_INLINE bool is_clamp(const pointwise::Relu&, Clamp& clamp) { return clamp = {0, HUGE_VAL}, true; }
+PF_INLINE bool is_clamp(const pointwise::Relu6&, Clamp& clamp) { return clamp = {0, 6}, true; }
+PF_INLINE bool is_clamp(const pointwise::Hardtanh& act, Clamp& clamp) {
+  return clamp = {act.min_val, act.max_val}, true;
+}
 
 // sums[rows, `pitch` apart][count], to be written `row_step` and `step` apart from `at` on; of one channel, or, if they
 // are adjacent there (step 1), of channels.
@@ -113,19 +126,19 @@ struct SumRows {
   int64_t sample = 0, place = 0;
 };
 
-// An end that is a line of arithmetic, no activation or ReLU: kernels have it where their sums are, in registers, if S
-// is the type of those; a conversion would be most of their code.
+// An end that is a line of arithmetic, no activation or two bounds: kernels have it where their sums are, in registers,
+// if S is the type of those; a conversion would be most of their code.
 template <class S>
 struct PlainFinish {
   typedef Vec<Acc<S>> V;
   Finish<S, NoActivation> finish;
-  Acc<S> least;
+  Clamp clamp;
 
   PF_MEMBER Affine<V> of_channel(int64_t channel) const { return finish.of_channel(0, channel); }
   PF_MEMBER Affine<V> of_channels(int64_t channel, int64_t count) const {
     return finish.of_channels(0, channel, count);
   }
-  PF_MEMBER V bounded(V z) const { return max_fast(splat<V>(least), z); }
+  PF_MEMBER V bounded(V z) const { return clamp.forward(z); }
   // The first `count` lanes of z, from `at` on.
   PF_MEMBER void operator()(int64_t at, V z, int64_t count) const { store_n(finish.to + at, bounded(z), count); }
 };
@@ -142,9 +155,7 @@ struct FinishRows {
   template <class Act>
   explicit FinishRows(const Finish<S, Act>& of)
       : finish(&of),
-        is_plain(kIsSummedType && !of.residual && !of.preact && !of.scale_step && !of.noise &&
-                 (kIsRelu<Act> || kIsNone<Act>)),
-        plain{{of.scale, of.bias, nullptr, of.to, nullptr, {}}, kIsRelu<Act> ? Acc<S>(0) : -(Acc<S>)__builtin_inf()},
+        plain{{of.scale, of.bias, nullptr, of.to, nullptr, {}}, kNoBounds},
         call([](const void* finish, const SumRows<Acc<S>>& rows) {
           constexpr int64_t lanes = kLanes<Acc<S>>;
           const Finish<S, Act> of = *(const Finish<S, Act>*)finish;
@@ -173,7 +184,9 @@ struct FinishRows {
             const auto affine = of.of_channel(rows.sample, rows.channel + r * rows.channel_step);
             for (int64_t i = 0; i < rows.count; i += lanes) write(r, i, affine);
           }
-        }) {}
+        }) {
+    is_plain = is_clamp(of.act, plain.clamp) && kIsSummedType && !of.residual && !of.preact && !of.scale_step && !of.noise;
+  }
   void operator()(const SumRows<Acc<S>>& rows) const { call(finish, rows); }
   // Asks for what will be written, `rows` rows of `count` elements: it is here when the sums are.
   PF_MEMBER void prefetch(int64_t at, int64_t row_step, int64_t rows, int64_t count) const {
@@ -191,9 +204,10 @@ PF_INLINE void for_finish(const Conv& p, F f) {
   };
   if (p.has_style) return with(BoundedActivation{p.activation, p.style.gain, p.style.clamp});
   if (p.activation.row < 0) return with(NoActivation{});
-  bool is_relu = false;
-  pointwise::for_activation(p.activation, [&](auto act) { is_relu = kIsRelu<decltype(act)>; });
-  if (is_relu) return with(pointwise::Relu{});
+  Clamp clamp;
+  bool has_bounds = false;
+  pointwise::for_activation(p.activation, [&](auto act) { has_bounds = is_clamp(act, clamp); });
+  if (has_bounds) return with(clamp);
   with(AnyActivation{p.activation});
 }
 
