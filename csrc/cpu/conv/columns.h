@@ -283,7 +283,9 @@ struct ColumnsPlan {
 template <int kTaps, class S, class T>
 void pack_rows(const Correlation<S>& p, T* out, int threads) {
   constexpr int64_t few = 8, most = 64;  // rows whose ends may all fall into one cache set; taps at a time
-  constexpr int64_t kAhead = 8;
+  // Channels of a weight are often a power of two apart: of eight that are asked for the first are gone when they are
+  // read. Zen 4, one thread, 512 to 256 channels of 4x4: 10 to 12 ms with eight, 2 with four.
+  constexpr int64_t kAhead = 4;
   const Axis(&axes)[kConvDims] = p.axes;
   const int64_t depth = p.depth(), taps = p.taps(), blocks = ceil_div(p.rows, few);
   int64_t step[kConvDims];
@@ -305,6 +307,7 @@ void pack_rows(const Correlation<S>& p, T* out, int threads) {
           for (int64_t row = begin; row < end; row++) {
             const S* at = from + row * p.weight_row + c * p.weight_channel;
             T* to = out + (group * p.rows + row) * depth + c * taps + t;
+            __builtin_prefetch(to + kAhead * taps, 1);
             for (int64_t n = 0; n < count; n++) to[n] = get(at + offset[n]);
           }
         }

@@ -185,7 +185,8 @@ struct FinishRows {
             for (int64_t i = 0; i < rows.count; i += lanes) write(r, i, affine);
           }
         }) {
-    is_plain = is_clamp(of.act, plain.clamp) && kIsSummedType && !of.residual && !of.preact && !of.scale_step && !of.noise;
+    is_plain =
+        is_clamp(of.act, plain.clamp) && kIsSummedType && !of.residual && !of.preact && !of.scale_step && !of.noise;
   }
   void operator()(const SumRows<Acc<S>>& rows) const { call(finish, rows); }
   // Asks for what will be written, `rows` rows of `count` elements: it is here when the sums are.
