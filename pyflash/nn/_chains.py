@@ -153,10 +153,17 @@ def run_folded(chain: Chain, input: Tensor, residual: Tensor | None = None) -> T
 def affine_of(conv, norm) -> tuple[Tensor, Tensor]:
     """(scale, bias) that make of the sums of `conv` what `norm`, in evaluation, makes of its result: gamma / sqrt(var + eps)
     and beta + (bias - mean) gamma / sqrt(var + eps), in the weight's type. Jacob et al. 2018, arXiv:1712.05877, section 3.2."""
-    wide = acc_dtype(conv.weight.dtype)
-    mean, scale = norm.running_mean.to(wide), torch.rsqrt(norm.running_var.to(wide) + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight
+    dtype = conv.weight.dtype
+    wide = acc_dtype(dtype)
+    mean, var, gamma, beta = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    mean, scale = _as(mean, wide), torch.rsqrt(_as(var, wide) + norm.eps)
+    scale = scale if gamma is None else scale * gamma
     if conv.bias is not None:
         mean = mean - conv.bias
-    bias = -mean * scale if norm.bias is None else torch.addcmul(norm.bias.to(wide), mean, scale, value=-1)
-    return scale.to(conv.weight.dtype), bias.to(conv.weight.dtype)
+    bias = -mean * scale if beta is None else torch.addcmul(_as(beta, wide), mean, scale, value=-1)
+    return _as(scale, dtype), _as(bias, dtype)
+
+
+def _as(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t.to(dtype), which takes 1 us to find that it has nothing to do."""
+    return t if t.dtype == dtype else t.to(dtype)

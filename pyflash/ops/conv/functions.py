@@ -14,9 +14,9 @@ from pyflash.auto import conv as auto
 from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, keeps
 from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed
 from pyflash.ops.core.autograd import shaped
-from pyflash.ops.core.backends import IN_KERNELS, Operation, _state
+from pyflash.ops.core.backends import IN_KERNELS, Operation, _state, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
-from pyflash.ops.core.choice import Refused, choose
+from pyflash.ops.core.choice import Refused, are_usual, choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.layouts import is_channels_last
 from pyflash.ops.pointwise.activation import activated_in_turn
@@ -105,9 +105,14 @@ class _Convolution:
             has_norm=self.has_norm,
         )
 
-    def __call__(self, torchs, x, weight, bias, residual, activation, *options, scale=None):
+    def __call__(self, torchs, x, weight, bias, residual, activation, *options, scale=None, is_ours=False):
         """The result for these tensors, which `auto` did not leave to torch (`refused`); torchs() is torch's, which also says
-        what is wrong with them. scale: as bias."""
+        what is wrong with them. scale: as bias. is_ours: `auto` was asked, and gave the call to our kernels."""
+        if is_ours and are_usual(x, weight, scale, bias, residual):
+            geometry = self._geometry_of(x, weight, bias, residual, options, scale)
+            if geometry is not None:
+                counts[self.operation.name, "cpu", ""] += 1
+                return self._ours(x, weight, scale, bias, residual, geometry, activation, "auto")
         given = [t for t in (x, weight, scale, bias, residual) if t is not None]
         if not all([isinstance(t, Tensor) for t in given]) or x is None or weight is None:
             return torchs()  # its error, or torch.fx's record of the call
@@ -124,6 +129,9 @@ class _Convolution:
         backend = choose(self.operation, x, given, size)
         if backend is None:
             return torchs()
+        return self._ours(x, weight, scale, bias, residual, geometry, activation, backend)
+
+    def _ours(self, x, weight, scale, bias, residual, geometry, activation, backend):
         is_batch = x.dim() == weight.dim()
         x = x if is_batch else x.unsqueeze(0)
         if self.is_transposed:
@@ -156,10 +164,11 @@ _NORM_ACT = _Convolution("conv_bias_act", None, of_conv, operation=_BIAS_ACT.ope
 
 
 def _conv(convolution, torchs, input, weight, bias, *options):
-    if convolution.refused.holds(input, weight, bias, None, *options):
+    is_torchs = convolution.refused.holds(input, weight, bias, None, *options)
+    if is_torchs:
         return torchs(input, weight, bias, *options)
     call = partial(torchs, input, weight, bias, *options)
-    return convolution(call, input, weight, bias, None, NO_ACTIVATION, *options)
+    return convolution(call, input, weight, bias, None, NO_ACTIVATION, *options, is_ours=is_torchs is False)
 
 
 def conv1d(
@@ -320,9 +329,10 @@ def conv_bias_act(
         added = None if residual is None else _expanded(cast_by_autocast((residual,))[0], y.shape)
         return activated_in_turn(y, added, of)
 
-    if _BIAS_ACT.refused.holds(input, weight, bias, residual, *options):
+    is_torchs = _BIAS_ACT.refused.holds(input, weight, bias, residual, *options)
+    if is_torchs:
         return torchs()
-    return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options)
+    return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options, is_ours=is_torchs is False)
 
 
 def is_norm_apart(input, weight, residual, *options) -> bool:
@@ -336,8 +346,10 @@ def conv_norm_act(
     """activation(scale conv(input, weight) + bias + residual), a batch norm in evaluation being the scale and a part of the
     bias; unfused() where torch convolves."""
     options = stride, padding, dilation, groups
-    if _NORM_ACT.refused.holds(input, weight, bias, residual, *options):
+    is_torchs = _NORM_ACT.refused.holds(input, weight, bias, residual, *options)
+    if is_torchs:
         return unfused()
+    of = resolve("conv_bias_act", activation)
     return _NORM_ACT(
-        unfused, input, weight, bias, residual, resolve("conv_bias_act", activation), *options, scale=scale
-    )
+        unfused, input, weight, bias, residual, of, *options, scale=scale, is_ours=is_torchs is False
+    )  # fmt: skip
