@@ -217,6 +217,23 @@ def test_conv_bias_act(backend, activation):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_bounds_keep_all_that_is_within(backend, dtype):
+    """An activation that is two bounds changes no other bit of the convolution's result, and no NaN, whatever sums it."""
+    bounds = ("relu", F.relu), ("relu6", F.relu6), (("hardtanh", {"min_val": -0.25, "max_val": 0.5}), lambda y: F.hardtanh(y, -0.25, 0.5))  # fmt: skip
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("Triton has no float64 here")
+    for x_shape, weight_shape, options, layout, why in CONV[:2] if backend == "triton" else CONV:
+        x, weight, bias = with_bias(x_shape, weight_shape, options, layout, dtype, False)
+        bias[:1], bias[1:2] = 8, torch.nan
+        with use(backend):
+            z = of_rank(PF, "conv{}d", weight_shape)(x, weight, bias, **options)
+            for activation, of in bounds:
+                found = PF.conv_bias_act(x, weight, bias, **options, activation=activation)
+                torch.testing.assert_close(found, of(z), rtol=0, atol=0, equal_nan=True, msg=f"{why}, {activation}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_and_infinity_are_where_torch_has_them(backend):
     for x_shape, weight_shape, options, layout, why in (CONV[0], CONV[1], CONV[6], CONV[8], CONV[9], CONV[20]):
         x, weight, bias = with_bias(x_shape, weight_shape, options, layout, torch.float32, False)
