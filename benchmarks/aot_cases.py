@@ -488,7 +488,7 @@ def upfirdn2d(empty, dtype):
 
 def filtered_lrelu(empty, dtype):
     """StyleGAN3's, and its gradient: the axes one after another."""
-    from pyflash.kernels.gan import upfirdn2d as kernels
+    from pyflash.kernels.gan import filtered_lrelu as kernels
     from pyflash.ops.gan.filters import Pass, transposed
 
     size, middle = (64, 64), (138, 138)

@@ -37,6 +37,17 @@ def resample_block(columns):
     return dict(BLOCK_R=max(1, 2 * POINTWISE_BLOCK // block_c), BLOCK_C=block_c)
 
 
+def filtered_lrelu_block(arch, planes, rows, columns, has_v):
+    """Lanes to a program and columns of the result to a lane, of filtered_lrelu in one launch: the more columns, the fewer of
+    the middle are computed twice and the more registers are taken, and v takes as many again. A band is so many rows that
+    programs suffice for four to a multiprocessor: what is above it is computed once more, so a band has 16 at least."""
+    width = 2 if has_v else 4
+    block = 512 if INTERPRETED.value else 128
+    programs = triton.cdiv(planes * triton.cdiv(columns, width), block)
+    bands = max(1, min(4 * MULTIPROCESSORS[arch] // programs, rows // 16))
+    return dict(WIDTH=width, BLOCK=block, BAND=triton.cdiv(rows, bands))
+
+
 def embedding_block(cols):
     """Rows of a table that a program copies, and how much of each: 2048 elements together."""
     block_n = min(triton.next_power_of_2(cols), 64 if INTERPRETED.value else 1024)

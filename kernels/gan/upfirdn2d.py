@@ -112,7 +112,7 @@ def _launch(x, f, of, outer, inner, size, y, bias=None, channels=1, act=NOTHING,
     )  # fmt: skip
 
 
-def _temporary(x, outer, inner, size):
+def temporary(x, outer, inner, size):
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return torch.empty(outer * size[0] * size[1] * inner, dtype=dtype, device=x.device)
 
@@ -132,24 +132,6 @@ def upfirdn2d(x, f, of, outer, inner, size, y, **also):
     of_bias = {name: also.pop(name) for name in ("bias", "channels") if name in also}
     across = of._replace(size=(size[0], of.size[1]), up=(1, of.up[1]), down=(1, of.down[1]), pad=(0, of.pad[1]))
     along = of._replace(up=(of.up[0], 1), down=(of.down[0], 1), pad=(of.pad[0], 0), gain=1.0)
-    between = _temporary(x, outer, inner, across.size)
+    between = temporary(x, outer, inner, across.size)
     _launch(x, f[None], across, outer, inner, size, between, **of_bias)
     _launch(between, f[:, None], along, outer, inner, across.size, y, **also)
-
-
-def filtered_lrelu(x, up, bias, v, of_v, down, numbers, outer, inner, channels, size, size_v, y):
-    """Fill y [outer, *down's size, inner] from x [outer, *size, inner] and v [outer, *size_v, inner] or None.
-
-    Args:
-        up, of_v, down: (filter, pass) as upfirdn2d takes them.
-        numbers: gain, slope and clamp, below 0 for none.
-    """
-    middle = up[1].size
-    between = _temporary(x, outer, inner, middle)
-    also = dict(bias=bias, channels=channels, act=LEAKY_RELU, numbers=numbers)
-    if v is not None:
-        at_v = _temporary(x, outer, inner, middle)
-        upfirdn2d(v, *of_v, outer, inner, size_v, at_v)
-        also.update(act=ITS_SLOPE, v=at_v)
-    upfirdn2d(x, *up, outer, inner, size, between, **also)
-    upfirdn2d(between, *down, outer, inner, middle, y)

@@ -132,6 +132,57 @@ def test_gradients_of_gradients(layout):
             assert torch.autograd.gradgradcheck(lambda x, b, call=call: call(x, b).pow(3), (x, b), eps=1e-7, atol=1e-4)
 
 
+ONE_LAUNCH = [  # shape, layout, filters, padding (left, right, top, bottom), type, why it is here
+    ((1, 3, 6, 9), "contiguous", UP, DOWN, (11, 11, 11, 11), torch.float32, "StyleGAN3's"),
+    ((1, 2, 5, 6), "channels_last", UP, DISC, (8, 9, 9, 8), torch.float32, "StyleGAN3-R's; rows odd, columns even"),
+    ((2, 2, 4, 7), "contiguous", DISC, lowpass(5), (4, 6, 5, 5), torch.float16, "no product above, odd taps below"),
+    ((1, 5, 7, 4), "channels_last", lowpass(3), taps(3, 4), (3, -1, 2, 1), torch.bfloat16, "the fewest taps, cropped"),
+    ((1, 1, 5, 6), "contiguous", taps(4, 7), taps(6, 3), (6, 7, 5, 4), torch.float32, "taps differ each way"),
+    ((1, 2, 37, 3), "contiguous", STYLEGAN2, lowpass(6), (3, 4, 4, 4), torch.float32, "bands, the last one shorter"),
+    ((2, 90, 3, 13), "channels_last", lowpass(4), lowpass(4), (3, 3, 3, 3), torch.float32, "several programs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ONE_LAUNCH, ids=lambda case: case[-1])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.triton
+def test_in_one_launch(case, flip, monkeypatch):
+    """Forward and gradient, and the derivative for v in every place; through memory nothing goes."""
+    kernels = pytest.importorskip("pyflash.kernels.gan.filtered_lrelu")
+    monkeypatch.setattr(kernels, "upfirdn2d", None)
+    shape, layout, fu, fd, padding, dtype, _ = case
+    clamp = 0.5 if flip else None
+    arguments = dict(up=2, down=2, padding=padding, clamp=clamp, flip_filter=flip)
+    check(shape, layout, fu, fd, flip, arguments, dtype, "triton")
+    x, v = (picture(shape, layout, torch.float32) for _ in range(2))
+    sizes = [2 * n + a + b for n, a, b in zip(shape[2:], padding[2::-2], padding[3::-2])]
+    middle = [n - t + 1 for n, t in zip(sizes, (fu.shape[0], fu.shape[-1]))]
+    size = [(n - t) // 2 + 1 for n, t in zip(middle, (fd.shape[0], fd.shape[-1]))]
+    form = x, fu, fd, None, v, middle, size, 2, 2, [padding[2], padding[0]], flip, 1.4, 0.2, 0.5 if flip else -1.0
+    rest = passes.DERIVATIVE, layout == "channels_last"
+    with use("triton"):
+        ours = _filtered_lrelu(*form, *rest, "triton")
+    torch.testing.assert_close(ours, _filtered_lrelu(*form, *rest, "torch"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.triton
+def test_what_is_one_launch():
+    kernels = pytest.importorskip("pyflash.kernels.gan.filtered_lrelu")
+
+    def is_fused(fu, fd, up=2, down=2, dtype=torch.float32, form=passes.VALUE):
+        x = torch.empty(1, 1, 8, 8, dtype=dtype)
+        v = None if form == passes.VALUE else x
+        above, of_v, below, _ = passes.of(x, fu, fd, v, [20, 20], [8, 8], up, down, [5, 5], False, 1.0, 0.2, -1.0, form)
+        return kernels.is_fused(x, above, *([] if v is None else [of_v]), below)
+
+    for form in (passes.VALUE, passes.GRADIENT, passes.DERIVATIVE):
+        assert is_fused(UP, DISC, form=form) and is_fused(UP, DOWN, dtype=torch.bfloat16, form=form)
+        assert not is_fused(UP, DOWN, dtype=torch.float64, form=form)
+        assert not is_fused(UP, lowpass(24), down=4, form=form) and not is_fused(lowpass(24), DOWN, up=4, form=form)
+        assert not is_fused(UP, DOWN, up=1, form=form) and not is_fused(UP, DOWN, down=3, form=form)
+        assert not is_fused(lowpass(13), DOWN, form=form) and not is_fused(UP, lowpass(2), form=form)
+
+
 def test_every_derivative_is_a_kernel():
     x, b = torch.randn(1, 2, 6, 7, requires_grad=True), torch.randn(2, requires_grad=True)
     backends.call_counts(reset=True)

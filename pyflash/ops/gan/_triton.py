@@ -1,5 +1,6 @@
 """Filters and dense tensors to the Triton kernels."""
 
+from pyflash.kernels.gan import filtered_lrelu as lrelu
 from pyflash.kernels.gan import minibatch_stddev as stddev
 from pyflash.kernels.gan import upfirdn2d as kernels
 from pyflash.ops.core.layouts import dense
@@ -29,7 +30,7 @@ def filtered_lrelu(x, fu, fd, b, v, *form):
     x, v = dense(x, channels_last), None if v is None else dense(v, channels_last)
     fu, fd, b = fu.contiguous(), fd.contiguous(), None if b is None else b.contiguous()
     up, of_v, down, numbers = passes.of(x, fu, fd, v, *form)
-    kernels.filtered_lrelu(
+    lrelu.filtered_lrelu(
         x, up, b, v, of_v, down, numbers, *passes.places(x, channels_last), x.shape[1], x.shape[2:],
         None if v is None else v.shape[2:], y,
     )  # fmt: skip
