@@ -74,6 +74,7 @@ SHORT = (
     "sm90/gan_loss/bfloat16",
     "sm90/cross_entropy/bfloat16",
     "sm90/minibatch_stddev/bfloat16",
+    "sm90/filtered_lrelu/bfloat16",
     "sm80/conv/bfloat16/3x3/forward",
     "sm90/conv/bfloat16/3x3/gelu",
     "sm90/conv/bfloat16/3x3/modulated",
@@ -487,7 +488,7 @@ def upfirdn2d(empty, dtype):
 
 
 def filtered_lrelu(empty, dtype):
-    """StyleGAN3's, and its gradient: the axes one after another."""
+    """StyleGAN3's, and its gradient, in one launch; where it doubles the size, the axes one after another."""
     from pyflash.kernels.gan import filtered_lrelu as kernels
     from pyflash.ops.gan.filters import Pass, transposed
 
@@ -499,6 +500,9 @@ def filtered_lrelu(empty, dtype):
     kernels.filtered_lrelu(x, (f, up), bias, None, None, (f, down), numbers, *at, size, None, y)
     of_v, to_x = (f, transposed(down, f, middle)), (f, transposed(up, f, size))
     kernels.filtered_lrelu(x, (f, up), bias, y, of_v, to_x, numbers, *at, size, size, dx)
+    f4, up4 = empty(24, dtype="float32"), Pass((266, 266), (4, 4), (1, 1), (16, 16), False, 16.0)
+    larger, y4 = Pass((128, 128), (1, 1), (2, 2), (0, 0), False, 1.0), empty(8, 64, 128, 128, dtype=dtype)
+    kernels.filtered_lrelu(x, (f4, up4), bias, None, None, (f, larger), numbers, *at, size, None, y4)
 
 
 def minibatch_stddev(empty, dtype):

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, on_its_device, run, use
 
 import pyflash.functional as PF
 from pyflash.cli._memory import Memory
@@ -145,27 +145,27 @@ ONE_LAUNCH = [  # shape, layout, filters, padding (left, right, top, bottom), ty
 
 @pytest.mark.parametrize("case", ONE_LAUNCH, ids=lambda case: case[-1])
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.triton
-def test_in_one_launch(case, flip, monkeypatch):
+@pytest.mark.parametrize("backend", backend_params("triton"))
+def test_in_one_launch(case, flip, backend, monkeypatch):
     """Forward and gradient, and the derivative for v in every place; through memory nothing goes."""
     kernels = pytest.importorskip("pyflash.kernels.gan.filtered_lrelu")
     monkeypatch.setattr(kernels, "upfirdn2d", None)
     shape, layout, fu, fd, padding, dtype, _ = case
+    fu, fd = on_its_device(fu), on_its_device(fd)
     clamp = 0.5 if flip else None
     arguments = dict(up=2, down=2, padding=padding, clamp=clamp, flip_filter=flip)
-    check(shape, layout, fu, fd, flip, arguments, dtype, "triton")
+    check(shape, layout, fu, fd, flip, arguments, dtype, backend)
     x, v = (picture(shape, layout, torch.float32) for _ in range(2))
     sizes = [2 * n + a + b for n, a, b in zip(shape[2:], padding[2::-2], padding[3::-2])]
     middle = [n - t + 1 for n, t in zip(sizes, (fu.shape[0], fu.shape[-1]))]
     size = [(n - t) // 2 + 1 for n, t in zip(middle, (fd.shape[0], fd.shape[-1]))]
     form = x, fu, fd, None, v, middle, size, 2, 2, [padding[2], padding[0]], flip, 1.4, 0.2, 0.5 if flip else -1.0
     rest = passes.DERIVATIVE, layout == "channels_last"
-    with use("triton"):
-        ours = _filtered_lrelu(*form, *rest, "triton")
+    with use(backend):
+        ours = _filtered_lrelu(*form, *rest, backend)
     torch.testing.assert_close(ours, _filtered_lrelu(*form, *rest, "torch"), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.triton
 def test_what_is_one_launch():
     kernels = pytest.importorskip("pyflash.kernels.gan.filtered_lrelu")
 

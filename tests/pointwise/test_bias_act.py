@@ -128,6 +128,19 @@ def test_gradients_of_gradients(act, clamp):
             assert torch.autograd.gradgradcheck(lambda *i: PF.bias_act(*i, act=act, clamp=clamp), inputs)
 
 
+@pytest.mark.parametrize("act", ACTS)
+def test_third_derivatives(act):
+    """Those of a penalty on the gradient's gradient: of x, of b and of what the gradient is multiplied with."""
+    x, b, dy = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 2), (3,), (2, 3, 2)))
+
+    def first(x, b, dy):
+        y = PF.bias_act(x, b, act=act, gain=1.3)
+        return torch.autograd.grad(y, (x, b), dy, create_graph=True)
+
+    with use("cpu"):
+        assert torch.autograd.gradgradcheck(first, (x, b, dy))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_gradients_of_gradients_in_halves(dtype, backend):

@@ -22,7 +22,11 @@ OPERATION = Operation(
     dtypes={"cpu": FLOATS, "triton": FLOATS},
     rules=minima("filtered_lrelu", inference=0, training=0),
     sizes="(elements of the largest of input, upsampled picture and output, are gradients needed)",
-    notes=dict.fromkeys(("cpu", "triton"), "a filter's own gradient is torch's"),
+    notes={
+        "cpu": "a filter's own gradient is torch's",
+        "triton": "one launch where up and down are 2, filters have 3 to 12 taps each way and x is not float64; else passes by"
+        " way of memory; a filter's own gradient is torch's",
+    },
     second_derivative=IN_KERNELS,
 )
 
