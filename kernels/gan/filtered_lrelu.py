@@ -28,7 +28,7 @@ def _row(ptr, bias, row, column, in_y, in_x, inner, live, WIDTH: tl.constexpr):
         x = cast(tl.load(ptr + c * inner, mask=mask, other=0.0), tl.float32)
         if bias is not None:
             x = tl.where(mask, x + bias, 0.0)
-        values = values + (x,)
+        values += (x,)
     return values
 
 
@@ -57,12 +57,12 @@ def _upsampled(
             total = rows[r * WIDTH + c] * _tap(f_ptr, 0, odd, 1, TAPS_Y, FLIP)
             for i in tl.static_range(1, (TAPS_Y - odd + 1) // 2):
                 total += rows[(r + i) * WIDTH + c] * _tap(f_ptr, 0, 2 * i + odd, 1, TAPS_Y, FLIP)
-            columns = columns + (total * gain,)
+            columns += (total * gain,)
         for c in tl.static_range(COUNT):
             total = columns[(X + c + 1) // 2] * _tap(f_ptr, 0, (X + c) % 2, 1, TAPS_X, FLIP)
             for j in tl.static_range(1, (TAPS_X - (X + c) % 2 + 1) // 2):
                 total += columns[(X + c + 1) // 2 + j] * _tap(f_ptr, 0, 2 * j + (X + c) % 2, 1, TAPS_X, FLIP)
-            values = values + (total,)
+            values += (total,)
     else:
         for c in tl.static_range(COUNT):
             total = tl.zeros(rows[0].shape, tl.float32)
@@ -70,7 +70,7 @@ def _upsampled(
                 for j in tl.static_range((TAPS_X - (X + c) % 2 + 1) // 2):
                     tap = _tap(f_ptr, 2 * i + odd, 2 * j + (X + c) % 2, TAPS_Y, TAPS_X, FLIP)
                     total += rows[(r + i) * WIDTH + (X + c + 1) // 2 + j] * tap
-            values = values + (total * gain,)
+            values += (total * gain,)
     return values
 
 
@@ -87,7 +87,7 @@ def _added(
             total = middle[2 * w] * _tap(f_ptr, 0, 0, 1, TAPS_X, FLIP)
             for j in tl.static_range(1, TAPS_X):
                 total += middle[2 * w + j] * _tap(f_ptr, 0, j, 1, TAPS_X, FLIP)
-            across = across + (total,)
+            across += (total,)
     found = ()
     for at in tl.static_range(COUNT):
         total = sums[at]
@@ -98,7 +98,7 @@ def _added(
             else:
                 for j in tl.static_range(TAPS_X):
                     total += middle[at % WIDTH * 2 + j] * _tap(f_ptr, tap, j, TAPS_Y, TAPS_X, FLIP)
-        found = found + (total,)
+        found += (total,)
     return found
 
 
@@ -158,7 +158,17 @@ def _filtered_lrelu(
                 u = _upsampled(rows, fu_ptr, gain, half - 1, -ODD_X, X_WIDTH, COUNT, FU[0], FU[1], FU[2], FU[3])
                 if v_ptr is not None:
                     v = _upsampled(
-                        v_rows, fv_ptr, v_gain, half - 1 + V_ODD_Y, V_ODD_X - ODD_X, V_WIDTH, COUNT, FV[0], FV[1], FV[2], FV[3]
+                        v_rows,
+                        fv_ptr,
+                        v_gain,
+                        half - 1 + V_ODD_Y,
+                        V_ODD_X - ODD_X,
+                        V_WIDTH,
+                        COUNT,
+                        FV[0],
+                        FV[1],
+                        FV[2],
+                        FV[3],
                     )
                 middle = ()
                 for c in tl.static_range(COUNT):
@@ -175,7 +185,7 @@ def _filtered_lrelu(
                         row_m, column_m = 2 * i + pad_y + half - 1, 2 * column + pad_x + c - ODD_X
                         is_there = (row_m >= 0) & (row_m < middle_y) & (column_m >= 0) & (column_m < middle_x)
                         value = tl.where(is_there, value, 0.0)
-                    middle = middle + (value,)
+                    middle += (value,)
                 sums = _added(sums, middle, fd_ptr, half - 1 + ODD_Y, WIDTH, SUMS, FD[0], FD[1], FD[2], FD[3])
             row = i + begin_y - LAST
             to = y_ptr + scalar(row, tl.int64) * out_x * inner
