@@ -26,7 +26,6 @@ FUNCTIONS = {
         f"nn.functional.{name}": getattr(PF, name)
         for name in ("interpolate", "pad", "upsample_nearest", "upsample_bilinear")
     },
-    **{f"nn.functional.max_pool{n}d": getattr(PF, f"max_pool{n}d") for n in (1, 2, 3)},
     **{
         f"nn.functional.{kind}_pool{n}d": getattr(PF, f"{kind}_pool{n}d")
         for kind in ("max", "avg", "adaptive_max", "adaptive_avg")
@@ -41,6 +40,7 @@ FUNCTIONS = {
         PF if p in (1, 2, float("inf")) else torch.nn.functional
     ).normalize(x, p, **kwargs),  # other p are torch's
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
+    **{f"nn.functional.{name}": getattr(PF, name) for name in ("rms_norm", "cross_entropy")},
     **{
         prefix + name: getattr(PF, name)
         for name in ("softmax", "log_softmax", "softmin")
@@ -48,10 +48,7 @@ FUNCTIONS = {
     },
     **{prefix + name: getattr(PF, name) for name in rows_by("function") for prefix in ("nn.functional.", "")},
 }
-VARIANTS = ("nn.functional.interpolate", "nn.functional.pad")  # of modes, each with arguments of its own
-INFOS = [
-    info for info in opinfo.op_db if info.name in FUNCTIONS and (not info.variant_test_name or info.name in VARIANTS)
-]
+INFOS = [info for info in opinfo.op_db if info.name in FUNCTIONS and info.variant_test_name != "complex"]
 
 
 def leaves(sample, dtype):
