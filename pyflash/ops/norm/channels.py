@@ -278,9 +278,9 @@ def channel_norm(
     x3 = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
     if residual is not None:
         residual = like(x3, residual.flatten(2) if residual.dim() > 2 else residual.unsqueeze(2))
+    parameters = [None if t is None else t.contiguous() for t in (weight, bias, running_mean, running_var)]
     y, _, _, new_mean, new_var = apply(
-        _ChannelNorm, x3, residual, *(None if t is None else t.contiguous() for t in (weight, bias)),
-        running_mean, running_var, groups, uses_input, float(momentum), float(eps), *activation, backend,
+        _ChannelNorm, x3, residual, *parameters, groups, uses_input, float(momentum), float(eps), *activation, backend
     )  # fmt: skip
     return shaped(y, shape), new_mean, new_var
 
