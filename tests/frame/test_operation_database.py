@@ -77,14 +77,9 @@ def is_random(sample):
     return sample.kwargs.get("dropout_p", 0.0) > 0 or sample.kwargs.get("training", False)
 
 
-@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
-@pytest.mark.parametrize("backend", ["cpu", "auto"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_samples(info, backend, dtype):
-    if not info.supports_dtype(dtype, "cpu"):
-        pytest.skip("torch has no such kernel to compare with")
+def check_samples(info, backend, dtype, samples):
     function, checked = FUNCTIONS[info.name], 0
-    for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+    for sample in samples:
         if is_random(sample):
             continue
         theirs, truth = results(info.op, sample, dtype), results(info.op, sample, torch.float64)
@@ -96,6 +91,22 @@ def test_samples(info, backend, dtype):
         assert_error_within(ours, theirs, truth, *terms, floor_ulp=8)
         checked += 1
     assert checked
+
+
+@pytest.mark.parametrize("info", INFOS, ids=lambda info: f"{info.name} {info.variant_test_name}".rstrip())
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_samples(info, backend, dtype):
+    if not info.supports_dtype(dtype, "cpu"):
+        pytest.skip("torch has no such kernel to compare with")
+    check_samples(info, backend, dtype, info.sample_inputs("cpu", dtype, requires_grad=True))
+
+
+@pytest.mark.parametrize("info", INFOS, ids=lambda info: f"{info.name} {info.variant_test_name}".rstrip())
+def test_samples_with_gaps(info):
+    """NaN between the elements of every tensor: statistics and weights, too, are read by their strides, or copied."""
+    samples = (s.noncontiguous() for s in info.sample_inputs("cpu", torch.float32, requires_grad=True))
+    check_samples(info, "cpu", torch.float32, samples)
 
 
 @pytest.mark.parametrize("info", [info for info in INFOS if info.error_inputs_func], ids=lambda info: info.name)
