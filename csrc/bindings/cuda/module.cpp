@@ -37,6 +37,11 @@ PYBIND11_MODULE(PF_MODULE_NAME, m) {
       throw py::value_error("pyflash._cuda_host.set_order: '" + schedule + "', '" + copies +
                             "'; docs/cuda-on-host.md has a table of them");
   });
+  // The device that is stood in for: its processors, and the shared memory that a block may have.
+  m.def("set_device", [](int processors, size_t shared_bytes) {
+    pf::cuda::host::options().processors = processors;
+    pf::cuda::host::options().shared_bytes = shared_bytes;
+  });
 #endif
   for (const Bindings* family = Bindings::first; family; family = family->next) family->define(m);
 }

@@ -18,7 +18,7 @@ from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.pointwise.dropout import dropout
 from pyflash.ops.recurrent import reference
 from pyflash.ops.recurrent.checks import Form, are_plain, check_input, check_lengths, check_state, form_of
-from pyflash.ops.recurrent.operators import has_step, rnn_layer, rnn_step
+from pyflash.ops.recurrent.operators import CUDA_NOTE, NO_PROJECTION, has_step, refusal, rnn_layer, rnn_step
 from pyflash.ops.recurrent.stream import TORCH_LAYERS, infer_layers, need_no_dispatch
 
 
@@ -35,13 +35,16 @@ _rules = _unless_compiling(auto.rules)
 
 OPERATIONS = {
     name: Operation(
-        name, dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64}, rules=_rules, sizes="pyflash.auto.recurrent.Size"
+        name,
+        dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64, "cuda": ALL_BUT_FLOAT64},
+        rules=_rules,
+        sizes="pyflash.auto.recurrent.Size",
+        notes={"cuda": CUDA_NOTE},
     )
     for name in ("rnn", "lstm", "gru")
 }
 OPERATION_OF = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "rnn", "rnn_relu": "rnn"}
-_NO_PROJECTION = "triton has no kernel for a projection (proj_size)"
-OPERATIONS["lstm"].notes["triton"] = _NO_PROJECTION
+OPERATIONS["lstm"].notes.update({"triton": NO_PROJECTION, "cuda": f"{NO_PROJECTION}; {CUDA_NOTE}"})
 
 
 class Call(NamedTuple):
@@ -170,9 +173,7 @@ def _way(call: Call):
         # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
         call.drops or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])),
     )  # fmt: skip
-    refused = "" if are_plain(tensors) else NOT_PLAIN
-    if size.projected and (not x.is_cpu or backends._state.wish == "triton"):
-        refused = refused or _NO_PROJECTION
+    refused = refusal(x, size) if are_plain(tensors) else NOT_PLAIN
     wish = choose(OPERATIONS[call.operation], x, tensors, size=size, refused=refused)
     if wish is None and not (tracing_derivatives(tensors) or call.return_cells or call.rows is not None):
         return _torch_stack, wish

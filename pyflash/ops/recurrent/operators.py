@@ -11,8 +11,10 @@ from functools import partial
 
 import torch
 
+from pyflash.ops.core import backends
 from pyflash.ops.core.autograd import Function, apply, vjp, way
-from pyflash.ops.core.dtypes import acc_dtype
+from pyflash.ops.core.checks import device_type
+from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, acc_dtype
 from pyflash.ops.core.registry import Op
 from pyflash.ops.recurrent import flops, reference
 from pyflash.ops.recurrent.reference import SAVED_GATES
@@ -64,6 +66,7 @@ _fwd = Op(
     differentiable=True,
     flops=flops.rnn_fwd,
     triton="pyflash.kernels.recurrent.layers:rnn_fwd",
+    cuda="pyflash.ops.recurrent._cuda:rnn_fwd",
     cpu="pyflash.ops.recurrent._cpu:rnn_fwd",
 )
 _cached_fwd = Op(  # gradients are off: the native module may keep the packed weights; looked up when it runs
@@ -101,6 +104,7 @@ _bwd = Op(
     reference=reference.rnn_bwd,
     flops=flops.rnn_bwd,
     triton="pyflash.kernels.recurrent.layers:rnn_bwd",
+    cuda="pyflash.ops.recurrent._cuda:rnn_bwd",
     cpu="pyflash.ops.recurrent._cpu:rnn_bwd",
 )
 
@@ -175,9 +179,34 @@ class _RnnBwd(Function):
         return *d[:7], *(None,) * 9, *d[7:]
 
 
+CUDA_NOTE = "no layer whose recurrent weights are larger than the registers and shared memory of the device"
+NO_PROJECTION = "neither triton nor cuda has a kernel for a projection (proj_size)"
+
+
+def refusal(x, size) -> str:
+    """Why the backend that would serve layers of this size takes none such; empty when it does."""
+    wish = backends._state.wish
+    if size.projected and (not x.is_cpu or wish in ("triton", "cuda")):
+        return NO_PROJECTION
+    device = device_type(x)
+    is_cuda = wish == "cuda" or (wish == "auto" and device == "cuda" and backends.why_not("triton", device))
+    if not is_cuda or backends.why_not("cuda", device) or x.dtype not in ALL_BUT_FLOAT64:
+        return ""  # which is said elsewhere
+    return _why_unfit(size.cell, size.hidden, x.dtype, size.directions, x.device.index or 0)
+
+
+def _why_unfit(*of):
+    from pyflash.ops.recurrent import _cuda
+
+    return _cuda.unfit(*of)
+
+
+_why_unfit._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile asks it, and does not read it
+
+
 def has_step(x, backend) -> bool:
     """Is `rnn_step` there for x? Elsewhere one step is a sequence of one."""
-    return x.is_cpu and backend != "triton"
+    return x.is_cpu and backend not in ("triton", "cuda")
 
 
 def rnn_step(x, h, c, weights, cell, backend):
