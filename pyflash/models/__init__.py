@@ -6,6 +6,7 @@ state_dict and, under the same seed, the same weights.
 
 from pyflash.models.convnext import ConvNeXt, convnext_tiny
 from pyflash.models.lenet import LeNet
+from pyflash.models.mlp import MLP
 from pyflash.models.resnet import ResNet, resnet18, resnet34, resnet50
 
-__all__ = ["ConvNeXt", "LeNet", "ResNet", "convnext_tiny", "resnet18", "resnet34", "resnet50"]
+__all__ = ["MLP", "ConvNeXt", "LeNet", "ResNet", "convnext_tiny", "resnet18", "resnet34", "resnet50"]
