@@ -74,6 +74,7 @@ SHORT = (
     "sm90/gan_loss/bfloat16",
     "sm90/cross_entropy/bfloat16",
     "sm90/minibatch_stddev/bfloat16",
+    "sm90/tensor_stats/bfloat16",
     "sm90/filtered_lrelu/bfloat16",
     "sm80/conv/bfloat16/3x3/forward",
     "sm90/conv/bfloat16/3x3/gelu",
@@ -133,6 +134,7 @@ def cases():
             add(arch, minibatch_stddev, dtype, dtype=dtype)
             add(arch, gan_loss, dtype, dtype=dtype)
             add(arch, cross_entropy, dtype, dtype=dtype)
+            add(arch, tensor_stats, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
@@ -503,6 +505,15 @@ def filtered_lrelu(empty, dtype):
     f4, up4 = empty(24, dtype="float32"), Pass((266, 266), (4, 4), (1, 1), (16, 16), False, 16.0)
     larger, y4 = Pass((128, 128), (1, 1), (2, 2), (0, 0), False, 1.0), empty(8, 64, 128, 128, dtype=dtype)
     kernels.filtered_lrelu(x, (f4, up4), bias, None, None, (f, larger), numbers, *at, size, None, y4)
+
+
+def tensor_stats(empty, dtype):
+    """Columns, runs, a whole tensor."""
+    from pyflash.kernels.statistics.tensor_stats import tensor_stats
+
+    x = empty(4096, 1024, dtype=dtype)
+    for outer, groups, inner in ((4096, 1024, 1), (64, 64, 1024), (1, 1, 4096 * 1024)):
+        tensor_stats(x, outer, groups, inner, -1.0, 1.0, empty(groups, 5, dtype="float64"))
 
 
 def minibatch_stddev(empty, dtype):

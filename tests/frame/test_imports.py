@@ -22,6 +22,7 @@ MAY_IMPORT = {  # package or module: what of pyflash it may import
     "overrides": {"functional", "nn", "ops"},
     "models": {"models", "nn", "functional", "show"},
     "show": set(),
+    "diagnostics": {"diagnostics", "ops", "show"},
     "_observe": {"nn", "ops"},
     "replace": {"nn", "ops", "_observe"},
 }
@@ -60,6 +61,7 @@ FAMILIES = {  # in ops and kernels: the other families that one may import from,
     "recurrent": {"linear", "pointwise"},
     "resample": {"pool"},  # interpolation by area is adaptive average pooling
     "softmax": set(),
+    "statistics": set(),
 }
 
 

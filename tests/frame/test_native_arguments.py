@@ -56,6 +56,7 @@ SPECTRAL_SCALE = (0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0)
 GAN_FILTER = (0, 1, 1, True, False, 1.0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1)
 UPFIRDN2D = (0, 0, *GAN_FILTER, 0, 1, 0, 0)
 FILTERED_LRELU = (0, 0, 0, 0, *GAN_FILTER * 3, 0, 1, 1, 1.0, 1.0, -1.0, 0, 0)
+TENSOR_STATS = (0, torch.zeros(1).data_ptr(), 0, 0, 0, 0.0, 1.0, 0, 0)  # of no groups
 MINIBATCH_STDDEV = (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1e-8, 0, 0)
 LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
@@ -299,6 +300,7 @@ def flat_problems():
     sizes = {"groups": 5, "group": 6, "rows": 7, "shares": 8, "n": 9, "extra": 10}
     for name in ("minibatch_stddev", "minibatch_stddev_workspace"):
         yield name, getattr(_cpu, name), MINIBATCH_STDDEV, 13, sizes
+    yield "tensor_stats", _cpu.tensor_stats, TENSOR_STATS, 8, {"outer": 2, "groups": 3, "inner": 4}
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
 

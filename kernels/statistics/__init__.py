@@ -1,0 +1,1 @@
+"""Statistics of a tensor: sums and counts over all of it, or over each of its groups."""
