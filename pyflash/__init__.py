@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  before the native module, so that both share one OpenMP runtime
 
-from pyflash import functional, models, nn
+from pyflash import diagnostics, functional, models, nn
 from pyflash.ops.core import flops as _flops
 from pyflash.ops.core.backends import FallbackWarning, use_backend
 from pyflash.ops.core.backends import call_counts as counts
@@ -18,6 +18,7 @@ __all__ = [
     "Report",
     "clear_cache",
     "counts",
+    "diagnostics",
     "functional",
     "models",
     "nn",

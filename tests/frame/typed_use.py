@@ -53,3 +53,11 @@ PF.attention(x, x, x, softcap="0")  # type: ignore[arg-type]
 nn.TransformerEncoderLayer("8", 2)  # type: ignore[arg-type]
 nn.MultiheadAttention(8, 2, heads=3)  # type: ignore[call-arg]
 logits: Tensor = pyflash.models.resnet18(10, nn=torch.nn)(x)
+net: torch.nn.Sequential = pyflash.models.MLP(
+    (8, 16, 2), ("elu", {"alpha": 0.5}), dropout=0.1, norm="layer", nn=torch.nn
+)
+with pyflash.diagnostics.gradient_flow(net, dead=0.9) as flow:
+    net(x).sum().backward()
+verdicts: dict[str, str] = {row.name: row.verdict for row in flow.report().rows}
+said: str = flow.plot("flow.png") + flow.to_json()
+pyflash.models.MLP((8, "2"))  # type: ignore[arg-type]
