@@ -199,3 +199,83 @@ def test_adversaries_of_scikit_learn(model, tmp_path, capsys):
     """The true digits, where it is installed."""
     pytest.importorskip("sklearn")
     assert load("digits_gan").main(["--model", model, "--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+@pytest.fixture
+def drawn_flat(monkeypatch):
+    """digits_mlp with drawings that are quickly learnt."""
+    example = load("digits_mlp")
+    monkeypatch.setattr(example, "digits", lambda: (drawings()[0].flatten(1), drawings()[1]))
+    monkeypatch.setattr(example, "HELD_OUT", 50)
+    return example
+
+
+@pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
+def test_digits_by_a_feed_forward_net(drawn_flat, backend, tmp_path, capsys):
+    with use(backend) if backend else nullcontext():
+        assert drawn_flat.main(["--epochs", "6", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all comparisons passed" in printed and "3 Linear, 2 ReLU, 1 Sequential" in printed
+    assert "held out 100.00%" in printed and "5 healthy; 1 forwards" in printed
+    assert (tmp_path / "digits-mlp.png").exists() or "no picture" in printed
+
+
+def test_a_feed_forward_net_that_learns_nothing_fails(drawn_flat, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawn_flat, "LEARNING_RATE", 1e-9)
+    assert drawn_flat.main(["--epochs", "1", "--out", str(tmp_path)]) == 1
+    assert "FAILED: pyflash reads" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_scikit_learns_digits_by_a_feed_forward_net(tmp_path, capsys):
+    """The true ones, where it is installed."""
+    pytest.importorskip("sklearn")
+    assert load("digits_mlp").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+def test_vanishing_gradients(tmp_path, capsys):
+    example = load("vanishing_gradients")
+    assert example.main(["--steps", "2", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all of it as the verdicts say" in printed and printed.count("healthy") == 6
+    assert (tmp_path / "vanishing-gradients.png").exists() or "no picture" in printed
+
+
+def test_gradients_that_do_not_vanish_are_noticed(tmp_path, monkeypatch, capsys):
+    example = load("vanishing_gradients")
+    monkeypatch.setitem(example.DEEP, "sigmoid", example.DEEP["ReLU, He's weights"])
+    monkeypatch.setitem(example.DEEP, "tanh, residual", example.DEEP["tanh, Xavier's weights"])
+    monkeypatch.setattr(example, "RECURRENT", {"GRU, update gate open": example.RECURRENT["LSTM"]})
+    assert example.main(["--steps", "1", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert (
+        "FAILED: sigmoid: gradients do not vanish" in printed
+        and "FAILED: GRU, update gate open: gradients vanish" in printed
+    )
+    assert printed.count("FAILED") == 2
+
+
+@pytest.mark.parametrize("backend", ["auto", *backend_params("cpu", "triton", "torch")])
+def test_the_chain_rule_by_hand(backend, tmp_path, monkeypatch, capsys):
+    example = load("backprop_by_hand")
+    monkeypatch.setattr(example, "BACKEND", backend.partition(":")[0])
+    steps = 3 if backend == "triton" else example.QUICK_STEPS
+    monkeypatch.setattr(example, "LEARNED", 1.1 if backend == "triton" else example.LEARNED)
+    with use(backend):
+        assert example.main(["--steps", str(steps), "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all comparisons passed" in printed and printed.count("in one operator") == 3
+    assert (tmp_path / "backprop.png").exists() or "no picture" in printed
+
+
+def test_a_wrong_chain_rule_is_noticed(tmp_path, monkeypatch, capsys):
+    example = load("backprop_by_hand")
+    right = example.backward
+
+    def forgets_the_slope(dy, x, W, y):
+        return right(dy / (y * (1 - y)), x, W, y)
+
+    monkeypatch.setattr(example, "backward", forgets_the_slope)
+    assert example.main(["--steps", "30", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED: dW is further from float64 than rounding" in printed and "FAILED: the curves differ" in printed
