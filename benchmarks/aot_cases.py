@@ -73,6 +73,8 @@ SHORT = (
     "sm90/pool/bfloat16/2d",
     "sm90/gan_loss/bfloat16",
     "sm90/cross_entropy/bfloat16",
+    "sm90/nll_loss/bfloat16",
+    "sm90/elementwise_loss/bfloat16",
     "sm90/minibatch_stddev/bfloat16",
     "sm90/tensor_stats/bfloat16",
     "sm90/filtered_lrelu/bfloat16",
@@ -135,6 +137,8 @@ def cases():
             add(arch, gan_loss, dtype, dtype=dtype)
             add(arch, cross_entropy, dtype, dtype=dtype)
             add(arch, tensor_stats, dtype, dtype=dtype)
+            add(arch, nll_loss, dtype, dtype=dtype)
+            add(arch, elementwise_loss, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
             add(arch, layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):
@@ -466,6 +470,35 @@ def cross_entropy(empty, dtype):
         loss, total, options = empty(dtype=dtype), empty(), (-100, smoothing, "mean")
         kernels.cross_entropy_fwd(x, targets, None, None, *options, loss.dtype, loss, tops, logs, total)
         kernels.cross_entropy_bwd(loss, x, targets, None, None, tops, logs, total, *options, True, False, dx, dx)
+
+
+def nll_loss(empty, dtype):
+    """Of a language model's tokens, and of a segmentation's pixels with weights."""
+    from pyflash.kernels.loss import nll as kernels
+
+    for shape, is_weighted in (((4096, 32768), False), ((4, 21, 65536), True)):
+        x, dx, targets = (
+            empty(*shape, dtype=dtype),
+            empty(*shape, dtype=dtype),
+            empty(shape[0], *shape[2:], dtype="int64"),
+        )
+        weight = empty(shape[1]) if is_weighted else None
+        loss, total, options = empty(dtype=dtype), empty(), (-100, "mean")
+        kernels.nll_loss_fwd(x, targets, weight, *options, loss.dtype, loss, total)
+        kernels.nll_loss_bwd(loss, shape, targets, weight, total, *options, x.dtype, dx)
+
+
+def elementwise_loss(empty, dtype):
+    """Images that are compared, and logits of classes with weights of their positive examples."""
+    from pyflash.kernels.loss import elementwise as kernels
+
+    y, total = empty(dtype=dtype), empty(dtype="float64")
+    for loss, shape in (("mse", (32, 3, 256, 256)), ("binary_cross_entropy_with_pos_weight", (4096, 1000))):
+        x, target, dx = (empty(*shape, dtype=dtype) for _ in range(3))
+        pos_weight = None if loss == "mse" else empty(1000, dtype=dtype)
+        tensors, options = (x, target, None, pos_weight), (loss, 0.0, "sum")
+        kernels.elementwise_loss_fwd(*tensors, *options, 1.0, y.dtype, y, total)
+        kernels.elementwise_loss_bwd(y, *tensors, total, *options, True, False, dx, dx)
 
 
 def resample(empty, dtype):

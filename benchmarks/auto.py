@@ -33,6 +33,7 @@ from pyflash.auto import softmax as auto_softmax
 from pyflash.cli import explain
 from pyflash.ops.core import backends
 from pyflash.ops.linear.linear import OPERATIONS as PRODUCTS
+from pyflash.ops.loss.arguments import SIZES as PAIRS
 from pyflash.ops.norm.batch_norm import SIZES as BATCHES
 from pyflash.ops.norm.channels import SIZES as CHANNELS
 from pyflash.ops.norm.rows import SIZES as ROWS
@@ -101,9 +102,9 @@ CONVOLUTIONS = (*dict.fromkeys(auto_conv.MEASURED_AS.values()), auto_conv.WITH_N
 SOFTMAXES = tuple(name for name in OPERATIONS if name in auto_softmax.MEASURED_AS)
 GAN_LOSSES = "gan_discriminator_loss", "gan_generator_loss"
 FUSED = "prelu", "glu", "gated_act", "bias_act", "bias_act_dropout_add"
-NORMS, CHANNEL_NORMS, POOLS = (
+NORMS, CHANNEL_NORMS, POOLS, LOSSES = (
     tuple(name for name in OPERATIONS if name in backends.OPERATIONS and backends.OPERATIONS[name].sizes in sizes)
-    for sizes in ((ROWS,), (BATCHES, CHANNELS), (WINDOWS,))
+    for sizes in ((ROWS,), (BATCHES, CHANNELS), (WINDOWS,), (PAIRS,))
 )
 
 
@@ -202,6 +203,8 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["pixel_norm", "adaptive_instance_norm"], [""], ["float64", *HALVES], BOTH, (256,), (512,))
     yield from grid(GAN_LOSSES, [""], ["float32"], BOTH, (1 << 6, 1 << 12, 1 << 15, 1 << 20))
     yield from grid(GAN_LOSSES, [""], ["float64", *HALVES], BOTH, (1 << 14,))
+    yield from grid(LOSSES, [""], ["float32"], BOTH, (1 << 10, 1 << 14, 1 << 17, 1 << 20))
+    yield from grid(LOSSES, [""], ["float64", *HALVES], BOTH, (1 << 17,))
     yield from grid(
         ["dropout"], [""], ["float32", "float64", *HALVES], ["any"], (256, 1 << 12, 1 << 16, 1 << 20, 1 << 23)
     )
@@ -253,7 +256,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(["normalize"], [""], dtypes, BOTH, (1024, 32768), (128, 4096))
     yield from grid(["pixel_norm", "adaptive_instance_norm"], [""], dtypes, BOTH, (1024, 16384), (512, 4096))
     yield from grid(["spectral_norm"], [""], dtypes, BOTH, (1 << 18, 1 << 23))
-    yield from grid(GAN_LOSSES, [""], dtypes, BOTH, (1 << 18, 1 << 25))
+    yield from grid((*GAN_LOSSES, *LOSSES), [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["interpolate"], KINDS["interpolate"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["pad"], [""], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["upfirdn2d", "filtered_lrelu", "minibatch_stddev"], [""], dtypes, BOTH, (1 << 18, 1 << 25))

@@ -1,4 +1,4 @@
-"""Renders the activation table to Triton, C++, functions and modules: `python tools/generate.py [--check]`."""
+"""Renders the tables of activations and of losses to Triton, C++, functions and modules: `python tools/generate.py [--check]`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,37 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "pyflash"))  # the table alone: pyflash imports what is made here
+sys.path.insert(0, str(ROOT / "pyflash"))  # the tables alone: pyflash imports what is made here
 
 from activations import ACTIVATIONS, FUNCTIONS, Activation, rows_by  # noqa: E402
+from losses import FUNCTIONS as LOSS_FUNCTIONS  # noqa: E402
+from losses import LOSSES, Loss  # noqa: E402
 
 OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
-COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "=="}
 
 
 class Renderer:
     """One expression to one language: `functions` maps the table's names, `number` writes a constant, `parameter` one of
-    the row's, `last` is what a function takes after its arguments."""
+    the row's, `last` is what a function takes after its arguments; `tensors` are the names of what is computed with."""
 
     def __init__(
-        self, functions: dict[str, str], number: str, parameter: str, last: dict[str, list[str]] | None = None
+        self,
+        functions: dict[str, str],
+        number: str,
+        parameter: str,
+        last: dict[str, list[str]] | None = None,
+        tensors: tuple[str, ...] = ("x", "y", "dy", "ddx"),
     ):
         self.functions, self.number, self.parameter, self.last = functions, number, parameter, last or {}
+        self.tensors = tensors
 
     def __call__(self, expression: str) -> str:
         return self.render(ast.parse(expression, mode="eval").body, outermost=True)
 
     def render(self, node: ast.expr, outermost: bool = False) -> str:
         match node:
-            case ast.Name(id="x" | "y" | "dy" | "ddx" as name):
+            case ast.Name(id=name) if name in self.tensors:
                 return name
             case ast.Name():
                 return self.parameter.format(node.id)
@@ -46,7 +54,7 @@ class Renderer:
             case ast.Call(func=ast.Name(id=name)) if name in self.functions:
                 arguments = [self.render(a, True) for a in node.args]
                 return f"{self.functions[name]}({', '.join(arguments + self.last.get(name, []))})"
-        raise ValueError(f"the activation table cannot use {ast.unparse(node)!r}")
+        raise ValueError(f"a table cannot use {ast.unparse(node)!r}")
 
 
 # Of these there is a short form for results that are rounded to 16 bits.
@@ -134,8 +142,12 @@ def {direction}({arguments}, {", ".join(PARAMETERS)}, ACTIVATION: tl.constexpr, 
     )
 
 
+def struct_of(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
 def cpp_row(row: Activation) -> str:
-    struct = "".join(part.capitalize() for part in row.name.split("_"))
+    struct = struct_of(row.name)
     members = f"  double {', '.join(names_of(row))};\n" if row.parameters else ""
     from_output, is_curved = (str(flag).lower() for flag in (row.saves == "y", bool(row.double_backward)))
     double_backward = (
@@ -166,7 +178,7 @@ struct {struct} {{
 def cpp_file() -> str:
     cases = ""
     for i, row in enumerate(ACTIVATIONS.values()):
-        struct = "".join(part.capitalize() for part in row.name.split("_"))
+        struct = struct_of(row.name)
         values = ", ".join(f"p.{name}" for name in PARAMETERS[: len(row.parameters)])
         cases += f"    case {i}: return f({struct}{{{values}}});\n"
     return (
@@ -296,12 +308,102 @@ def modules_file() -> str:
     )
 
 
+# ---- losses: the parameter of a row is handed on as one number, `parameter` ----
+
+LOSS_TENSORS = "x", "t", "p", "g"
+TRITON_LOSS = Renderer(
+    {name: f"functions.{name}" for name in LOSS_FUNCTIONS}
+    | {name: f"primitives.{name}" for name in ("exp", "log1p", "sigmoid")}
+    | {"where": "tl.where", "abs": "tl.abs", "log": "tl.log"},
+    number="{!r}",
+    parameter="parameter",
+    tensors=LOSS_TENSORS,
+)
+CPP_LOSS = Renderer(
+    {name: name for name in LOSS_FUNCTIONS} | {"where": "select", "log": "log_of_any"},
+    number="constant<V>({!r})",
+    parameter="constant<V>(parameter)",
+    tensors=LOSS_TENSORS,
+)
+
+
+def triton_losses_file() -> str:
+    def choose(name: str, arguments: str, of_row) -> str:
+        rows = [(row.name, of_row(row)) for row in LOSSES.values() if of_row(row)]
+        lines = [
+            f'    {"elif" if i else "if"} LOSS == "{row}":\n        return {TRITON_LOSS(expression)}\n'
+            for i, (row, expression) in enumerate(rows)
+        ]
+        head = f"\n\n@triton.jit\ndef {name}({arguments}, parameter, LOSS: tl.constexpr):\n"
+        return head + "".join(lines) + '    else:\n        tl.static_assert(False, "no such loss")\n        return x\n'
+
+    with_positives = ", ".join(f'"{row.name}"' for row in LOSSES.values() if row.has_pos_weight)
+    return (
+        '"""Generated by tools/generate.py from pyflash/losses.py; do not edit."""\n\n'
+        "import triton\nimport triton.language as tl\n\n"
+        "from pyflash.kernels import primitives\nfrom pyflash.kernels.loss import functions\n\n"
+        f"WITH_POS_WEIGHT = ({with_positives},)  # those that read p\n"
+        + choose("forward", "x, t, p", lambda row: row.forward)
+        + choose("by_input", "g, x, t, p", lambda row: row.by_input)
+        + choose("by_target", "g, x, t, p", lambda row: row.by_target)
+    )
+
+
+def cpp_loss(row: Loss) -> str:
+    def member(name: str, arguments: str, expression: str) -> str:
+        names = {node.id for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.Name)}
+        taken = ", ".join(f"V {a}" if a in names else "V" for a in arguments.split())
+        return (
+            f"  template <class V>\n  PF_MEMBER V {name}({taken}) const {{\n    return {CPP_LOSS(expression)};\n  }}\n"
+        )
+
+    members = member("forward", "x t p", row.forward) + member("by_input", "g x t p", row.by_input)
+    if row.by_target:
+        members += member("by_target", "g x t p", row.by_target)
+    has_target, has_positives = (str(flag).lower() for flag in (bool(row.by_target), row.has_pos_weight))
+    return f"""
+struct {struct_of(row.name)} {{
+  static constexpr bool kHasByTarget = {has_target};  // is there a by_target
+  static constexpr bool kHasPosWeight = {has_positives};  // is p read
+{"  double parameter;" + chr(10) if row.parameter else ""}{members}}};
+"""
+
+
+def cpp_losses_file() -> str:
+    cases = ""
+    for i, row in enumerate(LOSSES.values()):
+        cases += f"    case {i}: return f({struct_of(row.name)}{{{'parameter' if row.parameter else ''}}});\n"
+    return (
+        "// Generated by tools/generate.py from pyflash/losses.py; do not edit.\n"
+        + "".join(map(cpp_loss, LOSSES.values()))
+        + f"""
+// Calls f with a row of the table, which holds the value of its parameter.
+template <class F>
+PF_INLINE void for_loss(int32_t row, double parameter, F f) {{
+  switch (row) {{
+{cases}  }}
+}}
+"""
+    )
+
+
+def cpp_losses_header() -> str:
+    return f"""// Generated by tools/generate.py from pyflash/losses.py; do not edit.
+#pragma once
+
+constexpr int kLosses = {len(LOSSES)};
+"""
+
+
 OUTPUTS = {
     "kernels/pointwise/activations.py": triton_file,
     "csrc/common/activations.inc": cpp_file,
     "csrc/common/activation.h": cpp_header,
     "pyflash/ops/pointwise/functions.py": functions_file,
     "pyflash/nn/_activations.py": modules_file,
+    "kernels/loss/rows.py": triton_losses_file,
+    "csrc/common/losses.inc": cpp_losses_file,
+    "csrc/common/losses.h": cpp_losses_header,
 }
 
 

@@ -5,6 +5,8 @@
 
 PF_KERNEL(loss, cross_entropy_fwd, CrossEntropyFwd)
 PF_KERNEL(loss, cross_entropy_bwd, CrossEntropyBwd)
+PF_KERNEL(loss, nll_loss_fwd, CrossEntropyFwd)
+PF_KERNEL(loss, nll_loss_bwd, CrossEntropyBwd)
 
 namespace {
 
@@ -25,34 +27,50 @@ void read_of(Reader& r, CrossEntropy* p) {
   p->loss_dtype = r.member<Dtype>("loss_dtype", kDtypes);
 }
 
+CrossEntropyFwd read_fwd(const py::tuple& problem, const char* operation) {
+  Reader r(problem, operation, "problem");
+  CrossEntropyFwd p;
+  read_of(r, &p.of);
+  p.loss = r.address<void>("loss");
+  p.tops = r.address<void>("tops");
+  p.logs = r.address<void>("logs");
+  p.total = r.address<void>("total");
+  p.chunks = r.address<void>("chunks");
+  r.done();
+  return p;
+}
+
+CrossEntropyBwd read_bwd(const py::tuple& problem, const char* operation) {
+  Reader r(problem, operation, "problem");
+  CrossEntropyBwd p;
+  read_of(r, &p.of);
+  p.dloss = r.address("dloss");
+  p.tops = r.address("tops");
+  p.logs = r.address("logs");
+  p.total = r.address("total");
+  p.dx = r.address<void>("dx");
+  p.dprobabilities = r.address<void>("dprobabilities");
+  r.done();
+  return p;
+}
+
 }  // namespace
 
-// The tuples that ops/loss/_cpu_cross_entropy.py makes.
+// The tuples that ops/loss/_cpu_cross_entropy.py makes. nll_loss has neither probabilities nor smoothing, tops nor
+// logs.
 PF_BINDINGS(m) {
   m.def("cross_entropy_chunks", cross_entropy_chunks);
+  m.def("nll_loss_chunks", nll_loss_chunks);
   m.def("cross_entropy_fwd", [](const py::tuple& problem, int num_threads) {
-    Reader r(problem, "cross_entropy_fwd", "problem");
-    CrossEntropyFwd p;
-    read_of(r, &p.of);
-    p.loss = r.address<void>("loss");
-    p.tops = r.address<void>("tops");
-    p.logs = r.address<void>("logs");
-    p.total = r.address<void>("total");
-    p.chunks = r.address<void>("chunks");
-    r.done();
-    launch(loss::cross_entropy_fwd, p, num_threads);
+    launch(loss::cross_entropy_fwd, read_fwd(problem, "cross_entropy_fwd"), num_threads);
   });
   m.def("cross_entropy_bwd", [](const py::tuple& problem, int num_threads) {
-    Reader r(problem, "cross_entropy_bwd", "problem");
-    CrossEntropyBwd p;
-    read_of(r, &p.of);
-    p.dloss = r.address("dloss");
-    p.tops = r.address("tops");
-    p.logs = r.address("logs");
-    p.total = r.address("total");
-    p.dx = r.address<void>("dx");
-    p.dprobabilities = r.address<void>("dprobabilities");
-    r.done();
-    launch(loss::cross_entropy_bwd, p, num_threads);
+    launch(loss::cross_entropy_bwd, read_bwd(problem, "cross_entropy_bwd"), num_threads);
+  });
+  m.def("nll_loss_fwd", [](const py::tuple& problem, int num_threads) {
+    launch(loss::nll_loss_fwd, read_fwd(problem, "nll_loss_fwd"), num_threads);
+  });
+  m.def("nll_loss_bwd", [](const py::tuple& problem, int num_threads) {
+    launch(loss::nll_loss_bwd, read_bwd(problem, "nll_loss_bwd"), num_threads);
   });
 }

@@ -50,3 +50,9 @@ static inline int64_t cross_entropy_chunks(int64_t outer, int64_t n, int64_t inn
   const int64_t rows = cross_entropy_rows_of_chunk(n);
   return (outer + rows - 1) / rows;
 }
+
+// The same of nll_loss, which reads one score of each: of places in [outer, inner].
+constexpr int64_t kPlacesOfChunk = 1024;
+static inline int64_t nll_loss_chunks(int64_t outer, int64_t inner) {
+  return (outer * inner + kPlacesOfChunk - 1) / kPlacesOfChunk;
+}

@@ -1,6 +1,7 @@
-"""Losses that are means: how many elements are worth a call."""
+"""Losses of elements: how many are worth a call."""
 
 from pyflash.auto import MEASURED, SMALL, gpu, tables
+from pyflash.auto.minima import minima
 
 AS_FAST = "torch's mean alone is as fast"
 
@@ -33,3 +34,15 @@ def rules(name: str):
         return SMALL if elements < MIN_ELEMENTS[name][mode] else ""
 
     return decide
+
+
+# Of an input and a target. Zen 4, one thread: see the rows.
+MIN_PAIRS = {
+    "inference": 1 << 15,
+    "training": 1 << 15,
+}
+
+
+def elementwise_rules(name: str):
+    """Rules for sizes (elements, are gradients needed)."""
+    return minima(name, **MIN_PAIRS)

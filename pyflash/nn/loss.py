@@ -6,7 +6,19 @@ from torch import Tensor
 import pyflash.functional as F
 from pyflash.nn._twins import twin
 
-__all__ = ["CrossEntropyLoss"]
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "NLLLoss",
+    "PoissonNLLLoss",
+    "SmoothL1Loss",
+    "SoftMarginLoss",
+]
 
 
 @twin("cross_entropy")
@@ -22,3 +34,87 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+@twin("nll_loss")
+class NLLLoss(torch.nn.NLLLoss):
+    """-input[target], as torch.nn.NLLLoss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.nll_loss(input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+@twin("binary_cross_entropy")
+class BCELoss(torch.nn.BCELoss):
+    """-target log(input) - (1 - target) log(1 - input), as torch.nn.BCELoss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy(input, target, weight=self.weight, reduction=self.reduction)
+
+
+@twin("binary_cross_entropy_with_logits")
+class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+    """Binary cross entropy of sigmoid(input), as torch.nn.BCEWithLogitsLoss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(
+            input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
+        )
+
+
+@twin("mse_loss")
+class MSELoss(torch.nn.MSELoss):
+    """(input - target)^2, as torch.nn.MSELoss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(input, target, reduction=self.reduction)
+
+
+@twin("l1_loss")
+class L1Loss(torch.nn.L1Loss):
+    """|input - target|, as torch.nn.L1Loss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(input, target, reduction=self.reduction)
+
+
+@twin("smooth_l1_loss")
+class SmoothL1Loss(torch.nn.SmoothL1Loss):
+    """Squared below beta, absolute above, as torch.nn.SmoothL1Loss. Girshick 2015, arXiv:1504.08083."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta)
+
+
+@twin("huber_loss")
+class HuberLoss(torch.nn.HuberLoss):
+    """Squared below delta, delta times the absolute value above, as torch.nn.HuberLoss. Huber 1964."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.huber_loss(input, target, reduction=self.reduction, delta=self.delta)
+
+
+@twin("kl_div")
+class KLDivLoss(torch.nn.KLDivLoss):
+    """target (log(target) - input), as torch.nn.KLDivLoss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.kl_div(input, target, reduction=self.reduction, log_target=self.log_target)
+
+
+@twin("poisson_nll_loss")
+class PoissonNLLLoss(torch.nn.PoissonNLLLoss):
+    """exp(log_input) - target log_input, as torch.nn.PoissonNLLLoss."""
+
+    def forward(self, log_input: Tensor, target: Tensor) -> Tensor:
+        return F.poisson_nll_loss(
+            log_input, target, log_input=self.log_input, full=self.full, eps=self.eps, reduction=self.reduction
+        )
+
+
+@twin("soft_margin_loss")
+class SoftMarginLoss(torch.nn.SoftMarginLoss):
+    """log(1 + exp(-target input)), as torch.nn.SoftMarginLoss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.soft_margin_loss(input, target, reduction=self.reduction)

@@ -15,8 +15,9 @@ ROOT = Path(pyflash.__file__).parent
 MAY_IMPORT = {  # package or module: what of pyflash it may import
     "kernels": {"kernels"},
     "activations": set(),
+    "losses": set(),
     "auto": {"auto", "activations", "_cpu"},
-    "ops": {"ops", "auto", "activations", "kernels", "_cpu", "_cuda", "_cuda_host"},
+    "ops": {"ops", "auto", "activations", "losses", "kernels", "_cpu", "_cuda", "_cuda_host"},
     "functional": {"ops"},
     "nn": {"nn", "functional", "ops", "activations"},
     "overrides": {"functional", "nn", "ops"},

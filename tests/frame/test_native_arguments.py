@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyflash.activations import ACTIVATIONS
+from pyflash.losses import LOSSES
 
 _cpu = pytest.importorskip("pyflash._cpu")
 from pyflash.ops.attention._cpu import NO_MASK, _gradients, _problem  # noqa: E402
@@ -49,6 +50,7 @@ AVG_POOL = (0, 0, 0, 1, *POOL_AXES, False, 0, 0)
 MAX_UNPOOL = (0, 0, 0, 0, 1, 1, 1, 0)
 LOCAL_RESPONSE = (0, 0, 0, 0, 0, 1, 1, False, 0, 0, 1.0, 1.0, 1.0, 0)
 CROSS_ENTROPY = (0, 0, 0, 0, 0, 1, 1, 0, 0, -100, 0.0, 0, 0, 0)
+ELEMENTWISE_LOSS = (0, 0, *(0, 1, 1, 0) * 2, 0, 0, 0.0, True, 0, 0)
 LOSS_PARTS = (0, 0, 0, 0, 0, 0.0, 0) * 2
 NORMALIZE = (0, 0, 0, 0, 0, 1, 1, 0, 1.0, 0)
 SPECTRAL_LAYER = (0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1e-12)
@@ -252,6 +254,14 @@ def flat_problems():
         softmaxes,
     )
     yield "cross_entropy_bwd", _cpu.cross_entropy_bwd, (*CROSS_ENTROPY, *(0,) * 6), 12, softmaxes
+    yield "nll_loss_fwd", partial(_holding, _cpu.nll_loss_fwd, place), (*CROSS_ENTROPY, *pointers), 12, softmaxes
+    yield "nll_loss_bwd", _cpu.nll_loss_bwd, (*CROSS_ENTROPY, *(0,) * 6), 12, softmaxes
+    elements = {"count": 3, "inner": 4, "n": 10}
+    results = place.data_ptr(), place.data_ptr(), 0, False, 1.0
+    fields = (*ELEMENTWISE_LOSS, *results)
+    yield "elementwise_loss_fwd", partial(_holding, _cpu.elementwise_loss_fwd, place), fields, 14, elements
+    fields = (*ELEMENTWISE_LOSS, place.data_ptr(), place.data_ptr(), 0, 0)
+    yield "elementwise_loss_bwd", partial(_holding, _cpu.elementwise_loss_bwd, place), fields, 14, elements
     yield "normalize", _cpu.normalize, NORMALIZE, 9, {"outer": 4, "n": 5, "inner": 6}
     yield "spectral_scale", _cpu.spectral_scale, SPECTRAL_SCALE, 10, {"outer": 1, "rows": 2, "inner": 3}
     for name in ("max_unpool_fwd", "max_unpool_bwd"):
@@ -344,4 +354,7 @@ def test_python_knows_every_number_of_the_enums():
     assert _cpu.MASK_TYPES == {"none": -1, "boolean": len(masks) - 2} and NO_MASK == -1
     cases = re.findall(r"case (\d+): return f\((\w+)\{.*?\}\)", (COMMON / "activations.inc").read_text())
     structs = ["".join(part.capitalize() for part in name.split("_")) for name in ACTIVATIONS]
+    assert cases == [(str(number), struct) for number, struct in enumerate(structs)]
+    cases = re.findall(r"case (\d+): return f\((\w+)\{.*?\}\)", (COMMON / "losses.inc").read_text())
+    structs = ["".join(part.capitalize() for part in name.split("_")) for name in LOSSES]
     assert cases == [(str(number), struct) for number, struct in enumerate(structs)]

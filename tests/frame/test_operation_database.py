@@ -40,7 +40,21 @@ FUNCTIONS = {
         PF if p in (1, 2, float("inf")) else torch.nn.functional
     ).normalize(x, p, **kwargs),  # other p are torch's
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
-    **{f"nn.functional.{name}": getattr(PF, name) for name in ("rms_norm", "cross_entropy")},
+    **{f"nn.functional.{name}": getattr(PF, name) for name in ("rms_norm", "cross_entropy", "nll_loss")},
+    **{
+        f"nn.functional.{name}": getattr(PF, name)
+        for name in (
+            "binary_cross_entropy",
+            "binary_cross_entropy_with_logits",
+            "huber_loss",
+            "kl_div",
+            "l1_loss",
+            "mse_loss",
+            "poisson_nll_loss",
+            "smooth_l1_loss",
+            "soft_margin_loss",
+        )
+    },
     **{
         prefix + name: getattr(PF, name)
         for name in ("softmax", "log_softmax", "softmin")

@@ -54,6 +54,16 @@ CALLS = {
     "log_softmax": lambda f: f.log_softmax(torch.eye(4), -1),
     "softmin": lambda f: f.softmin(torch.eye(4), 1),
     "cross_entropy": lambda f: f.cross_entropy(torch.eye(4), torch.arange(4), label_smoothing=0.1),
+    "nll_loss": lambda f: f.nll_loss(torch.eye(4), torch.arange(4), reduction="sum"),
+    "mse_loss": lambda f: f.mse_loss(torch.eye(4), torch.ones(4, 4), weight=torch.ones(4, 4)),
+    "l1_loss": lambda f: f.l1_loss(torch.eye(4), torch.ones(4, 4), reduction="none"),
+    "smooth_l1_loss": lambda f: f.smooth_l1_loss(torch.eye(4), torch.ones(4, 4), beta=0.5),
+    "huber_loss": lambda f: f.huber_loss(torch.eye(4), torch.ones(4, 4), "sum", 0.5),
+    "binary_cross_entropy": lambda f: f.binary_cross_entropy(torch.full((4,), 0.2), torch.ones(4), torch.ones(4)),
+    "binary_cross_entropy_with_logits": lambda f: f.binary_cross_entropy_with_logits(torch.eye(4), torch.eye(4)),
+    "kl_div": lambda f: f.kl_div(torch.eye(4), torch.eye(4), reduction="batchmean", log_target=True),
+    "poisson_nll_loss": lambda f: f.poisson_nll_loss(torch.eye(4), torch.eye(4), log_input=False),
+    "soft_margin_loss": lambda f: f.soft_margin_loss(torch.eye(4), torch.ones(4, 4)),
 }
 
 

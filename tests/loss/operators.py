@@ -2,6 +2,7 @@
 
 import torch
 
+from pyflash.losses import LOSSES
 from pyflash.ops.core.registry import OPS
 
 PAIRS = (
@@ -49,10 +50,44 @@ def cross_entropy_bwd():
             yield torch.randn_like(loss), x, targets, probabilities, weight, *kept, *options, *needs
 
 
+def elementwise_loss_fwd():
+    for loss in LOSSES:
+        x, target = torch.rand(4, 3), torch.rand(4, 3)
+        for weight, reduction in ((None, "sum"), (torch.rand(3), "none"), (torch.rand(4, 3), "weighted")):
+            pos_weight = torch.rand(4, 1) if LOSSES[loss].has_pos_weight else None
+            yield x, target, weight, pos_weight, loss, 0.5, reduction, 12.0, torch.float32
+    turned = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    for reduction in ("sum", "none"):
+        yield turned, turned.sqrt(), None, None, "mse", 0.0, reduction, 2.0, torch.float32
+
+
+def elementwise_loss_bwd():
+    for *tensors, loss, parameter, reduction, divisor, dtype in elementwise_loss_fwd():
+        y, total = OPS["elementwise_loss_fwd"](*tensors, loss, parameter, reduction, divisor, dtype, "torch")
+        for needs in ((True, bool(LOSSES[loss].by_target)), (True, False)):
+            yield torch.rand_like(y), *tensors, total, loss, parameter, reduction, *needs
+
+
+def nll_loss_fwd():
+    for x, targets, probabilities, weight, ignore_index, _, reduction, dtype in cross_entropy_fwd():
+        if probabilities is None:
+            yield x, targets, weight, ignore_index, reduction, dtype
+
+
+def nll_loss_bwd():
+    for x, targets, weight, ignore_index, reduction, dtype in nll_loss_fwd():
+        loss, total = OPS["nll_loss_fwd"](x, targets, weight, ignore_index, reduction, dtype, "torch")
+        yield torch.rand_like(loss), list(x.shape), targets, weight, total, ignore_index, reduction, dtype
+
+
 OPERATORS = {
     "cross_entropy_fwd": cross_entropy_fwd,
     "cross_entropy_bwd": cross_entropy_bwd,
+    "elementwise_loss_fwd": elementwise_loss_fwd,
+    "elementwise_loss_bwd": elementwise_loss_bwd,
     "mean_terms_fwd": mean_terms_fwd,
     "mean_terms_bwd": mean_terms_bwd,
     "mean_terms_second": mean_terms_second,
+    "nll_loss_fwd": nll_loss_fwd,
+    "nll_loss_bwd": nll_loss_bwd,
 }

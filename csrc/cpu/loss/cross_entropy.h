@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/parallel.h"
 #include "class_columns.h"
+#include "sums.h"
 
 namespace PF_ISA::loss {
 
@@ -57,11 +58,6 @@ PF_INLINE double weight_of(const CrossEntropy& p, int64_t target) {
   return p.weight ? (double)((const Acc<S>*)p.weight)[target] : 1;
 }
 
-// Both of a softmax: its loss, and what it counts for in a mean.
-struct Part {
-  double loss, weight;
-};
-
 // x: of the target, or any where it is -1.
 template <class S>
 PF_INLINE Part part_of(const CrossEntropy& p, int64_t target, double x, double top, double log_sum, double mass,
@@ -72,19 +68,6 @@ PF_INLINE Part part_of(const CrossEntropy& p, int64_t target, double x, double t
   double loss = (1 - p.smoothing) * weight * (log_sum - (x - top));
   if (p.smoothing != 0) loss += log_sum * mass - moment;
   return {loss, weight};
-}
-
-PF_INLINE void put_number(void* to, int64_t at, double x, Dtype dtype) {
-  for_dtype(dtype, [&](auto storage) {
-    typedef decltype(storage) S;
-    put((S*)to + at, (Acc<S>)x);
-  });
-}
-
-PF_INLINE double number_of(const void* from, int64_t at, Dtype dtype) {
-  double x = 0;
-  for_dtype(dtype, [&](auto storage) { x = (double)get((const decltype(storage)*)from + at); });
-  return x;
 }
 
 PF_INLINE void add_part(const CrossEntropyFwd& p, int64_t softmax, Part part, Part* sum) {

@@ -1,2 +1,3 @@
 #include "cross_entropy.h"
 #include "means.h"
+#include "nll.h"

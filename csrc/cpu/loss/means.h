@@ -1,31 +1,12 @@
 // Sums of terms over all elements, and their gradients, element by element.
 #pragma once
-#include "../core/columns.h"
 #include "../core/parallel.h"
-#include "../core/reductions.h"
+#include "sums.h"
 #include "terms.h"
 
 namespace PF_ISA::loss {
 
 namespace {
-
-constexpr int64_t kSummed = 4096;       // in the arithmetic type, before the sum goes on in double
-constexpr int64_t kChunksOfThread = 2;  // less is not worth opening a region for
-
-// `of(i, count)` is the vector at i; lanes past the end count for nothing.
-template <class T, class Of>
-PF_INLINE double sum_range(int64_t begin, int64_t end, Of of) {
-  typedef Vec<T> V;
-  double total = 0;
-  for (int64_t i0 = begin; i0 < end; i0 += kSummed) {
-    V sums[kChains] = {};
-    for_columns<T, kChains>(i0, min_of(end, i0 + kSummed), [&](int64_t i, auto count, int chain) {
-      sums[chain] += first_lanes(of(i, count), count);
-    });
-    total += (double)reduce_add(sum_chains(sums));
-  }
-  return total;
-}
 
 double sum_of_part(const LossPart& p, int64_t begin, int64_t end) {
   double sum = 0;

@@ -1,4 +1,4 @@
-"""Cross entropy over one dimension of any scores; bindings/cross_entropy.cpp reads the tuples field by field, in this order."""
+"""Cross entropy over one dimension of any scores, and its second half, nll_loss; bindings/cross_entropy.cpp reads the tuples field by field, in this order."""
 
 import torch
 
@@ -38,3 +38,15 @@ def cross_entropy_bwd(dloss, x, targets, probabilities, weight, tops, logs, tota
     wanted = dx.data_ptr() if need_dx else 0, dprobabilities.data_ptr() if need_dprobabilities else 0
     pointers = dloss.data_ptr(), tops.data_ptr(), logs.data_ptr(), total.data_ptr(), *wanted
     _cpu.cross_entropy_bwd(problem + pointers, torch.get_num_threads())
+
+
+def nll_loss_fwd(x, targets, weight, ignore_index, reduction, dtype, loss, total):
+    x = grouped(x, 1)
+    chunks = take_workspace(16 * _cpu.nll_loss_chunks(x.shape[0], x.shape[2]), "cross_entropy")
+    problem = _problem(x, targets, None, weight, ignore_index, 0.0, reduction, loss)
+    _cpu.nll_loss_fwd((*problem, loss.data_ptr(), 0, 0, total.data_ptr(), chunks.data_ptr()), torch.get_num_threads())
+
+
+def nll_loss_bwd(dloss, shape, targets, weight, total, ignore_index, reduction, dtype, dx):
+    problem = _problem(grouped(dx, 1), targets, None, weight, ignore_index, 0.0, reduction, dloss)
+    _cpu.nll_loss_bwd((*problem, dloss.data_ptr(), 0, 0, total.data_ptr(), dx.data_ptr(), 0), torch.get_num_threads())

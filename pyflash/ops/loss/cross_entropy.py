@@ -13,10 +13,10 @@ from pyflash.ops.core.autograd import Function, apply, leaf, vjp
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import CHECK_VALUES, NOT_PLAIN, is_plain, is_strided, readable
 from pyflash.ops.core.choice import Refused, choose
-from pyflash.ops.core.dtypes import FLOATS, HALVES, acc_dtype
+from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.registry import Op
+from pyflash.ops.loss.arguments import REDUCTIONS, reduction_of, result_dtype
 
-REDUCTIONS = ("none", "mean", "sum")
 MOST_CLASSES = 1 << 24  # which float32 still tells apart: columns compare their numbers as such
 
 OPERATION = Operation(
@@ -197,7 +197,7 @@ def _is_asked_right(input, target, weight, ignore_index, reduction, smoothing) -
         isinstance(weight, torch.Tensor)
         and weight.shape == (classes,)
         and weight.device == input.device
-        and (target.is_floating_point() or weight.dtype in (input.dtype, _result_dtype(input)))
+        and (target.is_floating_point() or weight.dtype in (input.dtype, result_dtype(input)))
     )
 
 
@@ -208,7 +208,7 @@ def _unserved(input, target, weight) -> str:
         return "there is nothing in an empty tensor to compute"
     if target.is_floating_point() and target.dtype != input.dtype:
         return f"target is {target.dtype}, input {input.dtype}"
-    if weight is not None and weight.dtype not in (input.dtype, _result_dtype(input)):
+    if weight is not None and weight.dtype not in (input.dtype, result_dtype(input)):
         return f"weight is {weight.dtype}, input {input.dtype}"
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         return "weight requires a gradient"
@@ -217,24 +217,16 @@ def _unserved(input, target, weight) -> str:
     return ""
 
 
-def _expect_classes(target, classes: int, ignore_index: int) -> None:
+def expect_classes(operation: str, target, classes: int, ignore_index: int) -> None:
     low, high = (int(value) for value in target.aminmax())
     if low >= 0 and high < classes:
         return
     wrong = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
     if wrong.numel():
         raise IndexError(
-            f"Target {int(wrong[0])} is out of bounds: pyflash.cross_entropy has {classes} classes, 0 to {classes - 1};"
+            f"Target {int(wrong[0])} is out of bounds: pyflash.{operation} has {classes} classes, 0 to {classes - 1};"
             f" a target that counts for nothing is ignore_index, {ignore_index}"
         )
-
-
-def _result_dtype(input):
-    """Under autocast float32, as of torch's losses."""
-    device = input.device.type
-    if input.dtype in HALVES and device != "meta" and torch.is_autocast_enabled(device):
-        return torch.float32
-    return input.dtype
 
 
 def cross_entropy(
@@ -266,8 +258,7 @@ def cross_entropy(
         Deterministic, whatever the number of threads. Second derivatives in torch operations.
     Source: Milakov & Gimelshein 2018, arXiv:1805.02867, for the sum in one read.
     """
-    if size_average is not None or reduce is not None:
-        reduction = F._Reduction.legacy_get_string(size_average, reduce)  # type: ignore[attr-defined]
+    reduction = reduction_of(size_average, reduce, reduction)
 
     def torchs():
         return F.cross_entropy(
@@ -286,13 +277,13 @@ def cross_entropy(
     backend = choose(OPERATION, input, (target, weight), size, _unserved(input, target, weight))
     if backend is None:
         return torchs()
-    dtype, classes, probabilities = _result_dtype(input), None, None
+    dtype, classes, probabilities = result_dtype(input), None, None
     if targets.is_floating_point():
         probabilities = targets.contiguous()
     else:
         classes = targets.to(torch.int64).contiguous()
         if (classes.is_cpu or CHECK_VALUES) and readable(classes):
-            _expect_classes(classes, x.shape[1], ignore_index)
+            expect_classes("cross_entropy", classes, x.shape[1], ignore_index)
     if weight is not None:
         weight = weight.to(acc_dtype(x.dtype)).contiguous()
     options = ignore_index, float(label_smoothing), reduction, dtype, backend

@@ -5,8 +5,47 @@ import torch.nn.functional as F
 from pyflash.ops.core.public import stands_for
 from pyflash.ops.loss.cross_entropy import cross_entropy
 from pyflash.ops.loss.gan import gan_discriminator_loss, gan_generator_loss
+from pyflash.ops.loss.nll import nll_loss
 from pyflash.ops.loss.penalties import gradient_penalty, r1_penalty
+from pyflash.ops.loss.probabilities import binary_cross_entropy, binary_cross_entropy_with_logits, kl_div
+from pyflash.ops.loss.regression import (
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    poisson_nll_loss,
+    smooth_l1_loss,
+    soft_margin_loss,
+)
 
-__all__ = ["cross_entropy", "gan_discriminator_loss", "gan_generator_loss", "gradient_penalty", "r1_penalty"]
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "gan_discriminator_loss",
+    "gan_generator_loss",
+    "gradient_penalty",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
+    "mse_loss",
+    "nll_loss",
+    "poisson_nll_loss",
+    "r1_penalty",
+    "smooth_l1_loss",
+    "soft_margin_loss",
+]
 
-stands_for({F.cross_entropy: cross_entropy})
+_TORCHS = (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    poisson_nll_loss,
+    smooth_l1_loss,
+    soft_margin_loss,
+)
+stands_for({getattr(F, ours.__name__): ours for ours in _TORCHS})
