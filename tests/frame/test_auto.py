@@ -60,6 +60,8 @@ SIZES = {
     batch_norm.rules("batch_norm"): [(0, 0, False, True), (1, 5, True, False), (1 << 20, 1 << 10, False, True), (9, 9, True)],
     cross_entropy.cross_entropy_rules: [(0, 1, 1, False), (1, 5, 7, True), (1 << 30, 1 << 10, 1, False)],
     loss.rules("gan_generator_loss"): [(0, False), (1 << 40, True, True), (1, True, False), (1 << 40, False, True)],
+    loss.nll_rules: [(0, False), (1 << 40, True)],
+    loss.elementwise_rules("mse_loss"): [(0, False), (1 << 40, True), (1 << 18, True)],
     normalize.rules: [(0, 0, False), (1, 1 << 30, True), (1 << 20, 1 << 10, False)],
     local_response.rules: [(0, False, 5, True), (1 << 40, True, 5, True), (1 << 40, False, 99, True), (9, True, 5, False)],
     attention.rules: [

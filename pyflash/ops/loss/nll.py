@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pyflash.auto.minima import minima
+from pyflash.auto.loss import nll_rules
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import CHECK_VALUES, NOT_PLAIN, is_plain, is_strided, readable
@@ -18,8 +18,7 @@ from pyflash.ops.loss.cross_entropy import expect_classes
 OPERATION = Operation(
     "nll_loss",
     dtypes={"cpu": FLOATS, "triton": FLOATS},
-    # Zen 4, one thread: see the rows.
-    rules=minima("nll_loss", inference=1 << 16, training=1 << 16),
+    rules=nll_rules,
     sizes=SIZES,
 )
 
