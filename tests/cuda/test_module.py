@@ -6,14 +6,17 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import FLOAT_DTYPES, backend_params, use
 
+import pyflash
 import pyflash.functional as PF
 from pyflash.ops.core import backends, contract
+from pyflash.ops.core.choice import choose
 from pyflash.ops.core.registry import OPS
 from tests.frame.test_native_build import build
 from tools import cuda_kernels
@@ -46,6 +49,29 @@ def test_memory_that_is_not_aligned(backend, dtype):
             torch.testing.assert_close(found.double(), truth, atol=0.02, rtol=0.02)
             wanted = torch.autograd.grad(truth, x, dy.double())[0]
             torch.testing.assert_close(gradient, wanted, atol=0.04, rtol=0.04)
+
+
+@pytest.mark.parametrize("backend", backend_params("cuda"))
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_pictures_that_are_not_aligned(backend, dtype):
+    """Channels are taken four at once where every place begins at a multiple of that."""
+    f, weight = PF.setup_filter([1, 3, 3, 1]), torch.randn(8, 1, 3, 3).to(dtype).requires_grad_()
+    for offset, channels in ((0, 8), (1, 8), (2, 8), (0, 9)):
+        memory = torch.randn(offset + 2 * 5 * 7 * channels).to(dtype)
+        x = memory[offset:].view(2, 5, 7, channels)[..., :8].permute(0, 3, 1, 2).requires_grad_()
+        for function in (
+            lambda x, w, of: of.conv2d(x, w, padding=1, groups=8),
+            lambda x, w, of: PF.upfirdn2d(x + 0 * w.sum(), f, down=2, padding=(1, 1, 1, 1)),
+        ):
+            with use(backend):
+                found = function(x, weight, PF)
+                dy = torch.randn(found.shape).to(dtype)
+                gradients = torch.autograd.grad(found, (x, weight), dy)
+            with use("torch"):
+                wanted = function(x.double(), weight.double(), F)
+                truths = torch.autograd.grad(wanted, (x, weight), dy.double())
+            for ours, truth in zip((found, *gradients), (wanted, *truths)):
+                torch.testing.assert_close(ours.double(), truth.double(), atol=0.1, rtol=0.04)
 
 
 UNFIT = [  # architectures, the driver's CUDA, ours, GPUs, words of the reason
@@ -84,6 +110,34 @@ def test_triton_is_preferred_and_cuda_taken_where_it_is_absent(monkeypatch):
     assert taken() is None  # torch's
     with pytest.raises(NotImplementedError, match="a GPU here is sm_75"):
         op._kernel("cuda", "cuda")
+
+
+def test_what_the_preferred_backend_lacks_goes_to_the_next_by_its_name(monkeypatch):
+    """An operator takes "auto" for the preferred backend that is there, whatever its arguments."""
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(backends.DEVICES, name, ("cuda",))
+    monkeypatch.setattr(backends, "_device_answers", {"": ""})
+    monkeypatch.setattr(backends, "MISSING", {"triton": "", "cuda": "", "cpu": ""})
+    monkeypatch.setattr(backends, "OPERATIONS", {})
+    operation = backends.Operation("tested", dtypes={"triton": (torch.float32,), "cuda": FLOAT_DTYPES})
+    single, double = (
+        SimpleNamespace(is_cpu=False, device=torch.device("cuda"), dtype=dtype, numel=lambda: 4)
+        for dtype in (torch.float32, torch.float64)
+    )
+    cuda_lacks = {"cuda": "cuda has depthwise convolution alone"}
+    assert choose(operation, single) == choose(operation, single, lacking=cuda_lacks) == "auto"
+    assert choose(operation, double) == choose(operation, single, lacking={"triton": "none"}) == "cuda"
+    with pytest.warns(backends.FallbackWarning, match="triton does not serve float64"):
+        assert choose(operation, double, lacking=cuda_lacks) is None
+    monkeypatch.setitem(backends.MISSING, "triton", "triton is not installed")
+    assert choose(operation, double) == choose(operation, single) == "auto"
+    with pytest.warns(backends.FallbackWarning, match="triton is not installed"):
+        assert choose(operation, single, lacking=cuda_lacks) is None
+    with (
+        pyflash.use_backend("cuda"),
+        pytest.raises(NotImplementedError, match="tested: cuda has depthwise convolution alone"),
+    ):
+        choose(operation, single, lacking=cuda_lacks)
 
 
 @on_host

@@ -6,7 +6,7 @@ compiled or exported graph carries it) or None: torch's own function is called, 
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from pyflash.auto.processor import place
-from pyflash.ops.core.backends import DEVICES, ORDER, Operation, _state, counts, fall_back, record
+from pyflash.ops.core.backends import DEVICES, ORDER, Operation, _state, counts, fall_back, record, why_not
 from pyflash.ops.core.checks import PLAIN_TYPES, device_type
 
 
@@ -150,7 +150,14 @@ def _subclass_of(tensors) -> str:
     return f", not {' or '.join(sorted(kinds))}" if kinds else ""
 
 
-def choose(operation: Operation, x: torch.Tensor, tensors=(), size: Any = None, refused: str = "") -> str | None:
+def choose(
+    operation: Operation,
+    x: torch.Tensor,
+    tensors=(),
+    size: Any = None,
+    refused: str = "",
+    lacking: Mapping[str, str] | None = None,
+) -> str | None:
     """The wish to pass to the operation, or None: call torch's own function.
 
     Args:
@@ -159,10 +166,11 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: Any = None, 
         tensors: the other tensors of the call.
         size: what the `auto` rules compare, a number or what `Operation.sizes` names; default the number of elements of `x`.
         refused: why no kernel of ours takes these arguments at all, when that is so.
+        lacking: backend -> why it has no kernel for them, though others may.
     Raises:
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
-    wish = _state.wish
+    wish, lacking = _state.wish, lacking or {}
     if refused:
         refused += _subclass_of((x, *tensors))
     if wish == "torch":
@@ -178,18 +186,20 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: Any = None, 
         return None  # ONNX has no operators of ours
     device = device_type(x)
     if wish != "auto":
-        reason = refused or operation.unserved(wish, device, x.dtype)
+        reason = refused or operation.unserved(wish, device, x.dtype) or lacking.get(wish, "")
         if reason:
             raise NotImplementedError(f'pyflash.{operation.name}: {reason}; use_backend("torch") serves it')
         record(operation.name, wish)
         return wish
-    reason = refused
+    reason, taken = refused, "auto"
     for backend in ORDER:
         if backend not in operation.dtypes or device not in DEVICES[backend] or (device == "cpu" and backend != "cpu"):
             continue
-        why = refused or operation.unserved(backend, device, x.dtype)
+        why = refused or operation.unserved(backend, device, x.dtype) or lacking.get(backend, "")
         if why:
             reason = reason or why  # the preferred one's
+            if not why_not(backend, device):
+                taken = ""  # "auto" means the preferred one to an operator; the one behind it goes by its name
             continue
         # An exported program serves sizes that are not known yet: a threshold would refuse those on its other side.
         if operation.rules is not None and not torch.compiler.is_exporting():
@@ -198,6 +208,6 @@ def choose(operation: Operation, x: torch.Tensor, tensors=(), size: Any = None, 
                 record(operation.name, "torch", preferred)
                 return None
         record(operation.name, backend)
-        return "auto"
+        return taken or backend
     fall_back(operation.name, reason or f"no kernel for {device} tensors")
     return None
