@@ -1,47 +1,11 @@
-#include "../common/gan.h"
+#include "gan.h"
 
 #include "bindings.h"
-#include "reader.h"
 
 PF_KERNEL(gan, upfirdn2d, Upfirdn2d)
 PF_KERNEL(gan, filtered_lrelu, FilteredLrelu)
 
 namespace {
-
-GanFilter read_filter(Reader& r) {
-  GanFilter f;
-  f.taps = r.address<const float>("taps");
-  f.taps_y = r.member<int64_t>("taps_y", kGanMostTaps + 1, 1);
-  f.taps_x = r.member<int64_t>("taps_x", kGanMostTaps + 1, 1);
-  f.is_separable = r.flag("is_separable");
-  f.is_flipped = r.flag("is_flipped");
-  f.gain = r.number("gain");
-  f.up_y = r.member<int64_t>("up_y", kGanMostStep + 1, 1);
-  f.up_x = r.member<int64_t>("up_x", kGanMostStep + 1, 1);
-  f.down_y = r.member<int64_t>("down_y", kGanMostStep + 1, 1);
-  f.down_x = r.member<int64_t>("down_x", kGanMostStep + 1, 1);
-  f.pad_y = r.integer("pad_y");
-  f.pad_x = r.integer("pad_x");
-  f.in_y = r.size("in_y");
-  f.in_x = r.size("in_x");
-  f.out_y = r.size("out_y");
-  f.out_x = r.size("out_x");
-  return f;
-}
-
-Upfirdn2d read_upfirdn2d(const py::tuple& problem, const char* operation) {
-  Reader r(problem, operation, "problem");
-  Upfirdn2d p;
-  p.x = r.address("x");
-  p.y = r.address<void>("y");
-  p.filter = read_filter(r);
-  p.outer = r.size("outer");
-  p.inner = r.size("inner");
-  p.workspace = r.address<void>("workspace");
-  p.dtype = r.member<Dtype>("dtype", kDtypes);
-  r.done();
-  return p;
-}
 
 FilteredLrelu read_filtered_lrelu(const py::tuple& problem, const char* operation) {
   Reader r(problem, operation, "problem");
@@ -78,7 +42,7 @@ PF_BINDINGS(m) {
     return upfirdn2d_workspace(p, itemsize(p.dtype), num_threads);
   });
   m.def("upfirdn2d", [](const py::tuple& problem, int num_threads) {
-    launch(gan::upfirdn2d, read_upfirdn2d(problem, "upfirdn2d"), num_threads);
+    launch(gan::upfirdn2d, read_upfirdn2d(problem), num_threads);
   });
   m.def("filtered_lrelu_workspace", [](const py::tuple& problem, int num_threads) {
     const FilteredLrelu p = read_filtered_lrelu(problem, "filtered_lrelu_workspace");

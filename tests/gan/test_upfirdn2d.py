@@ -13,7 +13,7 @@ from pyflash.ops.gan.upfirdn2d import _upfirdn2d
 from tests.gan import definitions
 from tests.gan.definitions import picture
 
-BACKENDS = backend_params("cpu", "triton")
+BACKENDS = backend_params("cpu", "triton", "cuda")
 STYLEGAN2 = PF.setup_filter([1, 3, 3, 1])
 
 
@@ -34,6 +34,12 @@ CASES = [  # shape, layout, filter, arguments, why it is here
     ((2, 3, 9, 20), "channels_last", STYLEGAN2, dict(up=2, padding=(2, 1, 2, 1)), "few channels, last"),
     ((2, 37, 9, 20), "channels_last", STYLEGAN2, dict(down=2, padding=(1, 1, 1, 1)), "many channels, last"),
     ((1, 40, 3, 300), "channels_last", STYLEGAN2, dict(padding=(2, 1, 2, 1)), "channels in blocks"),
+    ((2, 8, 9, 13), "channels_last", STYLEGAN2, dict(up=2, padding=(2, 1, 2, 1)), "channels in fours, twice the size"),
+    ((2, 8, 9, 13), "channels_last", STYLEGAN2, dict(up=2, padding=(1, 2, 1, 2)), "the same, odd paddings"),
+    ((1, 12, 12, 21), "channels_last", STYLEGAN2, dict(down=2, padding=(1, 1, 1, 1)), "the same, half the size"),
+    ((3, 5, 4, 4), "contiguous", STYLEGAN2, dict(up=2, padding=(1, 2, 1, 2)), "many small pictures, odd paddings"),
+    ((3, 5, 8, 8), "contiguous", STYLEGAN2, dict(down=2, padding=(1, 1, 1, 1)), "many small pictures, half the size"),
+    ((1, 2, 40, 70), "contiguous", STYLEGAN2, dict(up=2, padding=(1, 2, 1, 2)), "tiles that begin before the first place"),
     ((1, 2, 9, 20), "contiguous", taps(12), dict(up=2, padding=(6, 5, 6, 5)), "separable, StyleGAN3's"),
     ((1, 2, 9, 20), "contiguous", taps(24), dict(up=4, padding=(12, 11, 12, 11)), "four times the size, StyleGAN3's"),
     ((1, 2, 21, 150), "contiguous", taps(24), dict(down=4, padding=(10, 10, 10, 10)), "a quarter, StyleGAN3's"),
@@ -77,14 +83,16 @@ def check(shape, layout, f, arguments, dtype, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_is_what_it_is_defined_to_be(backend, dtype):
-    """Of the interpreter, which is slow, each type has a share."""
-    for shape, layout, f, arguments, _why in CASES[FLOAT_DTYPES.index(dtype) :: 4] if backend == "triton" else CASES:
+    """Of the interpreter, which is slow, and of other orders of a GPU's threads each type has a share."""
+    is_slow = backend in ("triton", *backend_params("cuda")[1:])
+    for shape, layout, f, arguments, _why in CASES[FLOAT_DTYPES.index(dtype) :: 4] if is_slow else CASES:
         check(shape, layout, f, arguments, dtype, backend)
 
 
+@pytest.mark.parametrize("backend", ["cpu", *backend_params("cuda")[:1]])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_arguments(data):
+def test_any_arguments(backend, data):
     shape = [
         data.draw(st.integers(1, n), label=name)
         for name, n in (("batch", 2), ("channels", 20), ("height", 9), ("width", 70))
@@ -96,11 +104,11 @@ def test_any_arguments(data):
     left = [shape[3] * up[0] + sum(padding[:2]) - f.shape[-1], shape[2] * up[1] + sum(padding[2:]) - f.shape[0]]
     flip_filter = data.draw(st.booleans())
     if min(left) < 0:
-        with pytest.raises(ValueError, match="nothing is left"), use("cpu"):
+        with pytest.raises(ValueError, match="nothing is left"), use(backend):
             PF.upfirdn2d(picture(shape, layout, torch.float32), f, up, down, padding)
         return
     arguments = dict(up=up, down=down, padding=padding, flip_filter=flip_filter, gain=0.5)
-    check(shape, layout, f, arguments, torch.float32, "cpu")
+    check(shape, layout, f, arguments, torch.float32, backend)
 
 
 @pytest.mark.parametrize("f", [STYLEGAN2, taps(3), taps(12), taps(5, 2)], ids=["product", "3", "12", "5x2"])
@@ -144,12 +152,13 @@ def test_nan_and_infinity_are_where_they_are_defined_to_be(backend, layout):
             assert torch.equal(ours.isfinite(), truth.isfinite()) and torch.equal(ours.isnan(), truth.isnan())
 
 
+@pytest.mark.parametrize("backend", ["cpu", *backend_params("cuda")])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gradients_of_gradients(channels_last):
+def test_gradients_of_gradients(channels_last, backend):
     """Triton's are the same calls."""
     x = picture((1, 2, 4, 5), "channels_last" if channels_last else "contiguous", torch.float64).requires_grad_()
     for f in (taps(3), taps(3, 2)):
-        with use("cpu"):
+        with use(backend):
             function = partial(PF.upfirdn2d, f=f, up=(2, 3), down=(3, 2), padding=(2, -1, 3, 1), gain=2.0)
             assert torch.autograd.gradcheck(function, x)
             assert torch.autograd.gradgradcheck(lambda x, function=function: function(x).pow(3), x)
@@ -188,13 +197,15 @@ def test_the_reference_is_the_kernel_in_torch():
         torch.testing.assert_close(_upfirdn2d(*args, "cpu"), _upfirdn2d(*args, "torch"))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", ["cpu", "triton", *backend_params("cuda")])
 def test_the_operator_reads_no_memory_that_is_not_there(backend):
     """Called by itself, with a tensor that lies otherwise than is said."""
+    name = backend.partition(":")[0]
     x = torch.randn(1, 1, 4, 5).expand(2, 3, 4, 5)
     for channels_last in (False, True):
         f = taps(2, 3).mT
-        found = torch.ops.pyflash.upfirdn2d(x, f, [4, 6], [1, 1], [1, 1], [1, 1], False, 1.0, channels_last, backend)
+        with use(backend):
+            found = torch.ops.pyflash.upfirdn2d(x, f, [4, 6], [1, 1], [1, 1], [1, 1], False, 1.0, channels_last, name)
         torch.testing.assert_close(found, definitions.upfirdn2d(x, f, 1, 1, (1, 1, 1, 1)))
 
 

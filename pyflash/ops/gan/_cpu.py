@@ -1,4 +1,4 @@
-"""Filters and dense tensors to the native module. bindings/gan.cpp reads the tuples field by field, in this order."""
+"""Filters and dense tensors to the native module. bindings/gan.h and gan.cpp read the tuples field by field, in this order."""
 
 import torch
 
@@ -13,10 +13,7 @@ _PLACE = 0  # of a workspace whose size is asked for
 
 
 def _filter(f, of: filters.Pass, size):
-    """The fields of a GanFilter; f is contiguous."""
-    return (
-        f.data_ptr(), *filters.taps(f), f.dim() == 1, of.flip, of.gain, *of.up, *of.down, *of.pad, *size, *of.size,
-    )  # fmt: skip
+    return f.data_ptr(), *filters.fields(f, of, size)
 
 
 def _launch(name, *fields, dtype):

@@ -65,6 +65,11 @@ def in_torch(x: torch.Tensor, f: torch.Tensor, of: Pass) -> torch.Tensor:
         return F.conv2d(x, weight.mT, stride=(down[0], 1), groups=channels)
 
 
+def fields(f: torch.Tensor, of: Pass, size) -> tuple:
+    """A GanFilter for a picture of `size`, field by field behind the address of f, which is contiguous."""
+    return *taps(f), f.dim() == 1, of.flip, of.gain, *of.up, *of.down, *of.pad, *size, *of.size
+
+
 def no_filter(x: torch.Tensor) -> torch.Tensor:
     return torch.ones(1, dtype=torch.float32, device=x.device)
 

@@ -12,7 +12,7 @@ from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import IN_KERNELS, Operation, record
 from pyflash.ops.core.checks import NOT_PLAIN, is_plain
 from pyflash.ops.core.choice import choose
-from pyflash.ops.core.dtypes import FLOATS
+from pyflash.ops.core.dtypes import BY_ALL
 from pyflash.ops.core.layouts import dense, empty, is_channels_last
 from pyflash.ops.core.registry import Op
 from pyflash.ops.gan import filters
@@ -20,10 +20,10 @@ from pyflash.ops.gan.filters import Pass
 
 OPERATION = Operation(
     "upfirdn2d",
-    dtypes={"cpu": FLOATS, "triton": FLOATS},
+    dtypes=BY_ALL,
     rules=minima("upfirdn2d", inference=0, training=0),
     sizes="(elements of the larger of input and output, are gradients needed)",
-    notes=dict.fromkeys(("cpu", "triton"), "a filter's own gradient is torch's"),
+    notes=dict.fromkeys(BY_ALL, "a filter's own gradient is torch's"),
     second_derivative=IN_KERNELS,
 )
 
@@ -49,6 +49,7 @@ _upfirdn2d = Op(
     reference=_reference,
     differentiable=True,
     triton="pyflash.ops.gan._triton:upfirdn2d",
+    cuda="pyflash.ops.gan._cuda:upfirdn2d",
     cpu="pyflash.ops.gan._cpu:upfirdn2d",
 )
 
