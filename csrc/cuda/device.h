@@ -7,6 +7,7 @@
 #include "status.h"
 
 #define PF_UNROLL_ALL _Pragma("unroll")
+#define PF_APART static __device__ __noinline__  // a function that is called
 #define PF_SHARED(T, name, count) __shared__ T name[count]
 #define PF_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char pf_dynamic_shared[]; \

@@ -6,6 +6,7 @@
 // };` launched as `launch<Scale>({blocks}, 0, stream, x, y)`. Beside CUDA's own names there are
 //   PF_SHARED(float, sums, 32);               an array of the block
 //   PF_DYNAMIC_SHARED(float, tile);           what the launch gives
+//   PF_APART float slow(float x) { ... }      a function that is called: what is large, and inlined in many kernels
 //   as_vector<float4>(address)                several elements at once, where they are aligned
 //   copy_async<16>(to, from, is_inside)       cp.async, zeros where not; commit_async(), wait_async<N>()
 //   load_matrices<4>(registers, row)          ldmatrix; load_matrices_transposed

@@ -6,11 +6,13 @@ from math import prod, sqrt
 import torch
 from helpers import assert_error_within, backend_params
 
+from pyflash.ops.conv.geometry import why_not_depthwise
 from pyflash.ops.core.registry import span_of
 
 BACKENDS = backend_params()
 ON_CPU = backend_params("cpu")
 OF_FLOAT64 = [*backend_params("torch"), *ON_CPU]  # Triton has no products of it
+ON_CUDA = backend_params("cuda")  # depthwise alone
 RUNNING = [name for name in OF_FLOAT64 if isinstance(name, str)]  # for tests that go through them
 AROUND = 80  # elements; a vector and more
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -30,6 +32,11 @@ def laid_out(shape, layout="contiguous", dtype=torch.float32):
     size = span_of(x)
     memory = torch.full((size + 2 * AROUND,), torch.nan, dtype=dtype)
     return memory.as_strided(x.shape, x.stride(), AROUND).copy_(x)
+
+
+def is_served(backend, weight_shape):
+    """Has the backend a kernel for convolutions with this weight?"""
+    return not (backend.startswith("cuda") and why_not_depthwise(weight_shape))
 
 
 def order_of(tensor):

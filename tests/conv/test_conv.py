@@ -15,7 +15,18 @@ import pyflash
 import pyflash.functional as PF
 import pyflash.nn as nn
 from pyflash.ops.core import backends
-from tests.conv.convs import BACKENDS, FORMATS, ON_CPU, RUNNING, assert_sums_within, laid_out, lengths_of, order_of
+from tests.conv.convs import (
+    BACKENDS,
+    FORMATS,
+    ON_CPU,
+    ON_CUDA,
+    RUNNING,
+    assert_sums_within,
+    is_served,
+    laid_out,
+    lengths_of,
+    order_of,
+)
 
 CONV = [  # shapes of input and weight, options, layout of both, why it is here
     ((2, 3, 9, 10), (5, 3, 3, 3), {"padding": 1}, "contiguous", "the usual one"),
@@ -56,6 +67,19 @@ CONV = [  # shapes of input and weight, options, layout of both, why it is here
     ((2, 78, 5, 9), (78, 1, 3, 3), {"padding": 1, "groups": 78}, "channels_last", "depthwise, a rest of a task"),
     ((2, 7, 6, 12), (7, 1, 5, 5), {"padding": 2, "groups": 7}, "channels_last", "depthwise, less than a vector"),
     ((1, 2, 7000), (2, 1, 31), {"padding": 15, "groups": 2}, "contiguous", "depthwise of a long row"),
+    ((2, 3, 41, 37), (3, 1, 3, 3), {"padding": 1, "groups": 3}, "contiguous", "depthwise, two parts of places"),
+    ((2, 8, 41, 37), (8, 1, 3, 3), {"padding": 1, "groups": 8}, "channels_last", "likewise, channels in fours"),
+    ((3, 8, 9, 7), (8, 1, 5, 5), {"padding": 2, "groups": 8}, "channels_last", "depthwise, channels in fours"),
+    ((1, 8, 12, 13), (8, 1, 5, 5), {"stride": 2, "padding": 2, "groups": 8}, "channels_last", "likewise, strided"),
+    ((1, 12, 8, 9), (12, 1, 7, 7), {"padding": 3, "groups": 12}, "channels_last", "depthwise, ConvNeXt's"),
+    ((1, 4, 17, 14), (4, 1, 7, 7), {"stride": 2, "padding": 3, "groups": 4}, "channels_last", "likewise, strided"),
+    (
+        (5, 3, 17, 21),
+        (3, 1, 7, 7),
+        {"stride": 2, "padding": 3, "groups": 3},
+        "contiguous",
+        "likewise, many small planes",
+    ),
     ((2, 8, 7, 6), (12, 2, 3, 3), {"padding": 1, "groups": 4}, "contiguous", "groups"),
     ((2, 8, 7, 6), (4, 4, 3, 3), {"padding": (0, 2), "groups": 2}, "channels_last", "groups, two of unlike paddings"),
     ((2, 4, 9, 8), (3, 4, 3, 5), {"padding": "same"}, "contiguous", "same"),
@@ -122,8 +146,9 @@ NAMES = {"conv{}d": CONV, "conv_transpose{}d": TRANSPOSED}
 
 
 def cases_for(cases, backend, dtype):
-    """The interpreter takes a while for each: there every dtype has a share of them."""
-    return cases[FLOAT_DTYPES.index(dtype) :: len(FLOAT_DTYPES)] if backend == "triton" else cases
+    """The interpreter takes a while for each, and so do other orders of a GPU's threads: there every dtype has a share."""
+    cases = [case for case in cases if is_served(backend, case[1])]
+    return cases[FLOAT_DTYPES.index(dtype) :: len(FLOAT_DTYPES)] if backend in ("triton", *ON_CUDA[1:]) else cases
 
 
 def of_rank(module_or_functional, name, weight_shape):
@@ -162,7 +187,7 @@ def check(ours, theirs, tensors, dtype, backend):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_matches_float64(backend, dtype, name):
     if backend == "triton" and dtype == torch.float64:
@@ -179,7 +204,7 @@ def test_matches_float64(backend, dtype, name):
             assert list(map(order_of, found)) == list(map(order_of, torchs)), why
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu", ("leaky_relu", {"negative_slope": 0.2}), torch.nn.Tanh()])
 def test_conv_bias_act(backend, activation):
     """bias and residual are added before the activation; any rank, any part of it absent."""
@@ -187,7 +212,7 @@ def test_conv_bias_act(backend, activation):
     of = names.get(activation) if isinstance(activation, str) else activation
     if isinstance(activation, tuple):
         of = lambda y: F.leaky_relu(y, 0.2)  # noqa: E731
-    cases = CONV[0], CONV[8], CONV[20], CONV[13], CONV[19], CONV[24]
+    cases = [CONV[i] for i in (0, 8, 20, 13, 19, 24) if is_served(backend, CONV[i][1])]
     for x_shape, weight_shape, options, layout, _ in cases[:2] if backend == "triton" else cases:
         tensors = with_bias(x_shape, weight_shape, options, layout, torch.float32, False)
         conv = of_rank(F, "conv{}d", weight_shape)
@@ -216,14 +241,15 @@ def test_conv_bias_act(backend, activation):
         )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA[:1]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_bounds_keep_all_that_is_within(backend, dtype):
     """An activation that is two bounds changes no other bit of the convolution's result, and no NaN, whatever sums it."""
     bounds = ("relu", F.relu), ("relu6", F.relu6), (("hardtanh", {"min_val": -0.25, "max_val": 0.5}), lambda y: F.hardtanh(y, -0.25, 0.5))  # fmt: skip
     if backend == "triton" and dtype == torch.float64:
         pytest.skip("Triton has no float64 here")
-    for x_shape, weight_shape, options, layout, why in CONV[:2] if backend == "triton" else CONV:
+    cases = [case for case in CONV if is_served(backend, case[1])]
+    for x_shape, weight_shape, options, layout, why in cases[:2] if backend == "triton" else cases:
         x, weight, bias = with_bias(x_shape, weight_shape, options, layout, dtype, False)
         bias[:1], bias[1:2] = 8, torch.nan
         with use(backend):
@@ -233,9 +259,10 @@ def test_bounds_keep_all_that_is_within(backend, dtype):
                 torch.testing.assert_close(found, of(z), rtol=0, atol=0, equal_nan=True, msg=f"{why}, {activation}")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])
 def test_nan_and_infinity_are_where_torch_has_them(backend):
-    for x_shape, weight_shape, options, layout, why in (CONV[0], CONV[1], CONV[6], CONV[8], CONV[9], CONV[20]):
+    cases = [CONV[i] for i in (0, 1, 6, 8, 9, 20) if is_served(backend, CONV[i][1])]
+    for x_shape, weight_shape, options, layout, why in cases:
         x, weight, bias = with_bias(x_shape, weight_shape, options, layout, torch.float32, False)
         x[0, 0, -1], x[0, 1, 0] = torch.nan, torch.inf
         with use(backend):
@@ -311,7 +338,7 @@ def test_any_geometry(data):
         layout = "contiguous"
     tensors = with_bias(x_shape, weight_shape, options, layout, dtype, "transpose" in name)
     ours, theirs = of_rank(PF, name, weight_shape), of_rank(F, name, weight_shape)
-    for backend in RUNNING:
+    for backend in (*RUNNING, *[b for b in ON_CUDA[:1] if isinstance(b, str) and is_served(b, weight_shape)]):
         check(partial(call, ours, options), partial(call, theirs, options), tensors, dtype, backend)
 
 
@@ -422,6 +449,26 @@ def test_what_no_kernel_takes_is_torchs_and_counted():
         F.conv2d(quantized, W)
     with pytest.raises(theirs.type):
         PF.conv2d(quantized, W)
+
+
+@pytest.mark.parametrize("backend", ON_CUDA)
+def test_cuda_says_what_it_does_not_serve(backend):
+    dense, deep, name = "depthwise convolution alone", "no convolution in three dimensions", backend.partition(":")[0]
+    options = [4, 5], [1, 1], [0, 0], [1, 1], 1
+    with use(backend):
+        for call, why in (
+            (lambda: PF.conv2d(X, W), dense),
+            (lambda: PF.conv_bias_act(X, W, activation="relu"), dense),
+            (lambda: PF.conv_transpose2d(X, T), dense),
+            (lambda: PF.conv3d(X[:, :1, None], ones(3, 1, 1, 2, 2)), deep),
+            (
+                lambda: torch.ops.pyflash.conv_fwd(X, W, None, None, None, *options, "", 0.0, 0.0, False, False, name),
+                dense,
+            ),
+            (lambda: torch.ops.pyflash.conv_weight_grad(ones(2, 6, 4, 5), X, [3, 3], *options[1:], name), dense),
+        ):
+            with pytest.raises(NotImplementedError, match=why):
+                call()
 
 
 def test_auto_says_why():

@@ -4,13 +4,22 @@ from itertools import permutations, product
 
 import pytest
 import torch
-from helpers import on_its_device, use
+from helpers import FLOAT_DTYPES, on_its_device, use
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, conv_weight_grad
 from pyflash.ops.core.layouts import is_channels_last
 from pyflash.ops.pointwise.argument import NO_ACTIVATION, resolve
-from tests.conv.convs import BACKENDS, FORMATS, OF_FLOAT64, assert_sums_within, by_definition, laid_out, lengths_of
+from tests.conv.convs import (
+    BACKENDS,
+    FORMATS,
+    OF_FLOAT64,
+    ON_CUDA,
+    assert_sums_within,
+    by_definition,
+    laid_out,
+    lengths_of,
+)
 
 CASES = [  # sizes of x, kernel, y; stride, padding, dilation, groups, layout, why it is here
     ((5, 6), (3, 2), (4, 3), (2, 1), (1, 0), (1, 2), 2, "contiguous", "groups, everything uneven"),
@@ -24,6 +33,20 @@ CASES = [  # sizes of x, kernel, y; stride, padding, dilation, groups, layout, w
     ((4, 5), (1, 1), (4, 5), (1, 1), (0, 0), (1, 1), 1, "channels_last", "a matrix product"),
     ((3, 4, 3), (2, 2, 1), (2, 3, 3), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1, "channels_last", "three dimensions"),
     ((4, 3, 5), (3, 1, 2), (2, 3, 3), (2, 1, 2), (1, 0, 0), (1, 1, 1), 2, "contiguous", "three, all different"),
+]
+DEPTHWISE = [  # likewise, with the outputs of a group
+    ((9, 11), (3, 3), (9, 11), (1, 1), (1, 1), (1, 1), 5, 1, "contiguous", "the usual one"),
+    ((9, 11), (3, 3), (8, 13), (1, 1), (2, -1), (1, 1), 8, 1, "channels_last", "windows beside the input"),
+    ((9, 11), (5, 5), (6, 9), (2, 2), (3, 6), (1, 1), 3, 1, "contiguous", "strided, more padding than the kernel"),
+    ((9, 11), (5, 5), (4, 7), (2, 2), (-2, 5), (1, 1), 8, 1, "channels_last", "strided, less than none"),
+    ((5, 40), (7, 7), (9, 38), (1, 1), (5, 2), (1, 1), 2, 2, "contiguous", "two of each, two tiles"),
+    ((9, 11), (3, 3), (5, 6), (2, 2), (1, 1), (1, 1), 4, 2, "channels_last", "two of each, strided"),
+    ((8, 12), (3, 3), (4, 5), (2, 3), (1, 1), (1, 1), 8, 1, "channels_last", "other strides"),
+    ((12, 9), (3, 2), (5, 6), (4, 6), (3, 7), (6, 4), 3, 1, "contiguous", "strides and dilations with a divisor"),
+    ((12, 9), (3, 4), (5, 6), (6, 4), (3, 7), (4, 6), 6, 1, "channels_last", "strides and dilations with a divisor"),
+    ((4, 4), (3, 3), (4, 4), (1, 1), (-7, 1), (1, 1), 4, 1, "contiguous", "no window meets the input"),
+    ((6, 37), (3, 3), (6, 37), (1, 1), (1, 1), (1, 1), 3, 1, "sliced", "columns that are not adjacent"),
+    ((6, 7), (5, 5), (6, 7), (1, 1), (2, 2), (1, 1), 4, 1, "transposed", "rows that are adjacent"),
 ]
 EMPTY = [  # sizes of x, kernel, y
     ((0, 4), (2, 2), (3, 3)),
@@ -77,11 +100,29 @@ def test_definition(backend):
         assert [t.stride() for t in found] == [t.stride() for t in torchs], why
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_definition_of_depthwise(backend, dtype):
+    name = backend.partition(":")[0]
+    if name == "triton" and dtype == torch.float64:
+        pytest.skip("no products of float64")
+    for inputs, kernel, size, *options, groups, outputs, layout, why in DEPTHWISE[:: 3 if name == "triton" else 1]:
+        x, weight, dy = case(inputs, kernel, size, groups, layout, dtype, channels=1, outputs=outputs)
+        truth = gradients(x, weight, dy, size, *options, groups)
+        with use(backend):
+            found = of_operators(x, weight, dy, size, (*options, groups), name)
+        torchs = of_operators(x, weight, dy, size, (*options, groups), "torch")
+        lengths = lengths_of(x.shape, weight.shape, dy.shape)[:3]
+        assert_sums_within(found, torchs, truth, x, weight, dy, lengths=lengths)
+        assert [t.stride() for t in found] == [t.stride() for t in torchs], why
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])
 def test_sums_of_nothing_are_zero_and_the_bias(backend):
     name, options = backend.partition(":")[0], ((1, 1), (1, 1), (1, 1))
-    sizes = [((4, 3), (2, 2), (3, 3), n) for n in ((0, 2, 2), (2, 0, 2), (2, 2, 0))]
-    sizes += [(*empty, (2, 2, 2)) for empty in EMPTY]
+    inputs = 1 if name == "cuda" else 2  # channels of a group
+    sizes = [((4, 3), (2, 2), (3, 3), n) for n in ((0, inputs, 2), (2, 0, 2), (2, inputs, 0)) if name != "cuda" or n[1]]
+    sizes += [(*empty, (2, inputs, 2)) for empty in EMPTY]
     for inputs, kernel, size, (batch, channels, outputs) in sizes:
         for groups in (1, 2):
             x, weight, dy = case(
@@ -191,15 +232,19 @@ def test_a_memory_format_is_what_torch_suggests():
     assert not is_channels_last(torch.empty(2, 5, 3).mT)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_added_and_applied(backend):
+@pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_what_is_added_and_applied(backend, layout):
     """scale, bias, then the residual, then the activation; and the pre-activation only where it is wanted."""
     name = backend.partition(":")[0]
-    x, weight, dy = case((6, 5), (3, 3), (6, 5), 1, "contiguous", dtype_of(backend))
-    scale, bias = on_its_device(torch.randn(2, 2).to(x.dtype))
+    groups, dtype, channels = 1, dtype_of(backend), {}
+    if name == "cuda":  # by kernels for squares, which are none of float64's
+        groups, dtype, channels = 8, torch.float32, {"channels": 1, "outputs": 1}
+    x, weight, dy = case((6, 5), (3, 3), (6, 5), groups, layout, dtype, **channels)
+    scale, bias = on_its_device(torch.randn(2, weight.shape[0]).to(x.dtype))
     residual = torch.randn_like(dy).mT.contiguous().mT
-    options = [6, 5], [1, 1], [1, 1], [1, 1], 1
-    preact = torch.conv2d(x, weight, padding=1) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1) + residual
+    options = [6, 5], [1, 1], [1, 1], [1, 1], groups
+    preact = torch.conv2d(x, weight, padding=1, groups=groups) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1) + residual
     with use(backend):
         for activation in ("gelu", "tanh", ("leaky_relu", {"negative_slope": 0.2})):
             of = resolve("test", activation)

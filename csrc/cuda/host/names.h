@@ -15,6 +15,7 @@
 #define __host__
 #define __forceinline__ inline
 #define PF_UNROLL_ALL
+#define PF_APART static __attribute__((noinline))
 #define threadIdx (::pf::cuda::host::current->index)
 #define blockIdx (::pf::cuda::host::current->block_index)
 #define gridDim (::pf::cuda::host::grid_size)

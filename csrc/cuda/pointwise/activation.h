@@ -2,8 +2,8 @@
 // GPU's memory is what they wait for: a kernel of float32 moves 8 or 12 bytes an element, and computes meanwhile.
 #pragma once
 #include "../../common/pointwise.h"
+#include "../core/activations.h"
 #include "../core/values.h"
-#include "activations.h"
 
 namespace pf::cuda::pointwise {
 

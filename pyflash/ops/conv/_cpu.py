@@ -1,4 +1,4 @@
-"""Convolution on the CPU core. bindings/conv.cpp reads the tuples field by field, in this order."""
+"""Convolution on the CPU core. bindings/conv.h reads the tuples field by field, in this order."""
 
 from __future__ import annotations
 
@@ -10,41 +10,26 @@ import torch
 from pyflash import _cpu
 from pyflash.auto import conv as auto
 from pyflash.ops.conv._cpu_kept import run_with_kept
+from pyflash.ops.conv._fields import NO_ACTIVATION, NO_STYLE, axes, strides
 from pyflash.ops.core._cpu_order import copy_in_order, in_memory_of_call, in_order, is_dense
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
 from pyflash.ops.pointwise._cpu_activation import ACTIVATION_IDS
 
 DIRECT, WINOGRAD_2X2, WINOGRAD_4X4 = range(3)  # common/conv.h
-_NO_ACTIVATION = (-1, 0.0, 0.0)
-_NO_STYLE = (0, 0, 0, 1.0, -1.0)  # style, noise, noise_step, gain, clamp
-
-
-def _strides(stride):
-    """Of outer, channel, depth, height, width; 0 for dimensions that are not there."""
-    outer, channel, *spatial = stride
-    return (outer, channel, *(0,) * (3 - len(spatial)), *spatial)
-
-
-def _axes(x, y, kernel, stride, padding, dilation):
-    """The fields of three dimensions, of which those that are not there have size 1."""
-    there = zip(x, y, kernel, stride, dilation, padding)
-    axes = [(tuple(map(int, axis)), int(before)) for *axis, before in there]
-    axes = [((1, 1, 1, 1, 1), 0)] * (3 - len(axes)) + axes
-    return tuple(field for axis in axes for field in axis)
 
 
 # Between two layers of a model the processor has forgotten how to find this out. Zen 4, one thread, a depthwise layer of MobileNetV2:
 # what is around its kernel takes 43 us there, 59 where it is found out in each call.
 @lru_cache(maxsize=4096)
 def _problem(name, isa, x, weight, y, groups, stride, padding, dilation, has_style, algorithm, dtype, threads):
-    """(the problem as bindings/conv.cpp reads it, bytes of the packed weight, bytes of the workspace), of tensors that are pairs
+    """(the problem as bindings/conv.h reads it, bytes of the packed weight, bytes of the workspace), of tensors that are pairs
     of a shape and its strides."""
     (x, x_strides), (weight, weight_strides), (y, y_strides) = x, weight, y
     out_channels, in_channels, *kernel = weight
     problem = (
-        _strides(x_strides), _strides(weight_strides), _strides(y_strides), x[0], groups, in_channels,
-        out_channels // groups, *_axes(x[2:], y[2:], kernel, stride, padding, dilation), has_style, algorithm, DTYPES[dtype],
+        strides(x_strides), strides(weight_strides), strides(y_strides), x[0], groups, in_channels,
+        out_channels // groups, *axes(x[2:], y[2:], kernel, stride, padding, dilation), has_style, algorithm, DTYPES[dtype],
     )  # fmt: skip
     return problem, *getattr(_cpu, f"{name}_sizes")(problem, threads)
 
@@ -80,14 +65,14 @@ def _order(algorithm, weight, groups) -> bool | None:
 
 def _run(
     name, x, weight, y, scale, bias, residual, preact, activation, stride, padding, dilation, groups, keeps_weight=False,
-    style=_NO_STYLE,
+    style=NO_STYLE,
 ):  # fmt: skip
     written = x if name == "conv_input_grad" else y
     algorithm = _algorithm(name, weight, written, groups, stride, dilation, keeps_weight)
     threads = torch.get_num_threads()
     placed = [(t.shape, t.stride()) for t in (x, weight, y)]
     problem, packed_bytes, workspace_bytes = _problem(
-        name, _cpu.isa(), *placed, groups, tuple(stride), tuple(padding), tuple(dilation), style is not _NO_STYLE, algorithm,
+        name, _cpu.isa(), *placed, groups, tuple(stride), tuple(padding), tuple(dilation), style is not NO_STYLE, algorithm,
         x.dtype, threads,
     )  # fmt: skip
     workspace = take_workspace(workspace_bytes)
@@ -118,7 +103,7 @@ def conv_fwd(
 ):  # fmt: skip
     if residual is not None and residual.stride() != y.stride():
         residual = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype).copy_(residual)
-    act = (ACTIVATION_IDS[activation], first, second) if activation else _NO_ACTIVATION
+    act = (ACTIVATION_IDS[activation], first, second) if activation else NO_ACTIVATION
     scale, bias = (None if t is None else t.contiguous() for t in (scale, bias))
     preact = preact if save_preact else None
     _run("conv_fwd", x, weight, y, scale, bias, residual, preact, act, stride, padding, dilation, groups, keeps_weight)
@@ -128,7 +113,7 @@ def modulated_conv_fwd(
     x, weight, style, scale, bias, noise, size, stride, padding, dilation, groups, activation, first, second, gain, clamp,
     keeps_weight, y,
 ):  # fmt: skip
-    act = (ACTIVATION_IDS[activation], first, second) if activation else _NO_ACTIVATION
+    act = (ACTIVATION_IDS[activation], first, second) if activation else NO_ACTIVATION
     style, scale, bias, noise = (None if t is None else t.contiguous() for t in (style, scale, bias, noise))
     noise_step = 0 if noise is None or noise.shape[0] == 1 else prod(size)
     of_sample = _address(style), _address(noise), noise_step, gain, clamp
@@ -142,7 +127,7 @@ def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, k
 
     def run(dx, dy):
         _run(
-            "conv_input_grad", dx, weight, dy, None, bias, None, None, _NO_ACTIVATION, stride, padding, dilation, groups, keeps_weight
+            "conv_input_grad", dx, weight, dy, None, bias, None, None, NO_ACTIVATION, stride, padding, dilation, groups, keeps_weight
         )  # fmt: skip
 
     order = _order(_algorithm("conv_input_grad", weight, dx, groups, stride, dilation, keeps_weight), weight, groups)
@@ -156,7 +141,7 @@ def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, k
 
 def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, dweight):
     _run(
-        "conv_weight_grad", x, dweight, _dense(dy, x), None, None, None, None, _NO_ACTIVATION, stride, padding, dilation, groups
+        "conv_weight_grad", x, dweight, _dense(dy, x), None, None, None, None, NO_ACTIVATION, stride, padding, dilation, groups
     )  # fmt: skip
 
 

@@ -160,6 +160,7 @@ _fwd = Op(
     differentiable=True,
     flops=_fwd_flops,
     triton="pyflash.kernels.conv:conv_fwd",
+    cuda="pyflash.ops.conv._cuda:conv_fwd",
     cpu="pyflash.ops.conv._cpu:conv_fwd",
 )
 _input_grad = Op(
@@ -169,6 +170,7 @@ _input_grad = Op(
     differentiable=True,
     flops=_input_grad_flops,
     triton="pyflash.kernels.conv:conv_input_grad",
+    cuda="pyflash.ops.conv._cuda:conv_input_grad",
     cpu="pyflash.ops.conv._cpu:conv_input_grad",
 )
 _weight_grad = Op(
@@ -178,6 +180,7 @@ _weight_grad = Op(
     differentiable=True,
     flops=_weight_grad_flops,
     triton="pyflash.kernels.conv:conv_weight_grad",
+    cuda="pyflash.ops.conv._cuda:conv_weight_grad",
     cpu="pyflash.ops.conv._cpu:conv_weight_grad",
 )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyflash.auto import conv as auto
 from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, keeps
-from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed
+from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed, why_not_depthwise
 from pyflash.ops.core.autograd import shaped
 from pyflash.ops.core.backends import IN_KERNELS, Operation, _state, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
@@ -32,6 +32,7 @@ ALGORITHMS = {
     " input gradient, and a transposed convolution, by phases, of a float32 4x4 kernel of stride 2 by F(2x2, 2x2) from"
     f" {auto.LEAST_PHASE_PLACES[False]} (a kept weight {auto.LEAST_PHASE_PLACES[True]}) places of a phase on",
     "triton": "implicit GEMM; depthwise and groups below 16 channels directly; a strided input gradient by phases",
+    "cuda": "depthwise in one and two dimensions alone, directly; a strided input gradient by phases",
 }
 
 ONLY_TORCHS = "arguments that only torch's function takes"
@@ -46,7 +47,7 @@ class _Convolution:
         self.is_transposed, self.has_norm = geometry is of_transposed, operation is not None
         self.operation = operation or Operation(
             name,
-            dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64},
+            dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64, "cuda": FLOATS},
             rules=auto.rules(name),
             sizes=auto.SIZES,
             second_derivative=IN_KERNELS,
@@ -126,7 +127,7 @@ class _Convolution:
             choose(self.operation, x, given, refused=refused)
             return result
         size = self._size(training, x, weight, geometry) if _state.wish == "auto" else None  # else nobody reads it
-        backend = choose(self.operation, x, given, size)
+        backend = choose(self.operation, x, given, size, lacking={"cuda": why_not_depthwise(weight.shape)})
         if backend is None:
             return torchs()
         return self._ours(x, weight, scale, bias, residual, geometry, activation, backend)

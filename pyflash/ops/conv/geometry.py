@@ -20,6 +20,14 @@ class Geometry(NamedTuple):
     groups: int
 
 
+def why_not_depthwise(weight_shape) -> str:
+    """Why a convolution with this weight, or its transpose, is none of the depthwise ones, which alone csrc/cuda has; empty
+    where it is."""
+    if len(weight_shape) > 4:
+        return "cuda has no convolution in three dimensions"
+    return "" if weight_shape[1] == 1 else "cuda has depthwise convolution alone, one channel a group"
+
+
 def hashable(options) -> tuple:
     """Arguments to look up by, lists as tuples; raises RuntimeError where one cannot be."""
     found = tuple([tuple(option) if type(option) is list else option for option in options])

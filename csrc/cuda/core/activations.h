@@ -1,9 +1,9 @@
 // The table of activations (pyflash/activations.py), as tools/generate.py renders it to C++, over single numbers.
 #pragma once
 #include "../../common/activation.h"
-#include "../core/math.h"
+#include "math.h"
 
-namespace pf::cuda::pointwise {
+namespace pf::cuda {
 
 template <class V>
 __device__ __forceinline__ constexpr V constant(double x) {
@@ -58,10 +58,16 @@ __device__ __forceinline__ float tanh_rest(float x) {
 }
 __device__ __forceinline__ double tanh_rest(double x) { return x - tanh(x); }
 
+// for_activation is the host's, which launches a kernel of each; and a kernel's own, whose activation is an argument.
 #define PF_MEMBER __device__ __forceinline__
 #define PF_INLINE inline
 #include "../../common/activations.inc"
-#undef PF_MEMBER
 #undef PF_INLINE
+namespace in_kernel {
+#define PF_INLINE __device__ inline
+#include "../../common/activations.inc"
+#undef PF_INLINE
+}  // namespace in_kernel
+#undef PF_MEMBER
 
-}  // namespace pf::cuda::pointwise
+}  // namespace pf::cuda

@@ -1,0 +1,3 @@
+// Compiled by nvcc for GPUs, and by a C++ compiler for host/.
+#include "depthwise.h"
+#include "weight_grad.h"
