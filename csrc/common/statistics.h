@@ -1,4 +1,5 @@
-// Sums and counts over the elements of a tensor, for each of its groups (its channels, its features, its steps in time).
+// Sums and counts over the elements of a tensor, for each of its groups (its channels, its features, its steps in
+// time).
 #pragma once
 #include <stdint.h>
 
@@ -23,11 +24,11 @@ struct TensorStats {
   Dtype dtype;
 };
 
-// A tensor is summed in parts of its outer dimension (a single group: of its elements), and these in order: the result is
-// the same for any number of threads.
+// A tensor is summed in parts of its outer dimension (a single group: of its elements), and these in order: the result
+// is the same for any number of threads.
 constexpr int64_t kStatsChunk = 32768;  // elements
-// Rows of a part. Its sums, kMoments doubles a group, are written and read again: of 64 rows that is a sixth of what is read
-// of x itself.
+// Rows of a part. Its sums, kMoments doubles a group, are written and read again: of 64 rows that is a sixth of what is
+// read of x itself.
 static inline int64_t tensor_stats_rows(int64_t groups, int64_t inner) {
   const int64_t row = groups * inner, rows = row > 0 ? kStatsChunk / row : 1;
   return rows < 64 ? 64 : rows;

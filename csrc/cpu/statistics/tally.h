@@ -8,7 +8,8 @@ namespace PF_ISA::statistics {
 namespace {
 
 PF_INLINE vd widened(vd x, int) { return x; }
-// Half the lanes of x as doubles: the square of a float32 below 1e-22 is 0 in float32, and gradients that vanish are below.
+// Half the lanes of x as doubles: the square of a float32 below 1e-22 is 0 in float32, and gradients that vanish are
+// below.
 PF_INLINE vd widened(vf x, int half) {
   typedef float Half __attribute__((vector_size(PF_VECTOR_BYTES / 2), may_alias));
   union {
