@@ -5,7 +5,7 @@ A family of operations is a folder, csrc/cpu/<family>, whose sources are compile
 again only when something that they include has changed. PYFLASH_BUILD_ISA=avx512 builds one instruction set, for a
 quick edit loop; PYFLASH_NO_NATIVE=1 none.
 
-csrc/cuda/<family>/kernels.cu becomes two modules of one source: pyflash._cuda by nvcc, and by the C++ compiler its twin
+csrc/cuda/<family>/*.cu become two modules of one source: pyflash._cuda by nvcc, and by the C++ compiler its twin
 pyflash._cuda_host, which runs the kernels on the CPU, for tests (docs/cuda-on-host.md). PYFLASH_CUDA_ARCHS says which:
 numbers of architectures ("90", "80 90"), "all", "host", "none". A wheel holds all architectures, where there is an nvcc; a
 build in place, which is a developer's, the twin.
@@ -134,7 +134,7 @@ def cuda_sources(archs=()):
         sources.append(
             (name, path, [*binding, f'-DPF_MODULE="_{name}"', *(stamped if path.name == "module.cpp" else [])])
         )
-    sources += [(name, path, kernels) for path in sorted(CSRC.glob("cuda/*/kernels.cu"))]
+    sources += [(name, path, kernels) for path in sorted(CSRC.glob("cuda/*/*.cu"))]
     if not archs:
         sources += [(name, path, ["-O2", *binding]) for path in sorted(CSRC.glob("cuda/host/*.cpp"))]
     return sources

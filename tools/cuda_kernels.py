@@ -1,5 +1,5 @@
 """What ptxas makes of the CUDA C++ kernels, no GPU needed: `python tools/cuda_kernels.py [--arch 80 90 100]` compiles every
-csrc/cuda/<family>/kernels.cu and writes registers, shared memory and spills of each kernel into
+csrc/cuda/<family>/*.cu and writes registers, shared memory and spills of each kernel into
 benchmarks/results/ptxas.json, which a test compares with what is compiled there."""
 
 from __future__ import annotations
@@ -67,13 +67,16 @@ def compiled(nvcc: str, source: Path, arch: str) -> dict[str, list[int]]:
 
 
 def sources() -> list[Path]:
-    return [path for path in sorted(ROOT.glob("csrc/cuda/*/kernels.cu")) if path.parent.name != "core"]
+    return [path for path in sorted(ROOT.glob("csrc/cuda/*/*.cu")) if path.parent.name != "core"]
 
 
 def table(nvcc: str, archs) -> dict:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = {(a, path): pool.submit(compiled, nvcc, path, a) for a in archs for path in sources()}
-    rows = {f"sm_{a}": {path.parent.name: found[a, path].result() for path in sources()} for a in archs}
+    rows: dict = {f"sm_{a}": {} for a in archs}
+    for a in archs:
+        for path in sources():
+            rows[f"sm_{a}"].setdefault(path.parent.name, {}).update(found[a, path].result())
     return {"nvcc": version(nvcc), "columns": list(COLUMNS), "kernels": rows}
 
 

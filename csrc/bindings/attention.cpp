@@ -1,10 +1,8 @@
-#include <array>
+#include "attention.h"
 
 #include <pybind11/stl.h>
 
-#include "../common/attention.h"
 #include "bindings.h"
-#include "reader.h"
 
 PF_KERNEL(attention, workspace, AttentionWorkspace)
 PF_KERNEL(attention, fwd, AttentionFwd)
@@ -12,42 +10,6 @@ PF_KERNEL(attention, bwd, AttentionBwd)
 PF_KERNEL(attention, weights, AttentionFwd)
 
 namespace {
-
-typedef std::array<int64_t, 4> Four;
-Strides4 strides(const Four& a) { return {{a[0], a[1], a[2], a[3]}}; }
-
-// The tuple that ops/attention/_cpu.py makes (`_problem`).
-Attention problem_of(const py::tuple& t, const char* operation) {
-  Reader r(t, operation, "problem");
-  const Four q = r.four("q_size"), k = r.four("k_size");
-  Attention p;
-  p.B = q[0], p.H = q[1], p.L = q[2], p.E = q[3];
-  p.Hkv = k[1], p.S = k[2], p.Ev = r.size("value_dim");
-  p.q = r.address("q");
-  p.k = r.address("k");
-  p.v = r.address("v");
-  p.mask = r.address("mask");
-  p.alibi_slopes = r.address("alibi_slopes");
-  p.q_stride = strides(r.four("q_stride"));
-  p.k_stride = strides(r.four("k_stride"));
-  p.v_stride = strides(r.four("v_stride"));
-  p.mask_stride = strides(r.four("mask_stride"));
-  const auto alibi = r.sizes<2>("alibi_stride");
-  p.alibi_stride[0] = alibi[0], p.alibi_stride[1] = alibi[1];
-  p.window_left = r.integer("window_left");
-  p.window_right = r.integer("window_right");
-  p.diagonal = r.integer("diagonal");
-  p.scale = r.number("scale");
-  p.softcap = r.number("softcap");
-  p.drop_below = r.word("drop_below");
-  p.keep_scale = r.number("keep_scale");
-  p.seed = (uint64_t)r.integer("seed");
-  p.first_head = r.size("first_head");
-  p.dtype = r.member<Dtype>("dtype", kDtypes);
-  p.mask_type = r.member<MaskType>("mask_type", kMaskTypes, (int)MaskType::none);
-  r.done();
-  return p;
-}
 
 // A region costs as much as this many products of a score and a column.
 int threads_for(const Attention& p, int num_threads) {
@@ -57,18 +19,16 @@ int threads_for(const Attention& p, int num_threads) {
 }  // namespace
 
 PF_BINDINGS(m) {
-  py::dict passes, mask_types;  // read by ops/attention/_cpu.py
+  py::dict passes;  // read by ops/attention/_cpu.py
   passes["fwd"] = (int)AttentionPass::fwd;
   passes["bwd"] = (int)AttentionPass::bwd;
   m.attr("ATTENTION_PASSES") = passes;
-  mask_types["none"] = (int)MaskType::none;
-  mask_types["boolean"] = (int)MaskType::boolean;
-  m.attr("MASK_TYPES") = mask_types;  // the others are DTYPES
+  m.attr("MASK_TYPES") = mask_types();
   m.def("attention_workspace", [](const py::tuple& shape, int num_threads) {
     Reader r(shape, "attention_workspace", "shape");
     AttentionWorkspace p;
     int64_t bytes = 0;
-    const Four q = r.four("q_size");
+    const auto q = r.four("q_size");
     p.B = q[0], p.H = q[1], p.L = q[2], p.E = q[3];
     p.S = r.size("k_len");
     p.Ev = r.size("value_dim");
@@ -83,12 +43,12 @@ PF_BINDINGS(m) {
   auto def_fwd = [&m](const char* name, const Kernel<AttentionFwd>& kernel) {
     m.def(name, [name, &kernel](const py::tuple& problem, const py::tuple& results, int num_threads) {
       AttentionFwd p = {};
-      p.of = problem_of(problem, name);
+      p.of = attention_problem(problem, name);
       Reader r(results, name, "results");
       p.out = r.address<void>("out");
       p.lse = r.address<void>("lse");
       p.lse_low = r.address<void>("lse_low");
-      p.out_stride = strides(r.four("out_stride"));
+      p.out_stride = strides_of(r, "out_stride");
       p.workspace = r.address<void>("workspace");
       r.done();
       if (!(p.of.H && p.of.L)) return;  // nothing to write, and kernels divide by groups of heads and by rows
@@ -99,7 +59,7 @@ PF_BINDINGS(m) {
   def_fwd("attention_weights", attention::weights);
   m.def("attention_bwd", [](const py::tuple& problem, const py::tuple& gradients, int num_threads) {
     AttentionBwd p = {};
-    p.of = problem_of(problem, "attention_bwd");
+    p.of = attention_problem(problem, "attention_bwd");
     Reader r(gradients, "attention_bwd", "gradients");
     p.dout = r.address("dout");
     p.dlse = r.address("dlse");
@@ -110,12 +70,12 @@ PF_BINDINGS(m) {
     p.dk = r.address<void>("dk");
     p.dv = r.address<void>("dv");
     p.dmask = r.address<void>("dmask");
-    p.dout_stride = strides(r.four("dout_stride"));
-    p.out_stride = strides(r.four("out_stride"));
-    p.dq_stride = strides(r.four("dq_stride"));
-    p.dk_stride = strides(r.four("dk_stride"));
-    p.dv_stride = strides(r.four("dv_stride"));
-    const Four dmask_size = r.four("dmask_size");
+    p.dout_stride = strides_of(r, "dout_stride");
+    p.out_stride = strides_of(r, "out_stride");
+    p.dq_stride = strides_of(r, "dq_stride");
+    p.dk_stride = strides_of(r, "dk_stride");
+    p.dv_stride = strides_of(r, "dv_stride");
+    const auto dmask_size = r.four("dmask_size");
     for (int i = 0; i < 4; i++) p.dmask_size[i] = dmask_size[i];
     p.workspace = r.address<void>("workspace");
     p.of_weights = r.flag("of_weights");

@@ -6,8 +6,10 @@
 
 #include "status.h"
 
+#define PF_PRAGMA(text) _Pragma(#text)
 #define PF_UNROLL_ALL _Pragma("unroll")
 #define PF_APART static __device__ __noinline__  // a function that is called
+#define PF_UNROLL_BY(times) PF_PRAGMA(unroll times)
 #define PF_SHARED(T, name, count) __shared__ T name[count]
 #define PF_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char pf_dynamic_shared[]; \
@@ -44,6 +46,29 @@ __device__ __forceinline__ tf32 from_float<tf32>(float x) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return {bits};
+}
+
+// Two of them in a register, the first in its lower half.
+template <class T>
+__device__ __forceinline__ uint32_t pair_of(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pair_of<bf16>(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+template <>
+__device__ __forceinline__ uint32_t pair_of<f16>(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
+// 2^x within 2 ulp, where exp2f is slower; subnormal results are zeros.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 // ---- several elements at once: V is a struct of them, and its alignment what the address must have

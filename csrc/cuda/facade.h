@@ -11,6 +11,7 @@
 //   copy_async<16>(to, from, is_inside)       cp.async, zeros where not; commit_async(), wait_async<N>()
 //   load_matrices<4>(registers, row)          ldmatrix; load_matrices_transposed
 //   multiply_add<bf16>(sums, a, b)            mma.m16n8k16, of tf32 m16n8k8
+//   pair_of<bf16>(low, high), exp2_approx(x)  two numbers in a register; ex2.approx
 //   load_acquire, add_release                 flags of other blocks; spin on nothing else
 //   GridBarrier                               all blocks of launch_cooperative
 #pragma once

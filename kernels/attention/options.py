@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MAX_HEAD_DIM = 256  # of the Triton kernels, whose tiles hold whole rows
+MAX_HEAD_DIM = 256  # of the kernels for GPUs, whose tiles hold whole rows
 
 
 class Options(NamedTuple):

@@ -140,6 +140,11 @@ void numbers() {
   add(to_float(from_float<bf16>(1.0f + 0x1p-8f)), 1);
   add(to_float(from_float<bf16>(1.0f + 3 * 0x1p-8f)), 1 + 0x1p-6);
   add(__uint_as_float(from_float<tf32>(1.0f + 0x1p-11f).bits), 1 + 0x1p-10);  // a tie, away from zero
+  const uint32_t halves = pair_of<f16>(1.0f, -2.0f), brains = pair_of<bf16>(1.0f, -2.0f);
+  add((float)(halves & 0xffff), 0x3c00), add((float)(halves >> 16), 0xc000);
+  add((float)(brains & 0xffff), 0x3f80), add((float)(brains >> 16), 0xc000);
+  add(exp2_approx(-3.0f), 0.125), add(exp2_approx(0.0f), 1), add(exp2_approx(-INFINITY), 0);
+  add(exp2_approx(-127.0f), 0);  // subnormal
   expect(got.data(), wanted, 0, {nullptr});
 }
 

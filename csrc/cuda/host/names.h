@@ -16,6 +16,7 @@
 #define __forceinline__ inline
 #define PF_UNROLL_ALL
 #define PF_APART static __attribute__((noinline))
+#define PF_UNROLL_BY(times)
 #define threadIdx (::pf::cuda::host::current->index)
 #define blockIdx (::pf::cuda::host::current->block_index)
 #define gridDim (::pf::cuda::host::grid_size)
@@ -236,6 +237,17 @@ template <>
 inline tf32 from_float<tf32>(float x) {
   const uint32_t bits = __float_as_uint(x);
   return {x - x == 0 ? (bits + 0x1000u) & ~0x1fffu : bits};
+}
+
+// Two of them, the first in the lower half.
+template <class T>
+uint32_t pair_of(float low, float high) {
+  return (uint32_t)from_float<T>(low).bits | (uint32_t)from_float<T>(high).bits << 16;
+}
+
+inline float exp2_approx(float x) {
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0.0f : y;
 }
 
 // ---- several elements at once

@@ -4,6 +4,7 @@ import torch
 
 from pyflash import _cpu
 from pyflash.kernels.dropout import keep_scale, threshold
+from pyflash.ops.attention.shapes import within_reach
 from pyflash.ops.core.dtypes import acc_dtype
 from pyflash.ops.core.native import DTYPES
 from pyflash.ops.core.workspace import take_workspace
@@ -11,11 +12,6 @@ from pyflash.ops.core.workspace import take_workspace
 FWD, BWD = _cpu.ATTENTION_PASSES["fwd"], _cpu.ATTENTION_PASSES["bwd"]
 BOOLEAN, NO_MASK = _cpu.MASK_TYPES["boolean"], _cpu.MASK_TYPES["none"]
 NOWHERE = (0, 0, 0, 0)
-FAR = 1 << 29  # a window or diagonal beyond this sees the same keys; sums stay within 31 bits
-
-
-def _clamp(value):
-    return max(-FAR, min(FAR, value))
 
 
 def _problem(
@@ -35,7 +31,7 @@ def _problem(
         0 if attn_mask is None else attn_mask.data_ptr(),
         0 if alibi_slopes is None else alibi_slopes.data_ptr(),
         q.stride(), k.stride(), NOWHERE if v is None else v.stride(), NOWHERE if attn_mask is None else attn_mask.stride(), slopes_stride,
-        min(window_left, FAR), min(window_right, FAR), _clamp(diagonal),
+        within_reach(window_left), within_reach(window_right), within_reach(diagonal),
         scale, softcap, *dropout, first_head, DTYPES[q.dtype], mask_type,
     )  # fmt: skip
 

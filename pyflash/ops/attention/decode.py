@@ -45,6 +45,7 @@ _decode = Op(
     reference=reference_decode,
     flops=flops.decode,
     triton="pyflash.kernels.attention.decode:attention_decode",
+    cuda="pyflash.ops.attention._cuda:attention_decode",
     cpu="pyflash.ops.attention._cpu_packed:attention_decode",
 )
 

@@ -28,12 +28,12 @@ from pyflash.ops.core.autograd import apply, way
 from pyflash.ops.core.backends import Operation, counts, record
 from pyflash.ops.core.checks import expect_tensors, window_pair
 from pyflash.ops.core.choice import Refused, are_usual, choose, tracing_derivatives
-from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
+from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, HALVES, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
 
 OPERATION = Operation(
     "attention",
-    dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64},
+    dtypes={"cpu": FLOATS, "triton": ALL_BUT_FLOAT64, "cuda": HALVES},
     rules=auto.rules,
     sizes="pyflash.auto.attention.Size",
 )

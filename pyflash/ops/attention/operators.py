@@ -33,6 +33,7 @@ _fwd = Op(
     differentiable=True,
     flops=flops.attention_fwd,
     triton="pyflash.kernels.attention.dense:attention_fwd",
+    cuda="pyflash.ops.attention._cuda:attention_fwd",
     cpu="pyflash.ops.attention._cpu:attention_fwd",
 )
 _bwd = Op(
@@ -44,6 +45,7 @@ _bwd = Op(
     reference=reference.attention_bwd,
     flops=flops.attention_bwd,
     triton="pyflash.kernels.attention.dense:attention_bwd",
+    cuda="pyflash.ops.attention._cuda:attention_bwd",
     cpu="pyflash.ops.attention._cpu:attention_bwd",
 )
 

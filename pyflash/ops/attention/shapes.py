@@ -202,6 +202,14 @@ def in_order_of(x, size_last):
     return x.new_empty(batch, heads, rows, size_last)
 
 
+FAR = 1 << 29  # a window or diagonal beyond this sees the same keys; sums stay within 31 bits
+
+
+def within_reach(distance):
+    """A side of a window, or a diagonal, as the native kernels take it; negative sides stay negative."""
+    return max(-FAR, min(FAR, distance))
+
+
 def needs_gradient(q, k, v, attn_mask):
     if not torch.is_grad_enabled():
         return False
@@ -216,8 +224,8 @@ def unserved(q, k, v, alibi_slopes=None, attn_mask=None):
     if alibi_slopes is not None and alibi_slopes.requires_grad:
         return "alibi_slopes that need a gradient"
     width = q.shape[-1] if v is None else max(q.shape[-1], v.shape[-1])
-    if width > MAX_HEAD_DIM and (not q.is_cpu or backends._state.wish == "triton"):
-        return f"head_dim is {width}; triton supports up to {MAX_HEAD_DIM}"
+    if width > MAX_HEAD_DIM and (not q.is_cpu or backends._state.wish in ("triton", "cuda")):
+        return f"head_dim is {width}; kernels for GPUs support up to {MAX_HEAD_DIM}"
     return ""
 
 

@@ -14,11 +14,11 @@ from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import expect, expect_tensors, readable, sequence_offsets
 from pyflash.ops.core.choice import choose, tracing_derivatives
-from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, acc_dtype, cast_by_autocast
+from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, HALVES, acc_dtype, cast_by_autocast
 from pyflash.ops.core.philox import draw_seed
 from pyflash.ops.core.registry import Op
 
-DTYPES = {"cpu": FLOATS, "triton": ALL_BUT_FLOAT64}
+DTYPES = {"cpu": FLOATS, "triton": ALL_BUT_FLOAT64, "cuda": HALVES}
 OPERATION = Operation("attention_varlen", dtypes=DTYPES)  # torch has no function of its own for every device
 
 _SCALARS = f"SymInt max_seqlen_q, SymInt max_seqlen_k, {OF_SEQUENCES}"
@@ -68,6 +68,7 @@ _fwd = Op(
     differentiable=True,
     flops=flops.varlen_fwd,
     triton="pyflash.kernels.attention.dense:attention_varlen_fwd",
+    cuda="pyflash.ops.attention._cuda:attention_varlen_fwd",
     cpu="pyflash.ops.attention._cpu_packed:attention_varlen_fwd",
 )
 _bwd = Op(
@@ -79,6 +80,7 @@ _bwd = Op(
     reference=reference_bwd,
     flops=flops.varlen_bwd,
     triton="pyflash.kernels.attention.dense:attention_varlen_bwd",
+    cuda="pyflash.ops.attention._cuda:attention_varlen_bwd",
     cpu="pyflash.ops.attention._cpu_packed:attention_varlen_bwd",
 )
 

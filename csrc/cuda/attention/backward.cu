@@ -1,0 +1,2 @@
+// Compiled by nvcc for GPUs, and by a C++ compiler for host/.
+#include "mask_gradient.h"
