@@ -39,6 +39,9 @@ FUNCTIONS = {
     "nn.functional.normalize": lambda x, p=2.0, **kwargs: (
         PF if p in (1, 2, float("inf")) else torch.nn.functional
     ).normalize(x, p, **kwargs),  # other p are torch's
+    "nn.functional.poisson_nll_loss": lambda x, target, log_input=True, full=False, *args, **kwargs: (
+        torch.nn.functional if full else PF
+    ).poisson_nll_loss(x, target, log_input, full, *args, **kwargs),  # Stirling's term is torch's
     "nn.functional.scaled_dot_product_attention": PF.scaled_dot_product_attention,
     **{f"nn.functional.{name}": getattr(PF, name) for name in ("rms_norm", "cross_entropy", "nll_loss")},
     **{
@@ -50,7 +53,6 @@ FUNCTIONS = {
             "kl_div",
             "l1_loss",
             "mse_loss",
-            "poisson_nll_loss",
             "smooth_l1_loss",
             "soft_margin_loss",
         )

@@ -49,7 +49,8 @@ def loss(name: str, functional):
         generator = torch.Generator(device="cpu").manual_seed(1)
         target = SORTS[name].target(torch.randn(case.shape.sizes, generator=generator, device="cpu"))
         target = target.to(torch.empty(0).device, getattr(torch, case.dtype))
-        return lambda x: getattr(functional, name)(x, target, reduction=case.shape.reduction)
+        # .to: the truth's is of float64, all others are of this type
+        return lambda x: getattr(functional, name)(x, target.to(x.dtype), reduction=case.shape.reduction)
 
     return of
 
