@@ -58,8 +58,8 @@ def nll_rules(where, size, dtype) -> str:
     """size: (elements, are gradients needed). Zen 4, one thread of a busy machine, torch's time over ours, forward and training:
     0.1 and 0.4 at 256x1000, 0.3 and 0.7 at 4096x1000, 0.8 and 0.6 of 4x21x128x128: one number of a place is read, and what a call
     costs decides."""
-    *sizes, training = size
-    ours = tables.ours(where, "nll_loss", "", dtype, "training" if training else "inference", tuple(sizes))
+    elements, training = size
+    ours = tables.ours(where, "nll_loss", "", dtype, "training" if training else "inference", (elements,))
     if ours is not None:
         return "" if ours else MEASURED
-    return gpu.decide("nll_loss", *size, dtype) if where.is_gpu else NO_TABLE
+    return gpu.decide("nll_loss", elements, training, dtype) if where.is_gpu else NO_TABLE
