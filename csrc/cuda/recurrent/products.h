@@ -117,7 +117,7 @@ constexpr int kHeldPieces = std::is_same_v<A, float>  ? (kTiles == 1   ? 8
                                                          : kTiles == 3 ? 4
                                                                        : 3)
                                                       : (kTiles == 1   ? 16
-                                                         : kTiles == 2 ? 8
+                                                         : kTiles == 2 ? 6
                                                                        : 4);
 
 // The weights of a block: of each warp the first kHeld pieces in registers, the others in shared memory, where each
