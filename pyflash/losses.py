@@ -88,7 +88,9 @@ LOSSES = {
             lambda x, t, p, _: F.kl_div(x, t, reduction="none", log_target=True),
         ),
         Loss(
-            "poisson_nll", "exp(x) - t * x", "g * (exp(x) - t)", "-g * x",
+            # abs changes nothing but keeps the last product of exp out of a fused multiply-add, where infinity less
+            # infinity, 2^130 not yet rounded, would be -infinity.
+            "poisson_nll", "abs(exp(x)) - t * x", "g * (abs(exp(x)) - t)", "-g * x",
             lambda x, t, p, _: F.poisson_nll_loss(x, t, reduction="none"),
         ),
         Loss(

@@ -30,7 +30,7 @@ def forward(x, t, p, parameter, LOSS: tl.constexpr):
     elif LOSS == "kl_div_log_target":
         return primitives.exp(t) * (t - x)
     elif LOSS == "poisson_nll":
-        return primitives.exp(x) - (t * x)
+        return tl.abs(primitives.exp(x)) - (t * x)
     elif LOSS == "poisson_nll_of_rate":
         return x - (t * tl.log(x + parameter))
     elif LOSS == "soft_margin":
@@ -61,7 +61,7 @@ def by_input(g, x, t, p, parameter, LOSS: tl.constexpr):
     elif LOSS == "kl_div_log_target":
         return -g * primitives.exp(t)
     elif LOSS == "poisson_nll":
-        return g * (primitives.exp(x) - t)
+        return g * (tl.abs(primitives.exp(x)) - t)
     elif LOSS == "poisson_nll_of_rate":
         return g * (1.0 - (t / (x + parameter)))
     elif LOSS == "soft_margin":
