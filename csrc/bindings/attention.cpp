@@ -45,10 +45,7 @@ PF_BINDINGS(m) {
       AttentionFwd p = {};
       p.of = attention_problem(problem, name);
       Reader r(results, name, "results");
-      p.out = r.address<void>("out");
-      p.lse = r.address<void>("lse");
-      p.lse_low = r.address<void>("lse_low");
-      p.out_stride = strides_of(r, "out_stride");
+      read_results(r, p);
       p.workspace = r.address<void>("workspace");
       r.done();
       if (!(p.of.H && p.of.L)) return;  // nothing to write, and kernels divide by groups of heads and by rows
@@ -61,22 +58,7 @@ PF_BINDINGS(m) {
     AttentionBwd p = {};
     p.of = attention_problem(problem, "attention_bwd");
     Reader r(gradients, "attention_bwd", "gradients");
-    p.dout = r.address("dout");
-    p.dlse = r.address("dlse");
-    p.out = r.address("out");
-    p.lse = r.address("lse");
-    p.lse_low = r.address("lse_low");
-    p.dq = r.address<void>("dq");
-    p.dk = r.address<void>("dk");
-    p.dv = r.address<void>("dv");
-    p.dmask = r.address<void>("dmask");
-    p.dout_stride = strides_of(r, "dout_stride");
-    p.out_stride = strides_of(r, "out_stride");
-    p.dq_stride = strides_of(r, "dq_stride");
-    p.dk_stride = strides_of(r, "dk_stride");
-    p.dv_stride = strides_of(r, "dv_stride");
-    const auto dmask_size = r.four("dmask_size");
-    for (int i = 0; i < 4; i++) p.dmask_size[i] = dmask_size[i];
+    read_gradients(r, p);
     p.workspace = r.address<void>("workspace");
     p.of_weights = r.flag("of_weights");
     r.done();

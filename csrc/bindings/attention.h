@@ -40,6 +40,34 @@ inline Attention attention_problem(const py::tuple& t, const char* operation) {
   return p;
 }
 
+// What both backends' structs have of a forward's results, and of a backward's.
+template <class Forward>
+void read_results(Reader& r, Forward& p) {
+  p.out = r.address<void>("out");
+  p.lse = r.address<void>("lse");
+  p.lse_low = r.address<void>("lse_low");
+  p.out_stride = strides_of(r, "out_stride");
+}
+template <class Backward>
+void read_gradients(Reader& r, Backward& p) {
+  p.dout = r.address("dout");
+  p.dlse = r.address("dlse");
+  p.out = r.address("out");
+  p.lse = r.address("lse");
+  p.lse_low = r.address("lse_low");
+  p.dq = r.address<void>("dq");
+  p.dk = r.address<void>("dk");
+  p.dv = r.address<void>("dv");
+  p.dmask = r.address<void>("dmask");
+  p.dout_stride = strides_of(r, "dout_stride");
+  p.out_stride = strides_of(r, "out_stride");
+  p.dq_stride = strides_of(r, "dq_stride");
+  p.dk_stride = strides_of(r, "dk_stride");
+  p.dv_stride = strides_of(r, "dv_stride");
+  const auto dmask_size = r.four("dmask_size");
+  for (int i = 0; i < 4; i++) p.dmask_size[i] = dmask_size[i];
+}
+
 // {"none", "boolean"}; the other types of masks are DTYPES.
 inline py::dict mask_types() {
   py::dict types;

@@ -10,16 +10,6 @@ PF_CUDA_KERNEL(attention, attention_decode, DeviceAttentionDecode)
 // The tuples that ops/attention/_cuda.py makes: (problem, what lies on the device, tensors).
 namespace {
 
-template <size_t kCount>
-std::array<py::object, kCount> parts_of(const py::tuple& call, const char* operation) {
-  if (call.size() != kCount)
-    throw py::type_error(std::string("pyflash." PF_MODULE ".") + operation + ": the call has " +
-                         std::to_string(call.size()) + " parts, expected " + std::to_string(kCount));
-  std::array<py::object, kCount> parts;
-  for (size_t i = 0; i < kCount; i++) parts[i] = call[i];
-  return parts;
-}
-
 DeviceAttention read_problem(const py::tuple& problem, const py::tuple& on_device, const char* operation) {
   DeviceAttention p = {};
   p.of = attention_problem(problem, operation);
@@ -39,13 +29,6 @@ DeviceAttention read_problem(const py::tuple& problem, const py::tuple& on_devic
   return p;
 }
 
-void read_results(Reader& r, DeviceAttentionFwd& p) {
-  p.out = r.address<void>("out");
-  p.lse = r.address<void>("lse");
-  p.lse_low = r.address<void>("lse_low");
-  p.out_stride = strides_of(r, "out_stride");
-}
-
 DeviceAttentionFwd read_attention_fwd(const py::tuple& call) {
   const auto [problem, on_device, results] = parts_of<3>(call, "attention_fwd");
   DeviceAttentionFwd p = {};
@@ -61,22 +44,7 @@ DeviceAttentionBwd read_attention_bwd(const py::tuple& call) {
   DeviceAttentionBwd p = {};
   p.at = read_problem(problem, on_device, "attention_bwd");
   Reader r(gradients, "attention_bwd", "gradients");
-  p.dout = r.address("dout");
-  p.dlse = r.address("dlse");
-  p.out = r.address("out");
-  p.lse = r.address("lse");
-  p.lse_low = r.address("lse_low");
-  p.dq = r.address<void>("dq");
-  p.dk = r.address<void>("dk");
-  p.dv = r.address<void>("dv");
-  p.dmask = r.address<void>("dmask");
-  p.dout_stride = strides_of(r, "dout_stride");
-  p.out_stride = strides_of(r, "out_stride");
-  p.dq_stride = strides_of(r, "dq_stride");
-  p.dk_stride = strides_of(r, "dk_stride");
-  p.dv_stride = strides_of(r, "dv_stride");
-  const auto dmask_size = r.four("dmask_size");
-  for (int i = 0; i < 4; i++) p.dmask_size[i] = dmask_size[i];
+  read_gradients(r, p);
   p.terms = r.address<void>("terms");
   p.terms_rows = r.size("terms_rows");
   r.done();

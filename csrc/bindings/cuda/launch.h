@@ -1,6 +1,7 @@
 // Of the modules pyflash._cuda and pyflash._cuda_host, which are one source: how a kernel of csrc/cuda is launched.
 // CUDA's headers stay with the kernels.
 #pragma once
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -15,6 +16,17 @@
 
 namespace pf::cuda::core {
 Status select_device(int device);
+}
+
+// The tuples that a call is made of, each read by its own.
+template <size_t kCount>
+std::array<py::object, kCount> parts_of(const py::tuple& call, const char* operation) {
+  if (call.size() != kCount)
+    throw py::type_error(std::string("pyflash." PF_MODULE ".") + operation + ": the call has " +
+                         std::to_string(call.size()) + " parts, expected " + std::to_string(kCount));
+  std::array<py::object, kCount> parts;
+  for (size_t i = 0; i < kCount; i++) parts[i] = call[i];
+  return parts;
 }
 
 // On a stream of a device, as torch numbers them; without the interpreter lock.

@@ -26,17 +26,6 @@ RnnWalk read_walk(const py::tuple& of, const py::tuple& of_rows, const py::list&
   return w;
 }
 
-// What Python hands over: (shape, layout, weights, the rest of the walk, tensors), of which each is read by its own.
-template <size_t kCount>
-std::array<py::object, kCount> parts_of(const py::tuple& problem, const char* operation) {
-  if (problem.size() != kCount)
-    throw py::type_error(std::string("pyflash." PF_MODULE ".") + operation + ": problem has " +
-                         std::to_string(problem.size()) + " parts, expected " + std::to_string(kCount));
-  std::array<py::object, kCount> parts;
-  for (size_t i = 0; i < kCount; i++) parts[i] = problem[i];
-  return parts;
-}
-
 }  // namespace
 
 PF_BINDINGS(m) {
