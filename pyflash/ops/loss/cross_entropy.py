@@ -173,7 +173,7 @@ def _size_of(training, input, *_):
 _refused = Refused(OPERATION, _size_of)
 
 
-def _is_asked_right(input, target, weight, ignore_index, reduction, smoothing) -> bool:
+def is_asked_right(input, target, weight, ignore_index, reduction, smoothing=0.0) -> bool:
     """Does torch take such arguments? It says itself what is wrong with others."""
     if not (isinstance(input, torch.Tensor) and isinstance(target, torch.Tensor)):
         return False
@@ -201,7 +201,7 @@ def _is_asked_right(input, target, weight, ignore_index, reduction, smoothing) -
     )
 
 
-def _unserved(input, target, weight) -> str:
+def unserved(input, target, weight) -> str:
     if not (is_plain(input) and is_strided(target) and (weight is None or is_plain(weight))):
         return NOT_PLAIN
     if not input.numel():
@@ -212,8 +212,6 @@ def _unserved(input, target, weight) -> str:
         return f"weight is {weight.dtype}, input {input.dtype}"
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         return "weight requires a gradient"
-    if input.shape[1:2] > (MOST_CLASSES,):
-        return f"more than {MOST_CLASSES} classes"
     return ""
 
 
@@ -267,14 +265,17 @@ def cross_entropy(
 
     if _refused.holds(input, target):
         return torchs()
-    if not _is_asked_right(input, target, weight, ignore_index, reduction, label_smoothing):
+    if not is_asked_right(input, target, weight, ignore_index, reduction, label_smoothing):
         return torchs()
     x, targets = input, target
     if x.dim() == 1:
         x, targets = x.unsqueeze(0), targets.unsqueeze(0)
     training = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
     size = _size_of(training, x)
-    backend = choose(OPERATION, input, (target, weight), size, _unserved(input, target, weight))
+    reason = unserved(input, target, weight)
+    if not reason and x.shape[1] > MOST_CLASSES:
+        reason = f"more than {MOST_CLASSES} classes"
+    backend = choose(OPERATION, input, (target, weight), size, reason)
     if backend is None:
         return torchs()
     dtype, classes, probabilities = result_dtype(input), None, None

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from pyflash.auto.loss import nll_rules
 from pyflash.ops.core.autograd import Function, apply, vjp
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import CHECK_VALUES, NOT_PLAIN, is_plain, is_strided, readable
+from pyflash.ops.core.checks import CHECK_VALUES, is_plain, readable
 from pyflash.ops.core.choice import Refused, choose
 from pyflash.ops.core.dtypes import FLOATS, acc_dtype
 from pyflash.ops.core.registry import Op
-from pyflash.ops.loss.arguments import REDUCTIONS, SIZES, reduction_of, result_dtype
-from pyflash.ops.loss.cross_entropy import expect_classes
+from pyflash.ops.loss.arguments import SIZES, reduction_of, result_dtype
+from pyflash.ops.loss.cross_entropy import expect_classes, is_asked_right, unserved
 
 OPERATION = Operation(
     "nll_loss",
@@ -131,37 +131,6 @@ def _size_of(training, input, *_):
 _refused = Refused(OPERATION, _size_of)
 
 
-def _is_asked_right(input, target, weight, ignore_index, reduction) -> bool:
-    """Does torch take such arguments? It says itself what is wrong with others."""
-    if not (isinstance(input, torch.Tensor) and isinstance(target, torch.Tensor)):
-        return False
-    if input.dim() == 0 or not input.is_floating_point() or target.device != input.device:
-        return False
-    if reduction not in REDUCTIONS or type(ignore_index) is not int:
-        return False
-    dim = min(input.dim() - 1, 1)
-    if target.dtype not in (torch.int64, torch.uint8):
-        return False
-    if target.shape != input.shape[:dim] + input.shape[dim + 1 :]:
-        return False  # or torch's own leniency: one target of one dimension
-    return weight is None or (
-        isinstance(weight, torch.Tensor)
-        and weight.shape == (input.shape[dim],)
-        and weight.device == input.device
-        and weight.dtype in (input.dtype, result_dtype(input))
-    )
-
-
-def _unserved(input, target, weight) -> str:
-    if not (is_plain(input) and is_strided(target) and (weight is None or is_plain(weight))):
-        return NOT_PLAIN
-    if not input.numel():
-        return "there is nothing in an empty tensor to compute"
-    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
-        return "weight requires a gradient"
-    return ""
-
-
 def nll_loss(
     input: torch.Tensor,
     target: torch.Tensor,
@@ -192,11 +161,13 @@ def nll_loss(
     def torchs():
         return F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
 
-    if _refused.holds(input, target) or not _is_asked_right(input, target, weight, ignore_index, reduction):
+    if _refused.holds(input, target) or not is_asked_right(input, target, weight, ignore_index, reduction):
+        return torchs()
+    if target.is_floating_point():  # probabilities are cross entropy's
         return torchs()
     training = torch.is_grad_enabled() and input.requires_grad
     size = _size_of(training, input)
-    backend = choose(OPERATION, input, (target, weight), size, _unserved(input, target, weight))
+    backend = choose(OPERATION, input, (target, weight), size, unserved(input, target, weight))
     if backend is None:
         return torchs()
     x, targets = input, target
