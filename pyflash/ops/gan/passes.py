@@ -51,6 +51,14 @@ def reference(x, fu, fd, b, v, *form):
     return in_torch(middle, *below)
 
 
+def is_done(x, y) -> bool:
+    """Of empty tensors there is nothing to launch: sums of nothing are 0, and so is phi of them."""
+    if x.numel() and y.numel():
+        return False
+    y.zero_()
+    return True
+
+
 def places(x, channels_last: bool) -> tuple[int, int]:
     """(outer, inner): x is [outer, height, width, inner] in memory."""
     batch, channels = x.shape[:2]
