@@ -13,7 +13,7 @@ from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.recurrent import reference
 from pyflash.ops.recurrent.checks import are_plain, check_one_type
 from pyflash.ops.recurrent.layers import _rules
-from pyflash.ops.recurrent.operators import CUDA_NOTE, has_step, refusal, rnn_layer, rnn_step
+from pyflash.ops.recurrent.operators import CUDA_NOTE, has_step, lacking, rnn_layer, rnn_step
 from pyflash.ops.recurrent.stream import TORCH_CELLS, infer_cell
 
 OPERATIONS = {
@@ -149,8 +149,8 @@ def step(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     training = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
     (batch, inputs), hidden = x.shape, h.shape[1]
     size = auto.Size(cell, "cell", 1, batch, inputs, hidden, 1, 1, False, False, training)
-    refused = refusal(x, size) if are_plain(tensors) else NOT_PLAIN
-    wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused)
+    refused = "" if are_plain(tensors) else NOT_PLAIN
+    wish = choose(OPERATIONS[operation], x, tensors, size=size, refused=refused, lacking=lacking(x, size))
     if wish is not None and not training and has_step(x, wish):
         return rnn_step(x, h, c, weights, cell, wish)
     if wish is None and not tracing_derivatives(tensors):

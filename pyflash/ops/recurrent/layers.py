@@ -18,7 +18,7 @@ from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.pointwise.dropout import dropout
 from pyflash.ops.recurrent import reference
 from pyflash.ops.recurrent.checks import Form, are_plain, check_input, check_lengths, check_state, form_of
-from pyflash.ops.recurrent.operators import CUDA_NOTE, NO_PROJECTION, has_step, refusal, rnn_layer, rnn_step
+from pyflash.ops.recurrent.operators import CUDA_NOTE, NO_PROJECTION, has_step, lacking, rnn_layer, rnn_step
 from pyflash.ops.recurrent.stream import TORCH_LAYERS, infer_layers, need_no_dispatch
 
 
@@ -173,8 +173,8 @@ def _way(call: Call):
         # Whose dropout it is must not depend on gradients: a reentrant checkpoint computes without them, then with.
         call.drops or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])),
     )  # fmt: skip
-    refused = refusal(x, size) if are_plain(tensors) else NOT_PLAIN
-    wish = choose(OPERATIONS[call.operation], x, tensors, size=size, refused=refused)
+    refused = "" if are_plain(tensors) else NOT_PLAIN
+    wish = choose(OPERATIONS[call.operation], x, tensors, size=size, refused=refused, lacking=lacking(x, size))
     if wish is None and not (tracing_derivatives(tensors) or call.return_cells or call.rows is not None):
         return _torch_stack, wish
     if wish is not None and _is_stream(call, size, wish):

@@ -183,16 +183,13 @@ CUDA_NOTE = "no layer whose recurrent weights are larger than the registers and 
 NO_PROJECTION = "neither triton nor cuda has a kernel for a projection (proj_size)"
 
 
-def refusal(x, size) -> str:
-    """Why the backend that would serve layers of this size takes none such; empty when it does."""
-    wish = backends._state.wish
-    if size.projected and (not x.is_cpu or wish in ("triton", "cuda")):
-        return NO_PROJECTION
-    device = device_type(x)
-    is_cuda = wish == "cuda" or (wish == "auto" and device == "cuda" and backends.why_not("triton", device))
-    if not is_cuda or backends.why_not("cuda", device) or x.dtype not in ALL_BUT_FLOAT64:
-        return ""  # which is said elsewhere
-    return _why_unfit(size.cell, size.hidden, x.dtype, size.directions, x.device.index or 0)
+def lacking(x, size) -> dict[str, str]:
+    """Backend -> why it has no kernel for layers of this size, as `choose` asks."""
+    if size.projected:
+        return dict.fromkeys(("triton", "cuda"), NO_PROJECTION)
+    if backends.why_not("cuda", device_type(x)) or x.dtype not in ALL_BUT_FLOAT64:
+        return {}  # which `choose` says itself
+    return {"cuda": _why_unfit(size.cell, size.hidden, x.dtype, size.directions, x.device.index or 0)}
 
 
 def _why_unfit(*of):
