@@ -12,68 +12,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import pyflash
-from pyflash.cli import demo
+from pyflash.cli import _digits, demo
 from pyflash.show import picture
-from pyflash.show.progress import Progress
 
-MISSING = "scikit-learn, whose digits this reads, is not installed: pip install 'pyflash[examples]'"
-SEED = 2
-BATCH, HELD_OUT = 32, 360
+HELD_OUT = 360
 EPOCHS, QUICK_EPOCHS = 30, 12
-LEARNING_RATE, WEIGHT_DECAY = 3e-3, 5e-2
+LEARNING_RATE = 3e-3
 WANTED = 0.98  # of the held-out digits. Of another 360 it may be 97 to 99%: one digit is 0.3%
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures [N, 1, 8, 8] of mean 0 and deviation 1, and what they show."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise SystemExit(MISSING) from None
-    data = load_digits()
-    x = torch.tensor(data.images).float()[:, None]
-    return (x - x.mean()) / x.std(), torch.tensor(data.target).long()
+    x, y = _digits.standardised()
+    return x[:, None], y
 
 
 def build() -> nn.Module:
-    torch.manual_seed(SEED)
+    torch.manual_seed(_digits.SEED)
     return pyflash.models.LeNet(image_size=8, nn=nn)
-
-
-def train(name: str, model: nn.Module, x, y, held_out, epochs: int) -> demo.Run:
-    """The losses of all steps, and the share of the held-out digits that it reads."""
-    generator = torch.Generator().manual_seed(SEED)
-    steps = epochs * -(-len(x) // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
-    start, losses = time.perf_counter(), []
-    with Progress(f"  training {name}", steps) as progress:
-        for _ in range(epochs):
-            for rows in torch.randperm(len(x), generator=generator).split(BATCH):
-                loss = F.cross_entropy(model(x[rows]), y[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.item())
-                progress.advance(f"loss {losses[-1]:.3f}")
-        seconds = time.perf_counter() - start
-        right = (read(model, held_out[0]) == held_out[1]).float().mean().item()
-        progress.print(f"  {name:<8}  loss {losses[0]:.4f} to {losses[-1]:.4f}, held out {right:.2%}, {seconds:.0f} s")
-    return demo.Run(losses, right, seconds)
-
-
-@torch.no_grad()
-def read(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return model.eval()(x).argmax(-1)
 
 
 def confusion(shown: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
@@ -81,19 +44,7 @@ def confusion(shown: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     return torch.bincount(10 * shown + found, minlength=100).reshape(10, 10)
 
 
-def mosaic(filters: torch.Tensor, columns: int = 3) -> torch.Tensor:
-    """Filters [N, height, width] beside and below each other, NaN between them."""
-    framed = F.pad(filters, (0, 1, 0, 1), value=float("nan"))
-    rows = framed.unflatten(0, (-1, columns)).transpose(1, 2)  # [rows, height, columns, width]
-    return rows.reshape(rows.shape[0] * rows.shape[1], -1)[:-1, :-1]
-
-
 def draw(stock: demo.Run, ours: demo.Run, table: torch.Tensor, filters: torch.Tensor, path: Path) -> str:
-    def curves(axes):
-        axes.semilogy(stock.losses, **picture.STOCK, label="torch.nn")
-        axes.semilogy(ours.losses, **picture.OURS, label="after pyflash.replace")
-        axes.set(xlabel="step", ylabel="loss", title="The same weights, the same batches")
-
     def taken_for(axes):
         axes.imshow(table.numpy(), cmap="Blues")
         for shown, row in enumerate(table.tolist()):
@@ -112,47 +63,30 @@ def draw(stock: demo.Run, ours: demo.Run, table: torch.Tensor, filters: torch.Te
 
     def first_layer(axes):
         largest = filters.abs().max()
-        axes.imshow(mosaic(filters).numpy(), cmap="RdBu", vmin=-largest, vmax=largest)
+        axes.imshow(_digits.mosaic(filters, 3).numpy(), cmap="RdBu", vmin=-largest, vmax=largest)
         axes.set(title="Filters of the first layer")
         axes.axis("off")
 
-    return picture.draw(path, [curves, taken_for, first_layer], (14, 4.5), "examples", one_scale=False)
-
-
-def failures(stock: demo.Run, ours: demo.Run, replaced: int) -> list[str]:
-    """Every reason for which it must not exit with 0."""
-    found = []
-    if replaced == 0:
-        found.append("nothing was replaced")
-    difference = demo.early_difference(stock, ours)
-    if not difference <= demo.EARLY_DIFFERENCE:
-        found.append(f"the loss curves differ by {difference:.1e} in the first {demo.EARLY_STEPS} steps")
-    for name, run in (("torch.nn", stock), ("pyflash", ours)):
-        if not run.held_out > WANTED:
-            found.append(f"{name} reads {run.held_out:.2%} of the held-out digits, not more than {WANTED:.0%}")
-    return found
+    return picture.draw(
+        path,
+        [partial(_digits.draw_curves, stock=stock, ours=ours), taken_for, first_layer],
+        (14, 4.5),
+        "examples",
+        one_scale=False,
+    )
 
 
 def run(epochs: int, out: Path) -> int:
-    x, y = digits()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(SEED))
-    x, y = x[order], y[order]
-    learned, held_out = (x[HELD_OUT:], y[HELD_OUT:]), (x[:HELD_OUT], y[:HELD_OUT])
+    learned, held_out = _digits.split(*digits(), HELD_OUT)
     stock, (ours, changed) = build(), demo.replace(build())
     parameters = sum(parameter.numel() for parameter in stock.parameters())
     print(f"LeNet, {parameters:,} parameters, learns from {len(learned[0])} digits; {HELD_OUT} are held out")
     demo.print_replaced(ours, changed)
-    print(pyflash.report(ours, example_inputs=learned[0][:BATCH]))
-    stock_run, our_run = (
-        train(name, model, *learned, held_out, epochs) for name, model in (("torch.nn", stock), ("pyflash", ours))
-    )
-    print(
-        f"  the curves differ by at most {demo.early_difference(stock_run, our_run):.1e} in the first"
-        f" {demo.EARLY_STEPS} steps (allowed {demo.EARLY_DIFFERENCE:.0e})"
-    )
-    table = confusion(held_out[1], read(ours, held_out[0]))
+    print(pyflash.report(ours, example_inputs=learned[0][: _digits.BATCH]))
+    stock_run, our_run = _digits.train_both(stock, ours, learned, held_out, epochs, LEARNING_RATE)
+    table = confusion(held_out[1], _digits.read(ours, held_out[0]))
     print(draw(stock_run, our_run, table, ours.features[0].weight.detach()[:, 0], out / "digits.png"))
-    found = failures(stock_run, our_run, changed.total())
+    found = _digits.failures(stock_run, our_run, changed.total(), WANTED)
     print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
     return 1 if found else 0
 

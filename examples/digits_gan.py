@@ -25,10 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pyflash
-from pyflash.cli import demo
+from pyflash.cli import _digits, demo
 from pyflash.models import LeNet, gan
 
-MISSING = "scikit-learn, whose digits this reads, is not installed: pip install 'pyflash[examples]'"
 SEED, BATCH, HELD_OUT = 2, 64, 600
 SAMPLES = 2000
 WANTED_SHARE = 0.2  # of the untrained generator's distance
@@ -64,13 +63,9 @@ RECIPES = {
 
 def digits() -> tuple[Tensor, Tensor]:
     """Pictures [N, 1, 8, 8] within [-1, 1], and what they show, in an order of their own."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise SystemExit(MISSING) from None
-    data = load_digits()
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(SEED))
-    return torch.tensor(data.images).float()[order, None] / 8 - 1, torch.tensor(data.target).long()[order]
+    x, y = _digits.load()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(SEED))
+    return x[order, None] / 8 - 1, y[order]
 
 
 class Judge:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,59 +21,27 @@ import torch.nn.functional as F
 from torch import nn
 
 import pyflash
-from pyflash.cli import demo
+from pyflash.cli import _digits, demo
 from pyflash.diagnostics import Report, gradient_flow
 from pyflash.show import picture
-from pyflash.show.progress import Progress
 
-MISSING = "scikit-learn, whose digits this reads, is not installed: pip install 'pyflash[examples]'"
-SEED = 2
 SIZES = (64, 128, 64, 10)
-BATCH, HELD_OUT = 32, 360
+HELD_OUT = 360
 EPOCHS, QUICK_EPOCHS = 30, 12
-LEARNING_RATE, WEIGHT_DECAY = 3e-3, 5e-2
+LEARNING_RATE = 3e-3
 WANTED = 0.96  # of the held-out digits
 SHOWN = 24  # of the first layer's units
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures [N, 64] of mean 0 and deviation 1, and what they show."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise SystemExit(MISSING) from None
-    data = load_digits()
-    x = torch.tensor(data.data).float()
-    return (x - x.mean()) / x.std(), torch.tensor(data.target).long()
+    x, y = _digits.standardised()
+    return x.flatten(1), y
 
 
 def build() -> nn.Module:
-    torch.manual_seed(SEED)
+    torch.manual_seed(_digits.SEED)
     return pyflash.models.MLP(SIZES, nn=nn)
-
-
-def train(name: str, model: nn.Module, x, y, held_out, epochs: int) -> demo.Run:
-    """The losses of all steps, and the share of the held-out digits that it reads."""
-    generator = torch.Generator().manual_seed(SEED)
-    steps = epochs * -(-len(x) // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
-    start, losses = time.perf_counter(), []
-    with Progress(f"  training {name}", steps) as progress:
-        for _ in range(epochs):
-            for rows in torch.randperm(len(x), generator=generator).split(BATCH):
-                loss = F.cross_entropy(model(x[rows]), y[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.item())
-                progress.advance(f"loss {losses[-1]:.3f}")
-        seconds = time.perf_counter() - start
-        with torch.no_grad():
-            right = (model(held_out[0]).argmax(-1) == held_out[1]).float().mean().item()
-        progress.print(f"  {name:<8}  loss {losses[0]:.4f} to {losses[-1]:.4f}, held out {right:.2%}, {seconds:.0f} s")
-    return demo.Run(losses, right, seconds)
 
 
 def watch(model: nn.Module, x, y) -> Report:
@@ -84,18 +52,7 @@ def watch(model: nn.Module, x, y) -> Report:
     return flow.report()
 
 
-def mosaic(rows: torch.Tensor, columns: int = 6) -> torch.Tensor:
-    """Weights [N, 64] as pictures of 8x8 beside and below each other, NaN between them."""
-    framed = F.pad(rows.unflatten(1, (8, 8)), (0, 1, 0, 1), value=float("nan"))
-    return framed.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2).flatten(0, 1)[:-1, :-1]
-
-
 def draw(stock: demo.Run, ours: demo.Run, flows: dict[str, Report], weight: torch.Tensor, path: Path) -> str:
-    def curves(axes):
-        axes.semilogy(stock.losses, **picture.STOCK, label="torch.nn")
-        axes.semilogy(ours.losses, **picture.OURS, label="after pyflash.replace")
-        axes.set(xlabel="step", ylabel="loss", title="The same weights, the same batches")
-
     def gradients(axes):
         for (name, report), color in zip(flows.items(), ("#a0aec0", picture.OURS["color"])):
             axes.semilogy([row.gradient.norm for row in report.rows], color=color, marker="o", label=name)
@@ -106,51 +63,34 @@ def draw(stock: demo.Run, ours: demo.Run, flows: dict[str, Report], weight: torc
     def first_layer(axes):
         strongest = weight[weight.norm(dim=1).argsort(descending=True)[:SHOWN]]
         largest = strongest.abs().max()
-        axes.imshow(mosaic(strongest).numpy(), cmap="RdBu", vmin=-largest, vmax=largest)
+        axes.imshow(_digits.mosaic(strongest.unflatten(1, (8, 8)), 6).numpy(), cmap="RdBu", vmin=-largest, vmax=largest)
         axes.set(title=f"Weights of the first layer; {ours.held_out:.1%} of the held-out digits are read")
         axes.axis("off")
 
-    return picture.draw(path, [curves, gradients, first_layer], (16, 4.5), "examples", one_scale=False)
-
-
-def failures(stock: demo.Run, ours: demo.Run, replaced: int, flows: dict[str, Report]) -> list[str]:
-    """Every reason for which it must not exit with 0."""
-    found = []
-    if replaced == 0:
-        found.append("nothing was replaced")
-    difference = demo.early_difference(stock, ours)
-    if not difference <= demo.EARLY_DIFFERENCE:
-        found.append(f"the loss curves differ by {difference:.1e} in the first {demo.EARLY_STEPS} steps")
-    for name, run in (("torch.nn", stock), ("pyflash", ours)):
-        if not run.held_out > WANTED:
-            found.append(f"{name} reads {run.held_out:.2%} of the held-out digits, not more than {WANTED:.0%}")
-    for name, report in flows.items():
-        found += [f"{name}: layer {row.name} is {row.verdict}" for row in report.rows if row.verdict != "healthy"]
-    return found
+    return picture.draw(
+        path,
+        [partial(_digits.draw_curves, stock=stock, ours=ours), gradients, first_layer],
+        (16, 4.5),
+        "examples",
+        one_scale=False,
+    )
 
 
 def run(epochs: int, out: Path) -> int:
-    x, y = digits()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(SEED))
-    x, y = x[order], y[order]
-    learned, held_out = (x[HELD_OUT:], y[HELD_OUT:]), (x[:HELD_OUT], y[:HELD_OUT])
+    learned, held_out = _digits.split(*digits(), HELD_OUT)
     stock, (ours, changed) = build(), demo.replace(build())
     parameters = sum(parameter.numel() for parameter in stock.parameters())
     print(f"MLP {SIZES}, {parameters:,} parameters, learns from {len(learned[0])} digits; {HELD_OUT} are held out")
     demo.print_replaced(ours, changed)
-    print(pyflash.report(ours, example_inputs=learned[0][:BATCH]))
+    print(pyflash.report(ours, example_inputs=learned[0][: _digits.BATCH]))
     flows = {"before": watch(ours, *learned)}
-    stock_run, our_run = (
-        train(name, model, *learned, held_out, epochs) for name, model in (("torch.nn", stock), ("pyflash", ours))
-    )
-    print(
-        f"  the curves differ by at most {demo.early_difference(stock_run, our_run):.1e} in the first"
-        f" {demo.EARLY_STEPS} steps (allowed {demo.EARLY_DIFFERENCE:.0e})"
-    )
+    stock_run, our_run = _digits.train_both(stock, ours, learned, held_out, epochs, LEARNING_RATE)
     flows["after"] = watch(ours, *learned)
     print(flows["after"])
     print(draw(stock_run, our_run, flows, ours[0].weight.detach(), out / "digits-mlp.png"))
-    found = failures(stock_run, our_run, changed.total(), flows)
+    found = _digits.failures(stock_run, our_run, changed.total(), WANTED)
+    for name, report in flows.items():
+        found += [f"{name}: layer {row.name} is {row.verdict}" for row in report.rows if row.verdict != "healthy"]
     print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
     return 1 if found else 0
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from helpers import backend_params, use
 
+from pyflash.cli import _digits, demo
 from pyflash.cli import _language_model as lm
-from pyflash.cli import demo
 
 FOLDER = Path(__file__).parents[2] / "examples"
 
@@ -127,7 +127,7 @@ def test_digits_are_counted_and_filters_laid_out():
     table = example.confusion(shown, found)
     assert table.sum() == 4 and [table[3, 3], table[3, 5], table[9, 9], table[0, 9]] == [1, 1, 1, 1]
     filters = torch.arange(24.0).reshape(6, 2, 2)
-    laid = example.mosaic(filters)
+    laid = _digits.mosaic(filters, 3)
     assert laid.shape == (5, 8) and torch.equal(laid[3:, 3:5], filters[4]) and laid[2].isnan().all()
 
 
