@@ -86,18 +86,22 @@ def of_operators(x, weight, dy, size, options, backend):
         return y, dx, conv_weight_grad(dy, x, weight.shape[2:], *options, backend)
 
 
+def assert_as_defined(backend, x, weight, dy, size, options, why):
+    """The three operators, and the memory order of their results."""
+    truth = gradients(x, weight, dy, size, *options)
+    with use(backend):
+        found = of_operators(x, weight, dy, size, options, backend.partition(":")[0])
+    torchs = of_operators(x, weight, dy, size, options, "torch")
+    lengths = lengths_of(x.shape, weight.shape, dy.shape)[:3]
+    assert_sums_within(found, torchs, truth, x, weight, dy, lengths=lengths)
+    assert [t.stride() for t in found] == [t.stride() for t in torchs], why
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_definition(backend):
-    name = backend.partition(":")[0]
     for inputs, kernel, size, *options, groups, layout, why in CASES[:: 2 if backend == "triton" else 1]:
         x, weight, dy = case(inputs, kernel, size, groups, layout, dtype_of(backend))
-        truth = gradients(x, weight, dy, size, *options, groups)
-        with use(backend):
-            found = of_operators(x, weight, dy, size, (*options, groups), name)
-        torchs = of_operators(x, weight, dy, size, (*options, groups), "torch")
-        lengths = lengths_of(x.shape, weight.shape, dy.shape)[:3]
-        assert_sums_within(found, torchs, truth, x, weight, dy, lengths=lengths)
-        assert [t.stride() for t in found] == [t.stride() for t in torchs], why
+        assert_as_defined(backend, x, weight, dy, size, (*options, groups), why)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])
@@ -108,13 +112,7 @@ def test_definition_of_depthwise(backend, dtype):
         pytest.skip("no products of float64")
     for inputs, kernel, size, *options, groups, outputs, layout, why in DEPTHWISE[:: 3 if name == "triton" else 1]:
         x, weight, dy = case(inputs, kernel, size, groups, layout, dtype, channels=1, outputs=outputs)
-        truth = gradients(x, weight, dy, size, *options, groups)
-        with use(backend):
-            found = of_operators(x, weight, dy, size, (*options, groups), name)
-        torchs = of_operators(x, weight, dy, size, (*options, groups), "torch")
-        lengths = lengths_of(x.shape, weight.shape, dy.shape)[:3]
-        assert_sums_within(found, torchs, truth, x, weight, dy, lengths=lengths)
-        assert [t.stride() for t in found] == [t.stride() for t in torchs], why
+        assert_as_defined(backend, x, weight, dy, size, (*options, groups), why)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])

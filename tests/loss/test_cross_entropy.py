@@ -11,6 +11,7 @@ from helpers import FLOAT_DTYPES, SOFTMAX_ULP, assert_error_within, backend_para
 import pyflash.functional as PF
 from pyflash import nn
 from pyflash.ops.core.registry import OPS
+from tests.loss.class_scores import laid_out, targets_of
 
 BACKENDS = backend_params("cpu", "triton")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -30,24 +31,6 @@ CASES = [  # shape, layout, why it is here
     ((2, 7, 1), "contiguous", "columns of one"),
 ]
 OPTIONS = list(itertools.product((0.0, 0.1), (False, True), ("mean", "sum", "none")))
-
-
-def laid_out(shape, layout, dtype):
-    x = torch.randn(shape, dtype=dtype) * 3
-    if layout == "row_strided":
-        return (torch.randn(*shape[:-1], 2 * shape[-1]) * 3).to(dtype)[..., : shape[-1]]
-    if layout == "transposed":
-        return x.t().contiguous().t()
-    if layout == "channels_last":
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
-
-
-def targets_of(x):
-    """Classes, of which every third counts for nothing."""
-    targets = torch.randint(x.shape[1], (x.shape[0], *x.shape[2:]))
-    targets.view(-1)[2::3] = -100
-    return targets
 
 
 def compare(x, target, weight, backend, **options):
@@ -73,7 +56,7 @@ def compare(x, target, weight, backend, **options):
 def test_classes(backend, dtype):
     for i, (shape, layout, _why) in enumerate(CASES):
         for smoothing, weighted, reduction in OPTIONS if dtype == torch.float32 and i % 4 == 1 else OPTIONS[i % 5 :: 5]:
-            x = laid_out(shape, layout, dtype)
+            x = laid_out(torch.randn(shape, dtype=dtype) * 3, layout)
             weight = torch.rand(shape[1], dtype=dtype) + 0.1 if weighted else None
             compare(x, targets_of(x), weight, backend, reduction=reduction, label_smoothing=smoothing)
 
@@ -83,7 +66,7 @@ def test_classes(backend, dtype):
 def test_probabilities(backend, dtype):
     for i, (shape, layout, _why) in enumerate(CASES):
         for smoothing, weighted, reduction in OPTIONS if dtype == torch.float32 and i % 4 == 1 else OPTIONS[i % 5 :: 5]:
-            x = laid_out(shape, layout, dtype)
+            x = laid_out(torch.randn(shape, dtype=dtype) * 3, layout)
             weight = torch.rand(shape[1], dtype=dtype) + 0.1 if weighted else None
             target = torch.randn(shape, dtype=dtype).softmax(1)
             compare(x, target, weight, backend, reduction=reduction, label_smoothing=smoothing)

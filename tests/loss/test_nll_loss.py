@@ -11,6 +11,7 @@ from helpers import FLOAT_DTYPES, assert_error_within, backend_params, needs_val
 import pyflash.functional as PF
 from pyflash import nn
 from pyflash.ops.core.registry import OPS
+from tests.loss.class_scores import laid_out, targets_of
 
 BACKENDS = backend_params("cpu", "triton")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -28,27 +29,11 @@ CASES = [  # shape, layout, why it is here
 ]
 
 
-def laid_out(shape, layout, dtype):
-    x = torch.randn(shape).log_softmax(1).to(dtype)
-    if layout == "row_strided":
-        return torch.cat([x, x], 1)[:, : shape[1]]
-    if layout == "transposed":
-        return x.t().contiguous().t()
-    return x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
-
-
-def targets_of(x):
-    """Classes, of which every third counts for nothing."""
-    targets = torch.randint(x.shape[1], (x.shape[0], *x.shape[2:]))
-    targets.view(-1)[2::3] = -100
-    return targets
-
-
 @every_backend
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_matches_float64(backend, dtype):
     for (shape, layout, _why), weighted, reduction in itertools.product(CASES, (False, True), ("mean", "sum", "none")):
-        x = laid_out(shape, layout, dtype)
+        x = laid_out(torch.randn(shape).log_softmax(1).to(dtype), layout)
         targets, weight = targets_of(x), torch.rand(shape[1]).add(0.1).to(dtype) if weighted else None
 
         def of(functional, x, targets=targets, weight=weight, reduction=reduction):

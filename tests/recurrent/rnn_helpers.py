@@ -155,3 +155,52 @@ def functional(module, x, hx=None, **options):
     return function(
         x, hx, module._flat_weights, bidirectional=module.bidirectional, batch_first=module.batch_first, **options
     )
+
+
+# ---- what several backends are asked alike
+
+
+def gradients_either_way(case, dtype, lengths, backend):
+    """Of a forward that stores its gates, and of one whose backward computes them again."""
+    module, grads = case.module(dtype, ours=True), []
+    x, states = case.inputs_of(dtype)
+    with serving(backend):
+        for save_gates in (True, False):
+            leaves = [leaf(x), *map(leaf, states)]
+            hx = tuple(leaves[1:]) if case.cell == "LSTM" else leaves[1]
+            y = functional(module, leaves[0], hx, lengths=lengths, save_gates=save_gates)[0]
+            grads.append(torch.autograd.grad(y.square().sum(), [*leaves, *module.parameters()]))
+    return grads
+
+
+def assert_padding_is_not_read(hidden, backend, **options):
+    """What lies past the end of a sequence may be NaN: results and gradients are the same, and zero there."""
+    case = Case("LSTM", "", steps=3, hidden=hidden, options={"bidirectional": True})
+    module, lengths = case.module(torch.float32, ours=True), torch.tensor([1, 3, 0, 2])
+    x, _ = case.inputs_of(torch.float32)
+    grads = []
+    with serving(backend):
+        for padding in (0.0, float("nan")):
+            past = torch.arange(3)[:, None] >= lengths
+            own = leaf(torch.where(past[..., None], padding, x))
+            y, (h_n, c_n), cells = functional(module, own, lengths=lengths, return_cells=True, **options)
+            assert not y[past].any() and not cells[:, past].any()
+            total = y.sum() + h_n.square().sum() + c_n.sum() + cells.square().sum()
+            grads.append(torch.autograd.grad(total, [own, *module.parameters()]))
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+    assert not grads[0][0][past].any()
+
+
+def gradients_of_a_part(cell, backend):
+    """Ours and torch's, where only the last state is used, and only some of the inputs want a gradient."""
+    case = Case(cell, "", steps=3, options={"bidirectional": True})
+    x, _ = case.inputs_of(torch.float32)
+    grads = []
+    for module, by in ((case.module(torch.float32, ours=True), backend), (case.module(torch.float32), "torch")):
+        module.weight_hh_l0.requires_grad_(False)
+        module.bias_ih_l0_reverse.requires_grad_(False)
+        with serving(by):
+            h_n = module(x)[1]
+            (h_n[-1] if cell == "LSTM" else h_n)[1].sum().backward()
+        grads.append([torch.zeros(()) if p.grad is None else p.grad for p in module.parameters()])
+    return grads

@@ -11,9 +11,20 @@ from helpers import assert_error_within, backend_params, use
 import pyflash.functional as PF
 import pyflash.nn as nn
 from pyflash.ops.core import backends
-from tests.recurrent.rnn_helpers import CELLS, Case, functional, leaf, results, serving, truth_and_torch
+from tests.recurrent.rnn_helpers import (
+    CELLS,
+    Case,
+    assert_padding_is_not_read,
+    gradients_either_way,
+    gradients_of_a_part,
+    leaf,
+    results,
+    serving,
+    truth_and_torch,
+)
 
 BACKENDS = backend_params("cuda")
+pytestmark = pytest.mark.usefixtures("exact_float32")
 BOTH = {"bidirectional": True}
 RAGGED = (2, 0, 3, 1)
 CASES = [
@@ -33,15 +44,6 @@ CASES = [
     Case("LSTM", "one x for all rows", steps=3, strides="expanded"),
     Case("GRU", "features not adjacent", steps=3, strides="transposed"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def exact_float32():
-    """TF32's error is not torch's of the CPU, which is what ours is compared with."""
-    before = torch.backends.cudnn.rnn.fp32_precision
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    yield
-    torch.backends.cudnn.rnn.fp32_precision = before
 
 
 def check(case, dtype, backend):
@@ -142,37 +144,13 @@ def test_tf32(cell, backend):
 def test_gates_stored_or_computed_again(cell, layout, backend):
     case = Case(cell, "", steps=3, hidden=20, batch=3, options={"batch_first": layout == "batch first", **BOTH})
     lengths = torch.tensor([2, 0, 3]) if layout == "ragged" else None
-    module = case.module(torch.float32, ours=True)
-    x, states = case.inputs_of(torch.float32)
-    grads = []
-    with serving(backend):
-        for save_gates in (True, False):
-            leaves = [leaf(x), *map(leaf, states)]
-            hx = tuple(leaves[1:]) if cell == "LSTM" else leaves[1]
-            y = functional(module, leaves[0], hx, lengths=lengths, save_gates=save_gates)[0]
-            grads.append(torch.autograd.grad(y.square().sum(), [*leaves, *module.parameters()]))
-    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*gradients_either_way(case, torch.float32, lengths, backend), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("save_gates", [True, False])
 def test_what_lies_past_the_end_is_not_read(save_gates, backend):
-    case = Case("LSTM", "", steps=3, hidden=20, options=BOTH)
-    module, lengths = case.module(torch.float32, ours=True), torch.tensor([1, 3, 0, 2])
-    x, _ = case.inputs_of(torch.float32)
-    grads = []
-    with serving(backend):
-        for padding in (0.0, float("nan")):
-            past = torch.arange(3)[:, None] >= lengths
-            own = leaf(torch.where(past[..., None], padding, x))
-            y, (h_n, c_n), cells = functional(
-                module, own, lengths=lengths, return_cells=True, save_gates=save_gates
-            )  # fmt: skip
-            assert not y[past].any() and not cells[:, past].any()
-            total = y.sum() + h_n.square().sum() + c_n.sum() + cells.square().sum()
-            grads.append(torch.autograd.grad(total, [own, *module.parameters()]))
-    assert all(torch.equal(a, b) for a, b in zip(*grads))
-    assert not grads[0][0][past].any()
+    assert_padding_is_not_read(20, backend, save_gates=save_gates)
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:1])
@@ -193,19 +171,7 @@ def test_second_derivatives_are_torchs(cell, backend):
 @pytest.mark.parametrize("backend", BACKENDS[:1])
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradient_of_a_part(cell, backend):
-    """Only the last state is used, and only some of the inputs want a gradient."""
-    case = Case(cell, "", steps=3, options=BOTH)
-    modules = case.module(torch.float32, ours=True), case.module(torch.float32)
-    x, _ = case.inputs_of(torch.float32)
-    grads = []
-    for module, by in zip(modules, (backend, "torch")):
-        module.weight_hh_l0.requires_grad_(False)
-        module.bias_ih_l0_reverse.requires_grad_(False)
-        with use(by):
-            h_n = module(x)[1]
-            (h_n[-1] if cell == "LSTM" else h_n)[1].sum().backward()
-        grads.append([torch.zeros(()) if p.grad is None else p.grad for p in module.parameters()])
-    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(*gradients_of_a_part(cell, backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

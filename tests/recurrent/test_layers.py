@@ -12,7 +12,7 @@ from tests.recurrent.rnn_helpers import (
     CPU,
     Case,
     call,
-    functional,
+    gradients_either_way,
     leaf,
     results,
     serving,
@@ -154,16 +154,7 @@ def test_all_cell_states(backend):
 def test_gates_stored_or_computed_again(cell, layout, backend):
     case = Case(cell, "", steps=9, hidden=20, options={"bidirectional": True, "num_layers": 2})
     lengths = torch.tensor([3, 0, 9, 5]) if layout == "ragged" else None
-    module = case.module(torch.float64, ours=True)
-    x, states = case.inputs_of(torch.float64)
-    grads = []
-    with serving(backend):
-        for save_gates in (True, False):
-            leaves = [leaf(x), *map(leaf, states)]
-            hx = tuple(leaves[1:]) if cell == "LSTM" else leaves[1]
-            y = functional(module, leaves[0], hx, lengths=lengths, save_gates=save_gates)[0]
-            grads.append(torch.autograd.grad(y.square().sum(), [*leaves, *module.parameters()]))
-    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(*gradients_either_way(case, torch.float64, lengths, backend))
 
 
 @pytest.mark.parametrize("backend", ["reference", *CPU[-1:]])

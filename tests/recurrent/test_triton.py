@@ -10,7 +10,17 @@ from helpers import assert_error_within
 import pyflash.functional as PF
 import pyflash.nn as nn
 from pyflash.ops.core import backends
-from tests.recurrent.rnn_helpers import CELLS, Case, functional, leaf, results, serving, truth_and_torch
+from tests.recurrent.rnn_helpers import (
+    CELLS,
+    Case,
+    assert_padding_is_not_read,
+    gradients_either_way,
+    gradients_of_a_part,
+    leaf,
+    results,
+    serving,
+    truth_and_torch,
+)
 
 if backends.MISSING["triton"] or not backends.INTERPRETING:
     pytest.skip("for the interpreter, on CPU tensors", allow_module_level=True)
@@ -68,34 +78,12 @@ def check(case, dtype):
 def test_gates_stored_or_computed_again(cell, layout):
     case = Case(cell, "", steps=3, hidden=FUSED, batch=3, options={"batch_first": layout == "batch first", **BOTH})
     lengths = torch.tensor([2, 0, 3]) if layout == "ragged" else None
-    module = case.module(torch.float32, ours=True)
-    x, states = case.inputs_of(torch.float32)
-    grads = []
-    with serving("triton"):
-        for save_gates in (True, False):
-            leaves = [leaf(x), *map(leaf, states)]
-            hx = tuple(leaves[1:]) if cell == "LSTM" else leaves[1]
-            y = functional(module, leaves[0], hx, lengths=lengths, save_gates=save_gates)[0]
-            grads.append(torch.autograd.grad(y.square().sum(), [*leaves, *module.parameters()]))
-    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*gradients_either_way(case, torch.float32, lengths, "triton"), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("hidden", [HELD, 33])
 def test_what_lies_past_the_end_is_not_read(hidden):
-    case = Case("LSTM", "", steps=3, hidden=hidden, options=BOTH)
-    module, lengths = case.module(torch.float32, ours=True), torch.tensor([1, 3, 0, 2])
-    x, _ = case.inputs_of(torch.float32)
-    grads = []
-    with serving("triton"):
-        for padding in (0.0, float("nan")):
-            past = torch.arange(3)[:, None] >= lengths
-            own = leaf(torch.where(past[..., None], padding, x))
-            y, (h_n, c_n), cells = module(own, lengths=lengths, return_cells=True)
-            assert not y[past].any() and not cells[:, past].any()
-            total = y.sum() + h_n.square().sum() + c_n.sum() + cells.square().sum()
-            grads.append(torch.autograd.grad(total, [own, *module.parameters()]))
-    assert all(torch.equal(a, b) for a, b in zip(*grads))
-    assert not grads[0][0][past].any()
+    assert_padding_is_not_read(hidden, "triton")
 
 
 def test_nothing_but_empty_sequences():
@@ -129,19 +117,7 @@ def test_no_hidden_units(cell, has_lengths):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradient_of_a_part(cell):
-    """Only the last state is used, and only some of the inputs want a gradient."""
-    case = Case(cell, "", steps=3, options=BOTH)
-    modules = case.module(torch.float32, ours=True), case.module(torch.float32)
-    x, _ = case.inputs_of(torch.float32)
-    grads = []
-    for module, backend in zip(modules, ("triton", "torch")):
-        module.weight_hh_l0.requires_grad_(False)
-        module.bias_ih_l0_reverse.requires_grad_(False)
-        with serving(backend):
-            h_n = module(x)[1]
-            (h_n[-1] if cell == "LSTM" else h_n)[1].sum().backward()
-        grads.append([torch.zeros(()) if p.grad is None else p.grad for p in module.parameters()])
-    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(*gradients_of_a_part(cell, "triton"))
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -13,17 +13,8 @@ from tests.recurrent.rnn_helpers import CELLS, serving
 if backends.MISSING["triton"] or STAND_IN:
     pytest.skip(backends.MISSING["triton"] or "torch's layers want a real device", allow_module_level=True)
 
-pytestmark = [pytest.mark.triton, pytest.mark.on_device]
+pytestmark = [pytest.mark.triton, pytest.mark.on_device, pytest.mark.usefixtures("exact_float32")]
 ON_A_GPU = pytest.mark.skipif(backends.INTERPRETING, reason="takes minutes in the interpreter")
-
-
-@pytest.fixture(autouse=True)
-def exact_float32():
-    """In TF32 both would be wrong by the same large amount, and the comparison blunt."""
-    before = torch.backends.cudnn.rnn.fp32_precision
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    yield
-    torch.backends.cudnn.rnn.fp32_precision = before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
