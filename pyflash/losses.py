@@ -38,6 +38,11 @@ class Loss:
 # -log sigmoid(x) is softplus(-x): the part of it with a corner, and the smooth one, which is added last where the others cancel.
 _MINUS_PART, _PLUS_PART, _SMOOTH = "where(x < 0, -x, 0)", "where(x > 0, x, 0)", "log1p(exp(-abs(x)))"
 
+# Of a target above 1 log(t!) is nearly t log(t) - t + log(2 pi t) / 2, below it 0: the gradients are torch's, NaN at 0, below
+# it, and at infinity.
+_STIRLING = "where(t <= 1, 0, t * log(t) - t + 0.5 * log(6.283185307179586 * t))"
+_STIRLING_BY_TARGET = "where(t > 1, log(t) + (t / t - 1 + 0.5 / t), 0 * log(t))"
+
 LOSSES = {
     row.name: row
     for row in (
@@ -96,6 +101,15 @@ LOSSES = {
         Loss(
             "poisson_nll_of_rate", "x - t * log(x + eps)", "g * (1 - t / (x + eps))", "-g * log(x + eps)",
             lambda x, t, p, eps: F.poisson_nll_loss(x, t, log_input=False, eps=eps, reduction="none"), parameter="eps",
+        ),
+        Loss(
+            "poisson_nll_full", f"abs(exp(x)) - t * x + {_STIRLING}", "g * (abs(exp(x)) - t)", f"g * ({_STIRLING_BY_TARGET} - x)",
+            lambda x, t, p, _: F.poisson_nll_loss(x, t, full=True, reduction="none"),
+        ),
+        Loss(
+            "poisson_nll_full_of_rate", f"x - t * log(x + eps) + {_STIRLING}", "g * (1 - t / (x + eps))",
+            f"g * ({_STIRLING_BY_TARGET} - log(x + eps))",
+            lambda x, t, p, eps: F.poisson_nll_loss(x, t, log_input=False, full=True, eps=eps, reduction="none"), parameter="eps",
         ),
         Loss(
             "soft_margin", "where(x * t < 0, -(x * t), 0) + log1p(exp(-abs(x * t)))", "-g * (t * sigmoid(-(x * t)))", "",

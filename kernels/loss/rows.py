@@ -33,6 +33,10 @@ def forward(x, t, p, parameter, LOSS: tl.constexpr):
         return tl.abs(primitives.exp(x)) - (t * x)
     elif LOSS == "poisson_nll_of_rate":
         return x - (t * tl.log(x + parameter))
+    elif LOSS == "poisson_nll_full":
+        return (tl.abs(primitives.exp(x)) - (t * x)) + tl.where(t <= 1.0, 0.0, ((t * tl.log(t)) - t) + (0.5 * tl.log(6.283185307179586 * t)))
+    elif LOSS == "poisson_nll_full_of_rate":
+        return (x - (t * tl.log(x + parameter))) + tl.where(t <= 1.0, 0.0, ((t * tl.log(t)) - t) + (0.5 * tl.log(6.283185307179586 * t)))
     elif LOSS == "soft_margin":
         return tl.where(x * t < 0.0, -(x * t), 0.0) + primitives.log1p(primitives.exp(-tl.abs(x * t)))
     else:
@@ -63,6 +67,10 @@ def by_input(g, x, t, p, parameter, LOSS: tl.constexpr):
     elif LOSS == "poisson_nll":
         return g * (tl.abs(primitives.exp(x)) - t)
     elif LOSS == "poisson_nll_of_rate":
+        return g * (1.0 - (t / (x + parameter)))
+    elif LOSS == "poisson_nll_full":
+        return g * (tl.abs(primitives.exp(x)) - t)
+    elif LOSS == "poisson_nll_full_of_rate":
         return g * (1.0 - (t / (x + parameter)))
     elif LOSS == "soft_margin":
         return -g * (t * primitives.sigmoid(-(x * t)))
@@ -95,6 +103,10 @@ def by_target(g, x, t, p, parameter, LOSS: tl.constexpr):
         return -g * x
     elif LOSS == "poisson_nll_of_rate":
         return -g * tl.log(x + parameter)
+    elif LOSS == "poisson_nll_full":
+        return g * (tl.where(t > 1.0, tl.log(t) + (((t / t) - 1.0) + (0.5 / t)), 0.0 * tl.log(t)) - x)
+    elif LOSS == "poisson_nll_full_of_rate":
+        return g * (tl.where(t > 1.0, tl.log(t) + (((t / t) - 1.0) + (0.5 / t)), 0.0 * tl.log(t)) - tl.log(x + parameter))
     else:
         tl.static_assert(False, "no such loss")
         return x

@@ -22,11 +22,11 @@ MODES = ("train", "eval", "eval without gradients")
 BACKENDS = ("torch", "cpu")
 
 
-def results(module, args, kwargs, mode, backend=None):
+def results(module, args, kwargs, mode, backend=None, constants=()):
     """Outputs, then gradients of inputs and parameters for a fixed random gradient (none without gradients)."""
     module.train(mode == "train")
     with_gradients = mode != "eval without gradients"
-    args = [leaf(a, with_gradients) for a in args]
+    args = [leaf(a, with_gradients and i not in constants) for i, a in enumerate(args)]
     for original, other in same_objects(args):
         args[other] = args[original]
     kwargs = {k: leaf(v, with_gradients) for k, v in kwargs.items()}
@@ -68,12 +68,13 @@ def doubled(value):
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def assert_same(ours, theirs, args, kwargs=None, *, modes=MODES, backends=BACKENDS, floor_ulp=64):
+def assert_same(ours, theirs, args, kwargs=None, *, modes=MODES, backends=BACKENDS, floor_ulp=64, constants=()):
     """Our module's outputs and gradients are as near to float64 as torch's, in every mode and on every backend.
 
     Args:
         ours: a module of ours, or several of them.
         floor_ulp: as in `assert_error_within`; the default is for a chain of ten operations and more.
+        constants: numbers of the arguments that have no gradient.
     """
     kwargs = kwargs or {}
     modules = ours if isinstance(ours, (list, tuple)) else [ours]
@@ -83,13 +84,13 @@ def assert_same(ours, theirs, args, kwargs=None, *, modes=MODES, backends=BACKEN
     for mode in modes:
         for module in (theirs, double):
             module.load_state_dict(state)
-        truth = results(double, args64, kwargs64, mode)
-        torchs = results(theirs, args, kwargs, mode)
+        truth = results(double, args64, kwargs64, mode, constants=constants)
+        torchs = results(theirs, args, kwargs, mode, constants=constants)
         scales = [t.abs().max() for t in truth if t is not None and t.numel() and t.isfinite().all()]
         for module in modules:
             for backend in backends:
                 module.load_state_dict(state)
-                found = results(module, args, kwargs, mode, backend)
+                found = results(module, args, kwargs, mode, backend, constants)
                 assert_error_within(found, torchs, truth, *scales, floor_ulp=floor_ulp)
 
 

@@ -159,7 +159,8 @@ def poisson_nll_loss(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """exp(input) - target input, or, where log_input is False, input - target log(input + eps), as
-    torch.nn.functional.poisson_nll_loss; with `full` it is torch's own. All else as of `mse_loss`."""
+    torch.nn.functional.poisson_nll_loss; with `full` also Stirling's approximation of log(target!) where the target is above 1.
+    All else as of `mse_loss`."""
     reduction = reduction_of(size_average, reduce, reduction)
 
     def torchs():
@@ -167,11 +168,8 @@ def poisson_nll_loss(
 
     if _refused_poisson.holds(input, target) or not _is_asked_right(input, target, reduction):
         return torchs()
-    loss = "poisson_nll" if log_input else "poisson_nll_of_rate"
-    refused = "with Stirling's term" if full else ""
-    return elementwise_loss(
-        POISSON, input, target, loss, reduction, torchs, parameter=0.0 if log_input else eps, refused=refused
-    )
+    loss = "poisson_nll" + ("_full" if full else "") + ("" if log_input else "_of_rate")
+    return elementwise_loss(POISSON, input, target, loss, reduction, torchs, parameter=0.0 if log_input else eps)
 
 
 def soft_margin_loss(
