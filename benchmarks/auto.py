@@ -50,6 +50,9 @@ SAMPLE_SECONDS = 5e-4  # shorter than the suite's: there are thousands of points
 POINT_SECONDS = 0.2
 MOST_FLOPS = {"cpu": 5e9, "cuda": 2e13}  # of a point: beyond it the nearest decides
 MOST_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 30}  # of a row-wise one: larger ones take seconds and say the same
+# Elements of a float32 result above 32 MB: the C library returns its memory to the system each time, whose new pages cost torch more
+# than the arithmetic, and us less, who ask for large ones (ops/core/registry.py). 8388608 are just not yet.
+LARGE_RESULT = 9 << 20
 MODES = {"inference": "forward", "training": "training", "any": "forward", auto_conv.KEPT: "forward"}
 
 
@@ -132,6 +135,8 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
         kernels = {
             "pointwise": (1,),
             "dense": (25,),
+            "volume": (27,),
+            "patches": (4,),
             "phases": (16,),
             "depthwise": (9, 49),
             "few": (9, 49),
@@ -139,7 +144,7 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
             auto_conv.DEPTHWISE_1D: (3, 31),
         }.get(shape, (9,))
         if name == "conv_transpose":
-            if shape not in ("strided", "phases", "few"):
+            if shape not in ("strided", "patches", "phases", "few"):
                 continue  # models have no others
             kernels = (16,) if shape == "few" else kernels
         if name == auto_conv.MODULATED and shape not in ("pointwise", "3x3"):
@@ -152,6 +157,8 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
         ):  # without gradients, of the type that people infer with on a CPU
             dtypes_of = [dtype for dtype in dtypes if dtype == "float32"]
             modes_of = [mode for mode in modes_of if mode != "training"]
+            if name == auto_conv.WITH_NORM and auto_conv.KEPT in modes_of:
+                modes_of = [auto_conv.KEPT]  # its weight is a layer's
         for dtype, mode, places, count, kernel in product(dtypes_of, modes_of, positions, channels, kernels):
             if mode != "training" and auto_conv.is_bound_by_weights(kind, places):
                 continue  # torch's, whatever a point says
@@ -186,10 +193,10 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(CHANNEL_NORMS, [""], ["float64", "float16"], BOTH, (4096,), (256,))
     activations = KINDS["activation"]
     elements = [1 << power for power in (10, 14, 17, 20, 23)]
-    yield from grid(["activation"], activations, ["float32"], BOTH, elements)
+    yield from grid(["activation"], activations, ["float32"], BOTH, [*elements, LARGE_RESULT])
     yield from grid(["activation"], activations, ["bfloat16"], BOTH, elements[:-1])  # halves the time of these points
     yield from grid(["activation"], activations, ["float64", "float16"], BOTH, (1 << 12, 1 << 20))
-    yield from grid(FUSED, [""], ["float32", "bfloat16"], BOTH, (1 << 14, 1 << 17, 1 << 20, 1 << 23))
+    yield from grid(FUSED, [""], ["float32", "bfloat16"], BOTH, (1 << 14, 1 << 17, 1 << 20, 1 << 23, LARGE_RESULT))
     yield from grid(FUSED, [""], ["float64", "float16"], BOTH, (1 << 14, 1 << 20))
     yield from grid(["rrelu"], [""], ["float32", "float64", *HALVES], ["any"], (1 << 12, 1 << 20))
     yield from grid(POOLS, [""], ["float32"], BOTH, (1 << 12, 1 << 16, 1 << 20))
@@ -222,7 +229,7 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(resampled, [""], ["float64", *HALVES], BOTH, (1 << 17,))
     yield from grid(["minibatch_stddev"], [""], ["float32"], BOTH, (1 << 10, 1 << 14, 1 << 18, 1 << 21))
     yield from grid(["minibatch_stddev"], [""], ["float64", *HALVES], BOTH, (1 << 16,))
-    yield from convolutions(["float32"], (*BOTH, auto_conv.KEPT), (256, 4096, 25088), (64, 256))
+    yield from convolutions(["float32"], (*BOTH, auto_conv.KEPT), (256, 1024, 4096, 25088), (64, 256))
     yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
     yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
     bags = KINDS["embedding_bag"]

@@ -183,16 +183,21 @@ def both_layouts(name: str, shape: Shape, modes, **settings) -> tuple[Case, Case
 
 
 def of_sizes(name: str, kind: str, positions: int, inputs: int, outputs: int, kernel: int) -> Shape:
-    """A batch of images, or rows, with about so many places, on which a square kernel is laid."""
+    """A batch of images, or rows, or a volume, with about so many places, on which a square kernel is laid."""
     shape, _, layout = kind.partition(" ")
     side, batch = isqrt(kernel), gcd(8, positions)
     if shape == DEPTHWISE_1D:
         x_shape, weight_shape = (batch, inputs, positions // batch), (outputs, 1, kernel)
         return Shape(x_shape, weight_shape, padding=(kernel - 1) // 2, groups=inputs)
+    if shape == "volume":
+        width, side = round(positions ** (1 / 3)), round(kernel ** (1 / 3))
+        x_shape, weight_shape = (1, inputs, *(width,) * 3), (outputs, inputs, *(side,) * 3)
+        return Shape(x_shape, weight_shape, padding=side // 2, channels_last=bool(layout))
     width = max(1, isqrt(positions // batch))
     groups = inputs if is_depthwise(shape) else 1
-    stride = 2 if shape in ("few", "phases") or shape.startswith("strided") else 1
-    common = {"stride": stride, "padding": (side - 1) // 2, "groups": groups, "channels_last": bool(layout)}
+    stride = 2 if shape in ("few", "phases", "patches") or shape.startswith("strided") else 1
+    padding = 0 if shape == "patches" else (side - 1) // 2
+    common = {"stride": stride, "padding": padding, "groups": groups, "channels_last": bool(layout)}
     if name == "conv_transpose":
         return Shape(
             (batch, outputs, width, width), (outputs, inputs // groups, side, side), is_transposed=True, **common

@@ -104,6 +104,8 @@ class _Convolution:
             keeps_weight=keeps(weight),
             has_2x2_phases=auto.has_2x2_phases(kernel, geometry.stride, geometry.dilation),
             has_norm=self.has_norm,
+            is_3d=len(kernel) == 3,
+            is_of_patches=auto.is_of_patches(kernel, geometry.stride, geometry.dilation),
         )
 
     def __call__(self, torchs, x, weight, bias, residual, activation, *options, scale=None, is_ours=False):
