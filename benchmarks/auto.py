@@ -48,7 +48,7 @@ SAMPLE_SECONDS = 5e-4  # shorter than the suite's: there are thousands of points
 # What a point takes on a quiet machine, with what comes before its samples, to say how long the walk will take: 1584 of
 # convolutions, norms and pools took 300 s on Zen 5; 1195 of convolutions 546 s on Zen 4.
 POINT_SECONDS = 0.2
-MOST_FLOPS = {"cpu": 5e9, "cuda": 2e13}  # of a point: beyond it the nearest decides
+MOST_FLOPS = {"cpu": 1.5e10, "cuda": 2e13}  # of a point: beyond it the nearest decides
 MOST_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 30}  # of a row-wise one: larger ones take seconds and say the same
 # Elements of a float32 result above 32 MB: the C library returns its memory to the system each time, whose new pages cost torch more
 # than the arithmetic, and us less, who ask for large ones (ops/core/registry.py). 8388608 are just not yet.
