@@ -73,6 +73,7 @@ SHORT = (
     "sm90/pool/bfloat16/2d",
     "sm90/gan_loss/bfloat16",
     "sm90/cross_entropy/bfloat16",
+    "sm90/linear_cross_entropy/bfloat16",
     "sm90/nll_loss/bfloat16",
     "sm90/elementwise_loss/bfloat16",
     "sm90/minibatch_stddev/bfloat16",
@@ -136,6 +137,7 @@ def cases():
             add(arch, minibatch_stddev, dtype, dtype=dtype)
             add(arch, gan_loss, dtype, dtype=dtype)
             add(arch, cross_entropy, dtype, dtype=dtype)
+            add(arch, linear_cross_entropy, dtype, dtype=dtype)
             add(arch, tensor_stats, dtype, dtype=dtype)
             add(arch, nll_loss, dtype, dtype=dtype)
             add(arch, elementwise_loss, dtype, dtype=dtype)
@@ -470,6 +472,26 @@ def cross_entropy(empty, dtype):
         loss, total, options = empty(dtype=dtype), empty(), (-100, smoothing, "mean")
         kernels.cross_entropy_fwd(x, targets, None, None, *options, loss.dtype, loss, tops, logs, total)
         kernels.cross_entropy_bwd(loss, x, targets, None, None, tops, logs, total, *options, True, False, dx, dx)
+
+
+def linear_cross_entropy(empty, dtype):
+    """A language model's head, with smoothing too; its products are `linear`'s."""
+    from pyflash.kernels.loss import linear_cross_entropy as kernels
+
+    rows, classes, features = 4096, 32768, 1024
+    x, weight, bias = (
+        empty(rows, features, dtype=dtype),
+        empty(classes, features, dtype=dtype),
+        empty(classes, dtype=dtype),
+    )
+    targets, tops, logs = empty(rows, dtype="int64"), empty(rows), empty(rows)
+    loss, total, nothing = empty(dtype=dtype), empty(), empty(0, dtype=dtype)
+    for smoothing, class_weight, of_scores in ((0.0, None, None), (0.1, empty(classes), bias)):
+        head, options = (x, weight, of_scores, targets, class_weight), (-100, smoothing, "mean")
+        needs = (False,) * 3
+        gradients = nothing, nothing, nothing
+        kernels.linear_cross_entropy_fwd(*head, *options, loss.dtype, *needs, loss, tops, logs, total, *gradients)
+        kernels.linear_cross_entropy_bwd(loss, *head, tops, logs, total, *options, *needs, *gradients)
 
 
 def nll_loss(empty, dtype):

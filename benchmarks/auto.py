@@ -189,6 +189,9 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(SOFTMAXES, softmaxes, ["float64", "float16"], BOTH, (1024,), (512,))
     yield from grid(["cross_entropy"], softmaxes, ["float32", "bfloat16"], BOTH, (64, 2048), (16, 1024, 1 << 15))
     yield from grid(["cross_entropy"], softmaxes, ["float64", "float16"], BOTH, (1024,), (512,))
+    heads = ["linear_cross_entropy"]
+    yield from grid(heads, [""], ["float32", "bfloat16"], BOTH, (64, 512), (512, 1 << 12, 1 << 14), (64, 512))
+    yield from grid(heads, [""], ["float64", "float16"], BOTH, (256,), (1 << 11,), (128,))
     yield from grid(CHANNEL_NORMS, [""], ["float32", "bfloat16"], BOTH, (512, 4096, 16384), (64, 256, 1024))
     yield from grid(CHANNEL_NORMS, [""], ["float64", "float16"], BOTH, (4096,), (256,))
     activations = KINDS["activation"]
@@ -251,6 +254,7 @@ def gpu_grid() -> Iterator[Point]:
     yield from grid(NORMS, [""], dtypes, BOTH, (1024, 32768), (1024, 4096))
     yield from grid(SOFTMAXES, KINDS["softmax"], dtypes, BOTH, (1024, 32768), (64, 1024, 1 << 15))
     yield from grid(["cross_entropy"], KINDS["cross_entropy"], dtypes, BOTH, (1024, 32768), (64, 1 << 15))
+    yield from grid(["linear_cross_entropy"], [""], dtypes, BOTH, (512, 8192), (1 << 12, 1 << 16), (512, 2048))
     yield from grid(CHANNEL_NORMS, [""], dtypes, BOTH, (4096, 1 << 17), (64, 512))
     yield from grid(["activation"], KINDS["activation"], dtypes, BOTH, (1 << 18, 1 << 25))
     yield from grid(["dropout", "dropout2d", "rrelu"], [""], dtypes, ["any"], (1 << 18, 1 << 25))

@@ -308,6 +308,37 @@ def matmul(arch, dtype, M, N, K):
     return next(tile for most, elements, tile in rows if M <= (most or M) and M * N <= (elements or M * N))
 
 
+# A tile of scores that a softmax follows: half the accumulators of a plain product's, whose place the exponentials take.
+_SCORES_HALF = {
+    "sm80": _product(128, 128, 32, 8, 3),
+    "sm86": _product(64, 128, 32, 4, 3),
+    "sm90": _product(128, 128, 64, 8, 3),
+    "sm100": _product(128, 128, 64, 8, 3),
+}
+
+
+def score_block(arch, dtype):
+    if arch == "interpreter":
+        return _product(32, 32, 32, 4, 1)
+    return _product(64, 64, 16, 4, 2) if dtype == torch.float32 else _SCORES_HALF[arch]
+
+
+def classes_at_once(arch, rows, classes, itemsize):
+    """Of how many classes the gradients of scores are in memory together: 32 MB of them, or a sixteenth of all, since dx is
+    read and written again for each; whole tiles of products."""
+    block, most = (64, 1 << 12) if arch == "interpreter" else (256, 32 << 20)
+    width = max(most // (rows * itemsize), triton.cdiv(classes, 16))
+    return min(classes, triton.cdiv(max(width, 1), block) * block)
+
+
+def class_splits(arch, blocks, classes, block_n):
+    """(splits, classes in each) of blocks of rows: two programs a multiprocessor, each with four tiles of classes at least."""
+    tiles = triton.cdiv(classes, block_n)
+    splits = max(1, min(2 * MULTIPROCESSORS[arch] // max(1, blocks), tiles // 4))
+    each = triton.cdiv(tiles, splits)
+    return triton.cdiv(tiles, each), each * block_n
+
+
 # Convolutions: rows of (most channels of the result, most elements of it, tile). Rows of the product are places, of which
 # there are many, and its columns channels, of which there are few.
 _CONV_SM80 = [

@@ -56,3 +56,31 @@ constexpr int64_t kPlacesOfChunk = 1024;
 static inline int64_t nll_loss_chunks(int64_t outer, int64_t inner) {
   return (outer * inner + kPlacesOfChunk - 1) / kPlacesOfChunk;
 }
+
+// Of a softmax of which some scores were seen: the largest, `top`, sum exp(x - top), sum q and sum q (x - top), and the
+// score of the target, once it was among them.
+struct RowSums {
+  double top, sum, mass, moment, score;
+};
+
+// Cross entropy of scores that are never all there: x of `of` is a block, [outer, classes] contiguous, of the classes
+// [first, first + classes) of n. Its blocks come one after the other, from first = 0 on: `begin` once, `sums` of each
+// block, `losses` when all classes of some rows were seen, and `gradients`, which take the place of a block's scores.
+struct LinearCrossEntropy {
+  CrossEntropy of;  // inner is 1, probabilities null
+  int64_t first, classes;
+  RowSums* sums;      // [outer]
+  void* loss;         // loss_dtype: [outer], or one number
+  void *tops, *logs;  // [outer], accumulation type, as of CrossEntropyFwd
+  void* total;        // one number, accumulation type: what a mean divides by
+  double* sum;        // the losses so far
+  const void* dloss;  // like loss; null: 1
+};
+
+// x *= by
+struct LossScale {
+  void* x;  // [count], dtype
+  int64_t count;
+  double by;
+  Dtype dtype;
+};

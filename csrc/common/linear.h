@@ -20,6 +20,9 @@ struct LinearFwd {
   Dtype dtype;
 };
 
+// `sums` takes a LinearFwd too: x weight^T + bias, where bias and y are of the accumulation type, without an activation
+// or preact. A bias that is y adds to it.
+
 // How much workspace a LinearFwd with these fields, whatever its row strides, and this number of threads wants.
 struct LinearSizes {
   LinearFwd fwd;

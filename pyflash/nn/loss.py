@@ -19,6 +19,8 @@ __all__ = [
     "SmoothL1Loss",
     "SoftMarginLoss",
 ]
+if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
+    __all__ += ["LinearCrossEntropyLoss"]
 
 
 @twin("cross_entropy")
@@ -34,6 +36,27 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+if hasattr(torch.nn, "LinearCrossEntropyLoss"):
+
+    @twin("linear_cross_entropy")
+    class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
+        """Cross entropy of a linear layer's results, as torch.nn.LinearCrossEntropyLoss; these are never all in memory."""
+
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            linear, shape = self.linear, (self.num_classes, *self.out_features)
+            return F.linear_cross_entropy(
+                input,
+                linear.weight.reshape(*shape, linear.in_features),
+                target,
+                linear_bias=None if linear.bias is None else linear.bias.reshape(shape),
+                weight=self.weight,
+                reduction=self.reduction,
+                ignore_index=self.ignore_index,
+                label_smoothing=self.label_smoothing,
+                options=self.options,
+            )
 
 
 @twin("nll_loss")

@@ -55,7 +55,7 @@ FAMILIES = {  # in ops and kernels: the other families that one may import from,
     "pointwise": set(),
     "norm": {"pointwise"},
     "linear": {"pointwise"},
-    "loss": set(),
+    "loss": {"linear"},  # whose results linear_cross_entropy is of
     "attention": {"linear", "pointwise"},
     "conv": {"linear", "pointwise"},
     "pool": set(),

@@ -217,6 +217,10 @@ def flat_problems():
         "x_row_stride": 1, "x_column_stride": 2, "weight_row_stride": 4, "weight_column_stride": 5, "bias_row_stride": 7,
         "m": 11, "n": 12, "k": 13,
     }  # fmt: skip
+    yield "linear_sums", _cpu.linear_sums, LINEAR, 17, {
+        "x_row_stride": 1, "x_column_stride": 2, "weight_row_stride": 4, "weight_column_stride": 5, "bias_row_stride": 7,
+        "m": 11, "n": 12, "k": 13,
+    }  # fmt: skip
     yield "linear_sizes", _cpu.linear_sizes, LINEAR_SHAPE, 7, {
         "x_row_stride": 0, "x_column_stride": 1, "weight_row_stride": 2, "weight_column_stride": 3, "m": 4, "n": 5, "k": 6,
     }  # fmt: skip
@@ -254,6 +258,12 @@ def flat_problems():
         softmaxes,
     )
     yield "cross_entropy_bwd", _cpu.cross_entropy_bwd, (*CROSS_ENTROPY, *(0,) * 6), 12, softmaxes
+    blocks = (*CROSS_ENTROPY, 0, 0, *(place.data_ptr(),) * 6, 0)
+    sizes = {"outer": 4, "n": 5, "inner": 6, "x_outer_stride": 7, "x_step": 8, "first": 14, "classes": 15}
+    for step in ("begin", "sums", "losses", "gradients"):
+        kernel = getattr(_cpu, f"linear_cross_entropy_{step}")
+        yield f"linear_cross_entropy_{step}", partial(_holding, kernel, place), blocks, 12, sizes
+    yield "loss_scale", _cpu.loss_scale, (0, 0, 1.0, 0), 3, {"count": 1}
     yield "nll_loss_fwd", partial(_holding, _cpu.nll_loss_fwd, place), (*CROSS_ENTROPY, *pointers), 12, softmaxes
     yield "nll_loss_bwd", _cpu.nll_loss_bwd, (*CROSS_ENTROPY, *(0,) * 6), 12, softmaxes
     elements = {"count": 3, "inner": 4, "n": 10}

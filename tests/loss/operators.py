@@ -50,6 +50,23 @@ def cross_entropy_bwd():
             yield torch.randn_like(loss), x, targets, probabilities, weight, *kept, *options, *needs
 
 
+def linear_cross_entropy_fwd():
+    x, weight, class_weight = torch.randn(5, 3), torch.randn(7, 3), torch.rand(7)
+    targets = torch.tensor([0, 6, -100, 2, 2])
+    for bias, options in (
+        (None, (-100, 0.0, "mean")), (torch.randn(7), (2, 0.1, "sum")), (torch.randn(7), (-100, 0.1, "none")),
+    ):  # fmt: skip
+        for needs in ((False, False, False), (True, True, bias is not None), (False, True, False)):
+            yield x, weight, bias, targets, class_weight if options[1] else None, *options, torch.float32, *needs
+
+
+def linear_cross_entropy_bwd():
+    for *tensors, ignore_index, smoothing, reduction, dtype, need_dx, need_dw, need_db in linear_cross_entropy_fwd():
+        options, needs = (ignore_index, smoothing, reduction), (need_dx, need_dw, need_db)
+        loss, *kept = OPS["linear_cross_entropy_fwd"](*tensors, *options, dtype, False, False, False, "torch")
+        yield torch.randn_like(loss), *tensors, *kept[:3], *options, *needs
+
+
 def elementwise_loss_fwd():
     for loss in LOSSES:
         x, target = torch.rand(4, 3), torch.rand(4, 3)
@@ -85,6 +102,8 @@ OPERATORS = {
     "cross_entropy_bwd": cross_entropy_bwd,
     "elementwise_loss_fwd": elementwise_loss_fwd,
     "elementwise_loss_bwd": elementwise_loss_bwd,
+    "linear_cross_entropy_fwd": linear_cross_entropy_fwd,
+    "linear_cross_entropy_bwd": linear_cross_entropy_bwd,
     "mean_terms_fwd": mean_terms_fwd,
     "mean_terms_bwd": mean_terms_bwd,
     "mean_terms_second": mean_terms_second,

@@ -173,6 +173,13 @@ except ModuleNotFoundError:  # torch does not require what its own tests import
 DATABASE = [info for info in module_db if info.module_cls in TWINS and "Lazy" not in info.name]
 
 
+def _is_left_to_torch(info, constructor, call) -> bool:
+    """linear_cross_entropy of probabilities, and of several losses a row."""
+    if info.name != "nn.LinearCrossEntropyLoss":
+        return False
+    return bool(constructor.kwargs.get("out_features")) or call.args[1].is_floating_point()
+
+
 @pytest.mark.parametrize("info", DATABASE, ids=lambda info: info.name)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_torchs_own_module_database(info, training):
@@ -180,7 +187,7 @@ def test_torchs_own_module_database(info, training):
     inputs = info.module_inputs_func(info, "cpu", torch.float32, True, training)
     for sample in inputs:
         constructor, call = sample.constructor_input, sample.forward_input
-        if call is None:
+        if call is None or _is_left_to_torch(info, constructor, call):
             continue
         ours, theirs = pair(TWINS[info.module_cls], info.module_cls, *constructor.args, **constructor.kwargs)
         replaced = pyflash.replace(copy.deepcopy(theirs))

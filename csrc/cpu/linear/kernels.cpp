@@ -65,6 +65,15 @@ void fwd(const LinearFwd& p, int num_threads) {
   });
 }
 
+void sums(const LinearFwd& p, int num_threads) {
+  for_dtype(p.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    using T = Acc<S>;
+    Epilogue<T, NoActivation> element{(const T*)p.bias, p.bias_row_stride, (T*)p.y, nullptr, p.n, {}};
+    gemm::multiply(product_of<S>(p), p.workspace, gemm::sink_of<T>(element), num_threads);
+  });
+}
+
 void sizes(const LinearSizes& p, int num_threads) {
   for_dtype(p.fwd.dtype, [&](auto storage) {
     using S = decltype(storage);

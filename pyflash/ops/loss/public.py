@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from pyflash.ops.core.public import stands_for
 from pyflash.ops.loss.cross_entropy import cross_entropy
 from pyflash.ops.loss.gan import gan_discriminator_loss, gan_generator_loss
+from pyflash.ops.loss.linear_cross_entropy import linear_cross_entropy
 from pyflash.ops.loss.nll import nll_loss
 from pyflash.ops.loss.penalties import gradient_penalty, r1_penalty
 from pyflash.ops.loss.probabilities import binary_cross_entropy, binary_cross_entropy_with_logits, kl_div
@@ -27,6 +28,7 @@ __all__ = [
     "huber_loss",
     "kl_div",
     "l1_loss",
+    "linear_cross_entropy",
     "mse_loss",
     "nll_loss",
     "poisson_nll_loss",
@@ -42,10 +44,12 @@ _TORCHS = (
     huber_loss,
     kl_div,
     l1_loss,
+    linear_cross_entropy,
     mse_loss,
     nll_loss,
     poisson_nll_loss,
     smooth_l1_loss,
     soft_margin_loss,
 )
-stands_for({getattr(F, ours.__name__): ours for ours in _TORCHS})
+# linear_cross_entropy is new in torch 2.13.
+stands_for({getattr(F, ours.__name__): ours for ours in _TORCHS if hasattr(F, ours.__name__)})
