@@ -139,7 +139,8 @@ def is_of_patches(kernel, stride, dilation) -> bool:
 def is_like_points(size: Size) -> bool:
     if size.groups > 1:
         return size.inputs == size.outputs == 1 and not (size.is_strided and size.kind == DEPTHWISE_1D)
-    if size.inputs <= FEW_CHANNELS:  # ConvNeXt's first, 4x4, stride 4, Zen 4, two threads: pixels 0.66 of torch in training
+    if size.inputs <= FEW_CHANNELS:
+        # ConvNeXt's first, 4x4, stride 4, as pixels, Zen 4, two threads, training: 0.66 of torch.
         return size.outputs >= LEAST_CHANNELS and not size.is_of_patches
     if size.is_strided and not size.is_of_patches:
         if size.is_1d:  # HiFi-GAN's way up, 16 and stride 8, Zen 4, two threads: 0.74
