@@ -41,4 +41,9 @@ struct DeviceAttentionDecode {
   void* part_out;  // float [B, H, L, splits, Ev]
   void* part_lse;  // float [B, H, L, splits], in log2 units
   int64_t splits, split_len;
+  // Paged: k and v are pools [num_blocks, Hkv, block_size, ...], and key j of a batch lies in block table[B, j /
+  // block_size], of max_blocks; S is max_blocks block_size. null: they are [B, Hkv, S, ...].
+  const void* block_table;
+  int64_t max_blocks, block_size, num_blocks;
+  int32_t block_bytes;  // of an element of the table: 4 or 8
 };

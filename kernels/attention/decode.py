@@ -5,6 +5,8 @@ Each part is a softmax of its own; the combination weights its out by exp2(lse -
 Source: Dao et al. 2023, "Flash-Decoding for long-context inference".
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -23,17 +25,48 @@ from pyflash.kernels.primitives import LN2, cast, dot
 from pyflash.kernels.strided import load_tile, rows_of, strided, tile_from
 
 
+class Pages(NamedTuple):
+    """Where the blocks of each cache lie in the pools that k and v are."""
+
+    ptr: object  # [batch, max_blocks]
+    max_blocks: int
+    block_size: int
+    num_blocks: int
+
+
+@triton.jit
+def _load_keys(x, pages, batch, offs_n, limit_n, offs_d, limit_d):
+    """load_tile of keys or values, wherever they lie."""
+    if pages is None:
+        tile = load_tile(x, offs_n, limit_n, offs_d, limit_d)
+    else:
+        page = offs_n // pages.block_size
+        table = pages.ptr + batch.to(tl.int64) * pages.max_blocks
+        block = tl.load(table + page, mask=offs_n < limit_n, other=0).to(tl.int64)
+        block = tl.minimum(tl.maximum(block, 0), pages.num_blocks - 1)  # never outside of the pool, whatever it is
+        row = (offs_n - page * pages.block_size).to(tl.int64)
+        ptrs = (
+            x.ptr + (block * x.strides[0] + row * x.strides[2])[:, None] + offs_d.to(tl.int64)[None, :] * x.strides[3]
+        )
+        mask = offs_n[:, None] < limit_n
+        if limit_d is not None:
+            mask = mask & (offs_d[None, :] < limit_d)
+        tile = tl.load(ptrs, mask=mask, other=0.0)
+    return tile
+
+
 @launch.cached
 @triton.jit(do_not_specialize=["queries_len", "keys_len", "tiles", "splits", "split_len"])
 def _decode_split(
-    q, k, v, part_out_ptr, part_lse_ptr, cache_seqlens_ptr, scores, kv_heads, queries_len, keys_len, tiles, splits,
+    q, k, v, part_out_ptr, part_lse_ptr, cache_seqlens_ptr, pages, scores, kv_heads, queries_len, keys_len, tiles, splits,
     split_len, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Parts [batch, heads, queries_len, splits, ...], lse in log2 units, over keys [split, split + 1) * split_len.
 
-    q: Strided [batch, kv_heads * GROUP, queries_len, ...]; k, v: Strided [batch, kv_heads, keys_len, ...]; out's parts have
-    BLOCK_V columns. A program folds one part of one tile of BLOCK_M rows.
+    q: Strided [batch, kv_heads * GROUP, queries_len, ...]; k, v: Strided [batch, kv_heads, keys_len, ...], or with Pages
+    [num_blocks, kv_heads, block_size, ...]; out's parts have BLOCK_V columns. A program folds one part of one tile of
+    BLOCK_M rows.
     """
     pid = tl.program_id(0)
     split = pid % splits
@@ -65,8 +98,8 @@ def _decode_split(
     offs = batch.to(tl.int64) * q.strides[0] + h.to(tl.int64) * q.strides[1] + row.to(tl.int64) * q.strides[2]
     queries = tl.load(q.ptr + offs[:, None] + offs_d.to(tl.int64)[None, :] * q.strides[3], mask=q_mask, other=0.0)
     # queries: [BLOCK_M, BLOCK_D]
-    k = rows_of(k, batch, kv_head, batch * 0)
-    v = rows_of(v, batch, kv_head, batch * 0)
+    k = rows_of(k, batch if pages is None else batch * 0, kv_head, batch * 0)
+    v = rows_of(v, batch if pages is None else batch * 0, kv_head, batch * 0)
 
     start = split * split_len
     stop = tl.minimum(start + split_len, length)
@@ -79,11 +112,11 @@ def _decode_split(
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     for first_col in range(start, stop, BLOCK_N):
         offs_n = tile_from(first_col, BLOCK_N)
-        keys = load_tile(k, offs_n, length, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
+        keys = _load_keys(k, pages, batch, offs_n, length, offs_d, HEAD_DIM)  # [BLOCK_N, BLOCK_D]
         qk = row_products(queries, keys, PRECISION)  # [BLOCK_M, BLOCK_N]
         score, _ = score_tile(qk, row[:, None], offs_n[None, :], scores, head, BOUNDED=True)
         p, alpha, row_max, row_sum = running_softmax(score, row_max, row_sum, scores, MAYBE_EMPTY=True)
-        values = load_tile(v, offs_n, length, offs_v, VALUE_DIM)  # [BLOCK_N, BLOCK_V]
+        values = _load_keys(v, pages, batch, offs_n, length, offs_v, VALUE_DIM)  # [BLOCK_N, BLOCK_V]
         acc = dot(cast(p, values.dtype), values, acc * alpha[:, None], PRECISION)  # [BLOCK_M, BLOCK_V]
 
     empty = row_sum == 0
@@ -126,25 +159,31 @@ def _decode_combine(
     tl.store(lse.ptr, total * LN2)
 
 
-def attention_decode(q, k_cache, v_cache, cache_seqlens, alibi_slopes, *scalars_and_outputs):
+def attention_decode(q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes, *scalars_and_outputs):
     """Fill out and lse.
 
     Args:
         q: [batch, heads, few, E]; the last query stands at the last key of its cache.
         k_cache, v_cache: [batch, kv_heads, max_len, ...], any strides.
         cache_seqlens: int32 [batch], keys in use; never read on the host, clamped to max_len.
+        block_table: integers [batch, max_blocks], adjacent, or None; with it the caches are pools of blocks [num_blocks,
+            kv_heads, block_size, ...]. Likewise clamped.
         scalars: the fields of Options, as its of_caches gives them; window_right = 0 is causal.
         out: [batch, heads, few, Ev]; lse: [batch, heads, few], float32, natural logarithm.
     """
     *scalars, out, lse = scalars_and_outputs
-    scores = make_scores(Options.from_caches(*scalars), None, alibi_slopes, q, k_cache)
-    decode(q, k_cache, v_cache, cache_seqlens, scores, out, lse)
+    pages, keys_len = None, k_cache.shape[2]
+    if block_table is not None:
+        pages = Pages(block_table, block_table.shape[1], keys_len, k_cache.shape[0])
+        keys_len = keys_len * pages.max_blocks if pages.num_blocks else 0
+    scores = make_scores(Options.from_caches(*scalars), None, alibi_slopes, q, k_cache, keys_len)
+    decode(q, k_cache, v_cache, cache_seqlens, scores, out, lse, keys_len, pages)
 
 
-def decode(q, k, v, cache_seqlens, scores, out, lse):
+def decode(q, k, v, cache_seqlens, scores, out, lse, keys_len, pages=None):
     """attention_decode with the scores made; scores.mask is None."""
     batch, heads, queries_len, _ = q.shape
-    kv_heads, keys_len = k.shape[1:3]
+    kv_heads = k.shape[1]
     if out.numel() == 0 and lse.numel() == 0:
         return
     arch = tuning.arch(q.device)
@@ -155,7 +194,7 @@ def decode(q, k, v, cache_seqlens, scores, out, lse):
     part_out = q.new_empty(batch, heads, queries_len, splits, common["BLOCK_V"], dtype=torch.float32)
     part_lse = q.new_empty(batch, heads, queries_len, splits, dtype=torch.float32)
     _decode_split[(splits * tiles * kv_heads * batch,)](
-        strided(q), strided(k), strided(v), part_out, part_lse, cache_seqlens, scores, kv_heads, queries_len, keys_len,
+        strided(q), strided(k), strided(v), part_out, part_lse, cache_seqlens, pages, scores, kv_heads, queries_len, keys_len,
         tiles, splits, split_len, **common, **config,
     )  # fmt: skip
     _decode_combine[(batch * heads * queries_len,)](

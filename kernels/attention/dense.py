@@ -299,7 +299,7 @@ def attention_fwd(q, k, v, attn_mask, alibi_slopes, seed, *scalars_and_outputs):
         and options.dropout_p == 0
         and tuning.attention_splits_keys(tuning.arch(q.device), q.shape, k.shape)
     ):
-        return decode(q, k, v, None, scores, out, lse)
+        return decode(q, k, v, None, scores, out, lse, k.shape[2])
     _forward(q, k, v, None, None, q.shape[2], scores, tile.make_dropout(seed, options), out, lse)
 
 

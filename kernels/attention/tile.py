@@ -67,10 +67,10 @@ class Head(NamedTuple):
     seqlen_k: int
 
 
-def make_scores(options, attn_mask, alibi_slopes, q, k):
+def make_scores(options, attn_mask, alibi_slopes, q, k, keys_len=None):
     """Scores from the Options of a call; windows are cut to what the sequences can reach, so that they fit 32 bits."""
     _, scale, softcap, window_left, window_right, diagonal = options
-    reach = q.shape[2] + k.shape[2] + abs(diagonal or 0)
+    reach = q.shape[2] + (k.shape[2] if keys_len is None else keys_len) + abs(diagonal or 0)
     left, right = (min(side, reach) if side >= 0 else None for side in (window_left, window_right))
     plain = scale > 0 and not softcap and attn_mask is None and alibi_slopes is None
     return Scores(

@@ -61,6 +61,7 @@ OPERATORS = {
             torch.randn(2, 2, 7, 8),
             torch.tensor([7, 3]),
             None,
+            None,
             0.3,
             0.0,
             -1,

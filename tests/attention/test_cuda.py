@@ -198,6 +198,41 @@ def test_each_cache_alone(backend, case):
         test_decode.compare(backend, case, dtype)
 
 
+@pytest.mark.parametrize("block_size", [1, 16, 50])
+@pytest.mark.parametrize("case", test_decode.CASES, ids=lambda c: c[-1])
+@pytest.mark.parametrize("backend", CUDA)
+def test_pools_of_blocks(backend, case, block_size):
+    test_decode.compare(backend, case, HALVES[0], block_size, torch.int64 if block_size == 16 else torch.int32)
+
+
+@pytest.mark.parametrize("backend", CUDA[-1:])
+def test_a_pool_of_several_parts(backend):
+    case = ((1100, 300, 0), 1100, 4, 2, 1, 64, 64, "dense", {"window_size": (700, -1)}, "")
+    for block_size in (64, 129):
+        test_decode.compare(backend, case, torch.bfloat16, block_size)
+
+
+@pytest.mark.parametrize("backend", CUDA[:1])
+def test_blocks_outside_of_the_pool_stay_inside(backend):
+    """As on a GPU, where nobody reads the table before the kernel does."""
+    from pyflash.ops.attention import _cuda
+
+    q, pool = torch.randn(3, 2, 1, 8).bfloat16(), torch.randn(4, 2, 5, 8).bfloat16()
+    table = torch.tensor([[-9, 1], [2**31 - 1, 4], [0, 3]], dtype=torch.int32)
+    lengths = torch.tensor([10, 10, 99], dtype=torch.int32)
+    with use(backend):
+        for num_blocks in (4, 0):
+            out, lse = torch.full_like(q, torch.nan), torch.full((3, 2, 1), torch.nan)
+            scalars = 0.3, 0.0, -1, 0
+            _cuda.attention_decode(q, pool[:num_blocks], pool[:num_blocks], lengths, table, None, *scalars, out, lse)
+            if num_blocks:
+                inside = table.clamp(0, 3)
+                wanted = PF.attention_decode(q, pool, pool, lengths.clamp(max=10), block_table=inside, scale=0.3)
+                torch.testing.assert_close(out, wanted)
+            else:
+                assert not out.any() and lse.eq(-torch.inf).all()
+
+
 @pytest.mark.parametrize("backend", CUDA[-1:])
 def test_caches_of_several_parts(backend):
     for case in (

@@ -71,13 +71,37 @@ def one_by_one(lengths, is_causal=True, scale=None, window_size=(-1, -1), alibi_
     return call
 
 
-def compare(backend, case, dtype=torch.float32):
+def paged(caches, lengths, block_size, layout, dtype):
+    """(pools, table) that hold these caches. The pool has blocks of nobody, all that is not in use is NaN, and what the table
+    has behind a cache's blocks names none."""
+    max_blocks = -(-caches[0].shape[2] // block_size)
+    used = [-(-length // block_size) for length in lengths]
+    num_blocks = sum(used) + 2
+    blocks = torch.randperm(num_blocks)[: sum(used)].split(used)
+    pools = []
+    for cache in caches:
+        pool = make_cache(num_blocks, cache.shape[1], block_size, cache.shape[3], layout, cache.dtype).fill_(torch.nan)
+        for b, own in enumerate(blocks):
+            for page, block in enumerate(own):
+                rows = cache[b, :, page * block_size : (page + 1) * block_size]
+                pool[block, :, : rows.shape[1]] = rows
+        pools.append(pool)
+    table = torch.tensor([-7, 2**31 - 1]).repeat(len(lengths), max_blocks)[:, :max_blocks].to(dtype)
+    for b, own in enumerate(blocks):
+        table[b, : len(own)] = own
+    return pools, table
+
+
+def compare(backend, case, dtype=torch.float32, block_size=None, of_table=torch.int32):
     qkv, lengths, options = tensors(case, dtype), case[0], on_its_device(case[8])
     theirs = one_by_one(lengths, **options)
 
     def ours(q, k, v):
-        cache_seqlens = torch.tensor(lengths, dtype=torch.int32, device=q.device)
-        return PF.attention_decode(q, k, v, cache_seqlens, return_lse=True, **options)
+        cache_seqlens, table = torch.tensor(lengths, dtype=torch.int32, device=q.device), None
+        if block_size:
+            (k, v), table = paged((k.cpu(), v.cpu()), lengths, block_size, case[7], of_table)
+            k, v, table = k.to(q.device), v.to(q.device), table.to(q.device)
+        return PF.attention_decode(q, k, v, cache_seqlens, return_lse=True, block_table=table, **options)
 
     scale = torch.cat([x.nan_to_num().flatten() for x in qkv])
     assert_error_within(
@@ -89,6 +113,13 @@ def compare(backend, case, dtype=torch.float32):
 @pytest.mark.parametrize("backend", backend_params())
 def test_matches_each_cache_alone(backend, case):
     compare(backend, case)
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 50])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c[-1])
+@pytest.mark.parametrize("backend", backend_params())
+def test_pools_of_blocks(backend, case, block_size):
+    compare(backend, case, block_size=block_size, of_table=torch.int64 if block_size == 16 else torch.int32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -132,6 +163,26 @@ def test_a_gradient_is_refused():
             out = PF.attention_decode(q, k, v, torch.tensor([4]))
         with pytest.raises(NotImplementedError, match=r"pyflash\.attention_decode: it has no gradient; use attention"):
             out.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_pools_compiled_and_exported(backend):
+    q, k, v = tensors(CASES[3])
+    lengths = torch.tensor(CASES[3][0])
+    (k, v), table = paged((k, v), lengths.tolist(), 16, "dense", torch.int32)
+
+    class Module(torch.nn.Module):
+        def forward(self, q, k, v, lengths, table):
+            with use(backend):
+                return PF.attention_decode(q, k, v, lengths, block_table=table)
+
+    args = q, k, v, lengths, table
+    eager = Module()(*args)
+    torch.testing.assert_close(torch.compile(Module(), fullgraph=True, backend="aot_eager")(*args), eager)
+    program = torch.export.export(Module(), args).module()
+    torch.testing.assert_close(program(*args), eager)
+    with pytest.raises(ValueError, match=r"block_table\[0, 0\] is -1, expected 0 to \d+, a block"):  # where it runs
+        program(q, k, v, lengths, torch.full_like(table, -1))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
@@ -185,6 +236,19 @@ BAD = [  # what is changed of the call below, exception, message
     ({"v_cache": torch.randn(2, 2, 9, 8).half()}, RuntimeError, "v_cache is torch.float16"),
     ({"softcap": -1.0}, ValueError, "softcap is -1.0"),
     ({"alibi_slopes": torch.ones(2)}, ValueError, r"alibi_slopes has shape \(2,\)"),
+    ({"block_table": torch.tensor([[0], [2]])}, ValueError, r"block_table\[1, 0\] is 2, expected 0 to 1, a block"),
+    ({"block_table": torch.tensor([[-1], [0]])}, ValueError, r"block_table\[0, 0\] is -1, expected 0 to 1, a block"),
+    ({"block_table": torch.zeros(2, 0).int()}, ValueError, r"cache_seqlens\[0\] is 3, expected 0 to 0"),
+    ({"block_table": torch.zeros(2, 1)}, RuntimeError, "block_table is torch.float32"),
+    ({"block_table": torch.zeros(2).int()}, ValueError, r"block_table has shape \(2,\), expected two dimensions"),
+    ({"block_table": torch.zeros(3, 1).int()}, ValueError, "block_table has 3 rows and cache_seqlens 2 elements"),
+    ({"block_table": torch.zeros(2, 1, dtype=torch.int32, device="meta")}, RuntimeError, "block_table is on meta"),
+    (
+        {"block_table": torch.zeros(1, 1).int().expand(2, 2**30)},
+        ValueError,
+        r"1073741824 blocks of 9 keys, expected fewer than 2\^31",
+    ),
+    ({"block_table": [[0], [0]]}, TypeError, "block_table"),
 ]
 
 

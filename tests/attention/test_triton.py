@@ -433,7 +433,7 @@ def test_decode(few, max_len, options, dtype):
     cache_seqlens = torch.tensor([max_len + 7, max_len // 3, 0], dtype=torch.int32)  # the first is clamped
     out, lse = fill(
         attention_decode.attention_decode,
-        (q, k, v, cache_seqlens, slopes, case.scale, case.softcap, case.left, case.right),
+        (q, k, v, cache_seqlens, None, slopes, case.scale, case.softcap, case.left, case.right),
         q.new_empty(3, case.heads, few, case.Ev),
         torch.empty(3, case.heads, few),
     )
@@ -464,7 +464,7 @@ def test_few_queries_that_are_not_numbers(of_caches, place):
     outputs = torch.empty(2, 2, 3, 8), torch.empty(2, 2, 3)
     if of_caches:
         cache_seqlens = torch.tensor([200, 200], dtype=torch.int32)
-        launcher, args = attention_decode.attention_decode, (q, k, v, cache_seqlens, None, 0.25, 0.0, -1, -1)
+        launcher, args = attention_decode.attention_decode, (q, k, v, cache_seqlens, None, None, 0.25, 0.0, -1, -1)
     else:
         launcher, args = attention.attention_fwd, (q, k, v, None, None, None, 0.0, 0.25, 0.0, -1, -1, 0)
         assert tuning.attention_splits_keys("interpreter", q.shape, k.shape)

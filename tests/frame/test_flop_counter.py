@@ -84,11 +84,14 @@ def test_packed_sequences_and_caches_count_what_they_hold():
         out, forward = counted(lambda: PF.attention_varlen(q, k, v, offsets_q, offsets_k, 7, 8))
         _, backward = counted(out.sum().backward)
         _, decode = counted(lambda: PF.attention_decode(torch.randn(2, 4, 2, 8), *caches, lengths))
+        table = torch.tensor([[2, 0], [1, 0]], dtype=torch.int32)  # of blocks of 5 keys
+        pool = torch.randn(3, 2, 5, 8)
+        _, paged = counted(lambda: PF.attention_decode(torch.randn(2, 4, 2, 8), pool, pool, lengths, block_table=table))
         _, weights = counted(lambda: PF.attention_weights(torch.randn(2, 4, 5, 8), torch.randn(2, 4, 9, 8)))
     sizes = [((1, 4, a, 8), (1, 4, b, 8), (1, 4, b, 8)) for a, b in ((5, 1), (7, 8))]
     assert forward == sum(sdpa_flop_count(*s) for s in sizes)
     assert backward == sum(sdpa_backward_flop_count(s[0], *s) for s in sizes)
-    assert decode == sum(sdpa_flop_count((1, 4, 2, 8), (1, 2, n, 8), (1, 2, n, 8)) for n in (3, 9))
+    assert decode == paged == sum(sdpa_flop_count((1, 4, 2, 8), (1, 2, n, 8), (1, 2, n, 8)) for n in (3, 9))
     assert weights == 2 * 2 * 4 * 5 * 9 * 8
 
 

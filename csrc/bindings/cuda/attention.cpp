@@ -61,6 +61,11 @@ DeviceAttentionDecode read_attention_decode(const py::tuple& call) {
   p.part_lse = r.address<void>("part_lse");
   p.splits = r.size("splits");
   p.split_len = r.size("split_len");
+  p.block_table = r.address("block_table");
+  p.max_blocks = r.size("max_blocks");
+  p.block_size = r.size("block_size");
+  p.num_blocks = r.size("num_blocks");
+  p.block_bytes = (int32_t)r.size("block_bytes");
   r.done();
   return p;
 }

@@ -23,6 +23,16 @@ struct KeyValues {
         v_stride(p.v_stride.dim[2]),
         of_k(of_k),
         of_v(of_v) {}
+
+  // Keys, or values, from `first` on, of `keys`.
+  template <int kRows, int kD>
+  __device__ __forceinline__ void load_keys(T* to, int first, int keys, int columns) const {
+    load_rows<kRows, kD>(to, k, k_stride, first, keys, columns, of_k);
+  }
+  template <int kRows, int kD>
+  __device__ __forceinline__ void load_values(T* to, int first, int keys, int columns) const {
+    load_rows<kRows, kD>(to, v, v_stride, first, keys, columns, of_v);
+  }
 };
 
 // Calls f(an element, Number<the width of a tile>), which holds q's rows and v's.

@@ -14,6 +14,54 @@ struct DecodeTile {
   static constexpr int kRowTiles = 1, kWarpRows = 16, kRows = kWarps * kWarpRows, kKeys = kD <= 128 ? 64 : 32;
 };
 
+// The rows of one tensor of a cache: of a batch, or in blocks of a pool that a table names.
+template <class T>
+struct CacheRows {
+  const T* first;
+  int64_t block_stride, row_stride;
+  const void* blocks;  // of this batch; null: rows lie one after another
+  int block_bytes, block_size, num_blocks;
+  Access how;
+
+  __device__ __forceinline__ CacheRows(const DeviceAttentionDecode& p, const void* tensor, const Strides4& stride,
+                                       int batch, int head, const Access& how)
+      : first((const T*)tensor + head * stride.dim[1]),
+        block_stride(stride.dim[0]),
+        row_stride(stride.dim[2]),
+        blocks(p.block_table),
+        block_bytes(p.block_bytes),
+        block_size((int)p.block_size),
+        num_blocks((int)p.num_blocks),
+        how(how) {
+    if (blocks)
+      blocks = (const char*)blocks + batch * p.max_blocks * block_bytes;
+    else
+      first += batch * block_stride;
+  }
+  __device__ __forceinline__ const T* at(int key) const {
+    if (!blocks) return first + key * row_stride;
+    const int page = key / block_size, block = index_at(blocks, block_bytes, page, num_blocks - 1);
+    return first + block * block_stride + (key - page * block_size) * row_stride;
+  }
+  template <int kRows, int kD>
+  __device__ __forceinline__ void load(T* to, int from, int keys, int columns) const {
+    load_tile<kRows, kD>(to, columns, how, [&](int row) { return from + row < keys ? at(from + row) : nullptr; });
+  }
+};
+template <class T>
+struct Cache {
+  CacheRows<T> k, v;
+
+  template <int kRows, int kD>
+  __device__ __forceinline__ void load_keys(T* to, int first, int keys, int columns) const {
+    k.template load<kRows, kD>(to, first, keys, columns);
+  }
+  template <int kRows, int kD>
+  __device__ __forceinline__ void load_values(T* to, int first, int keys, int columns) const {
+    v.template load<kRows, kD>(to, first, keys, columns);
+  }
+};
+
 // The keys' bytes decide its time: scores of every kind take one way.
 template <class T, int kD>
 struct DecodePart : Kernel<kThreads, 2> {
@@ -37,7 +85,8 @@ struct DecodePart : Kernel<kThreads, 2> {
     PF_UNROLL_ALL
     for (int half = 0; half < 2; half++)
       if (member_of(half) < members) slopes[half] = scores.slope_of(batch, head_of(member_of(half)));
-    const KeyValues<T> of(p, s, batch, place.head, access.k, access.v);
+    const Cache<T> of = {{params, p.k, p.k_stride, batch, place.head, access.k},
+                         {params, p.v, p.v_stride, batch, place.head, access.v}};
     Met met = keys_of(p, s, 0, few - 1);
     const int begin = split * (int)params.split_len;
     met.begin = larger(met.begin, begin);

@@ -25,12 +25,12 @@ struct ForwardTile {
 //
 // load_queries() starts the copies of q's rows; row_of(m, half) and slope_of(m, half) say of a lane's rows which they
 // are of their sequence, and ALiBi's slope. A warp without rows comes to the barriers only.
-template <class T, int kD, bool kIsPlain, class Tile, class LoadQueries, class RowOf, class SlopeOf>
+template <class T, int kD, bool kIsPlain, class Tile, class Keys, class LoadQueries, class RowOf, class SlopeOf>
 __device__ __forceinline__ void attend(float (&sums)[Tile::kRowTiles][kD / 8][4],
                                        RunningSoftmax<Tile::kRowTiles>& softmax, T* memory,
-                                       const Scores<T, kIsPlain>& scores, const Dropout* dropout,
-                                       const KeyValues<T>& of, const Met& met, bool has_rows, LoadQueries load_queries,
-                                       RowOf row_of, SlopeOf slope_of) {
+                                       const Scores<T, kIsPlain>& scores, const Dropout* dropout, const Keys& of,
+                                       const Met& met, bool has_rows, LoadQueries load_queries, RowOf row_of,
+                                       SlopeOf slope_of) {
   constexpr int kKeys = Tile::kKeys, kRowTiles = Tile::kRowTiles;
   const Attention& p = scores.p;
   const int lane = (int)threadIdx.x % kWarp, warp = (int)threadIdx.x / kWarp, seqlen_k = scores.s.seqlen_k;
@@ -38,12 +38,12 @@ __device__ __forceinline__ void attend(float (&sums)[Tile::kRowTiles][kD / 8][4]
   int first = met.begin / kKeys * kKeys;
   if (first >= met.end) return;
   load_queries();
-  load_rows<kKeys, kD>(keys, of.k, of.k_stride, first, seqlen_k, (int)p.E, of.of_k);
+  of.template load_keys<kKeys, kD>(keys, first, seqlen_k, (int)p.E);
   commit_async();
   for (; first < met.end; first += kKeys) {
     wait_async<0>();
     __syncthreads();  // the keys have come, and nobody reads the values of the tile before
-    load_rows<kKeys, kD>(values, of.v, of.v_stride, first, seqlen_k, (int)p.Ev, of.of_v);
+    of.template load_values<kKeys, kD>(values, first, seqlen_k, (int)p.Ev);
     commit_async();
     float tile[kRowTiles][kKeys / 8][4] = {};
     if (has_rows) {
@@ -79,8 +79,7 @@ __device__ __forceinline__ void attend(float (&sums)[Tile::kRowTiles][kD / 8][4]
     }
     wait_async<0>();
     __syncthreads();  // the values have come, and nobody reads the keys
-    if (first + kKeys < met.end)
-      load_rows<kKeys, kD>(keys, of.k, of.k_stride, first + kKeys, seqlen_k, (int)p.E, of.of_k);
+    if (first + kKeys < met.end) of.template load_keys<kKeys, kD>(keys, first + kKeys, seqlen_k, (int)p.E);
     commit_async();
     if (has_rows) add_weighted_rows<T, kD>(sums, tile, values);
   }

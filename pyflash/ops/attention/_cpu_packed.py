@@ -1,9 +1,10 @@
 """Attention of sequences of different lengths on CPU tensors: the dense kernels on views, one call for each run of
-neighbouring sequences of equal lengths. Nothing of q, k, v is copied."""
+neighbouring sequences of equal lengths. Nothing of q, k, v is copied, but a paged cache's blocks."""
 
 from itertools import groupby
 
 from pyflash.ops.attention._cpu import attention_bwd, attention_fwd
+from pyflash.ops.attention.decode import each_cache
 from pyflash.ops.core.checks import cache_lengths, sequence_offsets
 
 
@@ -71,16 +72,24 @@ def attention_varlen_bwd(
     dq[end_q:], dk[end_k:], dv[end_k:] = 0, 0, 0
 
 
-def attention_decode(
-    q, k_cache, v_cache, cache_seqlens, alibi_slopes, scale, softcap, window_left, window_right, out, lse
-):  # fmt: skip
+def _decode(q, k, v, alibi_slopes, scale, softcap, window_left, window_right, out, lse):
+    attention_fwd(
+        q, k, v, None, alibi_slopes, None, 0.0, scale, softcap, window_left, window_right, k.shape[2] - q.shape[2], out, lse
+    )  # fmt: skip
+
+
+def attention_decode(q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes, *scalars_and_outputs):
+    *scalars, out, lse = scalars_and_outputs
+    if block_table is not None:
+        for b, (k, v) in enumerate(each_cache(k_cache, v_cache, cache_seqlens, block_table)):
+            of = slice(b, b + 1)
+            _decode(q[of], k, v, _slopes(alibi_slopes, b, 1), *scalars, out[of], lse[of])
+        return
     lengths = cache_lengths("attention_decode", cache_seqlens, k_cache.shape[2])
     first = 0
     for length, run in groupby(lengths):
         n = sum(1 for _ in run)
         of = slice(first, first + n)
-        attention_fwd(
-            q[of], k_cache[of, :, :length], v_cache[of, :, :length], None, _slopes(alibi_slopes, first, n), None, 0.0,
-            scale, softcap, window_left, window_right, length - q.shape[2], out[of], lse[of],
-        )  # fmt: skip
+        slopes = _slopes(alibi_slopes, first, n)
+        _decode(q[of], k_cache[of, :, :length], v_cache[of, :, :length], slopes, *scalars, out[of], lse[of])
         first += n

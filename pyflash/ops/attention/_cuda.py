@@ -6,6 +6,7 @@ import torch
 
 from pyflash.kernels.attention.options import Options
 from pyflash.kernels.dropout import keep_scale, threshold
+from pyflash.ops.attention.decode import max_len
 from pyflash.ops.attention.shapes import within_reach
 from pyflash.ops.core._cuda import DTYPES, address, launch, native
 
@@ -22,10 +23,11 @@ class _Call:
         cache_seqlens: keys in use, [batch], or None.
         longest: rows and keys of a sequence beyond these are not computed.
         lse_stride: from batch to batch and from head to head.
+        keys: of a sequence, where k and v are pools of blocks.
     """
 
     def __init__(self, q, k, v, attn_mask, alibi_slopes, seed, options, longest, lse_stride, cu_seqlens=(None, None),
-                 cache_seqlens=None):  # fmt: skip
+                 cache_seqlens=None, keys=None):  # fmt: skip
         dropout_p, scale, softcap, window_left, window_right, diagonal = options
         mask_type, slopes_stride = NO_MASK, (0, 0)
         if attn_mask is not None:
@@ -36,7 +38,7 @@ class _Call:
         drops = dropout_p > 0
         self.kept = q, k, v, attn_mask, alibi_slopes, seed, cu_seqlens, cache_seqlens
         self.problem = (
-            tuple(q.shape), tuple(k.shape), v.shape[3],
+            tuple(q.shape), (*k.shape[:2], k.shape[2] if keys is None else keys, k.shape[3]), v.shape[3],
             q.data_ptr(), k.data_ptr(), v.data_ptr(), address(attn_mask), address(alibi_slopes),
             q.stride(), k.stride(), v.stride(), NOWHERE if attn_mask is None else attn_mask.stride(), slopes_stride,
             within_reach(window_left), within_reach(window_right), within_reach(diagonal or 0),
@@ -129,10 +131,19 @@ SPLIT_KEYS = 256  # at least, of a part: what combines the parts must stay small
 PARTS = 256  # blocks that fill a GPU of 132 processors, two on each
 
 
-def attention_decode(q, k_cache, v_cache, cache_seqlens, alibi_slopes, *scalars_and_outputs):
+def _paged(k_cache, block_table):
+    """As the kernel is told of it: (the table, its blocks a cache, keys a block, blocks of the pool, bytes of a number)."""
+    if block_table is None:
+        return 0, 0, 0, 0, 4
+    return block_table.data_ptr(), block_table.shape[1], k_cache.shape[2], k_cache.shape[0], block_table.element_size()
+
+
+def attention_decode(q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes, *scalars_and_outputs):
     *scalars, out, lse = scalars_and_outputs
     batch, heads, few, _ = q.shape
-    kv_heads, keys = k_cache.shape[1:3]
+    kv_heads = k_cache.shape[1]
+    # Of a pool without blocks no table can name one.
+    keys = max_len(k_cache, block_table) if k_cache.shape[0] else 0
     rows = heads // kv_heads * few
     # Of sizes only: lengths are on the device, and results must not depend on what else is in the batch.
     tiles = batch * kv_heads * ((rows + 63) // 64)
@@ -144,9 +155,11 @@ def attention_decode(q, k_cache, v_cache, cache_seqlens, alibi_slopes, *scalars_
     options = Options.from_caches(*scalars)
     longest = few, keys
     call = _Call(
-        q, k_cache, v_cache, None, alibi_slopes, None, options, longest, _of_heads(q), cache_seqlens=cache_seqlens
-    )
+        q, k_cache, v_cache, None, alibi_slopes, None, options, longest, _of_heads(q), cache_seqlens=cache_seqlens,
+        keys=keys,
+    )  # fmt: skip
     results = (
         out.data_ptr(), lse.data_ptr(), 0, out.stride(), part_out.data_ptr(), part_lse.data_ptr(), splits, split_len,
+        *_paged(k_cache, block_table),
     )  # fmt: skip
     launch(native.attention_decode, (call.problem, call.on_device, results), q)

@@ -13,7 +13,7 @@ from pyflash.ops.attention.shapes import check_alike, check_integers, default_sc
 from pyflash.ops.attention.varlen import DTYPES
 from pyflash.ops.core.autograd import Function, apply
 from pyflash.ops.core.backends import Operation
-from pyflash.ops.core.checks import cache_lengths, expect, expect_tensors, readable
+from pyflash.ops.core.checks import blocks_in_use, cache_lengths, expect, expect_tensors, readable
 from pyflash.ops.core.choice import choose, tracing_derivatives
 from pyflash.ops.core.dtypes import acc_dtype, cast_by_autocast
 from pyflash.ops.core.registry import Op
@@ -25,22 +25,46 @@ def _outputs(q, k_cache, v_cache, *_):
     return q.new_empty(*q.shape[:3], v_cache.shape[3]), q.new_empty(q.shape[:3], dtype=acc_dtype(q.dtype))
 
 
-def reference_decode(q, k_cache, v_cache, cache_seqlens, alibi_slopes, *scalars):
+def max_len(k_cache: Tensor, block_table: Tensor | None) -> int:
+    """How many keys each cache has room for."""
+    return k_cache.shape[2] if block_table is None else block_table.shape[1] * k_cache.shape[2]
+
+
+def gathered(cache: Tensor, blocks: list[int], length: int) -> Tensor:
+    """[1, kv_heads, length, ...]: a copy of the first keys or values that lie in these blocks of a pool."""
+    index = torch.tensor(blocks, dtype=torch.int64, device=cache.device)
+    return cache.index_select(0, index).transpose(0, 1).flatten(1, 2)[None, :, :length]
+
+
+def each_cache(k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor | None) -> Any:
+    """(keys, values) in use of one cache after the other, [1, kv_heads, length, ...]: views, of a paged pool copies. Reads
+    lengths and table, on whatever device they are."""
+    lengths = cache_lengths("attention_decode", cache_seqlens, max_len(k_cache, block_table))
+    if block_table is None:
+        for b, length in enumerate(lengths):
+            yield k_cache[b : b + 1, :, :length], v_cache[b : b + 1, :, :length]
+        return
+    num_blocks, _, block_size, _ = k_cache.shape
+    blocks = blocks_in_use("attention_decode", block_table, lengths, block_size, num_blocks)
+    for own, length in zip(blocks, lengths):
+        yield gathered(k_cache, own, length), gathered(v_cache, own, length)
+
+
+def reference_decode(q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes, *scalars):
     """`attention`'s reference, cache by cache; reads the lengths, on whatever device they are."""
     results = [_outputs(q[:0], k_cache, v_cache)]
-    for b, length in enumerate(cache_lengths("attention_decode", cache_seqlens, k_cache.shape[2])):
+    for b, (k, v) in enumerate(each_cache(k_cache, v_cache, cache_seqlens, block_table)):
         slopes = alibi_slopes if alibi_slopes is None or alibi_slopes.dim() == 1 else alibi_slopes[b]
-        one = (x[b : b + 1] for x in (q, k_cache[:, :, :length], v_cache[:, :, :length]))
-        options = Options.from_caches(*scalars)._replace(diagonal=length - q.shape[2])
+        one = q[b : b + 1], k, v
+        options = Options.from_caches(*scalars)._replace(diagonal=k.shape[2] - q.shape[2])
         results.append(reference.attention_fwd(*one, None, slopes, None, options))
     outs, lses = zip(*results)
     return torch.cat(outs), torch.cat(lses)
 
 
 _decode = Op(
-    "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, Tensor? alibi_slopes, "
-    + OF_CACHES
-    + ", str backend) -> (Tensor out, Tensor lse)",
+    "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, Tensor? block_table, "
+    "Tensor? alibi_slopes, " + OF_CACHES + ", str backend) -> (Tensor out, Tensor lse)",
     outputs=_outputs,
     reference=reference_decode,
     flops=flops.decode,
@@ -54,8 +78,8 @@ class _Decode(Function):
     """Says so when somebody asks for the gradient that is not there."""
 
     @staticmethod
-    def forward(q, k_cache, v_cache, cache_seqlens, alibi_slopes, scalars, backend):
-        return _decode(q, k_cache, v_cache, cache_seqlens, alibi_slopes, *scalars, backend)
+    def forward(q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes, scalars, backend):
+        return _decode(q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes, *scalars, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -74,6 +98,7 @@ def attention_decode(
     v_cache: Tensor,
     cache_seqlens: Tensor,
     *,
+    block_table: Tensor | None = None,
     is_causal: bool = True,
     scale: float | None = None,
     window_size: tuple[int, int] = (-1, -1),
@@ -87,10 +112,16 @@ def attention_decode(
         q: [batch, heads, few, head_dim], any strides; the last query stands at the last key of its cache, whose keys
             include those of these queries. float32, float64, bfloat16 or float16.
         k_cache, v_cache: [batch, kv_heads, max_len, head_dim or Ev]; kv_heads divides heads, whose groups share them.
-            What lies after a cache's length is not read.
+            What lies after a cache's length is not read. With a block_table they are pools of blocks that all caches
+            share, [num_blocks, kv_heads, block_size, head_dim or Ev], of any strides: pools with the heads inside the
+            tokens, [num_blocks, block_size, kv_heads, head_dim], are passed as `pool.transpose(1, 2)`.
         cache_seqlens: int32 or int64 [batch], keys in use of each cache. Checked on the CPU; on another device never read
             by the host (the kernels clamp them to max_len; with PYFLASH_CHECK=1 they are checked) but for the `torch`
             backend, which must.
+        block_table: int32 or int64 [batch, max_blocks]: key t of a cache lies in block block_table[b, t // block_size] of
+            the pools, at t % block_size, and max_len is max_blocks * block_size. Entries behind those of a cache's keys
+            are not read; those in use are checked, or clamped, as lengths are. `triton` and `cuda` read the pools where
+            they lie; `cpu` and `torch` copy a cache's blocks first.
         is_causal: each query sees the keys up to its own; the default. With few = 1 it changes nothing.
         scale, softcap: as in `attention`.
         window_size: keys visible to the left and right of a query's own, in tokens; -1 is unlimited.
@@ -100,13 +131,14 @@ def attention_decode(
         out [batch, heads, few, Ev]; with `return_lse` also lse [batch, heads, few], as `attention` gives it. A query
         that sees no key (an empty cache) has out 0, lse -inf.
     Raises:
-        ValueError: shapes disagree, or a length is outside [0, max_len]. RuntimeError: dtypes or devices differ.
+        ValueError: shapes disagree, a length is outside [0, max_len] or a block outside the pool. RuntimeError: dtypes or devices differ.
         NotImplementedError: in the backward; `attention` has one.
     Numerics: as `attention`. On a GPU the keys are split among programs, a split that depends on max_len, not on lengths.
     """
     name = "attention_decode"
     caches = {"k_cache": k_cache, "v_cache": v_cache, "cache_seqlens": cache_seqlens}
-    expect_tensors(name, ("alibi_slopes",), q=q, **caches, alibi_slopes=alibi_slopes)
+    optional = {"block_table": block_table, "alibi_slopes": alibi_slopes}
+    expect_tensors(name, tuple(optional), q=q, **caches, **optional)
     q, k_cache, v_cache = cast_by_autocast((q, k_cache, v_cache))
     expect(
         q.dim() == k_cache.dim() == v_cache.dim() == 4, name,
@@ -115,16 +147,30 @@ def attention_decode(
     )  # fmt: skip
     batch, heads, _, head_dim = q.shape
     check_integers(name, "cache_seqlens", cache_seqlens, q)
-    expect(
-        k_cache.shape[0] == cache_seqlens.shape[0] == batch, name,
-        lambda: f"k_cache has a batch of {k_cache.shape[0]} and cache_seqlens {cache_seqlens.shape[0]} elements, expected "
-        f"q's {batch}",
-    )  # fmt: skip
+    if block_table is None:
+        expect(
+            k_cache.shape[0] == cache_seqlens.shape[0] == batch, name,
+            lambda: f"k_cache has a batch of {k_cache.shape[0]} and cache_seqlens {cache_seqlens.shape[0]} elements, "
+            f"expected q's {batch}",
+        )  # fmt: skip
+    else:
+        check_integers(name, "block_table", block_table, q, dimensions=2)
+        expect(
+            block_table.shape[0] == cache_seqlens.shape[0] == batch, name,
+            lambda: f"block_table has {block_table.shape[0]} rows and cache_seqlens {cache_seqlens.shape[0]} elements, "
+            f"expected q's {batch}",
+        )  # fmt: skip
+        expect(
+            max_len(k_cache, block_table) < 2**31, name,
+            lambda: f"block_table has {block_table.shape[1]} blocks of {k_cache.shape[2]} keys, expected fewer than 2^31 keys",
+        )  # fmt: skip
     check_alike(
         name, q, k_cache, v_cache, ("q", "k_cache", "v_cache"), ((heads,), (batch, heads)), alibi_slopes, softcap
     )
     if readable(cache_seqlens):
-        cache_lengths(name, cache_seqlens, k_cache.shape[2])
+        lengths = cache_lengths(name, cache_seqlens, max_len(k_cache, block_table))
+        if block_table is not None and readable(block_table):
+            blocks_in_use(name, block_table, lengths, k_cache.shape[2], k_cache.shape[0])
     if scale is None:
         scale = default_scale(head_dim)
     window_left, window_right = window(name, window_size, is_causal)
@@ -135,7 +181,9 @@ def attention_decode(
     scalars = options.of_caches()
     refused = unserved(q, k_cache, v_cache, alibi_slopes)
     backend = choose(OPERATION, q, (k_cache, v_cache), refused=refused)
-    tensors = q, k_cache, v_cache, cache_seqlens.contiguous(), alibi_slopes
+    if block_table is not None:
+        block_table = block_table.contiguous()
+    tensors = q, k_cache, v_cache, cache_seqlens.contiguous(), block_table, alibi_slopes
     if backend is None and (refused or tracing_derivatives((q, k_cache, v_cache))):
         out, lse = reference_decode(*tensors, *scalars)
     else:

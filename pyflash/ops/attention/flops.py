@@ -44,6 +44,7 @@ def varlen_bwd(dout, dlse, q, k, v, out, lse, cu_q, cu_k, slopes, seed, max_q, m
     return 2 * _scores(q, cu_q, cu_k, max_q, max_k) * (3 * q.shape[2] + 2 * v.shape[2])
 
 
-def decode(q, k_cache, v_cache, cache_seqlens, *_, **__):
-    keys = sum(_lengths(cache_seqlens, k_cache.shape[2], len(cache_seqlens)))
+def decode(q, k_cache, v_cache, cache_seqlens, block_table, *_, **__):
+    longest = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
+    keys = sum(_lengths(cache_seqlens, longest, len(cache_seqlens)))
     return 2 * q.shape[1] * q.shape[2] * keys * (q.shape[3] + v_cache.shape[3])

@@ -273,9 +273,12 @@ def check_slopes(operation, alibi_slopes, shapes, q):
     _check_on_device_of_q(operation, "alibi_slopes", alibi_slopes, q)
 
 
-def check_integers(operation, name, x, q):
-    """Offsets or lengths: int32 or int64, [n], where q is."""
-    expect(x.dim() == 1, operation, lambda: f"{name} has shape {tuple(x.shape)}, expected one dimension")
+def check_integers(operation, name, x, q, dimensions=1):
+    """Offsets, lengths or blocks: int32 or int64, [n] or [n, m], where q is."""
+    expect(
+        x.dim() == dimensions, operation,
+        lambda: f"{name} has shape {tuple(x.shape)}, expected {'one dimension' if dimensions == 1 else 'two dimensions'}",
+    )  # fmt: skip
     expect(
         x.dtype in (torch.int32, torch.int64), operation,
         lambda: f"{name} is {x.dtype}, expected torch.int32 or torch.int64", RuntimeError,

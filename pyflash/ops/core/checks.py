@@ -156,6 +156,22 @@ def cache_lengths(operation: str, cache_seqlens: torch.Tensor, max_len: int) -> 
     return lengths
 
 
+def blocks_in_use(
+    operation: str, block_table: torch.Tensor, lengths: list[int], block_size: int, num_blocks: int
+) -> list[list[int]]:
+    """Of each cache of a paged pool the blocks that hold its keys, checked; what the table has behind them is not read."""
+    blocks = []
+    for i, (row, length) in enumerate(zip(_values(block_table), lengths)):
+        blocks.append(row[: -(-length // max(block_size, 1))])
+        for j, block in enumerate(blocks[-1]):
+            if not 0 <= block < num_blocks:
+                raise ValueError(
+                    f"pyflash.{operation}: block_table[{i}, {j}] is {block}, expected 0 to {num_blocks - 1}, a block of "
+                    "the caches"
+                )
+    return blocks
+
+
 def expect_indices(operation: str, indices: torch.Tensor, rows: int) -> None:
     """Raises IndexError unless all values are rows of a table of so many."""
     if indices.numel():
