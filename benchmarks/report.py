@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from benchmarks import expected
 from benchmarks.known import NOT_LOOKED_INTO
 from benchmarks.machine import Machine
 from benchmarks.operation import module_of
@@ -42,6 +43,7 @@ def page(results: list[Result], base: Path) -> str:
     for path, rows, machines in results:
         if rows:
             parts.append(machine_section(path, rows, machines[0], base))
+    parts.append(expected.section())
     return "\n".join(parts)
 
 
