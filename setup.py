@@ -119,14 +119,22 @@ def cuda_architectures(compiler, asked):
     return sorted(asked, key=int)
 
 
+def code_for(archs):
+    """nvcc's flags for machine code of these architectures. Those of a generation are assembled from one PTX: no kernel asks
+    which one it is, and the compiler before the assembler takes half of the time."""
+    generations = {}
+    for arch in archs:
+        generations.setdefault(f"{arch[:-1]}0", []).append(f"sm_{arch}")
+    return [f"-gencode=arch=compute_{of},code=[{','.join(codes)}]" for of, codes in generations.items()]
+
+
 def cuda_sources(archs=()):
     """(folder for the object, source, flags) of pyflash._cuda, for architectures, or of its twin."""
     name = "cuda" if archs else "cuda_host"
     kernels, binding = HOST_FLAGS + HOST_KERNEL_FLAGS, HOST_FLAGS
     if archs:
-        codes = [(arch, f"sm_{arch}") for arch in archs] + [(archs[-1], f"compute_{archs[-1]}")]
         kernels = ["-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills", "--threads", "0"]
-        kernels += [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
+        kernels += [*code_for(archs), f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
         binding = ["-O2", "-g0", "-fvisibility=hidden"]
     sources = []  # first what fails soon
     for path in sorted(CSRC.glob("bindings/cuda/*.cpp")):

@@ -6,7 +6,8 @@ table shows what a user's call would compile: arguments, specialisation and conf
     python -m benchmarks inspect [--check] [--full] [--triton DIR] [NAME ...]      (names are substrings; default SHORT)
 
 writes the rows it compiles into benchmarks/results/aot.json, or with --check compares them with it. Another Triton than the
-one that is installed, from `pip install --target DIR triton==3.6.0`, has a table of its own, aot-3.6.json.
+one that is installed, from `pip install --target DIR triton==3.6.0`, has a table of its own, aot-3.6.json. CUDA C++
+kernels are listed from theirs (ptxas.py): by family, or those with a NAME in "cuda family kernel sm_90".
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import aot_cases
+from benchmarks import aot_cases, ptxas
 from benchmarks.aot_cases import SHORT, cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,6 +234,10 @@ def run(options):
     except ImportError:
         print("benchmarks: inspect needs triton, which is not installed", file=sys.stderr)
         return 2
+    of_cuda = list(ptxas.lines(options.names))
+    if options.names and of_cuda and not any(part in name for name in cases() for part in options.names):
+        print("\n".join(of_cuda))  # of CUDA C++ alone
+        return 0
     if options.jobs < 1:
         print(f"benchmarks: --jobs is {options.jobs}, and at least 1 is needed", file=sys.stderr)
         return 2
@@ -268,4 +273,5 @@ def run(options):
         before = committed["rows"].get(name, {})
         for loss in worse(before, row) if "blocks" in before else ():
             print(f"worse: {name}: {loss}")
+    print("\n".join(of_cuda))
     return 0

@@ -1,6 +1,6 @@
-"""What ptxas makes of the CUDA C++ kernels, no GPU needed: `python tools/cuda_kernels.py [--arch 80 90 100]` compiles every
-csrc/cuda/<family>/*.cu and writes registers, shared memory and spills of each kernel into
-benchmarks/results/ptxas.json, which a test compares with what is compiled there."""
+"""What ptxas makes of the CUDA C++ kernels, no GPU needed: `python tools/cuda_kernels.py [--arch 80 90 100] [--family conv ...]`
+compiles csrc/cuda/<family>/*.cu and writes registers, shared memory and spills of each kernel into
+benchmarks/results/ptxas.json, which a test compares with what is compiled there. What is not compiled anew stays."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "benchmarks" / "results" / "ptxas.json"
 ARCHS = ("80", "90", "100")
+INSTRUCTIONS = ("HMMA", "LDSM", "LDGSTS")  # of tensor cores, ldmatrix, cp.async
 COLUMNS = ("registers", "shared", "spilled")  # of a thread; bytes of a block, static; bytes of a thread, both ways
 OF_KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
@@ -66,16 +69,44 @@ def compiled(nvcc: str, source: Path, arch: str) -> dict[str, list[int]]:
     return dict(sorted(rows.items()))
 
 
-def sources() -> list[Path]:
-    return [path for path in sorted(ROOT.glob("csrc/cuda/*/*.cu")) if path.parent.name != "core"]
+def disassembler() -> str | None:
+    """CUDA's, or that which Triton brings."""
+    if (found := shutil.which("nvdisasm")) is None and (triton := find_spec("triton")) is not None:
+        brought = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+        found = str(brought) if brought.exists() else None
+    return found
 
 
-def table(nvcc: str, archs) -> dict:
+def instructions(nvcc: str, source: Path, arch: str) -> dict[str, dict[str, int]]:
+    """{kernel: how often each of INSTRUCTIONS stands in its machine code} of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = str(Path(folder, "kernels.cubin"))
+        flags = ["-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin"]
+        subprocess.run([nvcc, *flags, str(source), "-o", cubin], check=True, capture_output=True)
+        code = subprocess.run([disassembler(), "-c", cubin], check=True, capture_output=True, text=True).stdout
+    _, *parts = re.split(r"^\s*\.section\s+\.text\.(\w+).*$", code, flags=re.MULTILINE)
+    names = subprocess.run(
+        ["c++filt"], input="\n".join(parts[::2]), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return {
+        kernel_of(name): {word: len(re.findall(rf"\b{word}\b", text)) for word in INSTRUCTIONS}
+        for name, text in zip(names, parts[1::2], strict=True)
+        if "run<" in name
+    }
+
+
+def sources(families=()) -> list[Path]:
+    """Of these families, or of all; core has no kernels."""
+    found = [path for path in sorted(ROOT.glob("csrc/cuda/*/*.cu")) if path.parent.name != "core"]
+    return [path for path in found if not families or path.parent.name in families]
+
+
+def table(nvcc: str, archs, families=()) -> dict:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = {(a, path): pool.submit(compiled, nvcc, path, a) for a in archs for path in sources()}
+        found = {(a, path): pool.submit(compiled, nvcc, path, a) for a in archs for path in sources(families)}
     rows: dict = {f"sm_{a}": {} for a in archs}
     for a in archs:
-        for path in sources():
+        for path in sources(families):
             rows[f"sm_{a}"].setdefault(path.parent.name, {}).update(found[a, path].result())
     return {"nvcc": version(nvcc), "columns": list(COLUMNS), "kernels": rows}
 
@@ -88,11 +119,17 @@ def rendered(content: dict) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", nargs="*", default=ARCHS)
-    archs, nvcc = parser.parse_args().arch, compiler()
+    parser.add_argument("--family", nargs="*", default=())
+    options, nvcc = parser.parse_args(), compiler()
     if nvcc is None:
         parser.error("there is no nvcc")
-    content = table(nvcc, archs)
-    TABLE.write_text(rendered(content))
+    content = table(nvcc, options.arch, options.family)
+    whole = json.loads(TABLE.read_text()) if TABLE.exists() else content
+    if whole["nvcc"] != content["nvcc"] and (options.family or set(whole["kernels"]) - set(content["kernels"])):
+        parser.error(f"the table is nvcc {whole['nvcc']}'s, this is {content['nvcc']}: compile all of it")
+    for arch, found in content["kernels"].items():
+        whole["kernels"][arch] = dict(sorted((whole["kernels"].get(arch, {}) | found).items()))
+    TABLE.write_text(rendered(whole | {"nvcc": content["nvcc"]}))
     for arch, families in content["kernels"].items():
         for family, kernels in families.items():
             most = [max(row[column] for row in kernels.values()) for column in range(len(COLUMNS))]

@@ -262,8 +262,12 @@ def test_both_modules_are_stamped_with_what_they_are_bound_by(monkeypatch):
     flags = next(flags for _, path, flags in native.cuda_sources(("80", "90")) if path.suffix == ".cu")
     assert [f for f in flags if "gencode" in f] == [
         f"-gencode=arch=compute_{arch},code={code}"
-        for arch, code in (("80", "sm_80"), ("90", "sm_90"), ("90", "compute_90"))
+        for arch, code in (("80", "[sm_80]"), ("90", "[sm_90]"), ("90", "compute_90"))
     ]
+    # One PTX for a generation, also where its first member is not asked for.
+    assert native.code_for(["86", "89", "120"]) == [
+        "-gencode=arch=compute_80,code=[sm_86,sm_89]", "-gencode=arch=compute_120,code=[sm_120]",
+    ]  # fmt: skip
 
 
 def test_kernels_include_what_lies_below_them():
@@ -296,5 +300,26 @@ def test_nvcc_makes_of_them_what_the_table_says():
     assert max(row[0] for row in kernels.values()) <= 255
     if found["nvcc"] == committed["nvcc"]:
         assert found["kernels"]["sm_90"] == committed["kernels"]["sm_90"], "python tools/cuda_kernels.py"
-    for arch, families in committed["kernels"].items():
-        assert not [name for rows in families.values() for name, row in rows.items() if row[2]], arch
+
+
+def test_the_table_of_what_ptxas_made_is_whole_and_free_of_spills():
+    committed = json.loads(cuda_kernels.TABLE.read_text())
+    assert set(committed["kernels"]) == {f"sm_{arch}" for arch in cuda_kernels.ARCHS}
+    families = {path.parent.name for path in cuda_kernels.sources()}
+    for arch, found in committed["kernels"].items():
+        assert set(found) == families and all(found.values()), arch
+        assert not [name for rows in found.values() for name, row in rows.items() if row[2]], arch
+
+
+@pytest.mark.slow
+def test_attention_is_made_of_the_instructions_that_it_was_written_for():
+    """Tensor cores, loads of whole matrices, copies that need no register: in every kernel that multiplies."""
+    nvcc = cuda_kernels.compiler()
+    if nvcc is None or cuda_kernels.disassembler() is None:
+        pytest.skip("no nvcc, or no nvdisasm")
+    found = cuda_kernels.instructions(nvcc, ROOT / "csrc/cuda/attention/kernels.cu", "90")
+    multiply = {name: counts for name, counts in found.items() if name.startswith(("Forward<", "DecodePart<"))}
+    assert len(multiply) == 18
+    for name, counts in multiply.items():
+        assert all(counts[word] for word in cuda_kernels.INSTRUCTIONS), (name, counts)
+    assert not any(found[name]["HMMA"] for name in found.keys() - multiply.keys())

@@ -85,56 +85,50 @@ struct WeightGradOfPlanes : Kernel<kWindowThreads, 3> {
   }
 };
 
-// ---- likewise, adjacent channels: a thread has one, and its warp some rows
+// ---- likewise, adjacent channels: a lane has one, and each warp of the block a row of taps. A thread that had all
+// taps kept the places of kTaps rows in registers, more than 168 of them, and ptxas for sm_100 spilled.
 
 template <class T, int kTaps, int kDown>
-struct WeightGradOfChannels : Kernel<kWindowThreads, 4> {
+struct WeightGradOfChannels : Kernel<kTaps * kWarp, kTaps == 7 ? 2 : 768 / (kTaps * kWarp)> {
   typedef Acc<T> V;
-  static constexpr int kAll = kTaps * kTaps, kWarps = kWindowThreads / kWarp;
   static constexpr int kRun = 4, kPlaces = (kRun - 1) * kDown + kTaps;
 
   __device__ void operator()(Windows w, int64_t parts, const T* x, const T* dy, V* shares) const {
-    PF_SHARED(V, of_warps, kWarps * kAll * kWarp);
-    const int lane = (int)threadIdx.x % kWarp, warp = (int)threadIdx.x / kWarp;
+    const int lane = (int)threadIdx.x % kWarp, tap_y = (int)threadIdx.x / kWarp;
     const int64_t channel = (int64_t)blockIdx.x * kWarp + lane;
+    if (channel >= w.channels) return;
     const Part own = part_of(w.outer * w.y.result, parts, blockIdx.y);
-    V sums[kTaps][kTaps] = {};
-    if (channel < w.channels)
-      for (int64_t row = own.begin + warp; row < own.end; row += kWarps) {
-        const int64_t sample = row / w.y.result, y = row % w.y.result, first_y = y * kDown - w.y.pad;
-        const T* const of_dy = dy + sample * w.result.outer + channel * w.result.channel + y * w.result.y;
-        const T* const of_x = x + sample * w.source.outer + channel / w.share * w.source.channel;
-        for (int64_t column = 0; column < w.x.result; column += kRun) {
-          const int64_t left = w.x.result - column, first_x = column * kDown - w.x.pad;
-          V gradient[kRun];
+    const int columns = (int)w.x.result, width = (int)w.x.source, pad = (int)w.x.pad;
+    dy += channel * w.result.channel;
+    x += channel / w.share * w.source.channel - pad * w.source.x;
+    V sums[kTaps] = {};
+    for (int64_t row = own.begin; row < own.end; row++) {
+      const int64_t sample = row / w.y.result, y = row % w.y.result, at_y = y * kDown - w.y.pad + tap_y;
+      if (at_y < 0 || at_y >= w.y.source) continue;
+      const T* of_dy = dy + sample * w.result.outer + y * w.result.y;
+      const T* of_x = x + sample * w.source.outer + at_y * w.source.y;
+      V of_row[kTaps] = {};  // a sum of sums loses less
+      for (int column = 0; column < columns; column += kRun, of_x += kRun * kDown * w.source.x) {
+        const int left = columns - column, first = column * kDown - pad;
+        V gradient[kRun];
+        PF_UNROLL_ALL
+        for (int c = 0; c < kRun; c++, of_dy += w.result.x) gradient[c] = c < left ? widen(*of_dy) : V(0);
+        const T* from = of_x;
+        PF_UNROLL_ALL
+        for (int j = 0; j < kPlaces; j++, from += w.source.x) {
+          const V value = first + j >= 0 && first + j < width ? widen(*from) : V(0);
           PF_UNROLL_ALL
-          for (int c = 0; c < kRun; c++) gradient[c] = c < left ? widen(of_dy[(column + c) * w.result.x]) : V(0);
-          PF_UNROLL_ALL
-          for (int i = 0; i < kTaps; i++) {
-            if (first_y + i < 0 || first_y + i >= w.y.source) continue;
-            const T* from = of_x + (first_y + i) * w.source.y + first_x * w.source.x;
-            PF_UNROLL_ALL
-            for (int j = 0; j < kPlaces; j++, from += w.source.x) {
-              const V value = first_x + j >= 0 && first_x + j < w.x.source ? widen(*from) : V(0);
-              PF_UNROLL_ALL
-              for (int c = 0; c < kRun; c++) {
-                const int tap = j - c * kDown;
-                if (tap >= 0 && tap < kTaps && c < left) sums[i][tap] += gradient[c] * value;
-              }
-            }
+          for (int c = 0; c < kRun; c++) {
+            const int tap = j - c * kDown;
+            if (tap >= 0 && tap < kTaps && c < left) of_row[tap] += gradient[c] * value;
           }
         }
       }
-    PF_UNROLL_ALL
-    for (int tap = 0; tap < kAll; tap++) of_warps[(warp * kAll + tap) * kWarp + lane] = sums[tap / kTaps][tap % kTaps];
-    __syncthreads();
-    if (channel >= w.channels) return;
-    for (int tap = warp; tap < kAll; tap += kWarps) {
-      V sum = of_warps[tap * kWarp + lane];
       PF_UNROLL_ALL
-      for (int i = 1; i < kWarps; i++) sum += of_warps[(i * kAll + tap) * kWarp + lane];
-      *of_part(shares, w, blockIdx.y, tap, channel) = sum;
+      for (int tap = 0; tap < kTaps; tap++) sums[tap] += of_row[tap];
     }
+    PF_UNROLL_ALL
+    for (int tap = 0; tap < kTaps; tap++) *of_part(shares, w, blockIdx.y, tap_y * kTaps + tap, channel) = sums[tap];
   }
 };
 

@@ -167,7 +167,7 @@ struct AnyWindows : Kernel<kWindowThreads> {
 // run of columns of a chunk. Of each row that it meets it reads the places once, and a tap once for all columns.
 
 template <class From, class Taps, class Finish, int kTaps, int kUp, int kDown>
-struct WindowsOfChannels : Kernel<kWindowThreads, 4> {
+struct WindowsOfChannels : Kernel<kWindowThreads, sizeof(From) == 4 && kTaps == 7 ? 3 : 4> {  // sm_100 spilled
   typedef Acc<From> V;
   static constexpr int kCount = kChannelsAtOnce<From>;
   // Four columns, but of 7 taps and stride 2, whose 13 places do not fit into the registers.
