@@ -207,7 +207,7 @@ def decode(empty, dtype, head_dim):
 
     q, out = (empty(1, 32, 1, head_dim, dtype=dtype) for _ in range(2))
     k, v = (empty(1, 8, 8192, head_dim, dtype=dtype) for _ in range(2))
-    kernels.attention_decode(q, k, v, empty(1, dtype="int32"), None, 1.0, 0.0, -1, 0, out, empty(1, 32, 1))
+    kernels.attention_decode(q, k, v, empty(1, dtype="int32"), None, None, 1.0, 0.0, -1, 0, out, empty(1, 32, 1))
 
 
 def linear(empty, dtype, kind="gelu"):

@@ -107,7 +107,7 @@ def decode_call(head_dim: int):
         lengths = torch.full((batch,), keys, dtype=torch.int32, device=device())
         lse = empty(batch, 32, 1, dtype=FLOAT)
         return lambda: attention_decode.attention_decode(
-            q, k, v, lengths, None, head_dim**-0.5, 0.0, -1, 0, out, lse
+            q, k, v, lengths, None, None, head_dim**-0.5, 0.0, -1, 0, out, lse
         ), [out, lse]
 
     return make
