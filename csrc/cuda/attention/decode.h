@@ -11,7 +11,8 @@ namespace {
 
 template <int kD>
 struct DecodeTile {
-  static constexpr int kRowTiles = 1, kWarpRows = 16, kRows = kWarps * kWarpRows, kKeys = kD <= 128 ? 64 : 32;
+  static constexpr int kRowTiles = 1, kWarpRows = 16, kRows = kWarps * kWarpRows;
+  static constexpr int kKeys = kD <= 128 ? 64 : 16;  // with 32 ptxas for sm_100 spills
 };
 
 // The rows of one tensor of a cache: of a batch, or in blocks of a pool that a table names.
