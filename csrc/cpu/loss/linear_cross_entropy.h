@@ -14,8 +14,14 @@ PF_INLINE Weights<S, kSpread> weights_of_block(const LinearCrossEntropy& p) {
   return w;
 }
 
-// Both counted from the larger top.
+// Both counted from the larger top. Where all scores of one are -infinity, as a bias has it of classes that are none, the other
+// counts alone.
 PF_INLINE void add_sums(RowSums* to, const RowSums& more) {
+  constexpr double kNone = -__builtin_inf();
+  if (to->mass == 0 && more.mass == 0 && (to->top == kNone || more.top == kNone)) {
+    if (more.top != kNone) to->top = more.top, to->sum = more.sum;
+    return;
+  }
   const double top = max_of(to->top, more.top), down = to->top - top, more_down = more.top - top;
   to->sum = to->sum * ::exp(down) + more.sum * ::exp(more_down);
   if (more.mass != 0) to->moment += down * to->mass + more.moment + more_down * more.mass;
