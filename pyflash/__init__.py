@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  before the native module, so that both share one OpenMP runtime
 
-from pyflash import diagnostics, functional, models, nn
+from pyflash import diagnostics, functional, models, nn, optim
 from pyflash.ops.core import flops as _flops
 from pyflash.ops.core.backends import FallbackWarning, use_backend
 from pyflash.ops.core.backends import call_counts as counts
@@ -22,6 +22,7 @@ __all__ = [
     "functional",
     "models",
     "nn",
+    "optim",
     "overrides",
     "replace",
     "report",

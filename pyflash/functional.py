@@ -14,6 +14,8 @@ from pyflash.ops.loss import public as _loss
 from pyflash.ops.loss.public import *  # noqa: F403
 from pyflash.ops.norm import public as _norm
 from pyflash.ops.norm.public import *  # noqa: F403
+from pyflash.ops.optim import public as _optim
+from pyflash.ops.optim.public import *  # noqa: F403
 from pyflash.ops.pointwise import public as _pointwise
 from pyflash.ops.pointwise.functions import *  # noqa: F403  (type checkers do not follow the next line there)
 from pyflash.ops.pointwise.public import *  # noqa: F403
@@ -34,6 +36,7 @@ __all__ += _gan.__all__
 __all__ += _linear.__all__
 __all__ += _loss.__all__
 __all__ += _norm.__all__
+__all__ += _optim.__all__
 __all__ += _pointwise.__all__
 __all__ += _pool.__all__
 __all__ += _recurrent.__all__

@@ -14,6 +14,7 @@ from pyflash.nn._twins import ASKS_FOR
 from pyflash.ops.core.backends import OPERATIONS, ORDER, Operation
 from pyflash.ops.core.dtypes import FLOATS
 from pyflash.ops.core.public import STANDS_FOR
+from pyflash.optim.replace import OURS
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -54,6 +55,7 @@ def torchs(operation: str) -> str:
     wanted = ASKED_BY.get(operation, operation)
     functions = {function.__name__.lstrip("_") for function, ours in STANDS_FOR.items() if wanted in names_in(ours)}
     modules = {_name(cls) for cls, operations in ASKS_FOR.items() if operation in operations}
+    modules |= {f"optim.{cls.__name__}" for cls, ours in OURS.items() if ours.rule == operation}
     return ", ".join(f"`{name}`" for name in sorted(functions) + sorted(modules)) or "–"
 
 

@@ -10,6 +10,7 @@
 #pragma once
 #include <array>
 #include <string>
+#include <vector>
 
 #include "registration.h"
 
@@ -52,6 +53,15 @@ class Reader {
     if (!PyTuple_Check(sizes.ptr()) || PyTuple_GET_SIZE(sizes.ptr()) != kCount)
       wrong(field, sizes, (std::to_string(kCount) + " integers").c_str());
     for (size_t i = 0; i < kCount; i++) values[i] = value_of_size(field, PyTuple_GET_ITEM(sizes.ptr(), i));
+    return values;
+  }
+  // A list of sizes, or of addresses, as many as there are.
+  template <class T>
+  std::vector<T> list(const char* field) {
+    const py::handle items = next(field);
+    if (!PyList_Check(items.ptr())) wrong(field, items, "a list");
+    std::vector<T> values(PyList_GET_SIZE(items.ptr()));
+    for (size_t i = 0; i < values.size(); i++) values[i] = (T)value_of_size(field, PyList_GET_ITEM(items.ptr(), i));
     return values;
   }
   std::array<int64_t, 4> four(const char* field) { return sizes<4>(field); }

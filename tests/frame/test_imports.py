@@ -21,6 +21,7 @@ MAY_IMPORT = {  # package or module: what of pyflash it may import
     "functional": {"ops"},
     "nn": {"nn", "functional", "ops", "activations"},
     "overrides": {"functional", "nn", "ops"},
+    "optim": {"optim", "ops"},
     "models": {"models", "nn", "functional", "show"},
     "show": set(),
     "diagnostics": {"diagnostics", "ops", "show"},
@@ -58,6 +59,7 @@ FAMILIES = {  # in ops and kernels: the other families that one may import from,
     "loss": {"linear"},  # whose results linear_cross_entropy is of
     "attention": {"linear", "pointwise"},
     "conv": {"linear", "pointwise"},
+    "optim": set(),
     "pool": set(),
     "recurrent": {"linear", "pointwise"},
     "resample": {"pool"},  # interpolation by area is adaptive average pooling

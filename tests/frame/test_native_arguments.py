@@ -13,6 +13,7 @@ from pyflash.losses import LOSSES
 _cpu = pytest.importorskip("pyflash._cpu")
 from pyflash.ops.attention._cpu import NO_MASK, _gradients, _problem  # noqa: E402
 from pyflash.ops.core.native import DTYPES  # noqa: E402
+from pyflash.ops.optim.update import RULES  # noqa: E402
 from pyflash.ops.recurrent._cpu import CELLS, _Problem  # noqa: E402
 
 COMMON = Path(__file__).resolve().parents[2] / "csrc/common"
@@ -59,6 +60,10 @@ GAN_FILTER = (0, 1, 1, True, False, 1.0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1)
 UPFIRDN2D = (0, 0, *GAN_FILTER, 0, 1, 0, 0)
 FILTERED_LRELU = (0, 0, 0, 0, *GAN_FILTER * 3, 0, 1, 1, 1.0, 1.0, -1.0, 0, 0)
 TENSOR_STATS = (0, torch.zeros(1).data_ptr(), 0, 0, 0, 0.0, 1.0, 0, 0)  # of no groups
+UPDATE = (0, 1.0, 1.0, 0.0, 1.0, 0.1, 0.0, 1.0, False, 0.9, 0.99, 1.0, 1e-8, 0.0, 0)  # a rule and its options
+OPTIM_STEP = ([], [], [], [], [], [], [], *UPDATE, 0)  # of no parameters
+TOTAL_NORM = ([], [], 0, 0)
+SCALE_TENSORS = ([], [], 1.0, 0)
 MINIBATCH_STDDEV = (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1e-8, 0, 0)
 LINEAR_SHAPE = (1, 1, 1, 1, 0, 1, 1, 0)
 ACTIVATION_FWD = (0, 0, 0, 0, 0.0, 0.0, 0)
@@ -321,6 +326,9 @@ def flat_problems():
     for name in ("minibatch_stddev", "minibatch_stddev_workspace"):
         yield name, getattr(_cpu, name), MINIBATCH_STDDEV, 13, sizes
     yield "tensor_stats", _cpu.tensor_stats, TENSOR_STATS, 8, {"outer": 2, "groups": 3, "inner": 4}
+    yield "optim_step", _cpu.optim_step, OPTIM_STEP, len(OPTIM_STEP) - 1, {}
+    yield "total_norm", _cpu.total_norm, TOTAL_NORM, 3, {}
+    yield "scale_tensors", _cpu.scale_tensors, SCALE_TENSORS, 3, {}
     yield "attention_workspace", _cpu.attention_workspace, ATTENTION_SHAPE, 3, {"k_len": 1, "value_dim": 2}
     yield "fma_peak", _cpu.fma_peak, (0, 0), 1, {"iterations": 0}
 
@@ -360,6 +368,9 @@ def test_python_knows_every_number_of_the_enums():
     assert sorted(DTYPES.values()) == list(range(len(members("dtype.h", "Dtype"))))
     assert list(CELLS) == members("recurrent.h", "Cell") and list(CELLS.values()) == list(range(len(CELLS)))
     assert list(_cpu.ATTENTION_PASSES) == members("attention.h", "AttentionPass")
+    assert list(_cpu.UPDATE_RULES) == members("optim.h", "UpdateRule") == list(RULES)
+    assert list(_cpu.GRADIENTS) == members("optim.h", "Gradients")
+    assert list(_cpu.NORM_KINDS) == members("optim.h", "NormKind")
     masks = members("attention.h", "MaskType")
     assert _cpu.MASK_TYPES == {"none": -1, "boolean": len(masks) - 2} and NO_MASK == -1
     cases = re.findall(r"case (\d+): return f\((\w+)\{.*?\}\)", (COMMON / "activations.inc").read_text())

@@ -21,7 +21,7 @@ from pyflash.activations import ACTIVATIONS
 from pyflash.kernels import linear, primitives, tuning
 from pyflash.kernels.norm import layer_norm
 from pyflash.kernels.pointwise import activation, dropout
-from pyflash.ops.core.registry import OPS
+from pyflash.ops.core.registry import OPS, implementation
 from tests.attention.test_triton import SEED, fill, philox
 
 pytestmark = [pytest.mark.triton, pytest.mark.on_device]
@@ -260,7 +260,7 @@ def test_a_kernel_runs_on_the_device_of_its_tensors(monkeypatch):
     monkeypatch.setattr(backends, "INTERPRETING", False)
     monkeypatch.setitem(backends.MISSING, "triton", "")
     launched = []
-    kernel = OPS["activation_fwd"]._kernel("triton", "cuda")
+    kernel = implementation("activation_fwd", OPS["activation_fwd"].kernels, "triton", "cuda")
     for index in (1, 0):
         kernel(SimpleNamespace(device=torch.device("cuda", index)), "relu", None)
     assert launched == [(1, 1), (0, 0)] and current == [0]

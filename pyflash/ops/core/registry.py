@@ -88,7 +88,7 @@ class Op:
         try:
             kernel = self._found[place]
         except KeyError:
-            kernel = self._found[place] = self._kernel(*place)
+            kernel = self._found[place] = implementation(self.name, self.kernels, *place)
         if kernel is None:
             with _in_reach_of_autograd(), torch.no_grad():
                 found = self.reference(*args)
@@ -109,26 +109,27 @@ class Op:
                 kernel(*args, *outputs)
         return outputs[0] if self.single else list(outputs) if self.is_list else outputs
 
-    def _kernel(self, wish: str, device: str):
-        """The implementation for this wish; None is the reference."""
-        names = (wish,) if wish != "auto" else backends.ORDER if device != "cpu" else ("cpu",)
-        for name in names:
-            if name in self.kernels and not backends.why_not(name, device):
-                module, function = self.kernels[name].split(":")
-                found = getattr(import_module(module), function)
-                return partial(_on_its_device, found) if device == "cuda" and not backends.INTERPRETING else found
-        if wish in ("auto", "torch"):
-            return None
-        why = backends.why_not(wish, device) or f"{wish} has no such kernel"
-        raise NotImplementedError(f'pyflash::{self.name}: {why}; use_backend("torch") serves it')
-
     def _run_guarded(self, kernel, args, outputs):
         kernel(*args, *outputs)
         expect_guards(f"pyflash::{self.name}", outputs)
 
 
+def implementation(operation: str, kernels: dict[str, str], wish: str, device: str):
+    """What computes this wish on a device, of kernels as `Op` is given them; None is the reference."""
+    names = (wish,) if wish != "auto" else backends.ORDER if device != "cpu" else ("cpu",)
+    for name in names:
+        if name in kernels and not backends.why_not(name, device):
+            module, function = kernels[name].split(":")
+            found = getattr(import_module(module), function)
+            return partial(_on_its_device, found) if device == "cuda" and not backends.INTERPRETING else found
+    if wish in ("auto", "torch"):
+        return None
+    why = backends.why_not(wish, device) or f"{wish} has no such kernel"
+    raise NotImplementedError(f'pyflash::{operation}: {why}; use_backend("torch") serves it')
+
+
 def _first(args):
-    """The tensor whose device decides; the first argument may be a list of them."""
+    """The tensor whose device decides, or what has its device; the first argument may be a list of tensors."""
     return args[0][0] if type(args[0]) is list else args[0]
 
 

@@ -1,0 +1,2 @@
+#include "norm.h"
+#include "step.h"
