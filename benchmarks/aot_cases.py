@@ -78,6 +78,8 @@ SHORT = (
     "sm90/elementwise_loss/bfloat16",
     "sm90/minibatch_stddev/bfloat16",
     "sm90/tensor_stats/bfloat16",
+    "sm90/optim_step/bfloat16/adam",
+    "sm90/total_norm/bfloat16",
     "sm90/filtered_lrelu/bfloat16",
     "sm80/conv/bfloat16/3x3/forward",
     "sm90/conv/bfloat16/3x3/gelu",
@@ -139,6 +141,9 @@ def cases():
             add(arch, cross_entropy, dtype, dtype=dtype)
             add(arch, linear_cross_entropy, dtype, dtype=dtype)
             add(arch, tensor_stats, dtype, dtype=dtype)
+            for rule in ("sgd", "adam", "rmsprop"):
+                add(arch, optim_step, f"{dtype}/{rule}", dtype=dtype, rule=rule)
+            add(arch, total_norm, dtype, dtype=dtype)
             add(arch, nll_loss, dtype, dtype=dtype)
             add(arch, elementwise_loss, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
@@ -569,6 +574,31 @@ def tensor_stats(empty, dtype):
     x = empty(4096, 1024, dtype=dtype)
     for outer, groups, inner in ((4096, 1024, 1), (64, 64, 1024), (1, 1, 4096 * 1024)):
         tensor_stats(x, outer, groups, inner, -1.0, 1.0, empty(groups, 5, dtype="float64"))
+
+
+def _parameters(like):
+    from pyflash.ops.optim.columns import Lists
+
+    return Lists(like.dtype, like.device, [0, 1], [1024, 1 << 24], [[1 << 20, 1 << 30]])
+
+
+def optim_step(empty, dtype, rule):
+    """A bias and a weight: SGD with momentum, Adam, RMSprop; their gradients are clipped and cleared."""
+    from pyflash.kernels.optim.step import step
+    from pyflash.ops.optim.update import RULES, Options
+
+    lists, count = _parameters(empty(1, dtype=dtype)), min(len(RULES[rule]), 2) if rule == "adam" else 1
+    columns = lists.columns * (2 + count) + [[]] * (3 - count) + [[]]
+    step(lists, columns, Options(rule, gradients="zeroed"), empty(1, dtype="float64"))
+
+
+def total_norm(empty, dtype):
+    """And what the gradients are multiplied by."""
+    from pyflash.kernels.optim.norm import scale, total_norm
+
+    lists = _parameters(empty(1, dtype=dtype))
+    total_norm([lists], "euclidean")
+    scale(lists, empty(1, dtype="float64"))
 
 
 def minibatch_stddev(empty, dtype):

@@ -63,11 +63,13 @@ class _Blocks:
 
     def run(self, kernel, rows: slice, classes: slice, scores=None, sums=None):
         """bindings/cross_entropy.cpp reads the tuple field by field, in this order."""
-        reduction = self.options[2]
+        ignore_index, smoothing, reduction = self.options
         loss, dloss = (t if t is None or reduction != "none" else t[rows] for t in (self.loss, self.dloss))
         shaped = self.x[:1, :1, None].expand(rows.stop - rows.start, len(self.weight), 1)  # for its sizes
         typed = loss if dloss is None else dloss
-        problem = _problem(shaped, self.targets[rows], None, self.class_weight, *self.options, typed)
+        problem = _problem(
+            shaped, self.targets[rows], None, self.class_weight, ignore_index, smoothing, reduction, typed
+        )
         problem = (
             _address(scores), *problem[1:], classes.start, classes.stop - classes.start, _address(sums), _address(loss),
             self.tops[rows].data_ptr(), self.logs[rows].data_ptr(), self.total.data_ptr(), self.sum.data_ptr(), _address(dloss),
