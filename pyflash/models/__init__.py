@@ -4,9 +4,13 @@ Every model takes `nn` as its last keyword: `nn=torch.nn` builds its twin from t
 state_dict and, under the same seed, the same weights.
 """
 
+from pyflash.models.checkpoints import load
 from pyflash.models.convnext import ConvNeXt, convnext_tiny
+from pyflash.models.gpt import GPT, GPTConfig
 from pyflash.models.lenet import LeNet
 from pyflash.models.mlp import MLP
 from pyflash.models.resnet import ResNet, resnet18, resnet34, resnet50
 
-__all__ = ["MLP", "ConvNeXt", "LeNet", "ResNet", "convnext_tiny", "resnet18", "resnet34", "resnet50"]
+__all__ = [
+    "GPT", "MLP", "ConvNeXt", "GPTConfig", "LeNet", "ResNet", "convnext_tiny", "load", "resnet18", "resnet34", "resnet50",
+]  # fmt: skip
