@@ -10,7 +10,8 @@ from pyflash.models.gpt import GPT, GPTConfig
 from pyflash.models.lenet import LeNet
 from pyflash.models.mlp import MLP
 from pyflash.models.resnet import ResNet, resnet18, resnet34, resnet50
+from pyflash.models.vit import ViT, ViTConfig
 
 __all__ = [
-    "GPT", "MLP", "ConvNeXt", "GPTConfig", "LeNet", "ResNet", "convnext_tiny", "load", "resnet18", "resnet34", "resnet50",
+    "GPT", "MLP", "ConvNeXt", "GPTConfig", "LeNet", "ResNet", "ViT", "ViTConfig", "convnext_tiny", "load", "resnet18", "resnet34", "resnet50",
 ]  # fmt: skip

@@ -36,7 +36,7 @@ def rows_below(ours: str, *theirs: str) -> dict[str, Source]:
 
 _H = "transformer.h.*"
 GPT2 = KeyTable(
-    "GPT2LMHeadModel",
+    "transformers' GPT2LMHeadModel",
     {
         "tokens.weight": "transformer.wte.weight",
         "positions.weight": "transformer.wpe.weight",
@@ -58,7 +58,7 @@ GPT2 = KeyTable(
 
 _L = "model.layers.*"
 LLAMA = KeyTable(
-    "LlamaForCausalLM",
+    "transformers' LlamaForCausalLM",
     {
         "tokens.weight": "model.embed_tokens.weight",
         "blocks.*.norm1.weight": f"{_L}.input_layernorm.weight",
@@ -73,10 +73,107 @@ LLAMA = KeyTable(
     ignored=("*.rotary_emb.inv_freq",),
 )
 
+_E = "encoder.layers.*"
+
+
+def encoder_rows(theirs: str, parts: dict[str, str | tuple[str, ...]], ours: str = _E) -> dict[str, Source]:
+    """Of an nn.TransformerEncoder's layers: `parts` says what its modules are called below `theirs`."""
+    rows: dict[str, Source] = {}
+    for our, their in parts.items():
+        names = (their,) if isinstance(their, str) else their
+        for kind in ("weight", "bias"):
+            key = f"{ours}.{our}_{kind}" if our.endswith("in_proj") else f"{ours}.{our}.{kind}"
+            keys = tuple(f"{theirs}.{name}" + (kind if name.endswith("_") else f".{kind}") for name in names)
+            rows[key] = keys if len(keys) > 1 else keys[0]
+    return rows
+
+
+VIT_OF_TRANSFORMERS = KeyTable(
+    "transformers' ViTForImageClassification",
+    {
+        "token": "vit.embeddings.cls_token",
+        "positions": "vit.embeddings.position_embeddings",
+        **both("patches", "vit.embeddings.patch_embeddings.projection"),
+        **encoder_rows(
+            "vit.layers.*",
+            {
+                "self_attn.in_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+                "self_attn.out_proj": "attention.o_proj",
+                "linear1": "mlp.fc1",
+                "linear2": "mlp.fc2",
+                "norm1": "layernorm_before",
+                "norm2": "layernorm_after",
+            },
+        ),
+        **both("norm", "vit.layernorm"),
+        **both("head", "classifier"),
+    },
+)
+VIT_OF_TRANSFORMERS_4 = KeyTable(  # and of the checkpoints on its hub
+    "transformers' ViTForImageClassification, before its version 5",
+    {
+        **VIT_OF_TRANSFORMERS.rows,
+        **encoder_rows(
+            "vit.encoder.layer.*",
+            {
+                "self_attn.in_proj": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
+                "self_attn.out_proj": "attention.output.dense",
+                "linear1": "intermediate.dense",
+                "linear2": "output.dense",
+                "norm1": "layernorm_before",
+                "norm2": "layernorm_after",
+            },
+        ),
+    },
+)
+VIT_OF_TIMM = KeyTable(
+    "timm's VisionTransformer",
+    {
+        "token": "cls_token",
+        "positions": "pos_embed",
+        **both("patches", "patch_embed.proj"),
+        **encoder_rows(
+            "blocks.*",
+            {
+                "self_attn.in_proj": "attn.qkv",
+                "self_attn.out_proj": "attn.proj",
+                "linear1": "mlp.fc1",
+                "linear2": "mlp.fc2",
+                "norm1": "norm1",
+                "norm2": "norm2",
+            },
+        ),
+    },
+)
+VIT_OF_TORCHVISION = KeyTable(
+    "torchvision's VisionTransformer",
+    {
+        "token": "class_token",
+        "positions": "encoder.pos_embedding",
+        **both("patches", "conv_proj"),
+        **encoder_rows(
+            "encoder.layers.encoder_layer_*",
+            {
+                "self_attn.in_proj": "self_attention.in_proj_",
+                "self_attn.out_proj": "self_attention.out_proj",
+                "linear1": "mlp.0",
+                "linear2": "mlp.3",
+                "norm1": "ln_1",
+                "norm2": "ln_2",
+            },
+        ),
+        **both("norm", "encoder.ln"),
+        **both("head", "heads.head"),
+    },
+)
+
 SAME = KeyTable("its namesake")
 
 TABLES: dict[tuple[str, str], tuple[KeyTable, ...]] = {
     ("GPT", "transformers"): (GPT2, LLAMA),
     ("ResNet", "torchvision"): (SAME,),
+    ("ViT", "timm"): (VIT_OF_TIMM,),
+    ("ViT", "torchvision"): (VIT_OF_TORCHVISION,),
+    ("ViT", "transformers"): (VIT_OF_TRANSFORMERS, VIT_OF_TRANSFORMERS_4),
     ("ConvNeXt", "torchvision"): (SAME,),
 }

@@ -6,11 +6,13 @@ import contextlib
 import copy
 
 import torch
+from helpers import DEVICE, assert_error_within, use
+from torch.utils._pytree import tree_leaves
 
 import pyflash
 from pyflash import nn
 from pyflash.nn._twins import ORIGINALS, TWINS
-from tests.nn.module_helpers import assert_same
+from tests.nn.module_helpers import assert_same, doubled
 
 
 def seeded(build, *args, **options):
@@ -59,7 +61,32 @@ def assert_same_results(
     ours, theirs = trained(build, config)
     replaced = pyflash.replace(copy.deepcopy(theirs))
     assert_same([ours, replaced], theirs, args, kwargs, backends=backends, modes=modes)
+    args, kwargs = [doubled(a) for a in args], {name: doubled(value) for name, value in (kwargs or {}).items()}
     assert_same([ours.double()], theirs.double(), args, kwargs, backends=backends, modes=modes)
+
+
+def on_backend(backend, build, config, args, kwargs=None):
+    """Outputs and gradients of the parameters on a backend whose tensors may be a GPU's, against the twin in float64."""
+    kwargs, theirs = kwargs or {}, stirred(seeded(build, config, nn=torch.nn))
+    ours, double = build(config), copy.deepcopy(theirs).double()
+    ours.load_state_dict(theirs.state_dict())
+    found = []
+    for model, on, device, dtype in (
+        (ours, backend, DEVICE, torch.float32), (theirs, "torch", "cpu", torch.float32), (double, "torch", "cpu", torch.double),
+    ):  # fmt: skip
+
+        def moved(t, device=device, dtype=dtype):
+            return t.to(device, dtype) if t.is_floating_point() else t.to(device)
+
+        model.to(device)
+        with use(on):
+            outputs = tree_leaves(model(*map(moved, args), **{name: moved(t) for name, t in kwargs.items()}))
+            outputs = [y for y in outputs if y is not None]
+            grads = torch.autograd.grad(
+                [y.square().sum() for y in outputs], list(model.parameters()), allow_unused=True
+            )
+        found.append([t if t is None else t.detach().cpu() for t in (*outputs, *grads)])
+    assert_error_within(*found, *(t.abs().max() for t in found[2] if t is not None), floor_ulp=64)
 
 
 @contextlib.contextmanager
@@ -73,4 +100,14 @@ def counting(module):
         handle.remove()
 
 
-__all__ = ["assert_same_results", "assert_twins", "counting", "nn", "seeded", "stirred", "trained", "twins"]
+__all__ = [
+    "assert_same_results",
+    "assert_twins",
+    "counting",
+    "nn",
+    "on_backend",
+    "seeded",
+    "stirred",
+    "trained",
+    "twins",
+]

@@ -48,7 +48,7 @@ def test_of_a_tied_head_one_weight_is_enough(absent):
 
 
 def test_masks_of_older_checkpoints_are_no_weights():
-    state, theirs = gpt2_state_dict()
+    _, theirs = gpt2_state_dict()
     theirs["transformer.h.1.attn.bias"] = torch.ones(1, 1, 8, 8)
     models.load(models.GPT(CONFIG), theirs)
 
@@ -67,7 +67,7 @@ def untied(theirs):
         (
             lambda theirs: renamed(theirs, "transformer.h.1.ln_2.bias", "transformer.h.1.ln2.bias"),
             [
-                "GPT from GPT2LMHeadModel",
+                "GPT from transformers' GPT2LMHeadModel",
                 "has no 'transformer.h.1.ln_2.bias'; the nearest is 'transformer.h.1.ln2.bias'",
                 "has an unknown 'transformer.h.1.ln2.bias'; the nearest is 'transformer.h.1.ln_2.bias'",
             ],

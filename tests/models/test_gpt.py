@@ -7,12 +7,21 @@ import pickle
 
 import pytest
 import torch
-from helpers import DEVICE, assert_error_within, backend_params, on_device, use
+from helpers import backend_params, use
 
 import pyflash
 from pyflash import models
 from pyflash.models._generation import next_token
-from tests.models.model_helpers import assert_same_results, assert_twins, counting, seeded, stirred, trained, twins
+from tests.models.model_helpers import (
+    assert_same_results,
+    assert_twins,
+    counting,
+    on_backend,
+    seeded,
+    stirred,
+    trained,
+    twins,
+)
 
 SIZES = {"vocab_size": 23, "context_length": 16, "width": 24, "depth": 2, "num_heads": 4}
 CONFIGS = {
@@ -59,17 +68,7 @@ def test_loss_and_gradients(name, backend):
 @pytest.mark.parametrize("name", ["GPT-2", "Llama"])
 def test_on_triton(name, backend):
     tiny = config(name, depth=1, num_heads=2, num_kv_heads=CONFIGS[name].get("num_kv_heads") and 1)
-    theirs = stirred(seeded(models.GPT, tiny, nn=torch.nn))
-    ours, double, ids = models.GPT(tiny), copy.deepcopy(theirs).double(), text(2, 5)
-    ours.load_state_dict(theirs.state_dict())
-    ours = ours.to(DEVICE)
-    found = []
-    for model, on in ((ours, backend), (theirs, "torch"), (double, "torch")):
-        with use(on):
-            at = model.head.weight.device
-            loss = model(ids.to(at), targets=ids.to(at))[1]
-            found.append([t.cpu() for t in (loss.detach(), *torch.autograd.grad(loss, list(model.parameters())))])
-    assert_error_within(*found, max(t.abs().max() for t in found[2]), floor_ulp=64)
+    on_backend(backend, models.GPT, tiny, [text(2, 5)], {"targets": text(2, 5, seed=1)})
 
 
 def test_the_loss_is_the_cross_entropy_of_the_logits():
@@ -239,7 +238,7 @@ def test_copies_and_restore(name):
     for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert torch.equal(copied(ids), ours(ids))
     expected = theirs(ids)
-    with use("cpu") if backend_params("cpu") else on_device("cpu"):
+    with use("cpu"):
         replaced = pyflash.replace(copy.deepcopy(theirs))
         took = [call for row in pyflash.report(replaced, example_inputs=ids).rows for call in row.took]
         assert took and {call["backend"] for call in took} == {"cpu"}
