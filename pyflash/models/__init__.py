@@ -4,6 +4,7 @@ Every model takes `nn` as its last keyword: `nn=torch.nn` builds its twin from t
 state_dict and, under the same seed, the same weights.
 """
 
+from pyflash.models.bert import BERT, BERTConfig
 from pyflash.models.checkpoints import load
 from pyflash.models.convnext import ConvNeXt, convnext_tiny
 from pyflash.models.gpt import GPT, GPTConfig
@@ -13,5 +14,19 @@ from pyflash.models.resnet import ResNet, resnet18, resnet34, resnet50
 from pyflash.models.vit import ViT, ViTConfig
 
 __all__ = [
-    "GPT", "MLP", "ConvNeXt", "GPTConfig", "LeNet", "ResNet", "ViT", "ViTConfig", "convnext_tiny", "load", "resnet18", "resnet34", "resnet50",
+    "BERT",
+    "GPT",
+    "MLP",
+    "BERTConfig",
+    "ConvNeXt",
+    "GPTConfig",
+    "LeNet",
+    "ResNet",
+    "ViT",
+    "ViTConfig",
+    "convnext_tiny",
+    "load",
+    "resnet18",
+    "resnet34",
+    "resnet50",
 ]  # fmt: skip

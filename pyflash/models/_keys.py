@@ -167,10 +167,46 @@ VIT_OF_TORCHVISION = KeyTable(
     },
 )
 
+_BERT: dict[str, Source] = {
+    "tokens.weight": "bert.embeddings.word_embeddings.weight",
+    "positions.weight": "bert.embeddings.position_embeddings.weight",
+    "segments.weight": "bert.embeddings.token_type_embeddings.weight",
+    **both("norm", "bert.embeddings.LayerNorm"),
+    **encoder_rows(
+        "bert.encoder.layer.*",
+        {
+            "self_attn.in_proj": tuple(f"attention.self.{name}" for name in ("query", "key", "value")),
+            "self_attn.out_proj": "attention.output.dense",
+            "norm1": "attention.output.LayerNorm",
+            "linear1": "intermediate.dense",
+            "linear2": "output.dense",
+            "norm2": "output.LayerNorm",
+        },
+    ),
+}
+BERT_OF_TOKENS = KeyTable(
+    "transformers' BertForMaskedLM",
+    {
+        **_BERT,
+        **both("head.dense", "cls.predictions.transform.dense"),
+        **both("head.norm", "cls.predictions.transform.LayerNorm"),
+        "head.out.weight": "cls.predictions.decoder.weight",
+        "head.out.bias": "cls.predictions.bias",
+    },
+    # the head of the next sentence, and what stands there twice
+    ignored=("bert.embeddings.position_ids", "bert.pooler.*", "cls.seq_relationship.*", "cls.predictions.decoder.bias"),
+)
+BERT_OF_CLASSES = KeyTable(
+    "transformers' BertForSequenceClassification",
+    {**_BERT, **both("head.dense", "bert.pooler.dense"), **both("head.out", "classifier")},
+    ignored=("bert.embeddings.position_ids",),
+)
+
 SAME = KeyTable("its namesake")
 
 TABLES: dict[tuple[str, str], tuple[KeyTable, ...]] = {
     ("GPT", "transformers"): (GPT2, LLAMA),
+    ("BERT", "transformers"): (BERT_OF_TOKENS, BERT_OF_CLASSES),
     ("ResNet", "torchvision"): (SAME,),
     ("ViT", "timm"): (VIT_OF_TIMM,),
     ("ViT", "torchvision"): (VIT_OF_TORCHVISION,),
