@@ -11,17 +11,20 @@ from pyflash.models.gpt import GPT, GPTConfig
 from pyflash.models.lenet import LeNet
 from pyflash.models.mlp import MLP
 from pyflash.models.resnet import ResNet, resnet18, resnet34, resnet50
+from pyflash.models.t5 import T5, T5Config
 from pyflash.models.vit import ViT, ViTConfig
 
 __all__ = [
     "BERT",
     "GPT",
     "MLP",
+    "T5",
     "BERTConfig",
     "ConvNeXt",
     "GPTConfig",
     "LeNet",
     "ResNet",
+    "T5Config",
     "ViT",
     "ViTConfig",
     "convnext_tiny",

@@ -50,8 +50,8 @@ def continued(
     end: int | None = None,
     filler: int = 0,
 ) -> Tensor:
-    """[batch, count]: `logits` give the first token, `step` the logits behind each next one. A sequence in which `end` was
-    written goes on with `filler`."""
+    """[batch, count]: `logits` give the first token, `step` the logits behind each next one. A text in which `end` was
+    written goes on with `filler`; when all have ended there are fewer."""
     tokens: list[Tensor] = []
     ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
     for i in range(count):
@@ -59,6 +59,8 @@ def continued(
         tokens.append(token)
         if end is not None:
             ended = ended | (token == end)
+            if bool(ended.all()):
+                break
         if i + 1 < count:
             logits = step(token)
     return torch.stack(tokens, 1) if tokens else ended.new_empty((len(ended), 0), dtype=torch.int64)

@@ -202,12 +202,51 @@ BERT_OF_CLASSES = KeyTable(
     ignored=("bert.embeddings.position_ids",),
 )
 
+
+def _t5_stack(stack: str, feed_forward: int, gated: bool) -> dict[str, Source]:
+    """`feed_forward` is the number of that part in a block."""
+    ours, theirs = f"{stack}.blocks.*", f"{stack}.block.*.layer"
+    up = f"{theirs}.{feed_forward}.DenseReluDense"
+    rows: dict[str, Source] = {
+        f"{stack}.distances.weight": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        f"{ours}.norm1.weight": f"{theirs}.0.layer_norm.weight",
+        f"{ours}.norm_memory.weight": f"{theirs}.1.layer_norm.weight",
+        f"{ours}.norm2.weight": f"{theirs}.{feed_forward}.layer_norm.weight",
+        f"{ours}.feed_forward.up.weight": (f"{up}.wi_0.weight", f"{up}.wi_1.weight") if gated else f"{up}.wi.weight",
+        f"{ours}.feed_forward.down.weight": f"{up}.wo.weight",
+        f"{stack}.norm.weight": f"{stack}.final_layer_norm.weight",
+    }
+    for our, their in (("attention", "0.SelfAttention"), ("attention_memory", "1.EncDecAttention")):
+        rows[f"{ours}.{our}.q.weight"] = f"{theirs}.{their}.q.weight"
+        rows[f"{ours}.{our}.kv.weight"] = f"{theirs}.{their}.k.weight", f"{theirs}.{their}.v.weight"
+        rows[f"{ours}.{our}.out.weight"] = f"{theirs}.{their}.o.weight"
+    return rows
+
+
+def _t5(gated: bool) -> KeyTable:
+    return KeyTable(
+        "transformers' T5ForConditionalGeneration" + (", gated" if gated else ""),
+        {
+            "tokens.weight": "shared.weight",
+            "head.weight": "lm_head.weight",
+            **_t5_stack("encoder", 1, gated),
+            **_t5_stack("decoder", 2, gated),
+        },
+        # copies of shared.weight, and a table that the first versions had and never used
+        ignored=(
+            "*coder.embed_tokens.weight",
+            "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+        ),
+    )
+
+
 SAME = KeyTable("its namesake")
 
 TABLES: dict[tuple[str, str], tuple[KeyTable, ...]] = {
     ("GPT", "transformers"): (GPT2, LLAMA),
     ("BERT", "transformers"): (BERT_OF_TOKENS, BERT_OF_CLASSES),
     ("ResNet", "torchvision"): (SAME,),
+    ("T5", "transformers"): (_t5(gated=True), _t5(gated=False)),
     ("ViT", "timm"): (VIT_OF_TIMM,),
     ("ViT", "torchvision"): (VIT_OF_TORCHVISION,),
     ("ViT", "transformers"): (VIT_OF_TRANSFORMERS, VIT_OF_TRANSFORMERS_4),

@@ -5,7 +5,6 @@ Touvron et al. 2023, arXiv:2302.13971, section 2.2.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,9 +15,10 @@ from torch.nn import init
 
 import pyflash.nn
 from pyflash.models._config import expect, expect_counts, expect_heads, expect_one_of, expect_probabilities
+from pyflash.models._feed_forward import feed_forward
 from pyflash.models._functional import functional_of, rotary_tables
 from pyflash.models._generation import continued, expect_sampling, flush_left
-from pyflash.nn._named import ActivationArgument, activation_module
+from pyflash.nn._named import ActivationArgument
 
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}  # the option -> the class
 
@@ -137,31 +137,6 @@ class Attention(torch.nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-class Gated(torch.nn.Module):
-    """down(activation(gate(x)) value(x)). One product makes gate and value. Shazeer 2020, arXiv:2002.05202."""
-
-    def __init__(self, config: GPTConfig, nn: ModuleType):
-        super().__init__()
-        self.up = nn.Linear(config.width, 2 * config.inner, bias=config.bias)
-        self.activation = activation_module("models.GPT", config.activation, nn)
-        self.down = nn.Linear(config.inner, config.width, bias=config.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.up(x).chunk(2, -1)
-        return self.down(functional_of(self.down).gated_act(gate, value, self.activation))
-
-
-def feed_forward(config: GPTConfig, nn: ModuleType) -> torch.nn.Module:
-    if config.gated:
-        return Gated(config, nn)
-    parts = OrderedDict(
-        up=nn.Linear(config.width, config.inner, bias=config.bias),
-        activation=activation_module("models.GPT", config.activation, nn),
-        down=nn.Linear(config.inner, config.width, bias=config.bias),
-    )
-    return nn.Sequential(parts)
-
-
 def norm(config: GPTConfig, nn: ModuleType) -> torch.nn.Module:
     return getattr(nn, NORMS[config.norm])(config.width, eps=config.norm_eps)
 
@@ -174,7 +149,9 @@ class Block(torch.nn.Module):
         self.norm1 = norm(config, nn)
         self.attention = Attention(config, nn)
         self.norm2 = norm(config, nn)
-        self.feed_forward = feed_forward(config, nn)
+        self.feed_forward = feed_forward(
+            "GPT", config.width, config.inner, config.activation, nn, gated=config.gated, bias=config.bias
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, *of_attention: Any) -> Tensor:

@@ -36,13 +36,13 @@ def assert_twins(build, config):
 
 
 def stirred(model):
-    """As after some training: every vector of its parameters does something."""
+    """As after some training: every vector of its parameters does something, and weights that begin tiny are not."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype), alpha=0.2)
-            else:
+            elif parameter.std() < 0.05:
                 parameter.mul_(4)
     return model
 
