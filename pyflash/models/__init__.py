@@ -6,6 +6,7 @@ state_dict and, under the same seed, the same weights.
 
 from pyflash.models.bert import BERT, BERTConfig
 from pyflash.models.checkpoints import load
+from pyflash.models.clip import CLIP, CLIPConfig
 from pyflash.models.convnext import ConvNeXt, convnext_tiny
 from pyflash.models.gpt import GPT, GPTConfig
 from pyflash.models.lenet import LeNet
@@ -16,10 +17,12 @@ from pyflash.models.vit import ViT, ViTConfig
 
 __all__ = [
     "BERT",
+    "CLIP",
     "GPT",
     "MLP",
     "T5",
     "BERTConfig",
+    "CLIPConfig",
     "ConvNeXt",
     "GPTConfig",
     "LeNet",

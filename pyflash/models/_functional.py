@@ -26,6 +26,7 @@ class Torchs:
 
     cross_entropy = staticmethod(F.cross_entropy)
     linear = staticmethod(F.linear)
+    normalize = staticmethod(F.normalize)
     scaled_dot_product_attention = staticmethod(F.scaled_dot_product_attention)
 
     @staticmethod

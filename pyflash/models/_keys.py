@@ -240,6 +240,32 @@ def _t5(gated: bool) -> KeyTable:
     )
 
 
+_CLIP_LAYER: dict[str, str | tuple[str, ...]] = {
+    "self_attn.in_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.out_proj": "self_attn.out_proj",
+    "linear1": "mlp.fc1",
+    "linear2": "mlp.fc2",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+}
+CLIP = KeyTable(
+    "transformers' CLIPModel",
+    {
+        "text.tokens.weight": "text_model.embeddings.token_embedding.weight",
+        "text.positions.weight": "text_model.embeddings.position_embedding.weight",
+        **encoder_rows("text_model.encoder.layers.*", _CLIP_LAYER, f"text.{_E}"),
+        **both("text.norm", "text_model.final_layer_norm"),
+        "image.token": "vision_model.embeddings.class_embedding",
+        "image.patches.weight": "vision_model.embeddings.patch_embedding.weight",
+        "image.positions": "vision_model.embeddings.position_embedding.weight",
+        **both("image.norm_before", "vision_model.pre_layrnorm"),  # so it is spelled there
+        **encoder_rows("vision_model.encoder.layers.*", _CLIP_LAYER, f"image.{_E}"),
+        **both("image.norm", "vision_model.post_layernorm"),
+        "image_projection.weight": "visual_projection.weight",
+    },
+    ignored=("*.embeddings.position_ids",),
+)
+
 SAME = KeyTable("its namesake")
 
 TABLES: dict[tuple[str, str], tuple[KeyTable, ...]] = {
@@ -250,5 +276,6 @@ TABLES: dict[tuple[str, str], tuple[KeyTable, ...]] = {
     ("ViT", "timm"): (VIT_OF_TIMM,),
     ("ViT", "torchvision"): (VIT_OF_TORCHVISION,),
     ("ViT", "transformers"): (VIT_OF_TRANSFORMERS, VIT_OF_TRANSFORMERS_4),
+    ("CLIP", "transformers"): (CLIP,),
     ("ConvNeXt", "torchvision"): (SAME,),
 }

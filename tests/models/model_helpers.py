@@ -42,7 +42,7 @@ def stirred(model):
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype), alpha=0.2)
-            elif parameter.std() < 0.05:
+            elif parameter.square().mean() < 0.05**2:
                 parameter.mul_(4)
     return model
 
