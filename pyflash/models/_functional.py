@@ -6,6 +6,7 @@ the modules of a model is done to its functions as well.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ import pyflash.functional
 import pyflash.nn
 
 
-def functional_of(linear: torch.nn.Module) -> Any:
-    """pyflash.functional where `linear` is pyflash.nn's, otherwise what stands for it in torch's operations."""
-    return pyflash.functional if isinstance(linear, pyflash.nn.Linear) else Torchs
+def functional_of(layer: torch.nn.Module) -> Any:
+    """pyflash.functional where this linear layer or convolution is pyflash.nn's, otherwise the same in torch's operations."""
+    return pyflash.functional if isinstance(layer, (pyflash.nn.Linear, pyflash.nn.Conv2d)) else Torchs
 
 
 class Torchs:
@@ -26,8 +27,14 @@ class Torchs:
 
     cross_entropy = staticmethod(F.cross_entropy)
     linear = staticmethod(F.linear)
+    mse_loss = staticmethod(F.mse_loss)
     normalize = staticmethod(F.normalize)
     scaled_dot_product_attention = staticmethod(F.scaled_dot_product_attention)
+
+    @staticmethod
+    def attention_weights(q: Tensor, k: Tensor, attn_mask: Tensor | None) -> Tensor:
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        return (scores if attn_mask is None else scores.masked_fill(~attn_mask, float("-inf"))).softmax(-1)
 
     @staticmethod
     def gated_act(gate: Tensor, value: Tensor, activation: torch.nn.Module) -> Tensor:
