@@ -154,12 +154,12 @@ class Block(torch.nn.Module):
             past.of_text = kv
         x = x + self.dropout(self.attention(normed, *kv, mask))
         if memory is not None:
-            kv = past.of_memory if past is not None else None
-            if kv is None:
-                kv = self.attention_memory.keys_and_values(memory)
+            of_memory = past.of_memory if past is not None else None
+            if of_memory is None:
+                of_memory = self.attention_memory.keys_and_values(memory)
                 if past is not None:
-                    past.of_memory = kv
-            x = x + self.dropout(self.attention_memory(self.norm_memory(x), *kv, memory_mask))
+                    past.of_memory = of_memory
+            x = x + self.dropout(self.attention_memory(self.norm_memory(x), *of_memory, memory_mask))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
