@@ -64,6 +64,37 @@ def test_the_streamed_sample_is_what_the_whole_text_gives(tiny):
             written = torch.cat([written, logits.argmax(-1)], 1)
 
 
+@pytest.fixture
+def tiny_gpt(monkeypatch):
+    example = load("train_gpt")
+    monkeypatch.setattr(lm, "topics", lambda: "To be, or not to be, that is the question. " * 40)
+    settings = lm.Settings(
+        width=16, heads=2, hidden=24, layers=1, context=40, batch=2, steps=3, warmup=1, held_out_batches=1
+    )
+    monkeypatch.setattr(example, "QUICK", settings)
+    return example
+
+
+def test_gpt(tiny_gpt, tmp_path, capsys):
+    assert tiny_gpt.main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all comparisons passed" in printed and "  | The stateent" in printed and "behind each of 3 prompts" in printed
+    assert (tmp_path / "train-gpt.png").exists() or "no picture" in printed
+
+
+def test_gpt_fails_when_the_curves_or_the_texts_differ(tiny_gpt, tmp_path, monkeypatch, capsys):
+    def other(model):
+        with torch.no_grad():
+            model.norm.weight[3] += 3
+        return demo.pyflash.replace(model), demo.Counter(Linear=1)
+
+    monkeypatch.setattr(demo, "replace", other)
+    monkeypatch.setattr(tiny_gpt, "write", lambda model, corpus, prompts, length, use_cache=True: [str(use_cache)])
+    assert tiny_gpt.main(["--quick", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED: the loss curves differ" in printed and "FAILED: with the cache another text is written" in printed
+
+
 def test_forecast(tmp_path, monkeypatch, capsys):
     example = load("forecast")
     years = torch.arange(1700, 2009)
