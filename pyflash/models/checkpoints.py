@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from torch import Tensor
 from pyflash.models._keys import TABLES, KeyTable, Source, Transposed
 
 SHOWN = 8  # keys of an error
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def load(model: torch.nn.Module, state_dict: Mapping[str, Tensor], source: str = "transformers") -> torch.nn.Module:
+def load(model: Model, state_dict: Mapping[str, Tensor], source: str = "transformers") -> Model:
     """Fills the model with the weights of another library's model of the same architecture.
 
     Where a library has several (transformers' GPT-2 and Llama are both a GPT here), it is the one whose keys these are.

@@ -56,8 +56,12 @@ logits: Tensor = pyflash.models.resnet18(10, nn=torch.nn)(x)
 net: torch.nn.Sequential = pyflash.models.MLP(
     (8, 16, 2), ("elu", {"alpha": 0.5}), dropout=0.1, norm="layer", nn=torch.nn
 )
+config = pyflash.models.GPTConfig(11, 8, 12, 2, 3, positions="rotary", gated=True, activation="silu")
+gpt: pyflash.models.GPT = pyflash.models.load(pyflash.models.GPT(config, nn=torch.nn), {}, source="transformers")
+text: Tensor = gpt.generate(x.long(), 4, temperature=0.7, top_k=3)
 with pyflash.diagnostics.gradient_flow(net, dead=0.9) as flow:
     net(x).sum().backward()
 verdicts: dict[str, str] = {row.name: row.verdict for row in flow.report().rows}
 said: str = flow.plot("flow.png") + flow.to_json()
 pyflash.models.MLP((8, "2"))  # type: ignore[arg-type]
+pyflash.models.GPTConfig(11, 8, "12", 2, 3)  # type: ignore[arg-type]
