@@ -78,7 +78,9 @@ def tiny_gpt(monkeypatch):
 def test_gpt(tiny_gpt, tmp_path, capsys):
     assert tiny_gpt.main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
     printed = capsys.readouterr().out
-    assert "all comparisons passed" in printed and "  | The stateent" in printed and "behind each of 3 prompts" in printed
+    assert (
+        "all comparisons passed" in printed and "  | The stateent" in printed and "behind each of 3 prompts" in printed
+    )
     assert (tmp_path / "train-gpt.png").exists() or "no picture" in printed
 
 
