@@ -6,7 +6,7 @@ import contextlib
 import copy
 
 import torch
-from helpers import DEVICE, assert_error_within, use
+from helpers import DEVICE, assert_error_within, on_device, use
 from torch.utils._pytree import tree_leaves
 
 import pyflash
@@ -67,10 +67,11 @@ def assert_same_results(
 
 def on_backend(backend, build, config, args, kwargs=None):
     """Outputs and gradients of the parameters on a backend whose tensors may be a GPU's, against the twin in float64."""
-    kwargs, theirs = kwargs or {}, stirred(seeded(build, config, nn=torch.nn))
-    ours, double = build(config), copy.deepcopy(theirs).double()
+    with on_device("cpu"):
+        theirs = stirred(seeded(build, config, nn=torch.nn))
+        ours, double = build(config), copy.deepcopy(theirs).double()
     ours.load_state_dict(theirs.state_dict())
-    found = []
+    kwargs, found = kwargs or {}, []
     for model, on, device, dtype in (
         (ours, backend, DEVICE, torch.float32), (theirs, "torch", "cpu", torch.float32), (double, "torch", "cpu", torch.double),
     ):  # fmt: skip
@@ -79,7 +80,7 @@ def on_backend(backend, build, config, args, kwargs=None):
             return t.to(device, dtype) if t.is_floating_point() else t.to(device)
 
         model.to(device)
-        with use(on):
+        with use(on), on_device("cpu"):
             outputs = tree_leaves(model(*map(moved, args), **{name: moved(t) for name, t in kwargs.items()}))
             outputs = [y for y in outputs if y is not None]
             grads = torch.autograd.grad(

@@ -19,7 +19,7 @@ def config(name, **options):
 
 
 def text(batch=3, tokens=7, seed=0, most=23):
-    return torch.randint(most, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(most, (batch, tokens), generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def targets(name):

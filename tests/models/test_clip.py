@@ -16,13 +16,14 @@ CONFIG = models.CLIPConfig(23, 8, 8, 4, 16, 2, 2, 24, 1, 4, features=12, channel
 
 def text(batch=3, tokens=6, seed=0):
     """Each ends somewhere with the last token."""
-    ids = torch.randint(22, (batch, tokens), generator=torch.Generator().manual_seed(seed))
-    ids[torch.arange(batch), torch.arange(batch) % tokens + 1] = 22
+    ids = torch.randint(22, (batch, tokens), generator=torch.Generator().manual_seed(seed), device="cpu")
+    for row in range(batch):
+        ids[row, row % tokens + 1] = 22
     return ids
 
 
 def pictures(batch=3):
-    return torch.randn(batch, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, 2, 8, 8, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def test_a_seed_gives_the_twins_weights():

@@ -13,7 +13,7 @@ CONFIG = models.DALLEConfig(8, 4, 3, 11, 16, 2, 2, channels=2, hidden=12, code_w
 
 
 def pictures(batch=4, seed=0):
-    return torch.randn(batch, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(batch, 2, 8, 8, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def test_a_seed_gives_the_twins_weights():

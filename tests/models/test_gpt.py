@@ -39,7 +39,9 @@ def config(name, **options):
 
 
 def text(batch=3, tokens=7, seed=0):
-    return torch.randint(SIZES["vocab_size"], (batch, tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        SIZES["vocab_size"], (batch, tokens), generator=torch.Generator().manual_seed(seed), device="cpu"
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -23,7 +23,7 @@ def config(name, **options):
 
 
 def text(tokens=6, seed=0, most=19, batch=3):
-    return torch.randint(2, most, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(2, most, (batch, tokens), generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

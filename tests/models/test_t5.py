@@ -23,7 +23,7 @@ def config(name, **options):
 
 
 def text(batch=3, tokens=7, seed=0):
-    return torch.randint(2, 23, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(2, 23, (batch, tokens), generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def lively(name, **options):

@@ -25,7 +25,7 @@ def config(name, **options):
 
 
 def pictures(batch=3):
-    return torch.randn(batch, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, 2, 8, 8, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
