@@ -69,7 +69,8 @@ def on_backend(backend, build, config, args, kwargs=None):
     """Outputs and gradients of the parameters on a backend whose tensors may be a GPU's, against the twin in float64."""
     with on_device("cpu"):
         theirs = stirred(seeded(build, config, nn=torch.nn))
-        ours, double = build(config), copy.deepcopy(theirs).double()
+        double = copy.deepcopy(theirs).double()
+    ours = build(config)  # on the GPU, where there is one
     ours.load_state_dict(theirs.state_dict())
     kwargs, found = kwargs or {}, []
     for model, on, device, dtype in (
@@ -79,7 +80,6 @@ def on_backend(backend, build, config, args, kwargs=None):
         def moved(t, device=device, dtype=dtype):
             return t.to(device, dtype) if t.is_floating_point() else t.to(device)
 
-        model.to(device)
         with use(on), on_device("cpu"):
             outputs = tree_leaves(model(*map(moved, args), **{name: moved(t) for name, t in kwargs.items()}))
             outputs = [y for y in outputs if y is not None]
