@@ -37,6 +37,10 @@ class Torchs:
         return (scores if attn_mask is None else scores.masked_fill(~attn_mask, float("-inf"))).softmax(-1)
 
     @staticmethod
+    def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, *, ignore_index: int) -> Tensor:
+        return F.cross_entropy(F.linear(x, weight), target, ignore_index=ignore_index)
+
+    @staticmethod
     def gated_act(gate: Tensor, value: Tensor, activation: torch.nn.Module) -> Tensor:
         return activation(gate) * value
 

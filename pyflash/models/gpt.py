@@ -196,8 +196,8 @@ class GPT(torch.nn.Module):
         x = self._hidden(ids, torch.arange(ids.shape[1], device=ids.device))
         if targets is None:
             return self.head(x)
-        F = functional_of(self.head)
-        loss = F.cross_entropy(F.linear(x, self.head.weight).flatten(0, 1), targets.flatten())
+        x, targets = x.flatten(0, 1), targets.flatten()
+        loss = functional_of(self.head).linear_cross_entropy(x, self.head.weight, targets, ignore_index=-100)
         return None, loss
 
     def _hidden(
