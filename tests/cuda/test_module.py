@@ -17,7 +17,7 @@ import pyflash
 import pyflash.functional as PF
 from pyflash.ops.core import backends, contract
 from pyflash.ops.core.choice import choose
-from pyflash.ops.core.registry import OPS
+from pyflash.ops.core.registry import OPS, implementation
 from tests.frame.test_native_build import build
 from tools import cuda_kernels
 
@@ -96,7 +96,11 @@ def test_why_a_module_does_not_run_on_these_gpus(archs, driver, runtime, gpus, w
 
 
 def test_triton_is_preferred_and_cuda_taken_where_it_is_absent(monkeypatch):
-    op, taken = OPS["layer_norm_fwd"], lambda: getattr(op._kernel("auto", "cuda"), "__module__", None)
+    op = OPS["layer_norm_fwd"]
+
+    def taken(wish="auto"):
+        return getattr(implementation(op.name, op.kernels, wish, "cuda"), "__module__", None)
+
     for name in ("triton", "cuda"):
         monkeypatch.setitem(backends.DEVICES, name, ("cuda",))
     monkeypatch.setattr(backends, "INTERPRETING", True)  # a launcher is as it is
@@ -109,7 +113,7 @@ def test_triton_is_preferred_and_cuda_taken_where_it_is_absent(monkeypatch):
     backends._device_answers[""] = "cuda: pyflash._cuda was built for sm_90; a GPU here is sm_75"
     assert taken() is None  # torch's
     with pytest.raises(NotImplementedError, match="a GPU here is sm_75"):
-        op._kernel("cuda", "cuda")
+        taken("cuda")
 
 
 def test_what_the_preferred_backend_lacks_goes_to_the_next_by_its_name(monkeypatch):
