@@ -14,8 +14,8 @@ PF_INLINE Weights<S, kSpread> weights_of_block(const LinearCrossEntropy& p) {
   return w;
 }
 
-// Both counted from the larger top. Where all scores of one are -infinity, as a bias has it of classes that are none, the other
-// counts alone.
+// Both counted from the larger top. Where all scores of one are -infinity, as a bias has it of classes that are none,
+// the other counts alone.
 PF_INLINE void add_sums(RowSums* to, const RowSums& more) {
   constexpr double kNone = -__builtin_inf();
   if (to->mass == 0 && more.mass == 0 && (to->top == kNone || more.top == kNone)) {
