@@ -66,7 +66,7 @@ SHARED_MEMORY = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # KB a blo
 
 def test_what_is_compiled_without_a_word_is_short():
     compiled = [name for name in ROWS if name.rsplit("/", 1)[0] in aot.SHORT]
-    assert set(aot.SHORT) <= set(aot.cases()) and len(compiled) <= 180
+    assert set(aot.SHORT) <= set(aot.cases()) and len(compiled) <= 190
     kernels = {name.rsplit("/", 1)[1] for name in compiled}
     assert kernels == {name.rsplit("/", 1)[1] for name in ROWS}
 
