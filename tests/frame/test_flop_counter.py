@@ -111,7 +111,9 @@ def test_families_of_products_have_formulas():
     """A family multiplies matrices with all of its operators or with none, but for a loss that computes its scores."""
     for op in OPS.values():
         family = op.kernels["cpu"].split(".")[2]
-        multiplies = family in ("linear", "attention", "conv", "recurrent") or op.name.startswith("linear_cross_entropy")
+        multiplies = family in ("linear", "attention", "conv", "recurrent") or op.name.startswith(
+            "linear_cross_entropy"
+        )
         assert (op.flops is not None) == multiplies, op.name
 
 
