@@ -5,6 +5,7 @@ Parameters move from call to call, so a call that is compared is not the first o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -97,6 +98,8 @@ def declared(name: str, optimizer: str, options: dict, tensors: int) -> Operatio
     tensors: how many a step reads and writes of a parameter's size.
     """
 
+    has_fused = "fused" in inspect.signature(getattr(torch.optim, optimizer)).parameters
+
     def case(label, sizes, **more):
         limit = more.pop("max_grad_norm", None)
         return Case(label, Shape(sizes, limit), ("forward",), **more)
@@ -120,7 +123,7 @@ def declared(name: str, optimizer: str, options: dict, tensors: int) -> Operatio
         truth=partial(_truth, optimizer, options),
         providers=(
             Provider("torch", "torch"),
-            Provider("torch:fused", partial(_torchs, optimizer, options, fused=True)),
+            *(Provider("torch:fused", partial(_torchs, optimizer, options, fused=True)) for _ in range(has_fused)),
             Provider("pyflash", "pyflash"),
             Provider("pyflash:cpu", "pyflash", "cpu", devices=("cpu",)),
             Provider("pyflash:triton", "pyflash", "triton", devices=("cuda",)),
