@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import aot_cases, ptxas
+from benchmarks import aot_calls, ptxas
 from benchmarks.aot_cases import SHORT, cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +102,7 @@ def compile_case(name):
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # torch's default is TF32
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     try:
-        getattr(aot_cases, call)(empty, **arguments)
+        getattr(aot_calls, call)(empty, **arguments)
     finally:
         JITFunction.run = launch
     return {kernel: _measure(binary, arch, logs[kernel]) for kernel, binary in compiled.items()}

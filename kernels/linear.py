@@ -34,30 +34,16 @@ def _finish(acc, bias_ptr, c, preact, offs_m, offs_n, M, N, bias_row_stride, fir
     tl.store(ptrs, cast(acc, c.ptr.dtype.element_ty), mask=mask)
 
 
-@launch.cached
 @triton.jit
-def _matmul(
-    a, b, bias_ptr, c, preact, M, N, K, bias_row_stride, first: "fp64", second: "fp64",  # noqa: F821
-    ACTIVATION: tl.constexpr, BIAS_IS_MATRIX: tl.constexpr,
-    EVEN_K: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+def product_tile(
+    a, b, offs_m, offs_n, M, N, K, EVEN_K: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """c = activation(a b + bias), preact = a b + bias, one tile [BLOCK_M, BLOCK_N] a program.
+    """A tile [BLOCK_M, BLOCK_N] of a b, in float32. a: Strided [M, K]; b: [K, N].
 
-    a: Strided [M, K]; b: [K, N]; c, preact: [M, N]; bias: [N], or [M, N] where BIAS_IS_MATRIX.
+    Rows and columns past the end read the first ones again: the loop needs no mask for them.
     """
-    pid = tl.program_id(0)
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    first = pid // (BAND * tiles_n) * BAND
-    height = tl.minimum(tiles_m - first, BAND)
-    tile_m = first + pid % (BAND * tiles_n) % height
-    tile_n = pid % (BAND * tiles_n) // height
-    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
-
-    # Rows and columns past the end read the first ones again and are not stored: the loop needs no mask for them.
     # a_tile: [BLOCK_M, BLOCK_K]; b_tile: [BLOCK_K, BLOCK_N]
     a_ptrs = a.ptr + (offs_m % M).to(tl.int64)[:, None] * a.strides[0] + offs_k[None, :] * a.strides[1]
     b_ptrs = b.ptr + offs_k[:, None] * b.strides[0] + (offs_n % N).to(tl.int64)[None, :] * b.strides[1]
@@ -81,6 +67,31 @@ def _matmul(
         acc += part
     else:
         acc = part
+    return acc
+
+
+@launch.cached
+@triton.jit
+def _matmul(
+    a, b, bias_ptr, c, preact, M, N, K, bias_row_stride, first: "fp64", second: "fp64",  # noqa: F821
+    ACTIVATION: tl.constexpr, BIAS_IS_MATRIX: tl.constexpr,
+    EVEN_K: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
+    """c = activation(a b + bias), preact = a b + bias, one tile [BLOCK_M, BLOCK_N] a program.
+
+    a: Strided [M, K]; b: [K, N]; c, preact: [M, N]; bias: [N], or [M, N] where BIAS_IS_MATRIX.
+    """
+    pid = tl.program_id(0)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    first = pid // (BAND * tiles_n) * BAND
+    height = tl.minimum(tiles_m - first, BAND)
+    tile_m = first + pid % (BAND * tiles_n) % height
+    tile_n = pid % (BAND * tiles_n) // height
+    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = product_tile(a, b, offs_m, offs_n, M, N, K, EVEN_K, PART, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
 
     if BLOCK_N < 256:
         _finish(
@@ -130,6 +141,14 @@ def linear_bwd(
         torch.sum(dz, 0, out=dbias)
 
 
+def summed(K, dtype, block_k, precision=None):
+    """How product_tile adds up K products: precision as of `product`."""
+    precision = precision or tuning.input_precision()
+    # The error of a sum grows with the root of its length: long exact ones are sums of parts, as on the CPU.
+    part = 512 if K > 512 and dtype == torch.float32 and precision == "ieee" else 0
+    return dict(EVEN_K=K % block_k == 0, PART=part, PRECISION=precision)
+
+
 def product(a, b, c, bias=None, activation=("", 0.0, 0.0), preact=None, precision=None):
     """Fill c = activation(a b + bias) and, if given, preact = a b + bias.
 
@@ -145,11 +164,8 @@ def product(a, b, c, bias=None, activation=("", 0.0, 0.0), preact=None, precisio
     config = tuning.matmul(tuning.arch(a.device), a.dtype, M, N, K)
     grid = (launch.cdiv(M, config["BLOCK_M"]) * launch.cdiv(N, config["BLOCK_N"]),)
     is_matrix = bias is not None and bias.dim() == 2
-    precision = precision or tuning.input_precision()
-    # The error of a sum grows with the root of its length: long exact ones are sums of parts, as on the CPU.
-    part = 512 if K > 512 and a.dtype == torch.float32 and precision == "ieee" else 0
     _matmul[grid](
         strided(a), strided(b), bias, strided(c), strided(preact), M, N, K, bias.stride(0) if is_matrix else 0,
         *activation[1:], ACTIVATION=activation[0], BIAS_IS_MATRIX=is_matrix,
-        EVEN_K=K % config["BLOCK_K"] == 0, PART=part, PRECISION=precision, BAND=8, **config,
+        BAND=8, **summed(K, a.dtype, config["BLOCK_K"], precision), **config,
     )  # fmt: skip

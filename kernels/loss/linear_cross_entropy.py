@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 
 from pyflash.kernels import launch, tuning
-from pyflash.kernels.linear import product
+from pyflash.kernels.linear import product, product_tile, summed
 from pyflash.kernels.loss.cross_entropy import _finish, _targets
-from pyflash.kernels.primitives import cast, dot, exp, lowest, scalar
+from pyflash.kernels.primitives import cast, exp, lowest, scalar
 from pyflash.kernels.strided import strided
 
 PARTS = tl.constexpr(5)  # numbers of a row in each part of the classes: top, sum, mass, moment, the target's score
@@ -22,33 +22,15 @@ PARTS = tl.constexpr(5)  # numbers of a row in each part of the classes: top, su
 
 @triton.jit
 def _scores(
-    x, weight, bias_ptr, offs_m, offs_n, M, N, K, PART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, weight, bias_ptr, offs_m, offs_n, M, N, K, EVEN_K: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A tile of x W^T + b, in float32; rows and classes past the end repeat the first ones. x: Strided [M, K]; weight: [N, K]."""
-    offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
-    rows, classes = (offs_m % M).to(tl.int64), (offs_n % N).to(tl.int64)
-    x_ptrs = x.ptr + rows[:, None] * x.strides[0] + offs_k[None, :] * x.strides[1]
-    w_ptrs = weight.ptr + offs_k[:, None] * weight.strides[1] + classes[None, :] * weight.strides[0]
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    part = acc
-    for k in range(0, K, BLOCK_K):
-        x_tile = tl.load(x_ptrs, mask=offs_k[None, :] < K - k, other=0.0)
-        w_tile = tl.load(w_ptrs, mask=offs_k[:, None] < K - k, other=0.0)
-        part = dot(x_tile, w_tile, part, PRECISION)  # [BLOCK_M, BLOCK_N]
-        x_ptrs += BLOCK_K * x.strides[1]
-        w_ptrs += BLOCK_K * weight.strides[1]
-        if PART > 0:
-            is_whole = (k + BLOCK_K) % PART == 0
-            acc += tl.where(is_whole, part, 0.0)
-            part = tl.where(is_whole, 0.0, part)
-    if PART > 0:
-        acc += part
-    else:
-        acc = part
+    """A tile of x weight + bias, in float32; rows and classes past the end repeat the first ones. x: Strided [M, K]; weight:
+    [K, N]."""
+    s = product_tile(x, weight, offs_m, offs_n, M, N, K, EVEN_K, PART, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     if bias_ptr is not None:
-        acc += cast(tl.load(bias_ptr + classes), tl.float32)[None, :]
-    return acc
+        s += cast(tl.load(bias_ptr + offs_n % N), tl.float32)[None, :]
+    return s
 
 
 @triton.jit
@@ -64,7 +46,7 @@ def _shares(class_weight_ptr, offs_n, mask_n, share):
 @triton.jit(do_not_specialize=["ignore_index"])
 def _linear_cross_entropy_fwd(
     x, weight, bias_ptr, targets_ptr, class_weight_ptr, parts_ptr, M, N, K, of_each, ignore_index, share: "fp64",  # noqa: F821
-    IS_SMOOTH: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr,
+    IS_SMOOTH: tl.constexpr, EVEN_K: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """PARTS numbers of BLOCK_M rows, of the classes [split * of_each, (split + 1) * of_each)."""
@@ -83,7 +65,7 @@ def _linear_cross_entropy_fwd(
     for first in range(start, tl.minimum(N, start + of_each), BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
         mask_n = offs_n < N
-        s = _scores(x, weight, bias_ptr, offs_m, offs_n, M, N, K, PART, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+        s = _scores(x, weight, bias_ptr, offs_m, offs_n, M, N, K, EVEN_K, PART, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
         score += tl.sum(tl.where(offs_n[None, :] == target[:, None], s, 0.0), 1)
         own = tl.maximum(top, tl.max(tl.where(mask_n[None, :], s, float("-inf")), 1))
         s -= own[:, None]
@@ -157,8 +139,8 @@ def _sum_of_shares(mass_ptr, class_weight_ptr, N, share: "fp64", BLOCK: tl.const
 def _score_gradients(
     dloss_ptr, x, weight, bias_ptr, targets_ptr, class_weight_ptr, tops_ptr, logs_ptr, total_ptr, mass_ptr, d_ptr, M, N, K,
     start, width, ignore_index, keep: "fp64", share: "fp64",  # noqa: F821
-    HAS_WEIGHT: tl.constexpr, IS_SMOOTH: tl.constexpr, IS_NONE: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, IS_SMOOTH: tl.constexpr, IS_NONE: tl.constexpr, EVEN_K: tl.constexpr, PART: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """d [M, width]: the gradients of the scores of classes [start, start + width), one tile a program."""
     blocks = tl.cdiv(M, BLOCK_M)  # neighbours share the classes, whose weights come from L2
@@ -167,7 +149,7 @@ def _score_gradients(
     offs_n = start + columns
     mask_m, mask_n = offs_m < M, columns < width
     keep, share = scalar(keep, tl.float32), scalar(share, tl.float32)
-    s = _scores(x, weight, bias_ptr, offs_m, offs_n, M, N, K, PART, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+    s = _scores(x, weight, bias_ptr, offs_m, offs_n, M, N, K, EVEN_K, PART, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     top = tl.load(tops_ptr + offs_m, mask=mask_m, other=0.0)
     log_sum = tl.load(logs_ptr + offs_m, mask=mask_m, other=0.0)
     target, counts, counted = _targets(
@@ -192,11 +174,8 @@ def _score_gradients(
 
 def _settings(x, smoothing):
     """The tile, and how its products are computed."""
-    precision = tuning.input_precision()
-    part = 512 if x.shape[1] > 512 and x.dtype == torch.float32 and precision == "ieee" else 0  # as linear.py's
-    return dict(
-        IS_SMOOTH=smoothing != 0, PART=part, PRECISION=precision, **tuning.score_block(tuning.arch(x.device), x.dtype)
-    )
+    block = tuning.score_block(tuning.arch(x.device), x.dtype)
+    return dict(IS_SMOOTH=smoothing != 0, **summed(x.shape[1], x.dtype, block["BLOCK_K"]), **block)
 
 
 def linear_cross_entropy_fwd(
@@ -210,7 +189,7 @@ def linear_cross_entropy_fwd(
     splits, of_each = tuning.class_splits(tuning.arch(x.device), blocks, N, settings["BLOCK_N"])
     parts = torch.empty(splits, PARTS.value, M, dtype=torch.float32, device=x.device)
     _linear_cross_entropy_fwd[(blocks * splits,)](
-        strided(x), strided(weight), bias, targets, class_weight, parts, M, N, K, of_each, ignore_index, smoothing / N, **settings,
+        strided(x), strided(weight.t()), bias, targets, class_weight, parts, M, N, K, of_each, ignore_index, smoothing / N, **settings,
     )  # fmt: skip
     programs = launch.cdiv(M, 64)
     sums = torch.empty(2 * programs, dtype=torch.float64, device=x.device)
@@ -248,7 +227,7 @@ def linear_cross_entropy_bwd(
         d = memory[: M * width].view(M, width)
         grid = (launch.cdiv(M, settings["BLOCK_M"]) * launch.cdiv(width, settings["BLOCK_N"]),)
         _score_gradients[grid](
-            dloss, strided(x), strided(weight), bias, targets, class_weight, tops, logs, total,
+            dloss, strided(x), strided(weight.t()), bias, targets, class_weight, tops, logs, total,
             mass, d, M, N, K, start, width, ignore_index, 1 - smoothing, smoothing / N, HAS_WEIGHT=class_weight is not None,
             IS_NONE=reduction == "none", **settings,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What models that write share: the next token, and prompts of different lengths."""
+"""What models that write share: the next token, what a decoder reads, and prompts of different lengths."""
 
 from __future__ import annotations
 
@@ -64,6 +64,18 @@ def continued(
         if i + 1 < count:
             logits = step(token)
     return torch.stack(tokens, 1) if tokens else ended.new_empty((len(ended), 0), dtype=torch.int64)
+
+
+def shifted(model: str, decoder_ids: Tensor | None, targets: Tensor | None, start_token: int) -> Tensor:
+    """What a decoder reads in training: decoder_ids, or start_token and the targets but the last."""
+    if decoder_ids is not None:
+        return decoder_ids
+    if targets is None:
+        raise ValueError(
+            f"pyflash.models.{model}: decoder_ids is None and targets too, expected one; generate() writes itself"
+        )
+    ids = torch.cat((torch.full_like(targets[:, :1], start_token), targets[:, :-1]), 1)
+    return ids.masked_fill(ids == -100, start_token)
 
 
 def flush_left(model: str, ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:

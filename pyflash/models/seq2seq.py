@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import pyflash.nn
 from pyflash.models._config import expect, expect_counts, expect_one_of, expect_probabilities
 from pyflash.models._functional import functional_of
-from pyflash.models._generation import continued, expect_sampling
+from pyflash.models._generation import continued, expect_sampling, shifted
 
 CELLS = {"lstm": "LSTM", "gru": "GRU"}  # the option -> the class
 
@@ -95,14 +95,7 @@ class Seq2Seq(torch.nn.Module):
         Raises:
             ValueError: neither decoder_ids nor targets, or a padding that is not on the right.
         """
-        if decoder_ids is None:
-            if targets is None:
-                raise ValueError(
-                    "pyflash.models.Seq2Seq: decoder_ids is None and targets too, expected one; generate() writes itself"
-                )
-            start = torch.full_like(targets[:, :1], self.config.start_token)
-            decoder_ids = torch.cat((start, targets[:, :-1]), 1)
-            decoder_ids = decoder_ids.masked_fill(decoder_ids == -100, self.config.start_token)
+        decoder_ids = shifted("Seq2Seq", decoder_ids, targets, self.config.start_token)
         memory, mask, state = self._read(ids, attention_mask)
         logits, _ = self._write(decoder_ids, memory, mask, state)
         if targets is None:

@@ -14,7 +14,7 @@ import pyflash.nn
 from pyflash.models._config import expect, expect_counts, expect_heads, expect_probabilities
 from pyflash.models._feed_forward import feed_forward
 from pyflash.models._functional import functional_of
-from pyflash.models._generation import continued, expect_sampling
+from pyflash.models._generation import continued, expect_sampling, shifted
 from pyflash.nn._named import ActivationArgument
 
 
@@ -257,14 +257,7 @@ class T5(torch.nn.Module):
         Raises:
             ValueError: neither decoder_ids nor targets.
         """
-        if decoder_ids is None:
-            if targets is None:
-                raise ValueError(
-                    "pyflash.models.T5: decoder_ids is None and targets too, expected one; generate() writes itself"
-                )
-            start = torch.full_like(targets[:, :1], self.config.start_token)
-            decoder_ids = torch.cat((start, targets[:, :-1]), 1)
-            decoder_ids = decoder_ids.masked_fill(decoder_ids == -100, self.config.start_token)
+        decoder_ids = shifted("T5", decoder_ids, targets, self.config.start_token)
         memory, mask = self._read(ids, attention_mask)
         logits = self._logits(self.decoder(self.tokens(decoder_ids), None, memory, mask))
         if targets is None:
