@@ -30,6 +30,12 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def maximum(a, b):
+    """The larger; NaN where either is."""
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
 def cast(x, dtype: tl.constexpr):
     """x rounded to the nearest value of dtype, ties to even.
 

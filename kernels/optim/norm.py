@@ -8,15 +8,9 @@ import triton.language as tl
 from pyflash.kernels import launch
 from pyflash.kernels.optim import tables
 from pyflash.kernels.optim.tables import places, pointer
-from pyflash.kernels.primitives import acc_dtype, cast, scalar
+from pyflash.kernels.primitives import acc_dtype, cast, maximum, scalar
 
 CHUNK = 4 * tables.BLOCK  # elements of one program
-
-
-@triton.jit
-def _larger(a, b):
-    """NaN where either is."""
-    return tl.where((a > b) | (a != a), a, b)
 
 
 @launch.cached
@@ -32,8 +26,8 @@ def _chunk_norms(
         i = start + first + tl.arange(0, BLOCK)
         # squares of float32 numbers leave its range from 2e19 on
         x = cast(tl.load(x_ptr + i, mask=i < n, other=0.0), acc_dtype(DTYPE)).to(tl.float64)
-        found = _larger(found, tl.abs(x)) if IS_MAXIMUM else found + x * x
-    total = tl.reduce(found, 0, _larger) if IS_MAXIMUM else tl.sum(found, 0)
+        found = maximum(found, tl.abs(x)) if IS_MAXIMUM else found + x * x
+    total = tl.reduce(found, 0, maximum) if IS_MAXIMUM else tl.sum(found, 0)
     tl.store(chunks_ptr + tl.program_id(0), total)
 
 
@@ -44,8 +38,8 @@ def _norm_of_chunks(chunks_ptr, total_ptr, count, IS_MAXIMUM: tl.constexpr, BLOC
     for start in range(0, count, BLOCK):
         i = start + tl.arange(0, BLOCK)
         x = tl.load(chunks_ptr + i, mask=i < count, other=0.0)
-        found = _larger(found, x) if IS_MAXIMUM else found + x
-    total = tl.reduce(found, 0, _larger) if IS_MAXIMUM else tl.sqrt(tl.sum(found, 0))
+        found = maximum(found, x) if IS_MAXIMUM else found + x
+    total = tl.reduce(found, 0, maximum) if IS_MAXIMUM else tl.sqrt(tl.sum(found, 0))
     tl.store(total_ptr, total)
 
 

@@ -8,19 +8,13 @@ import triton.language as tl
 from pyflash.kernels import launch
 from pyflash.kernels.optim import tables
 from pyflash.kernels.optim.tables import places, pointer
-from pyflash.kernels.primitives import acc_dtype, cast, scalar
+from pyflash.kernels.primitives import acc_dtype, cast, maximum, scalar
 
 
 @triton.jit
 def _lerp(a, b, weight):
     """From a to b, by torch.lerp's two forms: either end is met exactly."""
     return tl.where(weight < 0.5, a + (b - a) * weight, b - (b - a) * (1 - weight))
-
-
-@triton.jit
-def _maximum(a, b):
-    """NaN where either is."""
-    return tl.where((a > b) | (a != a), a, b)
 
 
 @triton.jit
@@ -43,7 +37,7 @@ def _rule(
         second = second * square_decay + g * g * square_weight
         largest = second
         if HAS_THIRD:
-            third = _maximum(third, second)
+            third = maximum(third, second)
             largest = third
         p -= first * step_size / (tl.sqrt(largest) / root_scale + eps)
     else:
