@@ -155,6 +155,11 @@ def is_depthwise(kind: str) -> bool:
 
 
 def is_packed(name: str, kind: str) -> bool:
+def is_beyond_points(size: Size) -> bool:
+    """Is no point of a table like this, whatever lies next to what?"""
+    return not any([is_like_points(size._replace(channels_last=last)) for last in (False, True)])
+
+
     """Has a weight of this kind another form than its own in a kernel, on a CPU?"""
     if is_depthwise(kind) or kind.startswith("few"):
         return False

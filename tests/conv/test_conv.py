@@ -417,6 +417,8 @@ def test_what_conv_bias_act_refuses():
         (ValueError, lambda: PF.conv_bias_act(X, W[0, 0])),
         (TypeError, lambda: PF.conv_bias_act(X, None)),
         (TypeError, lambda: PF.conv_bias_act(X, W, residual=1)),
+        (TypeError, lambda: PF.conv_bias_act(X, W, 1)),
+        (TypeError, lambda: PF.conv2d(X, W, 1)),
         (RuntimeError, lambda: PF.conv_bias_act(X, W, residual=X)),
         (RuntimeError, lambda: PF.conv_bias_act(X[:1], W, residual=ones(2, 6, 4, 5))),
         (RuntimeError, lambda: PF.conv_bias_act(X[0], W, residual=ones(1, 6, 4, 5))),

@@ -1,6 +1,7 @@
 """What is peculiar to the modules of convolution; what they share with all others, tests/nn/test_modules.py has."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from helpers import use
 from torch.nn.utils import parametrizations
 
 import pyflash
+import pyflash.functional as PF
 import pyflash.nn as nn
 from pyflash.nn._twins import ORIGINALS
-from pyflash.ops.core import backends
+from pyflash.ops.conv import functions
+from pyflash.ops.core import backends, choice
 from tests.conv.convs import BACKENDS
 
 LAZY = [name for name in nn.conv.__all__ if name.startswith("Lazy")]
@@ -121,3 +124,24 @@ def test_a_graph_of_torch_fx_and_a_script_hold_torchs():
     torch.testing.assert_close(traced(x), model(x))
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
     torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
+
+
+@pytest.mark.parametrize("grads", [False, True])
+@pytest.mark.parametrize("channels", [4, 64])  # beyond the points of a table, and like them
+def test_what_is_remembered_of_a_call_is_what_the_rules_say(channels, grads):
+    """In whichever layout it came first: of most small calls the answer is the same, and their strides are not read."""
+    convolution = functions._CONV[2]
+    formats = torch.contiguous_format, torch.channels_last
+    given = [[torch.randn(8, channels, size, size), torch.randn(channels, channels, 3, 3)] for size in (2, 11, 22)]
+    for order in (formats, formats[::-1]):
+        choice.forget_refused()
+        for (x, weight), memory_format, padding in product(given, order, (1, [1, 1])):  # a list has no hash
+            x, weight = (t.contiguous(memory_format=memory_format).requires_grad_(grads) for t in (x, weight))
+            before = backends.counts.copy()
+            with use("auto"):
+                PF.conv2d(x, weight, padding=padding)
+            ((_, backend, _),) = backends.counts - before
+            geometry = convolution.geometry(x.shape, weight.shape, 1, 1, 1, 1)
+            size = convolution._size(grads, x, weight, geometry)
+            assert backend == ("torch" if convolution.operation.rules("cpu", size, x.dtype) else "cpu")
+        assert len(convolution.refused.answers) == len(given)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from math import prod
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from pyflash.auto import conv as auto
 from pyflash.ops.conv.conv import conv_fwd, conv_input_grad, keeps
-from pyflash.ops.conv.geometry import Geometry, hashable, of_conv, of_transposed, why_not_depthwise
+from pyflash.ops.conv.geometry import Geometry, of_conv, of_transposed, why_not_depthwise
 from pyflash.ops.core.autograd import shaped
 from pyflash.ops.core.backends import IN_KERNELS, Operation, _state, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
@@ -39,6 +38,15 @@ ONLY_TORCHS = "arguments that only torch's function takes"
 
 
 class _Convolution:
+def _key_of(x, weight, bias, residual, options):
+    return x.shape, weight.shape, x.dtype, x.is_cpu, type(weight), options
+
+
+def _finer_of(x, weight, *_):
+    """What `is_channels_last` and `keeps` read, which take longer to answer."""
+    return x.stride(), weight.stride(), is_grad_enabled()
+
+
     """A function of this file, by its name, and how its arguments are read. Of any rank where n is None: the weight's.
     has_norm: the operation of another with a batch norm in its scale and bias, whose time is compared with torch's of both."""
 
@@ -53,20 +61,12 @@ class _Convolution:
             second_derivative=IN_KERNELS,
             notes=ALGORITHMS,
         )
-        self.refused = Refused(self.operation, self._size_of, self._key_of)
+        self.refused = Refused(
+            self.operation, self._size_of, _key_of, finer_of=_finer_of, is_coarse=auto.is_beyond_points
+        )
 
-    @staticmethod
-    def _key_of(x, weight, bias, residual, *options):
-        try:
-            hash(options)
-        except TypeError:
-            options = hashable(options)
-        # What `keeps` and `is_channels_last` read, which take longer to answer.
-        kept, grads = type(weight), torch.is_grad_enabled()
-        return x.shape, x.stride(), weight.shape, weight.stride(), x.dtype, x.is_cpu, kept, grads, options
-
-    def _size_of(self, training, x, weight, bias, residual, *options):
-        if not (is_plain(x) and is_plain(weight)):
+    def _size_of(self, training, x, weight, bias, residual, options):
+        if not (is_plain(x) and is_plain(weight)) or any([not isinstance(t, Tensor | None) for t in (bias, residual)]):
             return None
         geometry = self._geometry_of(x, weight, bias, residual, options)
         return None if geometry is None else self._size(training, x, weight, geometry)
@@ -108,7 +108,7 @@ class _Convolution:
             is_of_patches=auto.is_of_patches(kernel, geometry.stride, geometry.dilation),
         )
 
-    def __call__(self, torchs, x, weight, bias, residual, activation, *options, scale=None, is_ours=False):
+    def __call__(self, torchs, x, weight, bias, residual, activation, options, scale=None, is_ours=False):
         """The result for these tensors, which `auto` did not leave to torch (`refused`); torchs() is torch's, which also says
         what is wrong with them. scale: as bias. is_ours: `auto` was asked, and gave the call to our kernels."""
         if is_ours and are_usual(x, weight, scale, bias, residual):
@@ -119,7 +119,7 @@ class _Convolution:
         given = [t for t in (x, weight, scale, bias, residual) if t is not None]
         if not all([isinstance(t, Tensor) for t in given]) or x is None or weight is None:
             return torchs()  # its error, or torch.fx's record of the call
-        training = torch.is_grad_enabled() and any([t.requires_grad for t in given])
+        training = is_grad_enabled() and any([t.requires_grad for t in given])
         geometry, refused = None, NOT_PLAIN
         if all([is_plain(t) for t in given]):
             x, weight, scale, bias, residual = cast_by_autocast((x, weight, scale, bias, residual))
@@ -163,15 +163,16 @@ def _expanded(residual, shape):
 _CONV = {n: _Convolution(f"conv{n}d", n, of_conv) for n in (1, 2, 3)}
 _TRANSPOSED = {n: _Convolution(f"conv_transpose{n}d", n, of_transposed) for n in (1, 2, 3)}
 _BIAS_ACT = _Convolution("conv_bias_act", None, of_conv)
+_TORCHS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the weight's dimensions
 _NORM_ACT = _Convolution("conv_bias_act", None, of_conv, operation=_BIAS_ACT.operation)
 
 
-def _conv(convolution, torchs, input, weight, bias, *options):
-    is_torchs = convolution.refused.holds(input, weight, bias, None, *options)
+def _conv(convolution, torchs, input, weight, bias, options):
+    is_torchs = convolution.refused.holds(input, weight, bias, None, options)
     if is_torchs:
         return torchs(input, weight, bias, *options)
     call = partial(torchs, input, weight, bias, *options)
-    return convolution(call, input, weight, bias, None, NO_ACTIVATION, *options, is_ours=is_torchs is False)
+    return convolution(call, input, weight, bias, None, NO_ACTIVATION, options, is_ours=is_torchs is False)
 
 
 def conv1d(
@@ -184,7 +185,7 @@ def conv1d(
     groups: int = 1,
 ) -> Tensor:
     """As `conv2d`, of input [N, C_in, L] and weight [C_out, C_in / groups, k]."""
-    return _conv(_CONV[1], F.conv1d, input, weight, bias, stride, padding, dilation, groups)
+    return _conv(_CONV[1], F.conv1d, input, weight, bias, (stride, padding, dilation, groups))
 
 
 def conv2d(
@@ -211,7 +212,7 @@ def conv2d(
         RuntimeError, TypeError: torch's.
     Numerics: sums in float32 (float64 for float64), rounded once; the same for any number of threads.
     """
-    return _conv(_CONV[2], F.conv2d, input, weight, bias, stride, padding, dilation, groups)
+    return _conv(_CONV[2], F.conv2d, input, weight, bias, (stride, padding, dilation, groups))
 
 
 def conv3d(
@@ -224,7 +225,7 @@ def conv3d(
     groups: int = 1,
 ) -> Tensor:
     """As `conv2d`, of input [N, C_in, D, H, W] and weight [C_out, C_in / groups, kD, kH, kW]."""
-    return _conv(_CONV[3], F.conv3d, input, weight, bias, stride, padding, dilation, groups)
+    return _conv(_CONV[3], F.conv3d, input, weight, bias, (stride, padding, dilation, groups))
 
 
 def conv_transpose1d(
@@ -238,9 +239,8 @@ def conv_transpose1d(
     dilation: Size = 1,
 ) -> Tensor:
     """As `conv_transpose2d`, of input [N, C_in, L] and weight [C_in, C_out / groups, k]."""
-    return _conv(
-        _TRANSPOSED[1], F.conv_transpose1d, input, weight, bias, stride, padding, output_padding, groups, dilation
-    )
+    options = stride, padding, output_padding, groups, dilation
+    return _conv(_TRANSPOSED[1], F.conv_transpose1d, input, weight, bias, options)
 
 
 def conv_transpose2d(
@@ -270,9 +270,8 @@ def conv_transpose2d(
         RuntimeError, TypeError: torch's.
     Numerics: as `conv2d`.
     """
-    return _conv(
-        _TRANSPOSED[2], F.conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation
-    )
+    options = stride, padding, output_padding, groups, dilation
+    return _conv(_TRANSPOSED[2], F.conv_transpose2d, input, weight, bias, options)
 
 
 def conv_transpose3d(
@@ -286,9 +285,8 @@ def conv_transpose3d(
     dilation: Size = 1,
 ) -> Tensor:
     """As `conv_transpose2d`, of input [N, C_in, D, H, W] and weight [C_in, C_out / groups, kD, kH, kW]."""
-    return _conv(
-        _TRANSPOSED[3], F.conv_transpose3d, input, weight, bias, stride, padding, output_padding, groups, dilation
-    )
+    options = stride, padding, output_padding, groups, dilation
+    return _conv(_TRANSPOSED[3], F.conv_transpose3d, input, weight, bias, options)
 
 
 def conv_bias_act(
@@ -314,33 +312,34 @@ def conv_bias_act(
         ValueError: no such activation, or a weight of other than 3, 4 or 5 dimensions.
         RuntimeError, TypeError: torch's; a residual that does not fit.
     """
-    name, of = "conv_bias_act", resolve("conv_bias_act", activation)
+    of, options = resolve("conv_bias_act", activation), (stride, padding, dilation, groups)
+    is_torchs = _BIAS_ACT.refused.holds(input, weight, bias, residual, options)
+    if is_torchs and residual is None:
+        return activated_in_turn(_TORCHS[weight.dim()](input, weight, bias, *options), None, of)
+    name = "conv_bias_act"
     expect_tensors(name, ("bias", "residual"), input=input, weight=weight, bias=bias, residual=residual)
-    n = weight.dim() - 2
     expect(
-        1 <= n <= 3,
+        weight.dim() in _TORCHS,
         name,
         lambda: (
             f"weight has shape {tuple(weight.shape)}, expected [C_out, C_in / groups, *kernel] with a kernel of one, two"
             " or three dimensions"
         ),
     )
-    options = stride, padding, dilation, groups
 
     def torchs():
-        y = getattr(F, f"conv{n}d")(input, weight, bias, *options)
+        y = _TORCHS[weight.dim()](input, weight, bias, *options)
         added = None if residual is None else _expanded(cast_by_autocast((residual,))[0], y.shape)
         return activated_in_turn(y, added, of)
 
-    is_torchs = _BIAS_ACT.refused.holds(input, weight, bias, residual, *options)
     if is_torchs:
         return torchs()
-    return _BIAS_ACT(torchs, input, weight, bias, residual, of, *options, is_ours=is_torchs is False)
+    return _BIAS_ACT(torchs, input, weight, bias, residual, of, options, is_ours=is_torchs is False)
 
 
 def is_norm_apart(input, weight, residual, *options) -> bool:
     """Does `auto` leave to torch a convolution, a batch norm in evaluation and what is behind it, together?"""
-    return bool(_NORM_ACT.refused.answer(input, weight, None, residual, *options))
+    return bool(_NORM_ACT.refused.answer(input, weight, None, residual, options))
 
 
 def conv_norm_act(
@@ -349,10 +348,10 @@ def conv_norm_act(
     """activation(scale conv(input, weight) + bias + residual), a batch norm in evaluation being the scale and a part of the
     bias; unfused() where torch convolves."""
     options = stride, padding, dilation, groups
-    is_torchs = _NORM_ACT.refused.holds(input, weight, bias, residual, *options)
+    is_torchs = _NORM_ACT.refused.holds(input, weight, bias, residual, options)
     if is_torchs:
         return unfused()
     of = resolve("conv_bias_act", activation)
     return _NORM_ACT(
-        unfused, input, weight, bias, residual, of, *options, scale=scale, is_ours=is_torchs is False
+        unfused, input, weight, bias, residual, of, options, scale=scale, is_ours=is_torchs is False
     )  # fmt: skip

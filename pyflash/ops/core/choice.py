@@ -55,14 +55,18 @@ class Refused:
     """
 
     LIMIT = 4096  # sizes of a process; sequences have many lengths
+    FINER = 64  # of a size
 
-    def __init__(self, operation: Operation, size_of, key_of=None, decides: int = 0):
+    def __init__(self, operation: Operation, size_of, key_of=None, decides: int = 0, finer_of=None, is_coarse=None):
         """
         decides: which of the tensors the device and the type are read of.
         size_of: (are gradients needed, *tensors) -> what the rule takes as the size; None where they do not fit.
         key_of: (*tensors) -> what of them the rule depends on; None: the shape, type and device of the first.
+        finer_of: (*tensors) -> what else it depends on where is_coarse(size) does not say that the key is enough: what the
+            answers of most small calls need not be asked for.
         """
         self.operation, self.size_of, self.key_of, self.decides = operation, size_of, key_of, decides
+        self.finer_of, self.is_coarse = finer_of, is_coarse
         self.answers: dict = {}
         _all_refused.append(self)
 
@@ -76,11 +80,11 @@ class Refused:
         try:
             key = (x.shape, x.dtype, x.is_cpu) if key_of is None else key_of(x, *others)
             counted = self.answers[key]
-        except (KeyError, RuntimeError, AttributeError):
+        except (KeyError, RuntimeError, AttributeError, TypeError):
             counted = self.answer(x, *others)
         else:
             if type(counted) is dict:
-                counted = _of_this(counted, x, *others)
+                counted = self._of_this(counted, x, *others)
         if counted:
             counts[counted] += 1
             return True
@@ -94,18 +98,35 @@ class Refused:
             return None
         try:
             key = (x.shape, x.dtype, x.is_cpu) if self.key_of is None else self.key_of(x, *others)
-        except (RuntimeError, AttributeError):  # a NestedTensor has no shape, and what is no tensor nothing of it
+            found = self.answers.get(key, _UNASKED)
+        except (RuntimeError, AttributeError, TypeError):
+            # A NestedTensor has no shape, what is no tensor nothing of it, and what is not hashed is not looked up.
             return None
-        return self._look(key, x, *others)
-
-    def _look(self, key, *tensors) -> tuple[str, str, str] | None:
-        """What is counted, or None, of a call with this key."""
-        found = self.answers.get(key, _UNASKED)
         if found is _UNASKED:
             if len(self.answers) >= self.LIMIT:
                 self.answers.clear()
-            found = self.answers[key] = self._ask(*tensors)
-        return _of_this(found, *tensors) if type(found) is dict else found
+            is_enough = self.finer_of is None or self._is_enough(x, *others)
+            found = self.answers[key] = self._ask(x, *others) if is_enough else {}
+        return self._of_this(found, x, *others) if type(found) is dict else found
+
+    def _is_enough(self, *tensors) -> bool:
+        size = self.size_of(False, *tensors)
+        return size is not None and self.is_coarse(size)
+
+    def _of_this(self, answers: dict, *tensors) -> tuple | None:
+        """The answer for a call with these tensors, of those that its key has: by (gradients, threads), or by what is finer."""
+        if self.finer_of is None:
+            return _of_call(answers, *tensors)
+        try:
+            finer = self.finer_of(*tensors)
+        except (RuntimeError, AttributeError):  # without strides
+            return None
+        found = answers.get(finer, _UNASKED)
+        if found is _UNASKED:
+            if len(answers) >= self.FINER:
+                answers.clear()
+            found = answers[finer] = self._ask(*tensors)
+        return _of_call(found, *tensors) if type(found) is dict else found
 
     def _ask(self, *tensors):
         x = tensors[self.decides]
@@ -123,8 +144,8 @@ class Refused:
         return found if len(set(found.values())) > 1 else found[False, True]
 
 
-def _of_this(answers: dict, *tensors) -> tuple[str, str, str] | None:
-    """The answer for a call with these tensors, of those that depend."""
+def _of_call(answers: dict, *tensors) -> tuple | None:
+    """The answer for a call with these tensors, of those that depend on whether gradients are needed, and on the threads."""
     training = False
     if is_grad_enabled():
         for t in tensors:

@@ -319,4 +319,6 @@ def activated_in_turn(z, residual, of: Resolved):
     values = given[: len(row.parameters)]
     in_place = row.inplace and may_write and (row.may_be_in_place(values) or not _needs_gradient(z))
     function = partial(getattr(F, row.function), inplace=True) if in_place else row.reference
+    if not values and REFUSED[name].holds(z):
+        return function(z)
     return activate(name, z, lambda x: function(x, *values), values)
