@@ -22,7 +22,7 @@ struct ConvStrides {
 
 // How sums are computed: tap by tap, or, of float32 and a 3x3 kernel in two dimensions, stride and dilation 1, by
 // F(2x2, 3x3) or F(4x4, 3x3); of the input's gradient of a 4x4 kernel of stride 2, where channels are adjacent in x,
-// winograd_2x2 is F(2x2, 2x2), phase by phase.
+// winograd_2x2 is F(2x2, 2x2), phase by phase; of the weight's gradient it is F(2x2, 3x3) transposed.
 enum class ConvAlgorithm : int32_t { direct = 0, winograd_2x2 = 1, winograd_4x4 = 2 };
 constexpr int kConvAlgorithms = 3;
 
@@ -56,7 +56,7 @@ struct Conv {
   ConvStrides x_stride, weight_stride, y_stride;
   ConvShape shape;
   Activation activation;    // its row is -1: none; fwd only
-  ConvAlgorithm algorithm;  // of fwd and input_grad
+  ConvAlgorithm algorithm;
   Dtype dtype;
   Style style;
   bool has_style;  // said apart from its address: how much memory is wanted depends on it

@@ -23,6 +23,11 @@ WINOGRAD_CHANNELS = 32
 # 0.7 and 1.0; eight 1.2 and 0.9, 1.3 and 0.95.
 LEAST_2X2_PLACES = {True: 128, False: 320}
 
+# And in the weight's gradient, whose sums are over the places. Zen 4, one thread, the direct kernel's time over that of this one, channels
+# first and last: 512 channels of 7x7, one image 0.67 and 0.7, 256 of 14x14 1.04 and 1.3, 64 of 8x8, four images 1.5 and 1.7, eight of
+# 56x56 1.6 and 2.2.
+LEAST_GRAD_PLACES = 128
+
 # Likewise of F(2x2, 2x2), by which the phases of a 4x4 kernel of stride 2 are computed in the gradient of the input, that is of a
 # transposed convolution: from how many places of a phase on, by whether the weight is kept as it is read, 9 fourths as large.
 # Zen 4, one thread, the direct kernel's time over that of this one: kept, 512 channels of 4x4 to 256, one image 0.6, two 1.1,
@@ -150,16 +155,16 @@ def is_like_points(size: Size) -> bool:
     return min(size.inputs, size.outputs) >= least
 
 
-def is_depthwise(kind: str) -> bool:
-    return "depthwise" in kind
-
-
-def is_packed(name: str, kind: str) -> bool:
 def is_beyond_points(size: Size) -> bool:
     """Is no point of a table like this, whatever lies next to what?"""
     return not any([is_like_points(size._replace(channels_last=last)) for last in (False, True)])
 
 
+def is_depthwise(kind: str) -> bool:
+    return "depthwise" in kind
+
+
+def is_packed(name: str, kind: str) -> bool:
     """Has a weight of this kind another form than its own in a kernel, on a CPU?"""
     if is_depthwise(kind) or kind.startswith("few"):
         return False

@@ -1,9 +1,11 @@
-"""3x3 convolutions by F(2x2, 3x3) and F(4x4, 3x3), and transposed ones of 4x4, stride 2, by F(2x2, 2x2): edges of patches, panels and blocks in both layouts, and how exact it is."""
+"""3x3 convolutions by F(2x2, 3x3) and F(4x4, 3x3), their weights' gradients, and transposed ones of 4x4, stride 2, by F(2x2, 2x2): edges of patches, panels and blocks in both layouts, and how exact it is."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import run
+from helpers import run, use
 
 import pyflash.functional as PF
 from pyflash.auto import conv as auto
@@ -27,6 +29,7 @@ def everywhere(monkeypatch):
     monkeypatch.setattr(auto, "WINOGRAD_CHANNELS", 1)
     monkeypatch.setattr(auto, "LEAST_2X2_PLACES", NONE)
     monkeypatch.setattr(auto, "LEAST_PHASE_PLACES", NONE)
+    monkeypatch.setattr(auto, "LEAST_GRAD_PLACES", 0)
 
 
 @pytest.fixture
@@ -138,6 +141,55 @@ def test_what_is_not_finite_stays_in_its_window(backend, layout, precision, lowe
             expected = F.relu(F.conv2d(spoilt, w, bias, padding=1))
             assert not expected.isfinite().all() or value == largest
             torch.testing.assert_close(ours(spoilt, w), expected, equal_nan=True, atol=1e-4, rtol=1e-5)
+
+
+def weight_grad(x, dy, backend=None, threads=1):
+    """Of a 3x3 kernel and padding 1, by ours, or without a backend by torch."""
+    weight = torch.zeros(dy.shape[1], x.shape[1], 3, 3, dtype=x.dtype, requires_grad=True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with use(backend) if backend else nullcontext():
+            (PF if backend else F).conv2d(x, weight, padding=1).backward(dy)
+    finally:
+        torch.set_num_threads(before)
+    return weight.grad
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_weights_gradient_is_another_algorithm_as_exact(layout, backend, monkeypatch):
+    """More rows and channels than a block and a panel have, and as many parts of the patches as they are cut into."""
+    for batch, size, channels, outputs in ((1, 12, 32, 33), (3, 13, 70, 130), (2, 30, 64, 64)):
+        x, dy = torch.randn(batch, channels, size, size + 1), torch.randn(batch, outputs, size, size + 1)
+        x = x.contiguous(memory_format=FORMATS[4])  # torch's most exact kernel's
+        truth = weight_grad(x.double(), dy.double())
+        torchs = (weight_grad(x, dy) - truth).norm()
+        x = x if layout == "channels_last" else x.contiguous()
+        results = []
+        for least in (0, 1 << 40):
+            monkeypatch.setattr(auto, "LEAST_GRAD_PLACES", least)
+            results.append(weight_grad(x, dy, backend))
+        assert not torch.equal(*results)
+        assert (results[0] - truth).norm() <= 2 * torchs
+        monkeypatch.setattr(auto, "LEAST_GRAD_PLACES", 0)
+        assert torch.equal(results[0], weight_grad(x, dy, backend, threads=3))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_a_weights_gradient_keeps_what_is_not_finite_in_its_taps(backend, layout, everywhere):
+    x, dy = torch.randn(2, 33, 9, 11), torch.randn(2, 35, 9, 11)
+    x, dy = (t.contiguous(memory_format=FORMATS[4]) if layout == "channels_last" else t for t in (x, dy))
+    for value in (float("inf"), float("-inf"), float("nan"), torch.finfo(torch.float32).max):
+        # A corner of the input, which four taps read; of what multiplies the padding torch's kernels do not agree.
+        for spoilt, at in ((x, (1, 3, 0, 0)), (dy, (1, 3, 4, 5))):
+            before = spoilt[at].clone()
+            spoilt[at] = value
+            expected = weight_grad(x, dy)
+            assert value == torch.finfo(torch.float32).max or 0 < (~expected.isfinite()).sum() < expected.numel() / 16
+            torch.testing.assert_close(weight_grad(x, dy, backend), expected, equal_nan=True, atol=1e-3, rtol=1e-5)
+            spoilt[at] = before
 
 
 TRANSPOSED_CASES = [  # x, outputs of a group, options

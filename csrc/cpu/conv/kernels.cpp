@@ -2,8 +2,7 @@
 // channels, or channel by channel (depthwise).
 #include "depthwise.h"
 #include "lines_weight_grad.h"
-#include "weight_grad.h"
-#include "winograd.h"
+#include "winograd_weight_grad.h"
 
 namespace PF_ISA::conv {
 
@@ -132,6 +131,17 @@ Method weight_grad_method_of(const Conv& p) {
   return has_planes ? kByColumns : kByRows;
 }
 
+// f() where the gradient of the weight is computed by F(2x2, 3x3): channels are adjacent in x and in dy.
+template <class S, class F>
+bool for_winograd_weight_grad(const Conv& p, F f) {
+  if constexpr (std::is_same<S, float>::value) {
+    if (p.algorithm == ConvAlgorithm::winograd_2x2 && p.x_stride.channel == 1 && p.y_stride.channel == 1 &&
+        weight_grad_method_of<S>(p) != kDepthwise && forward_of<S>(p).positions() > 0)
+      return f();
+  }
+  return false;
+}
+
 }  // namespace
 
 void fwd(const Conv& p, int num_threads) {
@@ -196,6 +206,10 @@ void weight_grad(const Conv& p, int num_threads) {
       return channel * forward.weight_channel +
              forward.weight_at(tap / width / height, tap / width % height, tap % width);
     };
+    if (for_winograd_weight_grad<S>(p, [&] {
+          return winograd_weight_grad<TwoResults>(forward, (const S*)p.y, dy, (S*)p.weight, p.workspace, num_threads);
+        }))
+      return;
     if (method == kByLines)
       return lines_weight_grad(forward, (const S*)p.y, (S*)p.weight, dweight_at, p.workspace, num_threads);
     // dy is dense: its results follow one another at the last dimension's step.
@@ -217,6 +231,10 @@ void weight_grad_sizes(const ConvSizes& p, int num_threads) {
       default:
         *p.workspace_bytes = WeightGradPlan<S>::plan(forward, weight_grad_has_planes(p.conv), num_threads).bytes();
     }
+    for_winograd_weight_grad<S>(p.conv, [&] {
+      *p.workspace_bytes = max_of(*p.workspace_bytes, WinogradGradPlan<TwoResults, S>(forward, num_threads).bytes());
+      return true;
+    });
   });
 }
 

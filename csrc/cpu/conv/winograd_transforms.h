@@ -30,6 +30,21 @@ struct TwoResults {
     y[0] = m[0] + m[1] + m[2];
     y[1] = m[1] - m[2] - m[3];
   }
+  // For the gradient of the filter, A dy and G^T m.
+  template <class V>
+  PF_INLINE void of_gradient(const V (&dy)[results], V (&u)[patch]) {
+    u[0] = dy[0];
+    u[1] = dy[0] + dy[1];
+    u[2] = dy[0] - dy[1];
+    u[3] = -dy[1];
+  }
+  template <class V>
+  PF_INLINE void of_filter_sums(const V (&m)[patch], V (&g)[3]) {
+    const V half = splat<V>(0.5), middle = (m[1] + m[2]) * half;
+    g[0] = m[0] + middle;
+    g[1] = (m[1] - m[2]) * half;
+    g[2] = middle + m[3];
+  }
 };
 
 // The same of two taps, points 0, 1 and infinity: 9 products instead of 16, and no more than two terms anywhere.

@@ -38,7 +38,7 @@ def _algorithm(name, weight, written, groups, stride, dilation, keeps_weight) ->
     """Tap by tap; or by F(2x2, 3x3), in float32 alone, where its rounding is within twice torch's; or by F(4x4, 3x3); or, phase
     by phase, by F(2x2, 2x2)."""
     out_channels, in_channels, *kernel = weight.shape
-    if name == "conv_weight_grad" or weight.dtype != torch.float32:
+    if weight.dtype != torch.float32:
         return DIRECT
     has_phases = name == "conv_input_grad" and auto.has_2x2_phases(kernel, stride, dilation)
     if not (has_phases or auto.is_3x3(kernel, stride, dilation)):
@@ -47,6 +47,8 @@ def _algorithm(name, weight, written, groups, stride, dilation, keeps_weight) ->
         return DIRECT
     is_lowered = torch.get_float32_matmul_precision() != "highest"
     places, is_adjacent = written.shape[0] * prod(written.shape[2:]), written.stride(1) == 1
+    if name == "conv_weight_grad":
+        return WINOGRAD_2X2 if places >= auto.LEAST_GRAD_PLACES else DIRECT
     if has_phases:
         return WINOGRAD_2X2 if places >= 4 * auto.LEAST_PHASE_PLACES[keeps_weight] else DIRECT
     if is_lowered and places >= auto.LEAST_4X4_PLACES[is_adjacent]:
@@ -140,8 +142,12 @@ def conv_input_grad(dy, weight, bias, size, stride, padding, dilation, groups, k
 
 
 def conv_weight_grad(dy, x, size, stride, padding, dilation, groups, dweight):
+    if _algorithm("conv_weight_grad", dweight, dy, groups, stride, dilation, False) == DIRECT:
+        dy = _dense(dy, x)
+    else:
+        x, dy = in_order(x, True, "conv_order"), in_order(dy, True)
     _run(
-        "conv_weight_grad", x, dweight, _dense(dy, x), None, None, None, None, NO_ACTIVATION, stride, padding, dilation, groups
+        "conv_weight_grad", x, dweight, dy, None, None, None, None, NO_ACTIVATION, stride, padding, dilation, groups
     )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ Size = int | Sequence[int]
 ALGORITHMS = {
     "cpu": f"float32 3x3 of stride 1 by Winograd's F(2x2, 3x3) from {auto.WINOGRAD_CHANNELS} channels and"
     f" {auto.LEAST_2X2_PLACES[True]} (channels first {auto.LEAST_2X2_PLACES[False]}) places on, F(4x4, 3x3)"
-    " where torch.set_float32_matmul_precision was lowered, depthwise by kernels of its own, all else directly; a strided"
+    f" where torch.set_float32_matmul_precision was lowered, its weight's gradient by the transposed F(2x2, 3x3) from"
+    f" {auto.LEAST_GRAD_PLACES} places on; depthwise by kernels of its own, all else directly; a strided"
     " input gradient, and a transposed convolution, by phases, of a float32 4x4 kernel of stride 2 by F(2x2, 2x2) from"
     f" {auto.LEAST_PHASE_PLACES[False]} (a kept weight {auto.LEAST_PHASE_PLACES[True]}) places of a phase on",
     "triton": "implicit GEMM; depthwise and groups below 16 channels directly; a strided input gradient by phases",
@@ -37,7 +38,6 @@ ALGORITHMS = {
 ONLY_TORCHS = "arguments that only torch's function takes"
 
 
-class _Convolution:
 def _key_of(x, weight, bias, residual, options):
     return x.shape, weight.shape, x.dtype, x.is_cpu, type(weight), options
 
@@ -47,6 +47,7 @@ def _finer_of(x, weight, *_):
     return x.stride(), weight.stride(), is_grad_enabled()
 
 
+class _Convolution:
     """A function of this file, by its name, and how its arguments are read. Of any rank where n is None: the weight's.
     has_norm: the operation of another with a batch norm in its scale and bias, whose time is compared with torch's of both."""
 
@@ -162,8 +163,8 @@ def _expanded(residual, shape):
 
 _CONV = {n: _Convolution(f"conv{n}d", n, of_conv) for n in (1, 2, 3)}
 _TRANSPOSED = {n: _Convolution(f"conv_transpose{n}d", n, of_transposed) for n in (1, 2, 3)}
-_BIAS_ACT = _Convolution("conv_bias_act", None, of_conv)
 _TORCHS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the weight's dimensions
+_BIAS_ACT = _Convolution("conv_bias_act", None, of_conv)
 _NORM_ACT = _Convolution("conv_bias_act", None, of_conv, operation=_BIAS_ACT.operation)
 
 
