@@ -129,11 +129,12 @@ BOTH = ("inference", "training")
 
 
 def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
-    """As many channels go in as come out, or three; the kernels that models have of each kind."""
+    """As many channels go in as come out, or three, or MobileNet's; the kernels that models have of each kind."""
     for name, kind in product(CONVOLUTIONS, auto_conv.KINDS):
         shape = kind.partition(" ")[0]
         kernels = {
             "pointwise": (1,),
+            "narrow": (1,),
             "dense": (25,),
             "volume": (27,),
             "patches": (4,),
@@ -162,7 +163,9 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
         for dtype, mode, places, count, kernel in product(dtypes_of, modes_of, positions, channels, kernels):
             if mode != "training" and auto_conv.is_bound_by_weights(kind, places):
                 continue  # torch's, whatever a point says
-            if shape != "few":
+            if shape == "narrow":
+                yield Point(name, kind, dtype, mode, (places, *((24, 144) if count == 64 else (144, 24)), kernel))
+            elif shape != "few":
                 yield Point(name, kind, dtype, mode, (places, count, count, kernel))
             elif count == 64:  # a network's first
                 yield Point(name, kind, dtype, mode, (places, 3, count, kernel))
@@ -233,6 +236,10 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(["minibatch_stddev"], [""], ["float32"], BOTH, (1 << 10, 1 << 14, 1 << 18, 1 << 21))
     yield from grid(["minibatch_stddev"], [""], ["float64", *HALVES], BOTH, (1 << 16,))
     yield from convolutions(["float32"], (*BOTH, auto_conv.KEPT), (256, 1024, 4096, 25088), (64, 256))
+    # ResNet's last layer, eight images: as many products as its other layers, of fewer places than their points have.
+    yield from grid(
+        ["conv"], ["3x3", "3x3 channels_last"], ["float32"], ["training"], (8 * 7 * 7,), (512,), (512,), (9,)
+    )
     yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
     yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
     bags = KINDS["embedding_bag"]
