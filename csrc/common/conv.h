@@ -55,7 +55,7 @@ struct Conv {
   void* workspace;       // ConvSizes::workspace_bytes, 64-byte aligned
   ConvStrides x_stride, weight_stride, y_stride;
   ConvShape shape;
-  Activation activation;    // its row is -1: none; fwd only
+  Activation activation;  // its row is -1: none; fwd only
   ConvAlgorithm algorithm;
   Dtype dtype;
   Style style;

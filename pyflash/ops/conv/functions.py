@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, is_grad_enabled
@@ -313,7 +314,8 @@ def conv_bias_act(
         ValueError: no such activation, or a weight of other than 3, 4 or 5 dimensions.
         RuntimeError, TypeError: torch's; a residual that does not fit.
     """
-    of, options = resolve("conv_bias_act", activation), (stride, padding, dilation, groups)
+    of = resolve("conv_bias_act", activation)
+    options: tuple[Any, ...] = stride, padding, dilation, groups
     is_torchs = _BIAS_ACT.refused.holds(input, weight, bias, residual, options)
     if is_torchs and residual is None:
         return activated_in_turn(_TORCHS[weight.dim()](input, weight, bias, *options), None, of)
