@@ -83,6 +83,7 @@ def known_of(of: Any, container: torch.nn.Module, x: Tensor, *others: Tensor) ->
     if (
         _state.wish != "auto"
         or _state.strict
+        or _state.twice
         or is_dynamo_compiling()
         or _get_tracing_state() is not None
         or _are_functorch_transforms_active()

@@ -9,6 +9,7 @@ from helpers import assert_error_within, backend_params, relative_error, use
 import pyflash
 import pyflash.functional as PF
 import pyflash.nn
+from benchmarks.operations.gan.gan_step import Counter
 
 BACKENDS = [*backend_params("cpu", "triton"), "auto"]
 
@@ -98,6 +99,43 @@ def test_samples_are_left_alone_and_get_no_gradient():
     with torch.inference_mode():
         made = fake * 2
     assert PF.r1_penalty(model, made).requires_grad and PF.gradient_penalty(model, real, made).requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", PENALTIES)
+def test_nothing_runs_back_through_the_scores(backend, name):
+    """Of a critic of flat activations the penalty's gradient comes through its gradient alone; what torch sends back through
+    the critic itself, as dear as another backward, is zeros."""
+
+    def calls(nn, context):
+        model, seen = critic(nn)[:3].append(nn.Linear(36, 1)), []
+        model[1].inplace = True
+        model[0].register_forward_hook(lambda module, args, y: y.register_hook(seen.append) and None)
+        with context:
+            PENALTIES[name][0](model, *samples()).backward()
+        return sum(g is not None for g in seen)
+
+    assert (calls(pyflash.nn, use(backend)), calls(torch.nn, use("torch"))) == (1, 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_a_gradient_nobody_wants_nothing_is_computed(backend):
+    """torch.autograd.grad(y, x) and backward(inputs=...) name what they want."""
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    conv, fc = pyflash.nn.Conv2d(3, 4, 3, padding=1), pyflash.nn.Linear(8, 8)
+    products = [2 * 2 * 64 * conv.weight.numel(), 2 * 2 * 4 * 8 * fc.weight.numel()]
+
+    def flops_of(run):
+        with Counter() as counter:
+            run()
+        return counter.total
+
+    with use(backend):
+        loss = fc(conv(x)).sum()
+        assert flops_of(lambda: torch.autograd.grad(loss, x, retain_graph=True)) == sum(products)
+        wanted = [conv.weight, fc.weight]
+        assert flops_of(lambda: loss.backward(inputs=wanted)) == products[0] + 2 * products[1]
+    assert x.grad is None and all(w.grad is not None for w in wanted)
 
 
 def test_target_and_a_gradient_of_zero():

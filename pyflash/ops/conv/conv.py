@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyflash.activations import ACTIVATIONS
-from pyflash.ops.core.autograd import Function, apply, way
+from pyflash.ops.core.autograd import Function, apply, wanted, way
 from pyflash.ops.core.layouts import CHANNELS_LAST, is_channels_last
 from pyflash.ops.core.registry import Op
-from pyflash.ops.pointwise.activation import activation_bwd
+from pyflash.ops.pointwise.activation import CURVED, activation_bwd
 from pyflash.ops.pointwise.argument import NO_ACTIVATION
 
 # ---- memory
@@ -226,10 +226,11 @@ class _Conv(Function):
         if dy is None:
             return (None,) * 16
         x, weight, scale, bias, residual, saved = ctx.saved_tensors
-        need_dx, need_dweight, need_dscale, need_dbias, need_dresidual = ctx.needs_input_grad[:5]
+        need_dx, need_dweight = wanted(ctx, 2)
+        need_dscale, need_dbias, need_dresidual = ctx.needs_input_grad[2:5]
         name, *_ = ctx.activation
         if name:
-            if torch.is_grad_enabled() and ACTIVATIONS[name].saves == "x":
+            if torch.is_grad_enabled() and ACTIVATIONS[name].saves == "x" and name in CURVED:
                 # The saved pre-activation knows nothing of what it was computed from.
                 options = *ctx.geometry, *NO_ACTIVATION, False, False, ctx.backend
                 saved = apply(_Conv, x, weight, scale, bias, residual, ctx.size, *options)[0]
@@ -261,7 +262,8 @@ class _InputGrad(Function):
     @staticmethod
     def backward(ctx, ddx):
         dy, weight = ctx.saved_tensors
-        need_ddy, need_dweight, need_dbias = ctx.needs_input_grad[:3]
+        need_ddy, need_dweight = wanted(ctx, 2)
+        need_dbias = ctx.needs_input_grad[2]
         ddy = dweight = None
         if need_ddy or need_dweight:
             x = _in_format_of(ddx, dy, weight)
@@ -285,7 +287,7 @@ class _WeightGrad(Function):
     @staticmethod
     def backward(ctx, ddweight):
         dy, x = ctx.saved_tensors
-        need_ddy, need_dx = ctx.needs_input_grad[:2]
+        need_ddy, need_dx = wanted(ctx, 2)
         weight = _in_format_of(ddweight, dy, x)
         ddy = dx = None
         if need_ddy:

@@ -16,7 +16,7 @@ from pyflash.ops.conv.geometry import Geometry, of_conv, of_transposed, why_not_
 from pyflash.ops.core.autograd import shaped
 from pyflash.ops.core.backends import IN_KERNELS, Operation, _state, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_plain
-from pyflash.ops.core.choice import Refused, are_usual, choose
+from pyflash.ops.core.choice import Refused, are_usual, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.layouts import is_channels_last
 from pyflash.ops.pointwise.activation import activated_in_turn
@@ -132,6 +132,8 @@ class _Convolution:
             return result
         size = self._size(training, x, weight, geometry) if _state.wish == "auto" else None  # else nobody reads it
         backend = choose(self.operation, x, given, size, lacking={"cuda": why_not_depthwise(weight.shape)})
+        if backend is None and training and _state.twice and _state.wish == "auto" and not tracing_derivatives(given):
+            backend = "torch"  # its kernels, and our second derivative, which makes no zeros
         if backend is None:
             return torchs()
         return self._ours(x, weight, scale, bias, residual, geometry, activation, backend)

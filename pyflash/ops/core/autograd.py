@@ -105,6 +105,26 @@ def _distinct(args):
     return distinct
 
 
+def wanted(ctx, count: int) -> tuple[bool, ...]:
+    """Of the first `count` arguments of a function, tensors or, last, None: whose gradients the backward under way wants.
+
+    `needs_input_grad` is told in the forward, and says which it may want. A gradient penalty then wants that of the picture
+    alone, and a generator's step none of the discriminator's weights: half of a convolution's backward. torch's functions
+    know. To ask takes 0.2 us, and 13 for a leaf that torch.autograd.grad was given (Zen 4).
+    """
+    needed = ctx.needs_input_grad[:count]
+    if torch.compiler.is_compiling():
+        return needed
+    return tuple([is_needed and _is_wanted(ctx.next_functions[i][0]) for i, is_needed in enumerate(needed)])
+
+
+def _is_wanted(node) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # it is a leaf that torch.autograd.grad was given, or no engine runs
+        return True
+
+
 def leaf(t: torch.Tensor | None):
     """t, or the same numbers as something to differentiate by."""
     return t if t is None or t.requires_grad else t.detach().requires_grad_()

@@ -27,6 +27,7 @@ class FallbackWarning(UserWarning):
 class _State:
     wish = os.environ.get("PYFLASH_BACKEND", "auto")
     strict = os.environ.get("PYFLASH_STRICT", "0") == "1"
+    twice = False  # inside differentiated_twice
 
 
 _state = _State()
@@ -77,6 +78,18 @@ class use_backend:
 
     def __exit__(self, *_):
         _state.wish = self.outer
+
+
+class differentiated_twice:
+    """What is called inside has its gradient differentiated: a penalty's critic. torch's second derivative of a convolution, or
+    of an activation that is flat but for steps, has zeros for a gradient by its input, and they run back through the whole
+    network, as dear as any others; ours has none there."""
+
+    def __enter__(self) -> None:
+        self.outer, _state.twice = _state.twice, True
+
+    def __exit__(self, *_):
+        _state.twice = self.outer
 
 
 # Triton's interpreter, on CPU tensors, is chosen for the process when a kernel module is imported.

@@ -74,7 +74,7 @@ class Refused:
         """Does `auto` leave this call to torch? Then it is counted. None where the wish is another, while a graph is made,
         or for a subclass of Tensor: `choose` says more of those. False says that the rules, asked, gave it to our kernels."""
         # All of torch's calls pass here, and the shortest takes 1 us: what is asked is asked in line, 0.4 us of it.
-        if _state.wish != "auto" or type(x) is not Tensor or is_dynamo_compiling():
+        if _state.wish != "auto" or _state.twice or type(x) is not Tensor or is_dynamo_compiling():
             return None
         key_of = self.key_of
         try:
@@ -92,7 +92,7 @@ class Refused:
 
     def answer(self, x, *others) -> tuple | None:
         """As `holds`, what would be counted, OURS or None, without counting it."""
-        if _state.wish != "auto" or type(x) is not Tensor or is_dynamo_compiling():
+        if _state.wish != "auto" or _state.twice or type(x) is not Tensor or is_dynamo_compiling():
             return None
         if is_jit_tracing():  # sizes are tensors then, and would be remembered
             return None
@@ -178,6 +178,7 @@ def choose(
     size: Any = None,
     refused: str = "",
     lacking: Mapping[str, str] | None = None,
+    is_flat: bool = False,
 ) -> str | None:
     """The wish to pass to the operation, or None: call torch's own function.
 
@@ -188,6 +189,7 @@ def choose(
         size: what the `auto` rules compare, a number or what `Operation.sizes` names; default the number of elements of `x`.
         refused: why no kernel of ours takes these arguments at all, when that is so.
         lacking: backend -> why it has no kernel for them, though others may.
+        is_flat: gradients are needed, and they change with `x` in steps alone: inside `differentiated_twice` no rule is asked.
     Raises:
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
@@ -223,7 +225,8 @@ def choose(
                 taken = ""  # "auto" means the preferred one to an operator; the one behind it goes by its name
             continue
         # An exported program serves sizes that are not known yet: a threshold would refuse those on its other side.
-        if operation.rules is not None and not torch.compiler.is_exporting():
+        is_asked = operation.rules is not None and not (is_flat and _state.twice)
+        if is_asked and not torch.compiler.is_exporting():
             preferred = operation.rules(backend, x.numel() if size is None else size, x.dtype)
             if preferred:
                 record(operation.name, "torch", preferred)

@@ -14,14 +14,14 @@ from torch.nn.functional import linear as torch_linear
 
 from pyflash.activations import ACTIVATIONS
 from pyflash.auto import linear as auto
-from pyflash.ops.core.autograd import Function, apply, shaped, way
+from pyflash.ops.core.autograd import Function, apply, shaped, wanted, way
 from pyflash.ops.core.backends import IN_KERNELS, Operation, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect, is_plain, scalar_type, size_mismatch
 from pyflash.ops.core.choice import Refused, are_usual, choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, cast_by_autocast
 from pyflash.ops.core.packed_weights import packed_weights
 from pyflash.ops.core.registry import Op
-from pyflash.ops.pointwise.activation import activation_bwd
+from pyflash.ops.pointwise.activation import CURVED, activation_bwd
 from pyflash.ops.pointwise.argument import NO_ACTIVATION, ActivationArgument, activated, resolve
 
 OPERATIONS = {
@@ -119,8 +119,9 @@ class _MatMul(Function):
     @staticmethod
     def backward(ctx, dc):
         a, b = ctx.saved_tensors
-        da = matmul(dc, b.t(), ctx.backend) if ctx.needs_input_grad[0] else None
-        db = matmul(a.t(), dc, ctx.backend) if ctx.needs_input_grad[1] else None
+        need_da, need_db = wanted(ctx, 2)
+        da = matmul(dc, b.t(), ctx.backend) if need_da else None
+        db = matmul(a.t(), dc, ctx.backend) if need_db else None
         return da, db, None
 
 
@@ -149,7 +150,7 @@ class _Linear(Function):
         if dy is None:
             return (None,) * 8
         x, weight, bias, saved = ctx.saved_tensors
-        need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
+        need_dx, need_dweight, need_dbias = wanted(ctx, 3)
         if not torch.is_grad_enabled() and (bias is None or bias.dim() == 1):
             dx, dweight, dbias = _bwd(
                 dy, x, weight, saved, *ctx.activation, need_dx, need_dweight, need_dbias, ctx.backend
@@ -158,7 +159,7 @@ class _Linear(Function):
             return *grads, None, None, None, None, None
         name, *_ = ctx.activation
         if name:
-            if ACTIVATIONS[name].saves == "x":
+            if ACTIVATIONS[name].saves == "x" and name in CURVED:
                 # The saved pre-activation knows nothing of what it was computed from.
                 saved = apply(_Linear, x, weight, bias, *NO_ACTIVATION, False, ctx.backend)[0]
             dy = activation_bwd(dy, saved, *ctx.activation, ctx.backend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from pyflash.ops.core.backends import differentiated_twice
 from pyflash.ops.core.checks import expect_tensors
 from pyflash.ops.core.dtypes import acc_dtype
 
@@ -30,7 +31,8 @@ def _expect_samples(operation: str, critic, **tensors) -> None:
 def _gradient(operation: str, critic, x) -> torch.Tensor:
     """That of the sum of the critic's results at x, which has no history, as rows [batch, elements] in the accumulation type."""
     x.requires_grad_()
-    scores = critic(x)
+    with differentiated_twice():
+        scores = critic(x)
     if not isinstance(scores, torch.Tensor):
         raise TypeError(f"pyflash.{operation}: critic returned a {type(scores).__name__}, expected a tensor")
     grad = None

@@ -294,8 +294,9 @@ def activate(name: str, input, torch_function, parameters=(), inplace: bool = Fa
     refused = "" if is_plain(input) else NOT_PLAIN
     if refused and not torch.is_floating_point(input):
         return torch_function(input)  # integers and complex numbers: torch's rules of promotion, or its error
-    size = None if refused else (input.numel(), _needs_gradient(input))
-    backend = choose(operation, input, size=size, refused=refused)
+    needs_grad = _needs_gradient(input)
+    size = None if refused else (input.numel(), needs_grad)
+    backend = choose(operation, input, size=size, refused=refused, is_flat=needs_grad and name not in CURVED)
     if backend is None:
         return torch_function(input)
     if not inplace:

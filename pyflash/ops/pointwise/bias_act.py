@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from pyflash.auto.minima import minima
-from pyflash.ops.core.autograd import Function, apply
+from pyflash.ops.core.autograd import Function, apply, wanted
 from pyflash.ops.core.backends import IN_KERNELS, IN_TORCH, Operation
 from pyflash.ops.core.checks import NOT_PLAIN, expect, expect_tensors, is_dense, is_plain
 from pyflash.ops.core.choice import choose
@@ -125,7 +125,7 @@ class _BiasAct(Function):
 
     @staticmethod
     def backward(ctx, dy):
-        needs_x, needs_bias, needs_residual = ctx.needs_input_grad[:3]
+        (needs_x, needs_bias), needs_residual = wanted(ctx, 2), ctx.needs_input_grad[2]
         dx = dbias = None
         if needs_x or needs_bias:
             x, bias, seed = ctx.saved_tensors
@@ -205,7 +205,8 @@ def _fused(operation, x, bias, residual, dim, of, gain, clamp, dropout_p):
     # A single pass of torch's is as fast, but where large pages tell: to the rules it is a small call.
     is_worth = passes > 1 or x.numel() * x.dtype.itemsize >= LARGE_BYTES
     size = None if refused else (x.numel() if is_worth else 1, needs_grad)
-    backend = choose(operation, x, (bias, residual), size=size, refused=refused)
+    is_flat = needs_grad and bool(of[0] or clamp >= 0) and of[0] not in CURVED
+    backend = choose(operation, x, (bias, residual), size=size, refused=refused, is_flat=is_flat)
     if backend is None:
         return None
     x = x if is_dense(x) else x.clone()
