@@ -171,6 +171,19 @@ def convolutions(dtypes, modes, positions, channels) -> Iterator[Point]:
                 yield Point(name, kind, dtype, mode, (places, 3, count, kernel))
 
 
+# DCGAN's with 16 images of 64x64: channels double where places become a fourth. The points between, of as many channels in as
+# out, say nothing of 512: Zen 4, one thread, 256 to 512 channels of 8x8, all gradients: 64 ms of torch's, 48 of ours, where 256
+# to 256 tie.
+DOUBLED = (4096, 64, 128), (1024, 128, 256), (256, 256, 512)
+
+
+def doubled_convolutions(modes) -> Iterator[Point]:
+    for name, kind, mode in product(("conv", "conv_transpose"), auto_conv.KINDS, modes):
+        if kind.startswith("phases") and (mode != auto_conv.KEPT or auto_conv.is_packed(name, kind)):
+            for sizes in DOUBLED:
+                yield Point(name, kind, "float32", mode, (*sizes, 16))
+
+
 LAYERS, CELLS = (tuple(kind for kind in KINDS["rnn"] if kind.endswith(end)) for end in ("layers", "cell"))
 
 
@@ -240,6 +253,7 @@ def cpu_grid() -> Iterator[Point]:
     yield from grid(
         ["conv"], ["3x3", "3x3 channels_last"], ["float32"], ["training"], (8 * 7 * 7,), (512,), (512,), (9,)
     )
+    yield from doubled_convolutions((*BOTH, auto_conv.KEPT))
     yield from convolutions(["bfloat16"], BOTH, (256, 4096), (64, 256))
     yield from convolutions(["float64", "float16"], BOTH, (1024,), (64,))
     bags = KINDS["embedding_bag"]
