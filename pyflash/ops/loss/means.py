@@ -22,9 +22,11 @@ def _wide(x):
 
 
 def _mean(x, term):
+    """(mean, its factor), unless that is neither 1 nor -1."""
     base, factor, *_ = TERMS[term]
-    mean = base(x).mean(dtype=acc_dtype(x.dtype))
-    return mean if factor == 1 else -mean if factor == -1 else mean * factor
+    terms = base(x)
+    mean = terms.mean() if x.dtype.itemsize > 2 else terms.mean(dtype=acc_dtype(x.dtype))
+    return (mean, factor) if factor in (1, -1) else (mean * factor, 1)
 
 
 def _count(x):
@@ -33,8 +35,12 @@ def _count(x):
 
 def composed(x, z, x_term: str, z_term: str, dtype):
     """The same in torch operations, as one would write it, differentiable to any order; sums of half types in float32."""
-    mean = _mean(x, x_term)
-    mean = mean if z is None else mean + _mean(z, z_term)
+    mean, sign = _mean(x, x_term)
+    if z is None:
+        mean = mean if sign == 1 else -mean
+    else:
+        of_z, _ = _mean(z, z_term)  # of which none has a sign
+        mean = mean + of_z if sign == 1 else of_z - mean
     return mean if mean.dtype == dtype else mean.to(dtype)
 
 
