@@ -2,8 +2,8 @@
 and tests.
 
 `make generate` (tools/generate.py) renders the expressions to kernels/loss/rows.py and csrc/common/losses.inc. They are Python
-over `x` (input), `t` (target), `p` (the weight of positive examples), `g` (what arrives at the loss), the row's parameter,
-numbers, comparisons, `where` and the functions of `FUNCTIONS`. As with activations a gradient is written whole: g 0 is torch's
+over `x` (input), `t` (target), `p` (the weight of positive examples; of margin_ranking the sign, where x and t are what is
+ranked), `g` (what arrives at the loss), the row's parameter, numbers, comparisons, `where` and the functions of `FUNCTIONS`. As with activations a gradient is written whole: g 0 is torch's
 answer in some places, and 0 in others. `reference` is torch's own function, so a row cannot agree with itself.
 """
 
@@ -114,6 +114,17 @@ LOSSES = {
         Loss(
             "soft_margin", "where(x * t < 0, -(x * t), 0) + log1p(exp(-abs(x * t)))", "-g * (t * sigmoid(-(x * t)))", "",
             lambda x, t, p, _: F.soft_margin_loss(x, t, reduction="none"),
+        ),
+        Loss(  # a margin that is met exactly has the gradient still, as torch's
+            "margin_ranking", "at_least(margin - p * (x - t), 0)", "where(margin - p * (x - t) >= 0, -g * p, 0)",
+            "where(margin - p * (x - t) >= 0, g * p, 0)",
+            lambda x, t, p, margin: F.margin_ranking_loss(x, t, p, margin, reduction="none"),
+            parameter="margin", has_pos_weight=True,
+        ),
+        Loss(  # a target that is neither 1 nor -1 has both parts, as torch's
+            "hinge_embedding", "where(t == -1, 0, x) + where(t == 1, 0, at_least(margin - x, 0))",
+            "where(t == -1, 0, g) - where(t == 1, 0, where(margin - x >= 0, g, 0))", "",
+            lambda x, t, p, margin: F.hinge_embedding_loss(x, t, margin, reduction="none"), parameter="margin",
         ),
     )
 }  # fmt: skip

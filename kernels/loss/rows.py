@@ -6,7 +6,7 @@ import triton.language as tl
 from pyflash.kernels import primitives
 from pyflash.kernels.loss import functions
 
-WITH_POS_WEIGHT = ("binary_cross_entropy_with_pos_weight",)  # those that read p
+WITH_POS_WEIGHT = ("binary_cross_entropy_with_pos_weight", "margin_ranking",)  # those that read p
 
 
 @triton.jit
@@ -39,6 +39,10 @@ def forward(x, t, p, parameter, LOSS: tl.constexpr):
         return (x - (t * tl.log(x + parameter))) + tl.where(t <= 1.0, 0.0, ((t * tl.log(t)) - t) + (0.5 * tl.log(6.283185307179586 * t)))
     elif LOSS == "soft_margin":
         return tl.where(x * t < 0.0, -(x * t), 0.0) + primitives.log1p(primitives.exp(-tl.abs(x * t)))
+    elif LOSS == "margin_ranking":
+        return functions.at_least(parameter - (p * (x - t)), 0.0)
+    elif LOSS == "hinge_embedding":
+        return tl.where(t == -1.0, 0.0, x) + tl.where(t == 1.0, 0.0, functions.at_least(parameter - x, 0.0))
     else:
         tl.static_assert(False, "no such loss")
         return x
@@ -74,6 +78,10 @@ def by_input(g, x, t, p, parameter, LOSS: tl.constexpr):
         return g * (1.0 - (t / (x + parameter)))
     elif LOSS == "soft_margin":
         return -g * (t * primitives.sigmoid(-(x * t)))
+    elif LOSS == "margin_ranking":
+        return tl.where(parameter - (p * (x - t)) >= 0.0, -g * p, 0.0)
+    elif LOSS == "hinge_embedding":
+        return tl.where(t == -1.0, 0.0, g) - tl.where(t == 1.0, 0.0, tl.where(parameter - x >= 0.0, g, 0.0))
     else:
         tl.static_assert(False, "no such loss")
         return x
@@ -107,6 +115,8 @@ def by_target(g, x, t, p, parameter, LOSS: tl.constexpr):
         return g * (tl.where(t > 1.0, tl.log(t) + (((t / t) - 1.0) + (0.5 / t)), 0.0 * tl.log(t)) - x)
     elif LOSS == "poisson_nll_full_of_rate":
         return g * (tl.where(t > 1.0, tl.log(t) + (((t / t) - 1.0) + (0.5 / t)), 0.0 * tl.log(t)) - tl.log(x + parameter))
+    elif LOSS == "margin_ranking":
+        return tl.where(parameter - (p * (x - t)) >= 0.0, g * p, 0.0)
     else:
         tl.static_assert(False, "no such loss")
         return x

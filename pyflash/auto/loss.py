@@ -39,11 +39,14 @@ def rules(name: str):
 # Of an input and a target. Zen 4, one thread of a busy machine, torch's time over ours, forward and training. mse_loss, l1_loss and
 # smooth_l1_loss 0.8, 1.0 and 0.8 and 0.7, 0.9 and 0.7 at 2^16 elements; 2.8, 3.6 and 1.9 and 1.5, 2.0 and 1.1 at 2^20. With logits
 # 1.4 and 0.9 at 2^14, 2.3 and 1.4 at 2^16, 4.3 and 2.0 at 2^20; kl_div 2.4 and 1.2 at 2^14. Of probabilities 1.9 and 1.0 at 2^12,
-# 5.1 and 2.5 at 2^14: torch's logarithms are scalar.
+# 5.1 and 2.5 at 2^14: torch's logarithms are scalar. margin_ranking_loss 0.5 and 0.9 at 2^12, 0.5 and 1.2 at 2^14, 1.3 and 3.2
+# at 2^16, 2.5 and 10 at 2^18; hinge_embedding_loss 1.5 and 1.7 at 2^12, 21 and 14 at 2^16: torch's are seven operations and more.
 CHEAP = {"inference": 1 << 18, "training": 1 << 20}
 MIN_PAIRS = {
     **dict.fromkeys(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"), CHEAP),
     "binary_cross_entropy": {"inference": 1 << 12, "training": 1 << 14},
+    "margin_ranking_loss": {"inference": 1 << 16, "training": 1 << 14},
+    "hinge_embedding_loss": {"inference": 1 << 12, "training": 1 << 12},
 }
 WITH_EXPS = {"inference": 1 << 14, "training": 1 << 16}
 

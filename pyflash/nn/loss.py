@@ -10,10 +10,12 @@ __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
+    "HingeEmbeddingLoss",
     "HuberLoss",
     "KLDivLoss",
     "L1Loss",
     "MSELoss",
+    "MarginRankingLoss",
     "NLLLoss",
     "PoissonNLLLoss",
     "SmoothL1Loss",
@@ -141,3 +143,19 @@ class SoftMarginLoss(torch.nn.SoftMarginLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.soft_margin_loss(input, target, reduction=self.reduction)
+
+
+@twin("margin_ranking_loss")
+class MarginRankingLoss(torch.nn.MarginRankingLoss):
+    """max(0, margin - target (input1 - input2)), as torch.nn.MarginRankingLoss."""
+
+    def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
+        return F.margin_ranking_loss(input1, input2, target, margin=self.margin, reduction=self.reduction)
+
+
+@twin("hinge_embedding_loss")
+class HingeEmbeddingLoss(torch.nn.HingeEmbeddingLoss):
+    """input of similar pairs, max(0, margin - input) of others, as torch.nn.HingeEmbeddingLoss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.hinge_embedding_loss(input, target, margin=self.margin, reduction=self.reduction)

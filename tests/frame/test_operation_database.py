@@ -49,9 +49,11 @@ FUNCTIONS = {
         for name in (
             "binary_cross_entropy",
             "binary_cross_entropy_with_logits",
+            "hinge_embedding_loss",
             "huber_loss",
             "kl_div",
             "l1_loss",
+            "margin_ranking_loss",
             "mse_loss",
             "smooth_l1_loss",
             "soft_margin_loss",

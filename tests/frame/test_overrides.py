@@ -64,6 +64,8 @@ CALLS = {
     "kl_div": lambda f: f.kl_div(torch.eye(4), torch.eye(4), reduction="batchmean", log_target=True),
     "poisson_nll_loss": lambda f: f.poisson_nll_loss(torch.eye(4), torch.eye(4), log_input=False),
     "soft_margin_loss": lambda f: f.soft_margin_loss(torch.eye(4), torch.ones(4, 4)),
+    "margin_ranking_loss": lambda f: f.margin_ranking_loss(torch.eye(4), torch.ones(4, 4), torch.ones(4, 4)),
+    "hinge_embedding_loss": lambda f: f.hinge_embedding_loss(torch.eye(4), torch.ones(4, 4), 0.5),
 }
 
 

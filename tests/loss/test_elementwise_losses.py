@@ -44,6 +44,10 @@ def counts(shape):
     return torch.rand(shape).mul(5).floor()
 
 
+def signs(shape):
+    return torch.randn(shape).sign()
+
+
 FUNCTIONS = {  # name -> keywords, and what makes an input and a target
     "mse_loss": ([{}], numbers, numbers),
     "l1_loss": ([{}], numbers, numbers),
@@ -57,8 +61,11 @@ FUNCTIONS = {  # name -> keywords, and what makes an input and a target
     "poisson_nll_loss of rates": ([{"log_input": False}, {"log_input": False, "eps": 0.1}], probabilities, counts),
     "poisson_nll_loss in full": ([{"full": True}], torch.randn, counts),
     "poisson_nll_loss of rates in full": ([{"full": True, "log_input": False, "eps": 0.1}], probabilities, counts),
-    "soft_margin_loss": ([{}], lambda shape: torch.randn(shape) * 3, lambda shape: torch.randn(shape).sign()),
+    "soft_margin_loss": ([{}], lambda shape: torch.randn(shape) * 3, signs),
+    "margin_ranking_loss": ([{"margin": 1.0}, {}, {"margin": -0.3}], numbers, numbers),
+    "hinge_embedding_loss": ([{}, {"margin": 0.3}], numbers, signs),
 }
+WITHOUT_GRADIENT = "soft_margin_loss", "hinge_embedding_loss"  # of the target
 CASES = [  # shape, layout, why it is here
     ((), "contiguous", "a number"),
     ((3,), "contiguous", "smaller than a vector"),
@@ -74,7 +81,10 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def of(functional, name, **options):
-    return partial(getattr(functional, name.split()[0]), **options)
+    function = partial(getattr(functional, name.split()[0]), **options)
+    if name == "margin_ranking_loss":  # of two tensors, and of which is to rank higher
+        return lambda x, t: function(x, t, (1 - 2 * (torch.arange(x.numel()) % 3 % 2)).view(x.shape).to(x.dtype))
+    return function
 
 
 def laid_out(x, layout, is_target):
@@ -99,7 +109,7 @@ def compare(name, x, t, backend, reduction, divisor=None, **options):
     if name == "l1_loss" and "weight" in options:
         theirs = partial(weighted_l1_loss, reduction=reduction, **options)
     inputs = [x, t]
-    if name == "soft_margin_loss":  # whose target has no gradient
+    if name in WITHOUT_GRADIENT:
         ours, theirs = (partial(lambda f, t, x: f(x, t.to(x.dtype)), f, t) for f in (ours, theirs))
         inputs = [x]
     dloss = torch.randn_like(theirs(*inputs))
@@ -193,9 +203,12 @@ def test_nan_and_infinity_as_torchs(backend, name):
     x, t = torch.cartesian_prod(values, values).unbind(1)
     for options in FUNCTIONS[name][0]:
         for more in ({}, {"pos_weight": torch.tensor([2.0])} if name.endswith("logits") else {}):
-            theirs = run(of(F, name, reduction="none", **options, **more), [x, t], torch.ones_like(x))
-            ours = run(of(PF, name, reduction="none", **options, **more), [x, t], torch.ones_like(x), backend=backend)
-            for a, b in zip(ours, theirs):
+            theirs, ours = (of(functional, name, reduction="none", **options, **more) for functional in (F, PF))
+            inputs = [x, t]
+            if name in WITHOUT_GRADIENT:
+                theirs, ours, inputs = partial(lambda f, x: f(x, t), theirs), partial(lambda f, x: f(x, t), ours), [x]
+            expected = run(theirs, inputs, torch.ones_like(x))
+            for a, b in zip(run(ours, inputs, torch.ones_like(x), backend=backend), expected):
                 torch.testing.assert_close(a, b, equal_nan=True)
 
 
@@ -238,10 +251,10 @@ def test_logits_that_cancel_keep_their_digits(backend):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_derivatives_of_every_order(backend, name):
     x, t = made(name, (2, 3, 2), dtype=torch.float64)
-    x, t = x + 0.01 * torch.rand_like(x), t * 0.9 + 0.02  # off the corners
+    x, t = x + 0.01 * torch.rand_like(x), t if name == "hinge_embedding_loss" else t * 0.9 + 0.02  # off the corners
     if name.startswith("binary_cross_entropy") or "rates" in name:
         x = x.clamp(0.1, 0.9)
-    x, t = x.requires_grad_(), t.requires_grad_(name != "soft_margin_loss")
+    x, t = x.requires_grad_(), t.requires_grad_(name not in WITHOUT_GRADIENT)
     weights = {"weight": torch.rand(3, 1)} if name.startswith("binary") else {}
     weights = {"weight": torch.rand(2, 3, 2)} if name in ("mse_loss", "l1_loss", "huber_loss") else weights
     if name.endswith("logits"):
@@ -286,6 +299,21 @@ def test_autocast_gives_float32(backend):
     with torch.autocast(x.device.type, torch.bfloat16), use(backend):  # as a module's buffer
         ours = PF.binary_cross_entropy_with_logits(x, t, pos_weight=weight)
     torch.testing.assert_close(ours, F.binary_cross_entropy_with_logits(x.float(), t.float(), pos_weight=weight))
+
+
+@every_backend
+def test_sizes_of_margins_are_broadcast(backend):
+    x, y = torch.randn(4, 3), torch.randn(1, 3)
+    for target in (torch.ones(4, 1), torch.ones(1, 1), -torch.ones(5, 4, 3), torch.ones(4, 3, dtype=torch.int64)):
+        cases = [("hinge_embedding_loss", [x])] + [("margin_ranking_loss", [x, y])] * (target.dim() == 2)
+        for name, inputs in cases:
+            theirs, ours = (partial(lambda f, *inputs, t: f(*inputs, t), getattr(of, name), t=target) for of in (F, PF))
+            expected = run(theirs, inputs, torch.ones(()))
+            for a, b in zip(run(ours, inputs, torch.ones(()), backend=backend), expected):
+                torch.testing.assert_close(a, b)
+    with use(backend):  # of one number each, which the target repeats
+        found = PF.margin_ranking_loss(x[:1], y, torch.ones(4, 3), 0.5, reduction="none")
+    torch.testing.assert_close(found, F.margin_ranking_loss(x[:1], y, torch.ones(4, 3), 0.5, reduction="none"))
 
 
 @every_backend
@@ -338,7 +366,10 @@ def test_the_deprecated_arguments(backend):
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_refusals_are_torchs():
     x, p = torch.randn(4, 3), torch.rand(4, 3)
+    three = ("margin_ranking_loss", (x, x), {}), ("margin_ranking_loss", (x, x, x[0]), {})
     wrong = [
+        *three, ("margin_ranking_loss", (x, x, p), {"reduction": "middle"}), ("margin_ranking_loss", (x, x, x > 0), {}),
+        ("margin_ranking_loss", (x, x, torch.rand(5, 3)), {}),
         *((name, (p, p), {"reduction": "middle"}) for name in PF_NAMES),
         *((name, (p, torch.rand(5, 3)), {}) for name in PF_NAMES),
         *((name, (p.long(), p.long()), {}) for name in PF_NAMES if name not in ("poisson_nll_loss",)),
@@ -359,7 +390,7 @@ def test_refusals_are_torchs():
         assert type(ours.value) is type(theirs.value), (name, options)
 
 
-PF_NAMES = sorted({name.split()[0] for name in FUNCTIONS})
+PF_NAMES = sorted({name.split()[0] for name in FUNCTIONS} - {"margin_ranking_loss"})
 
 
 @pytest.mark.filterwarnings("ignore::pyflash.FallbackWarning")
@@ -430,7 +461,7 @@ MODULES = {
     "MSELoss": ({},), "L1Loss": ({"reduction": "sum"},), "SmoothL1Loss": ({"beta": 0.5},), "HuberLoss": ({"delta": 0.5},),
     "BCELoss": ({"weight": torch.rand(3)},), "BCEWithLogitsLoss": ({"pos_weight": torch.rand(3), "weight": torch.rand(4, 1)},),
     "KLDivLoss": ({"reduction": "batchmean"}, {"reduction": "sum", "log_target": True}), "PoissonNLLLoss": ({"log_input": False},),
-    "SoftMarginLoss": ({"reduction": "none"},),
+    "SoftMarginLoss": ({"reduction": "none"},), "HingeEmbeddingLoss": ({"margin": 0.5},), "MarginRankingLoss": ({"margin": 0.5},),
 }  # fmt: skip
 
 
@@ -438,12 +469,12 @@ MODULES = {
 def test_modules(name):
     for options in MODULES[name]:
         ours, theirs = (getattr(of_torch, name)(**options) for of_torch in (nn, torch.nn))
-        x, t = torch.rand(4, 3), torch.rand(4, 3)
+        tensors = [torch.rand(4, 3) for _ in range(3 if name == "MarginRankingLoss" else 2)]
         before = backends.counts.copy()
         with use("cpu"):
-            found = ours(x, t)
+            found = ours(*tensors)
         assert sum((backends.counts - before).values()) == 1
-        torch.testing.assert_close(found, theirs(x, t))
+        torch.testing.assert_close(found, theirs(*tensors))
         assert repr(ours) == repr(theirs) and ours.state_dict().keys() == theirs.state_dict().keys()
 
 

@@ -27,10 +27,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Sort:
-    """How an input and a target are made of random numbers, and the values of exp of an element, forward and backward."""
+    """How an input and a target are made of random numbers, and of the target what else is read; the values of exp of an
+    element, forward and backward."""
 
     input: Callable = lambda x: x
     target: Callable = lambda x: x
+    others: tuple[Callable, ...] = ()
     exps: int = 0
 
 
@@ -41,6 +43,8 @@ SORTS = {
     "kl_div": Sort(lambda x: x.log_softmax(-1), lambda x: x.softmax(-1)),
     "poisson_nll_loss": Sort(target=lambda x: x.exp().round(), exps=1),
     "soft_margin_loss": Sort(target=lambda x: x.sign(), exps=1),
+    "margin_ranking_loss": Sort(others=(lambda x: x.cos().sign(),)),  # where which is to rank higher
+    "hinge_embedding_loss": Sort(target=lambda x: x.sign()),
 }
 
 
@@ -49,8 +53,9 @@ def loss(name: str, functional):
         generator = torch.Generator(device="cpu").manual_seed(1)
         target = SORTS[name].target(torch.randn(case.shape.sizes, generator=generator, device="cpu"))
         target = target.to(torch.empty(0).device, getattr(torch, case.dtype))
+        tensors = target, *(made(target) for made in SORTS[name].others)
         # .to: the truth's is of float64, all others are of this type
-        return lambda x: getattr(functional, name)(x, target.to(x.dtype), reduction=case.shape.reduction)
+        return lambda x: getattr(functional, name)(x, *(t.to(x.dtype) for t in tensors), reduction=case.shape.reduction)
 
     return of
 
@@ -61,9 +66,11 @@ def _ours(name: str, case: Case):
     return loss(name, functional)(case)
 
 
-def _bytes(case: Case, mode: str) -> float:
-    """The forward reads both, the backward reads them and writes a gradient."""
-    return {"forward": 2, "backward": 3, "training": 5}[mode] * case.shape.numel * case.itemsize
+def _bytes(name: str, case: Case, mode: str) -> float:
+    """The forward reads all, the backward reads them and writes a gradient."""
+    read = 2 + len(SORTS[name].others)
+    passes = {"forward": read, "backward": read + 1, "training": 2 * read + 1}[mode]
+    return passes * case.shape.numel * case.itemsize
 
 
 def declared(name: str, model: str, reduction: str = "mean") -> Operation:
@@ -85,7 +92,7 @@ def declared(name: str, model: str, reduction: str = "mean") -> Operation:
         torch=loss(name, F),
         pyflash=partial(_ours, name),
         flops=lambda case, mode: 0.0,
-        bytes=_bytes,
+        bytes=partial(_bytes, name),
         exps=lambda case, mode: exps * {"forward": 1, "backward": 1, "training": 2}[mode] * case.shape.numel,
         gpu=tuple(
             gpu_case("64x1024x1024", Shape((64, 1024, 1024), reduction), Shape((3, 70), reduction), *modes, dtype=dtype)

@@ -169,23 +169,26 @@ def are_tensors(input, target, *weights) -> bool:
     return True
 
 
-def _unserved(input, target, weights) -> str:
+NAMES = "input", "target", "weight", "pos_weight"
+
+
+def _unserved(input, target, weights, names) -> str:
     wide = result_dtype(input)
-    for name, t in (("input", input), ("target", target), ("weight", weights[0]), ("pos_weight", weights[1])):
+    for i, (name, t) in enumerate(zip(names, (input, target, *weights))):
         if t is None:
             continue
         if not is_plain(t):
             return NOT_PLAIN
         if t.dtype not in (input.dtype, wide):
-            return f"{name} is {t.dtype}, input {input.dtype}"
-        if name not in ("input", "target") and t.requires_grad and torch.is_grad_enabled():
+            return f"{name} is {t.dtype}, {names[0]} {input.dtype}"
+        if i > 1 and t.requires_grad and torch.is_grad_enabled():
             return f"{name} requires a gradient"
     return ""
 
 
 def elementwise_loss(
     served: Operation, input, target, loss: str, reduction: str, torchs, *, parameter=0.0, weight=None, pos_weight=None,
-    refused="", warning="",
+    refused="", warning="", names=NAMES,
 ) -> torch.Tensor:  # fmt: skip
     """The loss of a row of the table, or torch's. input and target of shapes that broadcast, weights of such as fit them.
 
@@ -195,11 +198,12 @@ def elementwise_loss(
         torchs: () -> torch's own.
         refused: why no kernel takes these arguments, when that is so.
         warning: what torch would warn of, where the caller of ours stands.
+        names: of the tensors, as the function's arguments are called.
     """
     training = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
-    reason = refused or _unserved(input, target, (weight, pos_weight))
+    reason = refused or _unserved(input, target, (weight, pos_weight), names)
     if training and target.requires_grad and not LOSSES[loss].by_target:
-        reason = "the target requires a gradient"
+        reason = f"{names[1]} requires a gradient"
     backend = choose(served, input, (target, weight, pos_weight), _size_of(training, input), reason)
     if backend is None:
         return torchs()

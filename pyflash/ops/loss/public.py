@@ -6,6 +6,7 @@ from pyflash.ops.core.public import stands_for
 from pyflash.ops.loss.cross_entropy import cross_entropy
 from pyflash.ops.loss.gan import gan_discriminator_loss, gan_generator_loss
 from pyflash.ops.loss.linear_cross_entropy import linear_cross_entropy
+from pyflash.ops.loss.margins import hinge_embedding_loss, margin_ranking_loss
 from pyflash.ops.loss.nll import nll_loss
 from pyflash.ops.loss.penalties import gradient_penalty, r1_penalty
 from pyflash.ops.loss.probabilities import binary_cross_entropy, binary_cross_entropy_with_logits, kl_div
@@ -25,10 +26,12 @@ __all__ = [
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_penalty",
+    "hinge_embedding_loss",
     "huber_loss",
     "kl_div",
     "l1_loss",
     "linear_cross_entropy",
+    "margin_ranking_loss",
     "mse_loss",
     "nll_loss",
     "poisson_nll_loss",
@@ -41,10 +44,12 @@ _TORCHS = (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     cross_entropy,
+    hinge_embedding_loss,
     huber_loss,
     kl_div,
     l1_loss,
     linear_cross_entropy,
+    margin_ranking_loss,
     mse_loss,
     nll_loss,
     poisson_nll_loss,
