@@ -350,6 +350,21 @@ def nll_loss(empty, dtype):
         kernels.nll_loss_bwd(loss, shape, targets, weight, total, *options, x.dtype, dx)
 
 
+def row_loss(empty, dtype):
+    """Embeddings in pairs, and in triplets that are swapped."""
+    from pyflash.kernels.loss import row_loss as kernels
+
+    a, b, c, da, db, dc = (empty(4096, 512, dtype=dtype) for _ in range(6))
+    y, sums, target = empty(dtype=dtype), empty(4096, 3, dtype="float64"), empty(4096, dtype=dtype)
+    for tensors, loss, is_swapped in (
+        ((a, b, None, target), "cosine_embedding", False),
+        ((a, b, c, None), "triplet_margin", True),
+    ):
+        options = loss, 1.0, 1e-6, 2, is_swapped, "sum", 4096.0
+        kernels.row_loss_fwd(*tensors, *options, y.dtype, y, sums)
+        kernels.row_loss_bwd(y, *tensors, sums, *options, True, True, tensors[2] is not None, da, db, dc)
+
+
 def elementwise_loss(empty, dtype):
     """Images that are compared, and logits of classes with weights of their positive examples."""
     from pyflash.kernels.loss import elementwise as kernels

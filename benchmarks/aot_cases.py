@@ -78,6 +78,7 @@ SHORT = (
     "sm90/linear_cross_entropy/bfloat16",
     "sm90/nll_loss/bfloat16",
     "sm90/elementwise_loss/bfloat16",
+    "sm90/row_loss/bfloat16",
     "sm90/minibatch_stddev/bfloat16",
     "sm90/tensor_stats/bfloat16",
     "sm90/optim_step/bfloat16/adam",
@@ -148,6 +149,7 @@ def cases():
             add(arch, calls.total_norm, dtype, dtype=dtype)
             add(arch, calls.nll_loss, dtype, dtype=dtype)
             add(arch, calls.elementwise_loss, dtype, dtype=dtype)
+            add(arch, calls.row_loss, dtype, dtype=dtype)
         for cols in (8192, 16384, 32768):
             add(arch, calls.layer_norm, f"bfloat16/{cols}", dtype="bfloat16", cols=cols)
         for cols in (4096, 32768):

@@ -40,13 +40,16 @@ def rules(name: str):
 # smooth_l1_loss 0.8, 1.0 and 0.8 and 0.7, 0.9 and 0.7 at 2^16 elements; 2.8, 3.6 and 1.9 and 1.5, 2.0 and 1.1 at 2^20. With logits
 # 1.4 and 0.9 at 2^14, 2.3 and 1.4 at 2^16, 4.3 and 2.0 at 2^20; kl_div 2.4 and 1.2 at 2^14. Of probabilities 1.9 and 1.0 at 2^12,
 # 5.1 and 2.5 at 2^14: torch's logarithms are scalar. margin_ranking_loss 0.5 and 0.9 at 2^12, 0.5 and 1.2 at 2^14, 1.3 and 3.2
-# at 2^16, 2.5 and 10 at 2^18; hinge_embedding_loss 1.5 and 1.7 at 2^12, 21 and 14 at 2^16: torch's are seven operations and more.
+# at 2^16, 2.5 and 10 at 2^18; hinge_embedding_loss 1.5 and 1.7 at 2^12, 21 and 14 at 2^16: torch's are seven operations and more. Of rows:
+# cosine_embedding_loss 0.7 and 1.4 at 2^14, 1.0 and 1.6 at 2^16, 4.0 and 6.1 at 2^21; triplet_margin_loss 0.6 and 1.6, 1.2 and 1.6, 26 and 4.3.
 CHEAP = {"inference": 1 << 18, "training": 1 << 20}
+OF_ROWS = {"inference": 1 << 17, "training": 1 << 13}
 MIN_PAIRS = {
     **dict.fromkeys(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"), CHEAP),
     "binary_cross_entropy": {"inference": 1 << 12, "training": 1 << 14},
     "margin_ranking_loss": {"inference": 1 << 16, "training": 1 << 14},
     "hinge_embedding_loss": {"inference": 1 << 12, "training": 1 << 12},
+    **dict.fromkeys(("cosine_embedding_loss", "triplet_margin_loss"), OF_ROWS),
 }
 WITH_EXPS = {"inference": 1 << 14, "training": 1 << 16}
 

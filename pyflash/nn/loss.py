@@ -9,6 +9,7 @@ from pyflash.nn._twins import twin
 __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
+    "CosineEmbeddingLoss",
     "CrossEntropyLoss",
     "HingeEmbeddingLoss",
     "HuberLoss",
@@ -20,6 +21,8 @@ __all__ = [
     "PoissonNLLLoss",
     "SmoothL1Loss",
     "SoftMarginLoss",
+    "TripletMarginLoss",
+    "TripletMarginWithDistanceLoss",
 ]
 if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
     __all__ += ["LinearCrossEntropyLoss"]
@@ -159,3 +162,39 @@ class HingeEmbeddingLoss(torch.nn.HingeEmbeddingLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.hinge_embedding_loss(input, target, margin=self.margin, reduction=self.reduction)
+
+
+@twin("cosine_embedding_loss")
+class CosineEmbeddingLoss(torch.nn.CosineEmbeddingLoss):
+    """1 - cos of similar pairs, max(0, cos - margin) of others, as torch.nn.CosineEmbeddingLoss."""
+
+    def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
+        return F.cosine_embedding_loss(input1, input2, target, margin=self.margin, reduction=self.reduction)
+
+
+@twin("triplet_margin_loss")
+class TripletMarginLoss(torch.nn.TripletMarginLoss):
+    """max(0, margin + |anchor - positive| - |anchor - negative|), as torch.nn.TripletMarginLoss."""
+
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        return F.triplet_margin_loss(
+            anchor,
+            positive,
+            negative,
+            margin=self.margin,
+            p=self.p,
+            eps=self.eps,
+            swap=self.swap,
+            reduction=self.reduction,
+        )
+
+
+@twin("triplet_margin_loss", "margin_ranking_loss")
+class TripletMarginWithDistanceLoss(torch.nn.TripletMarginWithDistanceLoss):
+    """A triplet loss of any distances, as torch.nn.TripletMarginWithDistanceLoss."""
+
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        return F.triplet_margin_with_distance_loss(
+            anchor, positive, negative, distance_function=self.distance_function, margin=self.margin, swap=self.swap,
+            reduction=self.reduction,
+        )  # fmt: skip

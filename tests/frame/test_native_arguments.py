@@ -51,6 +51,7 @@ AVG_POOL = (0, 0, 0, 1, *POOL_AXES, False, 0, 0)
 MAX_UNPOOL = (0, 0, 0, 0, 1, 1, 1, 0)
 LOCAL_RESPONSE = (0, 0, 0, 0, 0, 1, 1, False, 0, 0, 1.0, 1.0, 1.0, 0)
 CROSS_ENTROPY = (0, 0, 0, 0, 0, 1, 1, 0, 0, -100, 0.0, 0, 0, 0)
+ROW_LOSS = (0, 0, 0, 2, 2, 2, 0, 0, 2, 0, 0.5, 0.0, True, False, True, 0, 0)
 ELEMENTWISE_LOSS = (0, 0, *(0, 1, 1, 0) * 2, 0, 0, 0.0, True, 0, 0)
 LOSS_PARTS = (0, 0, 0, 0, 0, 0.0, 0) * 2
 NORMALIZE = (0, 0, 0, 0, 0, 1, 1, 0, 1.0, 0)
@@ -277,6 +278,11 @@ def flat_problems():
     yield "elementwise_loss_fwd", partial(_holding, _cpu.elementwise_loss_fwd, place), fields, 14, elements
     fields = (*ELEMENTWISE_LOSS, place.data_ptr(), place.data_ptr(), 0, 0)
     yield "elementwise_loss_bwd", partial(_holding, _cpu.elementwise_loss_bwd, place), fields, 14, elements
+    rows = {"first stride": 3, "second stride": 4, "third stride": 5, "n": 7, "columns": 8}
+    fields = (*ROW_LOSS, *(place.data_ptr(),) * 3, 1.0)
+    yield "row_loss_fwd", partial(_holding, _cpu.row_loss_fwd, place), fields, 15, rows
+    fields = (*ROW_LOSS, place.data_ptr(), place.data_ptr(), 1.0, 0, 0, 0)
+    yield "row_loss_bwd", partial(_holding, _cpu.row_loss_bwd, place), fields, 15, rows
     yield "normalize", _cpu.normalize, NORMALIZE, 9, {"outer": 4, "n": 5, "inner": 6}
     yield "spectral_scale", _cpu.spectral_scale, SPECTRAL_SCALE, 10, {"outer": 1, "rows": 2, "inner": 3}
     for name in ("max_unpool_fwd", "max_unpool_bwd"):

@@ -49,6 +49,7 @@ FUNCTIONS = {
         for name in (
             "binary_cross_entropy",
             "binary_cross_entropy_with_logits",
+            "cosine_embedding_loss",
             "hinge_embedding_loss",
             "huber_loss",
             "kl_div",
@@ -57,6 +58,8 @@ FUNCTIONS = {
             "mse_loss",
             "smooth_l1_loss",
             "soft_margin_loss",
+            "triplet_margin_loss",
+            "triplet_margin_with_distance_loss",
         )
     },
     **{

@@ -66,6 +66,8 @@ CALLS = {
     "soft_margin_loss": lambda f: f.soft_margin_loss(torch.eye(4), torch.ones(4, 4)),
     "margin_ranking_loss": lambda f: f.margin_ranking_loss(torch.eye(4), torch.ones(4, 4), torch.ones(4, 4)),
     "hinge_embedding_loss": lambda f: f.hinge_embedding_loss(torch.eye(4), torch.ones(4, 4), 0.5),
+    "cosine_embedding_loss": lambda f: f.cosine_embedding_loss(torch.eye(4), torch.ones(4, 4), torch.ones(4), 0.5),
+    "triplet_margin_loss": lambda f: f.triplet_margin_loss(torch.eye(4), torch.ones(4, 4), torch.zeros(4, 4), 2.0),
 }
 
 

@@ -85,6 +85,25 @@ def elementwise_loss_bwd():
             yield torch.rand_like(y), *tensors, total, loss, parameter, reduction, *needs
 
 
+def row_loss_fwd():
+    a, b, c, target = *torch.randn(3, 5, 7), torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0])
+    for reduction, divisor in (("sum", 5.0), ("none", 1.0)):
+        options = reduction, divisor, torch.float32
+        yield a, b, None, target, "cosine_embedding", 0.1, 0.0, 2, False, *options
+        yield torch.cat([a, a], 1)[:, 7:], b, None, target, "cosine_embedding", 0.1, 0.0, 2, False, *options
+        for power, is_swapped in ((1, False), (2, True), (2, False)):
+            yield a, b, c[:1].expand(5, 7), None, "triplet_margin", 1.0, 1e-6, power, is_swapped, *options
+
+
+def row_loss_bwd():
+    for *tensors, loss, margin, eps, power, is_swapped, reduction, divisor, dtype in row_loss_fwd():
+        options = loss, margin, eps, power, is_swapped, reduction, divisor
+        y, sums = OPS["row_loss_fwd"](*tensors, *options, dtype, "torch")
+        is_triplet = loss == "triplet_margin"
+        for needs in ((True, True, is_triplet), (False, True, False)):
+            yield torch.rand_like(y), *tensors, sums, *options, *needs
+
+
 def nll_loss_fwd():
     for x, targets, probabilities, weight, ignore_index, _, reduction, dtype in cross_entropy_fwd():
         if probabilities is None:
@@ -109,4 +128,6 @@ OPERATORS = {
     "mean_terms_second": mean_terms_second,
     "nll_loss_fwd": nll_loss_fwd,
     "nll_loss_bwd": nll_loss_bwd,
+    "row_loss_fwd": row_loss_fwd,
+    "row_loss_bwd": row_loss_bwd,
 }

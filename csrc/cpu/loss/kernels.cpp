@@ -2,3 +2,4 @@
 #include "linear_cross_entropy.h"
 #include "means.h"
 #include "nll.h"
+#include "row_loss.h"

@@ -159,14 +159,14 @@ def _size_of(training, input, *_):
     return (input.numel(), training) if is_plain(input) else None
 
 
-def are_tensors(input, target, *weights) -> bool:
-    """Of one device, and floating-point ones? Of others torch says itself what is wrong, or knows what to do."""
-    for t in (input, target, *weights):
-        if t is None:
-            continue
-        if not isinstance(t, torch.Tensor) or not t.is_floating_point() or t.device != input.device:
-            return False
-    return True
+def are_tensors(*tensors, optional=()) -> bool:
+    """Of one device, and floating-point ones? Of others torch says itself what is wrong, or knows what to do. Those that are
+    optional may be None."""
+    device = getattr(tensors[0], "device", None)
+    return all(
+        isinstance(t, torch.Tensor) and t.is_floating_point() and t.device == device
+        for t in (*tensors, *(t for t in optional if t is not None))
+    )
 
 
 NAMES = "input", "target", "weight", "pos_weight"

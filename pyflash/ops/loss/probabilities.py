@@ -26,7 +26,7 @@ def _fits(weight, input) -> bool:
 
 def _is_asked_right(input, target, reduction, *weights) -> bool:
     """Does torch take such arguments? It says itself what is wrong with others."""
-    if reduction not in REDUCTIONS or not are_tensors(input, target, *weights) or input.shape != target.shape:
+    if reduction not in REDUCTIONS or not are_tensors(input, target, optional=weights) or input.shape != target.shape:
         return False
     return all(_fits(weight, input) for weight in weights)
 

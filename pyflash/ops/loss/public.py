@@ -4,6 +4,11 @@ import torch.nn.functional as F
 
 from pyflash.ops.core.public import stands_for
 from pyflash.ops.loss.cross_entropy import cross_entropy
+from pyflash.ops.loss.embeddings import (
+    cosine_embedding_loss,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
+)
 from pyflash.ops.loss.gan import gan_discriminator_loss, gan_generator_loss
 from pyflash.ops.loss.linear_cross_entropy import linear_cross_entropy
 from pyflash.ops.loss.margins import hinge_embedding_loss, margin_ranking_loss
@@ -22,6 +27,7 @@ from pyflash.ops.loss.regression import (
 __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "cosine_embedding_loss",
     "cross_entropy",
     "gan_discriminator_loss",
     "gan_generator_loss",
@@ -38,11 +44,14 @@ __all__ = [
     "r1_penalty",
     "smooth_l1_loss",
     "soft_margin_loss",
+    "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
 ]
 
 _TORCHS = (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
+    cosine_embedding_loss,
     cross_entropy,
     hinge_embedding_loss,
     huber_loss,
@@ -55,6 +64,8 @@ _TORCHS = (
     poisson_nll_loss,
     smooth_l1_loss,
     soft_margin_loss,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
 )
 # linear_cross_entropy is new in torch 2.13.
 stands_for({getattr(F, ours.__name__): ours for ours in _TORCHS if hasattr(F, ours.__name__)})

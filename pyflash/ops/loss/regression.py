@@ -19,7 +19,7 @@ SOFT_MARGIN, _refused_soft_margin = operation("soft_margin_loss")
 
 def _is_asked_right(input, target, reduction, weight=None) -> bool:
     """Does torch take such arguments? It says itself what is wrong with others."""
-    if reduction not in REDUCTIONS or not are_tensors(input, target, weight):
+    if reduction not in REDUCTIONS or not are_tensors(input, target, optional=(weight,)):
         return False
     if weight is not None and weight.shape != input.shape:
         return False
