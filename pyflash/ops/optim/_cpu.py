@@ -1,5 +1,7 @@
 """Steps and norms of many tensors; bindings/optim.cpp reads the tuples field by field, in this order."""
 
+import math
+
 import torch
 
 from pyflash import _cpu
@@ -20,8 +22,9 @@ def total_norm(every_lists, kind):
     """Of the first column of each, as a number."""
     problems = [(lists.sizes, lists.columns[0], _KINDS[kind], DTYPES[lists.dtype]) for lists in every_lists]
     totals = [_cpu.total_norm(problem, torch.get_num_threads()) for problem in problems]
-    total = torch.tensor(totals, dtype=torch.float64, device="cpu")
-    return (total.sum().sqrt() if kind == "euclidean" else total.max()).item()
+    if kind == "euclidean":
+        return math.sqrt(sum(totals))
+    return max(totals) if not any(map(math.isnan, totals)) else math.nan
 
 
 def scale(lists, factor):

@@ -75,7 +75,7 @@ def clip_grad_norm_(
         return torchs(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     parameters = parameters if isinstance(parameters, Tensor) else [*parameters] or parameters
     listed = [parameters] if isinstance(parameters, Tensor) else parameters
-    grads = [p.grad for p in listed if p.grad is not None]
+    grads = [grad for p in listed if (grad := p.grad) is not None]
     kind = _KINDS.get(float(norm_type))
     # torch has no largest of nothing, and says so
     if not grads or (kind == "maximum" and not all(map(Tensor.numel, grads))):

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyflash.ops.core.checks import NOT_PLAIN, PLAIN_TYPES, is_dense, is_plain
 from pyflash.ops.core.dtypes import FLOATS
 
+_SHAPE = attrgetter("shape")
 _LOOKS = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous, attrgetter("dtype"), attrgetter("is_cpu")
 
 
@@ -56,7 +57,7 @@ class Checked:
         facts = _facts([t for column in columns for t in column], len(columns))
         if facts is None or facts != self.facts:
             self.facts = facts
-            self.served, self.refused = _checked(list(zip(*columns)))
+            self.served, self.refused = _usual(columns, facts) or _checked(list(zip(*columns)))
         return self.served, self.refused
 
 
@@ -72,6 +73,32 @@ def _facts(tensors: list[Tensor], width: int):
     # Of what is not contiguous nothing but its strides says how far it reaches.
     strides = [] if all(contiguous) else [t.stride() for t, is_so in zip(tensors, contiguous) if not is_so]
     return width, looks, strides, [] if all(are_on_cpu) else [t.device for t in tensors]
+
+
+def _usual(columns: list[list[Tensor]], facts) -> tuple[list[Lists], dict[int, str]] | None:
+    """What `_checked` finds of contiguous tensors of one type on the CPU, where it refuses none; None of all others.
+
+    Gradients that a backward pass makes anew lie elsewhere at each step. Zen 4, one thread, 100 small tensors: clip_grad_norm_
+    takes 130 us, 410 with a look at each by itself (torch 330), and a step of SGD with new gradients 350 instead of 1540 us.
+    """
+    if facts is None:
+        return None
+    width, (addresses, sizes, _, dtypes, _), strides, devices = facts
+    tensors = [t for column in columns for t in column]
+    if strides or devices or len(set(dtypes)) != 1 or dtypes[0] not in FLOATS or 0 in addresses or 0 in sizes:
+        return None
+    if any(map(Tensor.is_neg, tensors)) or any(map(Tensor.is_inference, tensors)) or not is_plain(tensors[0]):
+        return None
+    count = len(tensors) // width
+    if width > 1:
+        shapes = list(map(_SHAPE, tensors))
+        if any(shapes[i : i + count] != shapes[:count] for i in range(count, len(shapes), count)):
+            return None
+    itemsize, spans = dtypes[0].itemsize, sorted(zip(addresses, sizes))
+    if any([begin + size * itemsize > following for (begin, size), (following, _) in pairwise(spans)]):
+        return None
+    parts = [addresses[i : i + count] for i in range(0, len(addresses), count)]
+    return [Lists(dtypes[0], tensors[0].device, list(range(count)), sizes[:count], parts)], {}
 
 
 def _checked(rows: list[tuple[Tensor, ...]]) -> tuple[list[Lists], dict[int, str]]:
