@@ -165,8 +165,8 @@ def _row_loss_fwd(
     if IS_REDUCED:
         tl.store(totals_ptr + pid, tl.sum(tl.where(mask_m, loss, 0.0)))
     else:
-        to = loss_ptr.dtype.element_ty
-        tl.store(loss_ptr + rows, cast(loss.to(acc_dtype(to)), to), mask=mask_m)
+        loss = cast(loss.to(acc_dtype(loss_ptr.dtype.element_ty)), loss_ptr.dtype.element_ty)
+        tl.store(loss_ptr + rows, loss, mask=mask_m)
 
 
 @launch.cached
@@ -177,8 +177,8 @@ def _row_loss_finish(loss_ptr, totals_ptr, programs, divisor: "fp64", BLOCK: tl.
     for first in range(0, programs, BLOCK):
         i = first + tl.arange(0, BLOCK)
         total += tl.load(totals_ptr + i, mask=i < programs, other=0.0)
-    loss, to = tl.sum(total) / scalar(divisor, tl.float64), loss_ptr.dtype.element_ty
-    tl.store(loss_ptr, cast(loss.to(acc_dtype(to)), to))
+    loss = tl.sum(total) / scalar(divisor, tl.float64)
+    tl.store(loss_ptr, cast(loss.to(acc_dtype(loss_ptr.dtype.element_ty)), loss_ptr.dtype.element_ty))
 
 
 @launch.cached
