@@ -259,3 +259,28 @@ def test_bad_input(change, error, message):
     for backend in ("cpu", "torch", "auto", *(["triton"] if backends.INTERPRETING else [])):
         with use(backend), pytest.raises(error, match=f"pyflash.attention_decode: .*{message}"):
             PF.attention_decode(**call)
+
+
+def test_a_call_like_one_before_is_still_checked():
+    """Of the checks of a usual call those of values remain, and all where something is unusual."""
+    q, k, v, lengths = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8), torch.tensor([5, 9])
+    with use("cpu"):
+        expected = PF.attention_decode(q, k, v, lengths)
+        torch.testing.assert_close(PF.attention_decode(q, k, v, lengths), expected)
+        torch.testing.assert_close(PF.attention_decode(q, k, v, lengths, scale=0.5), PF.attention(
+            q, k, v, torch.arange(9) < lengths.view(2, 1, 1, 1), scale=0.5, enable_gqa=True))  # fmt: skip
+        for wrong, error in (
+            ((q, k, v, torch.tensor([5, 10])), ValueError), ((q, k, v, torch.tensor([-1, 2])), ValueError),
+            ((q, k, v.double(), lengths), RuntimeError), ((q, k, v, lengths.float()), RuntimeError),
+            ((q, k, v[:, :, :8], lengths), ValueError), ((q, k, v, lengths[:1]), ValueError), ((q, None, v, lengths), TypeError),
+        ):  # fmt: skip
+            with pytest.raises(error, match="attention_decode"):
+                PF.attention_decode(*wrong)
+        with pytest.raises(ValueError, match="softcap"):
+            PF.attention_decode(q, k, v, lengths, softcap=-1.0)
+        scale = torch.tensor(1.0)
+        first = PF.attention_decode(q, k, v, lengths, scale=scale)
+        scale.fill_(0.5)  # the same tensor, another number
+        assert not torch.equal(PF.attention_decode(q, k, v, lengths, scale=scale), first)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert PF.attention_decode(q, k, v, lengths).dtype == torch.bfloat16

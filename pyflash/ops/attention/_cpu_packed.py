@@ -86,6 +86,12 @@ def attention_decode(q, k_cache, v_cache, cache_seqlens, block_table, alibi_slop
             _decode(q[of], k, v, _slopes(alibi_slopes, b, 1), *scalars, out[of], lse[of])
         return
     lengths = cache_lengths("attention_decode", cache_seqlens, k_cache.shape[2])
+    if lengths and lengths.count(lengths[0]) == len(
+        lengths
+    ):  # one text, or several of a length: nothing is cut but the caches
+        keys, values = (cache.narrow(2, 0, lengths[0]) for cache in (k_cache, v_cache))
+        _decode(q, keys, values, _slopes(alibi_slopes, 0, len(lengths)), *scalars, out, lse)
+        return
     first = 0
     for length, run in groupby(lengths):
         n = sum(1 for _ in run)
