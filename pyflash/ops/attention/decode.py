@@ -217,9 +217,9 @@ def attention_decode(
             blocks_in_use(name, block_table, lengths, k_cache.shape[2], k_cache.shape[0])
     if block_table is not None:
         block_table = block_table.contiguous()
-    tensors = q, k_cache, v_cache, cache_seqlens.contiguous(), block_table, alibi_slopes
+    inputs = q, k_cache, v_cache, cache_seqlens.contiguous(), block_table, alibi_slopes
     if backend is None and (refused or tracing_derivatives((q, k_cache, v_cache))):
-        out, lse = reference_decode(*tensors, *scalars)
+        out, lse = reference_decode(*inputs, *scalars)
     else:
-        out, lse = apply(_Decode, *tensors, scalars, backend or "torch")
+        out, lse = apply(_Decode, *inputs, scalars, backend or "torch")
     return (out, lse) if return_lse else out
