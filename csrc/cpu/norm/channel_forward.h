@@ -39,18 +39,43 @@ PF_INLINE void for_runs(const ChannelNormShape& s, const ChannelNormPlan& plan, 
   for (int64_t first = begin; first < end; first += run) body(first, min_of(end, first + run));
 }
 
-// body(plane) for the planes of such a run, in the order of memory; and from the last to the first.
+// A plane, and what it belongs to. Counted where planes are small: a division takes as long as a vector or two.
+struct Place {
+  int64_t plane, unit, channel;
+};
+PF_INLINE Place place_of(const ChannelNormShape& s, int64_t plane) {
+  const int64_t channel = plane % s.channels;
+  return {plane, unit_of(s, plane / s.channels, channel), channel};
+}
+
+// body(place) for the planes of such a run, in the order of memory; and from the last to the first.
 template <class Body>
 PF_INLINE void for_planes(const ChannelNormShape& s, int64_t first, int64_t last, Body body) {
   const Planes of = planes_of(s, first);
+  const int64_t channel = of.first % s.channels;
   for (int64_t i = 0; i < of.count; i++)
-    for (int64_t unit = first; unit < last; unit++) body(of.first + i * of.step + unit - first);
+    for (int64_t unit = first; unit < last; unit++)
+      body(Place{of.first + i * of.step + unit - first, unit, s.groups ? channel + i : unit});
 }
 template <class Body>
 PF_INLINE void for_planes_down(const ChannelNormShape& s, int64_t first, int64_t last, Body body) {
   const Planes of = planes_of(s, first);
+  const int64_t channel = of.first % s.channels;
   for (int64_t i = of.count - 1; i >= 0; i--)
-    for (int64_t unit = last - 1; unit >= first; unit--) body(of.first + i * of.step + unit - first);
+    for (int64_t unit = last - 1; unit >= first; unit--)
+      body(Place{of.first + i * of.step + unit - first, unit, s.groups ? channel + i : unit});
+}
+
+// body(channel, unit) for the channels [first, last) of a sample.
+template <class Body>
+PF_INLINE void for_channels(const ChannelNormShape& s, int64_t sample, int64_t first, int64_t last, Body body) {
+  if (first >= last) return;
+  const int64_t share = s.groups ? s.channels / s.groups : 1;
+  int64_t unit = unit_of(s, sample, first), next = (first / share + 1) * share;
+  for (int64_t channel = first; channel < last; channel++) {
+    if (channel == next) unit++, next += share;
+    body(channel, unit);
+  }
 }
 
 // The same problem from another sample on.
@@ -124,32 +149,37 @@ Moments plane_moments(const S* x, int64_t count) {
 }
 
 // Sums over rows of the deviations from `shift` and of their squares, with kScales in units of 1 / unit.
-template <class S, int kRows, bool kScales>
-PF_INLINE void sum_columns(const S* x, int64_t channels, Acc<S>* partial, int64_t padded, bool is_first) {
-  typedef Vec<Acc<S>> V;
-  Acc<S>*shift = partial, *sum = partial + padded, *square = partial + 2 * padded, *unit = partial + 3 * padded;
-  for_columns<Acc<S>, 1>(0, channels, [&](int64_t j, auto count, int) {
-    const V from = load(shift + j);
-    V sums = {}, squares = {};
-    PF_UNROLL
-    for (int r = 0; r < kRows; r++) {
-      if (kRows > 1) ask_ahead(x + r * channels + j);
-      V d = load_part(x + r * channels + j, count) - from;
-      if (kScales) d *= load(unit + j);
-      sums += d;
-      squares = fma(d, d, squares);
-    }
-    store(sum + j, is_first ? sums : load(sum + j) + sums);
-    store(square + j, is_first ? squares : load(square + j) + squares);
-  });
-}
-
 template <class S, bool kScales>
 void sum_rows(const S* x, int64_t rows, int64_t channels, Acc<S>* partial, int64_t padded) {
-  int64_t row = 0;
-  for (; row + kTileRows <= rows; row += kTileRows)
-    sum_columns<S, kTileRows, kScales>(x + row * channels, channels, partial, padded, row == 0);
-  for (; row < rows; row++) sum_columns<S, 1, kScales>(x + row * channels, channels, partial, padded, row == 0);
+  typedef Acc<S> T;
+  typedef Vec<T> V;
+  T *shift = partial, *sum = partial + padded, *square = partial + 2 * padded, *unit = partial + 3 * padded;
+  for_strips<T>(channels, [&](int64_t j0, auto count, auto strip) {
+    constexpr int vectors = decltype(strip)::vectors;
+    V from[vectors], sums[vectors] = {}, squares[vectors] = {};
+    load_strip<vectors>(Each<T>{shift}, j0, from);
+    const int64_t next = next_strip<T>(j0, rows, channels, channels);
+    for_row_groups(rows, [&](int64_t row, auto group) {
+      PF_UNROLL
+      for (int v = 0; v < vectors; v++) {
+        const int64_t j = j0 + v * kLanes<T>;
+        V of_rows = {}, of_squares = {};
+        PF_UNROLL
+        for (int r = 0; r < decltype(group)::vectors; r++) {
+          const S* at = x + (row + r) * channels + j;
+          __builtin_prefetch(at + next, 0, 2);
+          V d = load_part(at, count) - from[v];
+          if (kScales) d *= load(unit + j);
+          of_rows += d;
+          of_squares = fma(d, d, of_squares);
+        }
+        sums[v] += of_rows, squares[v] += of_squares;
+      }
+    });
+    PF_UNROLL
+    for (int v = 0; v < vectors; v++)
+      store(sum + j0 + v * kLanes<T>, sums[v]), store(square + j0 + v * kLanes<T>, squares[v]);
+  });
 }
 
 // Moments of a block of rows [rows, channels]: shift, sum, sum of squares and the unit that these are in, [4, padded].
@@ -245,10 +275,9 @@ Moments unit_statistics(const ChannelNormFwd& p, const ChannelNormPlan& plan, in
   return m;
 }
 
-// What channel `channel` of a sample is multiplied with and moved by.
+// What a channel of a unit is multiplied with and moved by.
 template <class T>
-PF_INLINE Affine<Same<T>> affine_of(const ChannelNormFwd& p, const Moments* units, int64_t sample, int64_t channel) {
-  const int64_t unit = unit_of(p.shape, sample, channel);
+PF_INLINE Affine<Same<T>> affine_of(const ChannelNormFwd& p, const Moments* units, int64_t unit, int64_t channel) {
   const double factor = p.weight ? (double)((const T*)p.weight)[channel] : 1;
   const double moved = p.bias ? (double)((const T*)p.bias)[channel] : 0;
   const T mean = ((const T*)p.mean)[unit];
@@ -276,10 +305,10 @@ PF_INLINE void finish_rows(const ChannelNormFwd& p, Tile<Acc<S>>& tile, int64_t 
 }
 
 template <class S, bool kStream>
-void finish_plane(const ChannelNormFwd& p, const Moments* units, Tile<Acc<S>>& tile, int64_t plane) {
-  const ChannelNormShape& s = p.shape;
-  finish_rows<S, kStream>(p, tile, plane * s.positions, 1, s.positions,
-                          affine_of<Acc<S>>(p, units, plane / s.channels, plane % s.channels));
+void finish_plane(const ChannelNormFwd& p, const Moments* units, Tile<Acc<S>>& tile, const Place& at) {
+  const int64_t positions = p.shape.positions;
+  finish_rows<S, kStream>(p, tile, at.plane * positions, 1, positions,
+                          affine_of<Acc<S>>(p, units, at.unit, at.channel));
 }
 
 template <class S, bool kStream>
@@ -296,9 +325,9 @@ void forward_planes(const ChannelNormFwd& p, const ChannelNormPlan& plan, int th
     parallel_ranges(plan.units, max_of(1, kElementwiseGrain / plan.count), threads, [&](int64_t begin, int64_t end) {
       Tile<T> tile;
       for_runs(s, plan, tensors, begin, end, [&](int64_t first, int64_t last) {
-        for_planes(s, first, last, measure);
+        for_planes(s, first, last, [&](const Place& at) { measure(at.plane); });
         for (int64_t unit = first; unit < last; unit++) unit_statistics<T>(p, plan, unit, planes, units);
-        for_planes_down(s, first, last, [&](int64_t plane) { finish_plane<S, kStream>(p, units, tile, plane); });
+        for_planes_down(s, first, last, [&](const Place& at) { finish_plane<S, kStream>(p, units, tile, at); });
       });
       if (kStream) stream_fence();
     });
@@ -311,29 +340,13 @@ void forward_planes(const ChannelNormFwd& p, const ChannelNormPlan& plan, int th
   for (int64_t unit = 0; unit < plan.units; unit++) unit_statistics<T>(p, plan, unit, planes, units);
   parallel_ranges(s.batch * s.channels, grain, threads, [&](int64_t begin, int64_t end) {
     Tile<T> tile;
-    for (int64_t plane = end - 1; plane >= begin; plane--) finish_plane<S, kStream>(p, units, tile, plane);
+    for (int64_t plane = end - 1; plane >= begin; plane--) finish_plane<S, kStream>(p, units, tile, place_of(s, plane));
     if (kStream) stream_fence();
   });
 }
 
-// body(sample, first row, rows, number of the block) for the blocks [begin, end) of all matrices, the last one first:
-// what was read last is still in the cache.
-template <class Body>
-PF_INLINE void for_blocks_down(const ChannelNormPlan& plan, int64_t begin, int64_t end, Body body) {
-  for (int64_t block = end - 1; block >= begin; block--) {
-    const int64_t first = block % plan.blocks * plan.block_rows;
-    body(block / plan.blocks, first, min_of(plan.block_rows, plan.rows - first), block);
-  }
-}
-
-// body(row, count) for the rows of a block, `step` of them at a time, the last ones first.
-template <class Body>
-PF_INLINE void for_rows_down(int64_t rows, int64_t step, Body body) {
-  for (int64_t row = (rows - 1) / step * step; row >= 0; row -= step) body(row, min_of(step, rows - row));
-}
-
 template <class S, bool kStream>
-void forward_rows(const ChannelNormFwd& p, const ChannelNormPlan& plan, int threads) {
+void forward_rows(const ChannelNormFwd& p, const ChannelNormPlan& plan, int64_t together, int threads) {
   typedef Acc<S> T;
   const ChannelNormShape& s = p.shape;
   Moments *planes = (Moments*)((char*)p.workspace + plan.sums), *units = (Moments*)((char*)p.workspace + plan.of_units);
@@ -343,19 +356,19 @@ void forward_rows(const ChannelNormFwd& p, const ChannelNormPlan& plan, int thre
   const int64_t matrix = kChannelPartial * plan.padded * plan.blocks;
   if (p.uses_input) {
     parallel_ranges(blocks, grain, threads, [&](int64_t begin, int64_t end) {
-      for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t block) {
+      for_blocks(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t block) {
         block_sums((const S*)p.x + (sample * plan.rows + first) * channels, rows, channels,
                    partial + block * kChannelPartial * plan.padded, plan.padded);
       });
     });
   }
   auto fill_tables = [&](int64_t sample, int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; c++) {
-      const Affine<Same<T>> affine = affine_of<T>(p, units, sample, c);
+    for_channels(s, sample, first, last, [&](int64_t c, int64_t unit) {
+      const Affine<Same<T>> affine = affine_of<T>(p, units, unit, c);
       T* table = tables + sample * 3 * plan.padded + c;
       table[0] = affine.mean.value, table[plan.padded] = affine.scale.value,
       table[2 * plan.padded] = affine.offset.value;
-    }
+    });
   };
   const int64_t channels_grain = max_of(16, kElementwiseGrain / max_of(1, plan.blocks) / 16 * 16);
   parallel_ranges(plan.samples * channels, channels_grain, threads, [&](int64_t begin, int64_t end) {
@@ -376,7 +389,7 @@ void forward_rows(const ChannelNormFwd& p, const ChannelNormPlan& plan, int thre
     for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t) {
       const T* table = tables + sample * 3 * plan.padded;
       const Affine<Each<T>> affine = {{table}, {table + plan.padded}, {table + 2 * plan.padded}};
-      for_rows_down(rows, rows_together<T>(channels), [&](int64_t row, int64_t n) {
+      for_rows_down(rows, together, [&](int64_t row, int64_t n) {
         finish_rows<S, kStream>(p, tile, (sample * plan.rows + first + row) * channels, n, channels, affine);
       });
     });
@@ -408,15 +421,15 @@ void channel_norm_fwd(const ChannelNormFwd& p, int num_threads) {
   for_dtype(s.dtype, [&](auto storage) {
     typedef decltype(storage) S;
     typedef Acc<S> T;
+    const int64_t bytes = bytes_of<S>(s, p.residual ? 3 : 2), together = rows_together<T>(s.channels, bytes);
     auto run = [&](auto streams) {
       constexpr bool kStream = decltype(streams)::value;
       for_rounds<S>(p, plan, p.residual ? 3 : 2, [&](const ChannelNormFwd& part, const ChannelNormPlan& plan) {
-        s.is_last ? forward_rows<S, kStream>(part, plan, num_threads)
+        s.is_last ? forward_rows<S, kStream>(part, plan, together, num_threads)
                   : forward_planes<S, kStream>(part, plan, num_threads);
       });
     };
     // Only whole aligned vectors of float are streamed.
-    const int64_t bytes = s.batch * s.channels * s.positions * (int64_t)sizeof(S) * (p.residual ? 3 : 2);
     const bool is_aligned =
         (s.is_last ? s.channels : s.positions) % kLanes<T> == 0 && (uintptr_t)p.y % PF_VECTOR_BYTES == 0;
     const bool streams = sizeof(S) == 4 && bytes >= kStreamBytes && is_aligned;

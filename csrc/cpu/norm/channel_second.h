@@ -185,7 +185,7 @@ void second_rows(const ChannelNormBwdBwd& p, const ChannelNormPlan& plan, int th
     const int64_t together = p.ending == Ending::table ? 1 : kTileRows;
     parallel_ranges(blocks, grain, threads, [&](int64_t begin, int64_t end) {
       SecondTile<T> tile;
-      for_blocks_down(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t block) {
+      for_blocks(plan, begin, end, [&](int64_t sample, int64_t first, int64_t rows, int64_t block) {
         const Measured<Each<T>> of = measured_at(sample);
         T* sums = partial + block * of_block;
         int64_t row = 0;

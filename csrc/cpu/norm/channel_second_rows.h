@@ -27,6 +27,14 @@ struct SecondUnit {  // means over a unit: of ddx, of ddx xhat, of h xhat; along
 static_assert(sizeof(SecondUnit) == kChannelSecondUnit * 8, "its room in the workspace");
 static_assert(kCurvedSums == kChannelSecondSums, "as many sums");
 
+// Of four rows side by side, a row shorter than a page, the processor's prefetch sees little: sums of tensors of 8 MB
+// took 0.89 ms on one core of Zen 5 without this, 0.61 with it.
+constexpr int64_t kAheadBytes = 4096;
+template <class S>
+PF_INLINE void ask_ahead(const S* p) {
+  __builtin_prefetch((const char*)p + kAheadBytes);
+}
+
 // What the first pass needs of a channel, and what the second needs as well.
 template <class C>
 struct Measured {

@@ -14,17 +14,9 @@ struct Constant {
   static constexpr bool value = kValue;
 };
 
-constexpr int kTileRows = 4;        // of channels, whose sums are added to those before together
+constexpr int kTileRows = 4;        // of channels, whose sums are added to those before together; that pass together
 constexpr int64_t kTileCols = 512;  // of a piece that waits for an activation
 constexpr int64_t kTileStride = kTileCols + 16;
-
-// Of four rows side by side, a row shorter than a page, the processor's prefetch sees little: sums of tensors of 8 MB
-// took 0.89 ms on one core of Zen 5 without this, 0.61 with it.
-constexpr int64_t kAheadBytes = 4096;
-template <class S>
-PF_INLINE void ask_ahead(const S* p) {
-  __builtin_prefetch((const char*)p + kAheadBytes);
-}
 
 // The number that belongs to element j of a row.
 template <class T>
@@ -94,7 +86,15 @@ struct Strip {
   static constexpr int vectors = kVectors;
 };
 
-// body(j, count, strip) over the strips of a row, the last one first: see for_columns_down.
+// body(j, count, strip) over the strips of a row; and the last one first: see for_columns_down.
+template <class T, class Body>
+PF_INLINE void for_strips(int64_t cols, Body body) {
+  constexpr int lanes = kLanes<T>, width = kStripVectors * lanes;
+  int64_t j = 0;
+  for (; j + width <= cols; j += width) body(j, WholeVector{}, Strip<kStripVectors>{});
+  for (; j + lanes <= cols; j += lanes) body(j, WholeVector{}, Strip<1>{});
+  if (j < cols) body(j, cols - j, Strip<1>{});
+}
 template <class T, class Body>
 PF_INLINE void for_strips_down(int64_t cols, Body body) {
   constexpr int lanes = kLanes<T>, width = kStripVectors * lanes;
@@ -111,13 +111,63 @@ PF_INLINE void load_strip(const C& numbers, int64_t j, V* strip) {
   for (int v = 0; v < kVectors; v++) strip[v] = C::of(numbers, j + v * kLanes<Element<V>>);
 }
 
-// How many rows pass a strip together. One where three tables and what passes by stay in the first cache: side by side,
-// a row's stores would be at the places in a page from which another's loads come soon after. (Zen 4, one thread, this
-// loop alone, the microseconds by 1 and by 4 rows: 175 and 137 of 392 rows of 2048 channels, 406 and 499 of 8192 rows
-// of 320.)
+// Sums over rows want a strip of all rows before the next strip, whose sums then wait in registers. The processor's
+// prefetch sees little of that, so each line asks for the one that the strip after it takes from the same row, into the
+// second cache; the last strip's, for the next rows'. How far that is from a strip that begins at column j. (Zen 4, one
+// thread, the microseconds of the backward's two sums, four rows side by side and so: 144 and 130 of 4096 rows of 320
+// channels, 186 and 91 of 392 of 2048, both in the third cache; 6800 and 3800 of 25088 of 256.)
 template <class T>
-PF_INLINE int64_t rows_together(int64_t channels) {
-  return channels * (int64_t)sizeof(T) >= 8192 ? kTileRows : 1;
+PF_INLINE int64_t next_strip(int64_t j, int64_t rows, int64_t stride, int64_t cols) {
+  constexpr int64_t width = kStripVectors * kLanes<T>;
+  if (j + 2 * width <= cols) return width;
+  return rows * stride - (j + width <= cols ? j : 0);
+}
+
+// body(row, group) over rows, kTileRows at a time and then one by one.
+template <class Body>
+PF_INLINE void for_row_groups(int64_t rows, Body body) {
+  int64_t row = 0;
+  for (; row + kTileRows <= rows; row += kTileRows) body(row, Strip<kTileRows>{});
+  for (; row < rows; row++) body(row, Strip<1>{});
+}
+
+// How many rows pass a strip together, for loops that store. One where the tensors, of so many bytes together, leave
+// the third cache: what is stored is then read first, which the processor does ahead of time for one row after another.
+// (Zen 4, one thread, dx alone, the microseconds by 1 and by 4 rows: 173 and 113 of 512 rows of 1280 channels, 506 and
+// 347 of 25088 of 64, of which a row is one strip; 292 and 430 of 4096 of 320, which are 16 MB, 2.9 and 15 ms of 25088
+// of 256.)
+constexpr int64_t kTogetherBytes = 10 << 20;
+template <class T>
+PF_INLINE int64_t rows_together(int64_t cols, int64_t bytes) {
+  return cols <= kStripVectors * kLanes<T> || bytes < kTogetherBytes ? kTileRows : 1;
+}
+
+// body(sample, first row, rows, number of the block) for the blocks [begin, end) of all matrices; and from the last to
+// the first: what the pass before has read last is still in the cache.
+template <class Body>
+PF_INLINE void at_block(const ChannelNormPlan& plan, int64_t block, Body body) {
+  const int64_t first = block % plan.blocks * plan.block_rows;
+  body(block / plan.blocks, first, min_of(plan.block_rows, plan.rows - first), block);
+}
+template <class Body>
+PF_INLINE void for_blocks(const ChannelNormPlan& plan, int64_t begin, int64_t end, Body body) {
+  for (int64_t block = begin; block < end; block++) at_block(plan, block, body);
+}
+template <class Body>
+PF_INLINE void for_blocks_down(const ChannelNormPlan& plan, int64_t begin, int64_t end, Body body) {
+  for (int64_t block = end - 1; block >= begin; block--) at_block(plan, block, body);
+}
+
+// Of so many tensors of a problem.
+template <class S>
+PF_INLINE int64_t bytes_of(const ChannelNormShape& s, int tensors) {
+  return s.batch * s.channels * s.positions * (int64_t)sizeof(S) * tensors;
+}
+
+// body(row, count) for the rows of a block, `step` of them at a time, the last ones first.
+template <class Body>
+PF_INLINE void for_rows_down(int64_t rows, int64_t step, Body body) {
+  for (int64_t row = (rows - 1) / step * step; row >= 0; row -= step) body(row, min_of(step, rows - row));
 }
 
 // The same of rows that are `stride` apart.
