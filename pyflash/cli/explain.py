@@ -51,7 +51,7 @@ def _state_of(backend: str) -> str:
     if backends.CUDA_ON_HOST:
         return "ready, on CPU tensors, for tests (PYFLASH_CUDA_HOST=1)"
     archs = backends.cuda_module().ARCHS.split()
-    reason = backends.why_not("cuda", "cuda") if torch.cuda.is_available() else "there is no GPU"
+    reason = backends.why_not("cuda", "cuda").removeprefix("cuda: ")  # no driver, an old one, no GPU, or another
     return reason or f"ready, built for sm_{', sm_'.join(archs)}; no kernel of it has run on a GPU yet"
 
 

@@ -15,6 +15,7 @@ from helpers import FLOAT_DTYPES, backend_params, use
 
 import pyflash
 import pyflash.functional as PF
+from pyflash.cli.explain import explain, info
 from pyflash.ops.core import backends, contract
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.registry import OPS, implementation
@@ -205,6 +206,30 @@ def test_info_and_explain_tell_the_truth_without_a_gpu():
     assert any(reason in state for reason in reasons)
     assert not gelu["served"] and gelu["reason"] and gelu["reason"] in error
     assert not linear["served"] and linear["reason"] == "cuda has no linear kernel"
+
+
+@pytest.mark.parametrize(
+    "versions, gpus, words",
+    [
+        ((0, 13000), [], "there is no NVIDIA driver"),
+        ((12080, 13000), [], "the driver takes CUDA 12.8, and pyflash._cuda was built with 13.0"),
+        ((13000, 13000), [], "there is no GPU"),
+        ((13000, 13000), [(7, 5)], "pyflash._cuda was built for sm_80, sm_90; a GPU here is sm_75"),
+        ((13000, 13000), [(9, 0)], ""),
+    ],
+)
+def test_info_and_explain_say_what_a_module_for_gpus_lacks(versions, gpus, words, monkeypatch):
+    """The module is there; the driver, or the GPU, is not."""
+    monkeypatch.setattr(backends, "CUDA_ON_HOST", False)
+    monkeypatch.setitem(backends.MISSING, "cuda", "")
+    monkeypatch.setitem(backends.DEVICES, "cuda", ("cuda",))
+    monkeypatch.setattr(backends, "_device_answers", {})
+    monkeypatch.setattr(backends, "cuda_module", lambda: SimpleNamespace(ARCHS="80 90", versions=lambda: versions))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpus[i])
+    state, cell = info()["backends"]["cuda"], explain("cuda")["operations"]["gelu"]["cuda"]
+    assert state.startswith(words or "ready, built for sm_80, sm_90") and words in cell["reason"]
+    assert bool(cell["served"]) == (not words)
 
 
 @on_host
