@@ -1,5 +1,5 @@
 """What ptxas makes of the CUDA C++ kernels, no GPU needed: `python tools/cuda_kernels.py [--arch 80 90 100] [--family conv ...]`
-compiles csrc/cuda/<family>/*.cu and writes registers, shared memory and spills of each kernel into
+compiles csrc/cuda/<family>/*.cu and writes registers, shared memory, spills and threads of each kernel into
 benchmarks/results/ptxas.json, which a test compares with what is compiled there. What is not compiled anew stays."""
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "benchmarks" / "results" / "ptxas.json"
 ARCHS = ("80", "90", "100")
 INSTRUCTIONS = ("HMMA", "LDSM", "LDGSTS")  # of tensor cores, ldmatrix, cp.async
-COLUMNS = ("registers", "shared", "spilled")  # of a thread; bytes of a block, static; bytes of a thread, both ways
+# Registers of a thread; static shared memory of a block and spills of a thread, in bytes; threads of a block, and how many
+# blocks a multiprocessor shall hold (its launch bounds); 1: the launch gives it more shared memory.
+COLUMNS = ("registers", "shared", "spilled", "threads", "promised", "is_dynamic")
 OF_KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
     r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
     re.DOTALL,
+)
+# In PTX an entry is followed by its bounds, and then by what it is made of.
+ENTRY = re.compile(
+    r"^(?:\.\w+ )*\.entry (?P<name>\w+)\(.*?\)\s*(?P<bounds>[^{]*)\{(?P<body>.*?)^\}", re.DOTALL | re.MULTILINE
 )
 
 
@@ -48,15 +54,35 @@ def kernel_of(signature: str) -> str:
     raise ValueError(f"no kernel of csrc/cuda/facade.h: {signature}")
 
 
+def bounds(ptx: str) -> dict[str, tuple[int, int, int]]:
+    """{entry: threads, promised, is_dynamic} of PTX."""
+    outer = re.findall(r"^\.extern \.shared .*? (\w+)\[\];", ptx, re.MULTILINE)
+
+    def directive(name, of):
+        found = re.search(rf"\.{name} (\d+)", of)
+        return int(found[1]) if found else 1
+
+    return {
+        m["name"]: (
+            directive("maxntid", m["bounds"]),
+            directive("minnctapersm", m["bounds"]),
+            int(any(re.search(rf"\b{name}\b", m["body"]) for name in outer)),
+        )
+        for m in ENTRY.finditer(ptx)
+    }
+
+
 def compiled(nvcc: str, source: Path, arch: str) -> dict[str, list[int]]:
     """{kernel: its COLUMNS} of a file."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["-std=c++17", "-O3", "-Xptxas", "-v,-warn-spills", f"-gencode=arch=compute_{arch},code=sm_{arch}"]
+        flags += ["--keep", "--keep-dir", folder]
         done = subprocess.run(
             [nvcc, *flags, "-c", str(source), "-o", str(Path(folder, "kernels.o"))], capture_output=True, text=True
         )
-    if done.returncode:
-        raise RuntimeError(f"{source}: {done.stderr}")
+        if done.returncode:
+            raise RuntimeError(f"{source}: {done.stderr}")
+        launched = bounds("".join(path.read_text() for path in Path(folder).glob("*.ptx")))
     found = list(OF_KERNEL.finditer(done.stdout + done.stderr))
     names = subprocess.run(
         ["c++filt"], input="\n".join(m["name"] for m in found), capture_output=True, text=True, check=True
@@ -65,7 +91,8 @@ def compiled(nvcc: str, source: Path, arch: str) -> dict[str, list[int]]:
     for name, match in zip(names, found, strict=True):
         shared = re.search(r"(\d+) bytes smem", match["rest"])
         spilled = int(match["stores"]) + int(match["loads"])
-        rows[kernel_of(name)] = [int(match["registers"]), int(shared[1]) if shared else 0, spilled]
+        row = int(match["registers"]), int(shared[1]) if shared else 0, spilled
+        rows[kernel_of(name)] = [*row, *launched[match["name"]]]
     return dict(sorted(rows.items()))
 
 
@@ -113,7 +140,8 @@ def table(nvcc: str, archs, families=()) -> dict:
 
 def rendered(content: dict) -> str:
     """JSON with a line for each kernel."""
-    return re.sub(r"\[\s+(-?\d+),\s+(-?\d+),\s+(-?\d+)\s+\]", r"[\1, \2, \3]", json.dumps(content, indent=1)) + "\n"
+    text = json.dumps(content, indent=1)
+    return re.sub(r"\[[\s\d,]+\]", lambda row: "[" + ", ".join(re.findall(r"\d+", row[0])) + "]", text) + "\n"
 
 
 def main() -> int:
