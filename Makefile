@@ -2,6 +2,8 @@
 #   make demo          a Transformer trained in torch.nn, then after pyflash.replace: same curve, faster   (QUICK=1: a minute)
 #                      installs only what it needs and builds this processor's instruction set alone
 #   make test          everything CI holds                          make quick   a few cases of each test, under a minute
+#   make sanitize      the CUDA C++ kernels' tests under AddressSanitizer and UBSan, and under ThreadSanitizer (LANE=address|thread
+#                      one of them; ARGS="tests/conv"): docs/cuda-on-host.md
 #   make lint          ruff, clang-format, types, generated files    make generate   render the activation table, and that of operations
 #   make bench OPS=... all of the benchmark suite, or some      make inspect   Triton's registers and spills, no GPU needed
 #   make gpu           tests, benchmarks and tuning on this machine's GPU, with the Python that is there: docs/gpu.md
@@ -37,7 +39,7 @@ NATIVE := $(shell find csrc -type f) setup.py
 MODULE = pyflash/_cpu$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 WORKERS ?= auto
 
-.PHONY: demo test quick lint generate bench inspect gpu gpu-cache build clean
+.PHONY: demo test quick sanitize lint generate bench inspect gpu gpu-cache build clean
 
 $(VENV)/.venv: constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "python3 is older than 3.10"; exit 1; }
@@ -91,6 +93,9 @@ test: build
 
 quick: build
 	OMP_NUM_THREADS=1 PYFLASH_TEST_ISA=best $(PY) -m pytest -n $(WORKERS) --quick $(ARGS)
+
+sanitize: build
+	for lane in $(or $(LANE),address thread); do $(PY) -m tools.sanitize $$lane -n $(WORKERS) $(ARGS) || exit 1; done
 
 # What a type checker passes: the package, and its public functions and classes as a user calls them.
 TYPED := pyflash tests/frame/typed_use.py

@@ -8,7 +8,8 @@ quick edit loop; PYFLASH_NO_NATIVE=1 none.
 csrc/cuda/<family>/*.cu become two modules of one source: pyflash._cuda by nvcc, and by the C++ compiler its twin
 pyflash._cuda_host, which runs the kernels on the CPU, for tests (docs/cuda-on-host.md). PYFLASH_CUDA_ARCHS says which:
 numbers of architectures ("90", "80 90"), "all", "host", "none". A wheel holds all architectures, where there is an nvcc; a
-build in place, which is a developer's, the twin.
+build in place, which is a developer's, the twin. PYFLASH_CUDA_SANITIZE=address or thread makes the twin alone, watched by that
+sanitizer, for `make sanitize`.
 """
 
 import os
@@ -87,6 +88,13 @@ CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
 HOST_FLAGS = ["-O1", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-DPF_CUDA_HOST"]
 # Shared memory and what a kernel leaves uninitialised are NaN; a sum is no product's other half.
 HOST_KERNEL_FLAGS = ["-ftrivial-auto-var-init=pattern", "-ffp-contract=off", "-fno-strict-aliasing"]
+# What watches kernels on the host: flags of theirs and of the link, and flags of the host's own files. What these do is no
+# race; and a finding of undefined behaviour is an end, too, and not a line among others.
+UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
+SANITIZERS = {
+    "address": (["-fsanitize=address", *UNDEFINED], ["-fsanitize=address", *UNDEFINED]),
+    "thread": (["-fsanitize=thread"], []),
+}
 
 
 def nvcc():
@@ -128,10 +136,19 @@ def code_for(archs):
     return [f"-gencode=arch=compute_{of},code=[{','.join(codes)}]" for of, codes in generations.items()]
 
 
+def sanitizer():
+    """(flags of kernels, flags of all else) of the one that was asked for."""
+    name = os.environ.get("PYFLASH_CUDA_SANITIZE")
+    if name and name not in SANITIZERS:
+        raise ValueError(f"PYFLASH_CUDA_SANITIZE: {name}; expected {' or '.join(SANITIZERS)}")
+    return [["-g1", "-fno-omit-frame-pointer", *flags] for flags in SANITIZERS[name]] if name else ([], [])
+
+
 def cuda_sources(archs=()):
     """(folder for the object, source, flags) of pyflash._cuda, for architectures, or of its twin."""
     name = "cuda" if archs else "cuda_host"
-    kernels, binding = HOST_FLAGS + HOST_KERNEL_FLAGS, HOST_FLAGS
+    of_kernels, of_rest = sanitizer()
+    kernels, binding = HOST_FLAGS + HOST_KERNEL_FLAGS + of_kernels, HOST_FLAGS + of_rest
     if archs:
         kernels = ["-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills", "--threads", "0"]
         kernels += [*code_for(archs), f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
@@ -215,6 +232,8 @@ class BuildNative(build_ext):
         self.was_inplace = bool(self.inplace)  # setuptools clears it while it builds
         archs, is_twin_wanted, is_asked = wanted_of_cuda(self.was_inplace)
         wanted = {"pyflash._cpu": True, "pyflash._cuda": bool(archs), "pyflash._cuda_host": is_twin_wanted}
+        if sanitizer()[0]:
+            archs, wanted = [], {"pyflash._cpu": False, "pyflash._cuda": False, "pyflash._cuda_host": True}
         if archs and not is_asked and nvcc() is None:  # as on most machines
             self.say(f"no CUDA C++ kernels, {WITHOUT_NVCC}")
             wanted["pyflash._cuda"] = False
@@ -226,7 +245,7 @@ class BuildNative(build_ext):
         if ext.name == "pyflash._cpu":
             self.build_module(ext, native_sources(), ["-fopenmp"])
         elif ext.name == "pyflash._cuda_host":
-            self.build_module(ext, cuda_sources(), [])
+            self.build_module(ext, cuda_sources(), [], linked=sanitizer()[0])
         else:
             compiler = nvcc()
             if compiler is None:
@@ -234,7 +253,7 @@ class BuildNative(build_ext):
             archs = cuda_architectures(compiler, wanted_of_cuda(self.was_inplace)[0])
             self.build_module(ext, cuda_sources(archs), [], compiler)
 
-    def build_module(self, ext, sources, openmp, nvcc=None):
+    def build_module(self, ext, sources, openmp, nvcc=None, linked=()):
         """Compiles what has changed, side by side, and links it."""
         languages = list(getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_so)
         of_kernels = [nvcc] if nvcc else [*languages, "-x", "c++", "-fPIC"]
@@ -275,7 +294,7 @@ class BuildNative(build_ext):
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             self.spawn([nvcc, "-shared", "-cudart", "static", "-o", target, *objects])
         else:
-            self.compiler.link_shared_object(objects, target, extra_postargs=openmp, target_lang="c++")
+            self.compiler.link_shared_object(objects, target, extra_postargs=[*openmp, *linked], target_lang="c++")
 
 
 if sys.platform == "linux" and os.environ.get("PYFLASH_NO_NATIVE", "0") != "1":

@@ -33,8 +33,9 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if "triton" in str(getattr(getattr(item, "callspec", None), "params", {}).get("backend")):
-            item.add_marker("triton")
+        backend = str(getattr(getattr(item, "callspec", None), "params", {}).get("backend")).partition(":")[0]
+        if backend in ("triton", "cuda"):
+            item.add_marker(backend)
     if config.getoption("--quick"):
         kept = set(drawn(items))
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])

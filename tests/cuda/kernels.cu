@@ -17,7 +17,7 @@ Status row_sums(const float* x, float* sums) {
 Status product(const bf16* a, const bf16* b, float* c) { return compiled<Product<bf16, Slip::none>>(a, b, c, 96); }
 Status product(const f16* a, const f16* b, float* c) { return compiled<Product<f16, Slip::none>>(a, b, c, 96); }
 Status small_product(const f16* b, const float* a, float* c) {
-  const Status status = compiled<Transposed>(b, a, c);
+  const Status status = compiled<Transposed<true>>(b, a, c);
   return status.error ? status : compiled<InTf32>(b, a, c);
 }
 Status rotate(float* state, uint32_t* flags) {

@@ -122,7 +122,9 @@ struct Product : Kernel<2 * kWarp> {
   }
 };
 
-// b transposed on its way into registers, and tf32.
+// b transposed on its way into registers, and tf32. The tile is written again when all lanes have loaded from it: that
+// they came to ldmatrix together orders no memory.
+template <bool kWaits>
 struct Transposed : Kernel<kWarp> {
   __device__ void operator()(const f16* b, const float* a, float* c) const {  // b[16, 8], a[16, 16], c[16, 8]
     PF_SHARED(f16, tile, 16 * 8);
@@ -131,6 +133,8 @@ struct Transposed : Kernel<kWarp> {
     __syncwarp();
     uint32_t of_b[2], of_a[4];
     load_matrices_transposed<2>(of_b, tile + lane % 16 * 8);
+    if (kWaits) __syncwarp();
+    for (int i = lane; i < 16 * 8; i += kWarp) tile[i] = f16();
     for (int r = 0; r < 4; r++) {
       const float* at = a + (lane / 4 + r % 2 * 8) * 16 + lane % 4 * 2 + r / 2 * 8;
       of_a[r] = from_float<f16>(at[0]).bits | (uint32_t)from_float<f16>(at[1]).bits << 16;

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.frame.test_native_build import build
+from tools import sanitize
+
 pytestmark = pytest.mark.host
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,18 +25,8 @@ RIGHT = (
     "row_sums", "product", "product/float16", "product/transposed", "product/tf32", "rotate", "pass_on", "votes", "launch",
 )  # fmt: skip
 
-# How the kernels are compiled, how the host, and how the program is started.
-LANES = {
-    # 0xfe in what a kernel leaves uninitialised
-    "plain": (["-ftrivial-auto-var-init=pattern"], ["-ftrivial-auto-var-init=pattern"], []),
-    "address": (["-fsanitize=address,undefined"], ["-fsanitize=address,undefined"], []),
-    "thread": (["-fsanitize=thread"], [], ["setarch", "-R"]),  # its shadow wants addresses that are not random
-}
-ENVIRONMENT = {
-    "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-    "TSAN_OPTIONS": "suppress_equal_addresses=0",  # the addresses of shared arrays come again
-    "PATH": "/usr/bin:/bin",
-}
+# How the kernels are compiled, and how the host. Plain: 0xfe in what a kernel leaves uninitialised.
+LANES = {"plain": (["-ftrivial-auto-var-init=pattern"], ["-ftrivial-auto-var-init=pattern"]), **build().SANITIZERS}
 
 
 def program(lane: str) -> Path:
@@ -41,8 +34,9 @@ def program(lane: str) -> Path:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++")
-    kernels, host, _ = LANES[lane]
-    state = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES if path.is_file())).hexdigest()[:16]
+    kernels, host = LANES[lane]
+    read = b"".join(path.read_bytes() for path in SOURCES if path.is_file())
+    state = hashlib.sha256(read + repr(LANES).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "cuda-host" / state
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / lane
@@ -66,8 +60,10 @@ COPIES = "lazy", "eager"
 def said(case: str, lane: str = "plain") -> dict[tuple[str, str], str]:
     """What the program prints for each schedule and each time of cp.async, all in one process."""
     orders = list(product(SCHEDULES, COPIES))
-    command = [*LANES[lane][2], program(lane), case, *(word for order in orders for word in order)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    how = sanitize.LANES.get(lane, sanitize.Lane((), {}))
+    command = [*how.prefix, program(lane), case, *(word for order in orders for word in order)]
+    environment = {"PATH": "/usr/bin:/bin", **how.options}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     lines = done.stdout.splitlines()
     if lane != "plain":  # a sanitizer may end it
         return dict(zip(orders, lines)) | {("", ""): done.stderr}
@@ -152,12 +148,13 @@ def test_sanitizers_find_nothing_in_right_kernels(case, lane):
 
 # What is said of the case that it is a mistake of.
 SANITIZED = [
-    ("row_sums/past_shared", "address", "AddressSanitizer: heap-buffer-overflow"),
+    ("row_sums/past_shared", "address", "runtime error: index 4 out of bounds"),
     ("row_sums/past_global", "address", "AddressSanitizer: heap-buffer-overflow"),
     ("row_sums/beside_global", "address", "AddressSanitizer: heap-buffer-overflow"),
     ("row_sums/no_barrier", "thread", "ThreadSanitizer: data race"),
     ("row_sums/no_second_barrier", "thread", "ThreadSanitizer: data race"),
     ("product/no_barrier_behind", "thread", "ThreadSanitizer: data race"),
+    ("product/transposed/no_barrier", "thread", "ThreadSanitizer: data race"),
     ("rotate/no_grid_barrier", "thread", "ThreadSanitizer: data race"),
     ("pass_on/no_wait", "thread", "ThreadSanitizer: data race"),
 ]

@@ -123,6 +123,7 @@ template <class T, int kD, int kRowTiles, class Factor, class RowAt>
 __device__ __forceinline__ void store_sums(const float (&sums)[kRowTiles][kD / 8][4], T* tile, int first_row,
                                            int columns, bool is_aligned, Factor factor, RowAt row_at) {
   const int lane = (int)threadIdx.x % kWarp;
+  __syncwarp();  // other lanes may have loaded from these rows; ldmatrix orders no memory
   PF_UNROLL_ALL
   for (int m = 0; m < kRowTiles; m++) PF_UNROLL_ALL
   for (int half = 0; half < 2; half++) {

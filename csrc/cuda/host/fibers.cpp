@@ -23,18 +23,15 @@ namespace pf::cuda::host {
 
 namespace {
 
-// Stacks of fibers that have ended, for those to come.
-struct FreeStack {
-  FreeStack* next;
+// What fibers that have ended leave to those to come. ThreadSanitizer makes a fiber by mapping its memory: one for each
+// thread of each block would be most of the time.
+struct Kept {
+  Kept* next;
+  void* race_detector;
 };
-FreeStack* free_stacks = nullptr;
+Kept* kept = nullptr;
 
 void* new_stack() {
-  if (free_stacks) {
-    void* stack = free_stacks;
-    free_stacks = free_stacks->next;
-    return stack;
-  }
   char* at = (char*)mmap(nullptr, kStackGuard + kStackBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) return nullptr;
   mprotect(at + kStackGuard, kStackBytes, PROT_READ | PROT_WRITE);
@@ -82,9 +79,15 @@ void adopt(Fiber& fiber) {
 }
 
 bool prepare(Fiber& fiber, void (*entry)()) {
-  fiber.stack = new_stack(), fiber.stack_bytes = kStackBytes;
+  fiber.stack_bytes = kStackBytes;
+  if (kept) {
+    fiber.stack = kept, fiber.race_detector = kept->race_detector;
+    kept = kept->next;
+  } else {
+    fiber.stack = new_stack();
+  }
   if (!fiber.stack) return false;
-  if (__tsan_create_fiber) fiber.race_detector = __tsan_create_fiber(0);
+  if (__tsan_create_fiber && !fiber.race_detector) fiber.race_detector = __tsan_create_fiber(0);
 #if defined(__x86_64__)
   void** top = (void**)((char*)fiber.stack + kStackBytes);
   *--top = nullptr;       // where an entry would return to
@@ -124,16 +127,20 @@ void begin_fiber() {
 #endif
 }
 
-void forget(Fiber& fiber) {
+void forget(Fiber& fiber, bool has_ended) {
+  // Of one that was left amid its calls, the race detector's memory of these does not fit another's.
+  if (__tsan_destroy_fiber && fiber.race_detector && !has_ended) {
+    __tsan_destroy_fiber(fiber.race_detector);
+    fiber.race_detector = nullptr;
+  }
   if (fiber.stack) {
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(fiber.stack, fiber.stack_bytes);  // of frames that were never left
 #endif
-    FreeStack* free = (FreeStack*)fiber.stack;
-    free->next = free_stacks;
-    free_stacks = free;
+    Kept* const free = (Kept*)fiber.stack;
+    *free = {kept, fiber.race_detector};
+    kept = free;
   }
-  if (__tsan_destroy_fiber && fiber.race_detector) __tsan_destroy_fiber(fiber.race_detector);
   fiber = Fiber();
 }
 

@@ -32,7 +32,8 @@ bool prepare(Fiber& fiber, void (*entry)());
 void switch_fiber(Fiber& from, Fiber& to);
 // The first thing that an entry does.
 void begin_fiber();
-void forget(Fiber& fiber);
+// Its stack is another's from here on. `has_ended`: it was not left amid its calls, because something failed.
+void forget(Fiber& fiber, bool has_ended);
 
 // ThreadSanitizer's view: what was written before a release is seen after an acquire of the same address.
 void happens_before(const void* at);

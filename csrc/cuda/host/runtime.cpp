@@ -497,7 +497,7 @@ bool run_blocks(int64_t first, int64_t last) {
   happens_after(&grid.ends);
   current = nullptr;
   bool is_right = !has_failed;
-  for (Thread* thread : grid.threads) forget(thread->fiber);
+  for (Thread* thread : grid.threads) forget(thread->fiber, thread->state == Thread::kDone);
   for (int64_t i = 0; is_right && i < last - first; i++) is_right = is_intact(*grid.blocks[i]);
   return is_right;
 }
