@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -340,15 +341,25 @@ def test_the_table_of_what_ptxas_made_is_whole_and_free_of_spills():
         assert not [name for rows in found.values() for name, row in rows.items() if row[2]], arch
 
 
+# Kernels that multiply, how many, and what each is made of. Weights and states of a recurrent layer lie in shared memory as a
+# warp's registers take them: there is nothing for ldmatrix, and no copy that would wait.
+MULTIPLY = [
+    ("attention/kernels.cu", r"(Forward|DecodePart)<", 18, ("HMMA", "LDSM", "LDGSTS")),
+    ("attention/backward.cu", r"(Query|Key|Mask)Gradient<", 34, ("HMMA", "LDSM", "LDGSTS")),
+    ("recurrent/kernels.cu", r"(Forward|Backward)<(bf16|f16|tf32),", 27, ("HMMA",)),
+]
+
+
 @pytest.mark.slow
-def test_attention_is_made_of_the_instructions_that_it_was_written_for():
-    """Tensor cores, loads of whole matrices, copies that need no register: in every kernel that multiplies."""
+@pytest.mark.parametrize("source, kernels, count, wanted", MULTIPLY)
+def test_products_are_made_of_the_instructions_that_they_were_written_for(source, kernels, count, wanted):
+    """Tensor cores, loads of whole matrices, copies that need no register: in every kernel that multiplies, and in no other."""
     nvcc = cuda_kernels.compiler()
     if nvcc is None or cuda_kernels.disassembler() is None:
         pytest.skip("no nvcc, or no nvdisasm")
-    found = cuda_kernels.instructions(nvcc, ROOT / "csrc/cuda/attention/kernels.cu", "90")
-    multiply = {name: counts for name, counts in found.items() if name.startswith(("Forward<", "DecodePart<"))}
-    assert len(multiply) == 18
+    found = cuda_kernels.instructions(nvcc, ROOT / "csrc/cuda" / source, "90")
+    multiply = {name: counts for name, counts in found.items() if re.match(kernels, name)}
+    assert len(multiply) == count
     for name, counts in multiply.items():
-        assert all(counts[word] for word in cuda_kernels.INSTRUCTIONS), (name, counts)
+        assert {word for word in cuda_kernels.INSTRUCTIONS if counts[word]} == set(wanted), (name, counts)
     assert not any(found[name]["HMMA"] for name in found.keys() - multiply.keys())
