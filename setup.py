@@ -88,6 +88,17 @@ CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
 HOST_FLAGS = ["-O1", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-DPF_CUDA_HOST"]
 # Shared memory and what a kernel leaves uninitialised are NaN; a sum is no product's other half.
 HOST_KERNEL_FLAGS = ["-ftrivial-auto-var-init=pattern", "-ffp-contract=off", "-fno-strict-aliasing"]
+# Seconds of nvcc for a file of each (docs/cuda-on-host.md): the longest first, so that two processors end together.
+NVCC_SECONDS = {
+    "conv": 31,
+    "recurrent": 26,
+    "attention": 23,
+    "pointwise": 14,
+    "softmax": 12,
+    "norm": 8,
+    "gan": 7,
+    "core": 2,
+}
 # What watches kernels on the host: flags of theirs and of the link, and flags of the host's own files. What these do is no
 # race; and a finding of undefined behaviour is an end, too, and not a line among others.
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
@@ -160,7 +171,8 @@ def cuda_sources(archs=()):
         sources.append(
             (name, path, [*binding, f'-DPF_MODULE="_{name}"', *(stamped if path.name == "module.cpp" else [])])
         )
-    sources += [(name, path, kernels) for path in sorted(CSRC.glob("cuda/*/*.cu"))]
+    files = sorted(CSRC.glob("cuda/*/*.cu"), key=lambda path: (-NVCC_SECONDS.get(path.parent.name, 60), path))
+    sources += [(name, path, kernels) for path in files]
     if not archs:
         sources += [(name, path, ["-O2", *binding]) for path in sorted(CSRC.glob("cuda/host/*.cpp"))]
     return sources
