@@ -87,14 +87,16 @@ def _is_ours(frame) -> bool:
     return frame.f_globals.get("__name__", "").startswith("pyflash.")
 
 
+def arguments(example_inputs: Any) -> tuple[tuple, dict]:
+    """What a model is called with: of a tensor, a tuple of arguments, or a dict of keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,), {}
+
+
 def observe(model: torch.nn.Module, example_inputs) -> Observation:
     """One forward of `model` in its mode, without gradients; its dropout leaves torch's generators as they were."""
-    args: Any = example_inputs
-    kwargs: Mapping = {}
-    if isinstance(args, Mapping):
-        args, kwargs = (), args
-    elif not isinstance(args, (tuple, list)):
-        args = (args,)
+    args, kwargs = arguments(example_inputs)
     gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(list(gpus)), torch.no_grad(), Observation(model) as observation:
         model(*args, **kwargs)

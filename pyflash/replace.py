@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils.parametrize import ParametrizationList
 
 import pyflash.nn as nn
+from pyflash import _fastest
 from pyflash._observe import observe
 from pyflash.nn import _blocks, _chains
 from pyflash.nn._fuse import row_of
@@ -39,10 +40,23 @@ _NO_CLASS = "no class of ours yet"
 _NOTHING_TO_FUSE = "no chain of modules that could be one"
 _OUT_PROJ = nn.linear.NonDynamicallyQuantizableLinear
 
-_left: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()  # model -> name -> why, last replace
+_POLICIES = "all", "fastest"
+
+# Of the last replace of a model:
+_left: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()  # name -> why
+_measured: WeakKeyDictionary[torch.nn.Module, _fastest.Choices] = WeakKeyDictionary()
 
 
-def replace(model: torch.nn.Module, *, only=None, exclude=(), dry_run: bool = False) -> torch.nn.Module:
+def replace(
+    model: torch.nn.Module,
+    *,
+    only=None,
+    exclude=(),
+    dry_run: bool = False,
+    example_inputs=None,
+    policy: str = "all",
+    cache=None,
+) -> torch.nn.Module:
     """Swaps the modules of `model` for ours, in place; the same object comes back. A second call changes nothing.
 
     Args:
@@ -50,13 +64,27 @@ def replace(model: torch.nn.Module, *, only=None, exclude=(), dry_run: bool = Fa
         exclude: leave these; None: leave none. Both take one or several of: a qualified name, which stands for all below it; a glob over
             qualified names ("encoder.*.linear1"); a class, torch.nn's or ours, which stands for its own modules only.
         dry_run: change nothing; `report(model)` tells what would be.
+        policy: "all" replaces every module that can be; which kernel serves a call, `auto` decides by its tables. "fastest"
+            runs the model once with `example_inputs` to see what its modules are called with, calls torch's and ours with it
+            (the backward too, where the model is in training; under the autocast and the threads of now), and replaces those
+            that are faster beyond noise and give the same numbers within rounding: modules that run as one are measured as
+            one, and in the end the whole model. It takes seconds to a minute or two. Parameters, gradients, buffers and random
+            numbers stay as they are: it works on copies of the modules that share the parameters. What the run does not
+            call, what has hooks, and what is called with anything but tensors and plain values is left, and `report(model)`
+            says so, with milliseconds of both for what was measured.
+        example_inputs: for "fastest": what the model is called with, a tensor, a tuple of arguments or a dict of keyword
+            arguments.
+        cache: for "fastest": a JSON file. What it holds of such a model, called so, on such a machine, is taken without a
+            measurement; else it is written.
     Raises:
-        TypeError: `model` is no module, or a pattern neither a string nor a class. ValueError: a name matches nothing.
+        TypeError: `model` is no module, or a pattern neither a string nor a class. ValueError: a name matches nothing; the
+            policy is none; "fastest" has no example_inputs, or cannot copy the model.
     """
     _expect_module("replace", model)
+    _expect_policy(policy, example_inputs, cache)
     wanted = None if only is None else _Patterns("only", only)
     unwanted = _Patterns("exclude", () if exclude is None else exclude)
-    left, planned, blocks = {}, [], []
+    left, planned = {}, {}
     for name, module in model.named_modules():
         # Both are asked about every module, so that a name that matches nothing is noticed.
         chosen = wanted is None or wanted.match(name, module)
@@ -66,19 +94,37 @@ def replace(model: torch.nn.Module, *, only=None, exclude=(), dry_run: bool = Fa
             if why:
                 left[name] = why
             else:
-                planned.append(module)
-        elif chosen and not excluded and _blocks.may_be_fused(module):
-            blocks.append(module)
+                planned[name] = module
+        elif chosen and not excluded and not _blocks.is_fused(module) and _blocks.may_be_fused(module):
+            planned[name] = module
     for patterns in (wanted, unwanted):
         if patterns is not None:
             patterns.expect_all_matched()
+    _measured.pop(model, None)
+    if policy == "fastest" and planned:
+        choices = _fastest.choose(model, list(planned), _swap, _swap_back, example_inputs, cache)
+        left.update({name: choice.reason for name, choice in choices.modules.items() if not choice.is_ours})
+        _measured[model] = choices
+        planned = {name: module for name, module in planned.items() if choices.modules[name].is_ours}
     _left[model] = left
     if not dry_run:
-        for module in planned:
-            set_class(module, TWINS[class_of(module)])
-        for module in blocks:
-            _blocks.fuse(module)
+        for module in planned.values():
+            _swap(module)
     return model
+
+
+def _swap(module: torch.nn.Module) -> None:
+    """Makes ours of a module of torch's or of the user's."""
+    if class_of(module) in TWINS:
+        set_class(module, TWINS[class_of(module)])
+    else:
+        _blocks.fuse(module)
+
+
+def _swap_back(module: torch.nn.Module) -> None:
+    if class_of(module) in ORIGINALS:
+        set_class(module, ORIGINALS[class_of(module)])
+    _blocks.unfuse(module)
 
 
 def restore(model: torch.nn.Module) -> torch.nn.Module:
@@ -88,10 +134,9 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     """
     _expect_module("restore", model)
     for module in model.modules():
-        if class_of(module) in ORIGINALS:
-            set_class(module, ORIGINALS[class_of(module)])
-        _blocks.unfuse(module)
+        _swap_back(module)
     _left.pop(model, None)
+    _measured.pop(model, None)
     return model
 
 
@@ -107,7 +152,7 @@ def report(model: torch.nn.Module, *, example_inputs=None) -> Report:
     """
     _expect_module("report", model)
     observed = None if example_inputs is None else observe(model, example_inputs)
-    rows, left, chained = [], _left.get(model, {}), _chained(model, observed)
+    rows, left, chained, measured = [], _left.get(model, {}), _chained(model, observed), _measured.get(model)
     parents: dict[torch.nn.Module, torch.nn.Module] = {}
     for name, module in model.named_modules():
         parents.update((child, module) for child in module.children())
@@ -125,8 +170,9 @@ def report(model: torch.nn.Module, *, example_inputs=None) -> Report:
         if observed is not None and module in observed.attention:
             reason = "; ".join(filter(None, (reason, _TORCHS_ATTENTION)))
         if cls in ORIGINALS or reason:
-            rows.append(Row(name, _name(before), _name(cls), backend, reason, issubclass(cls, before), took))
-    return Report(rows, observed is not None)
+            times = () if measured is None or name not in measured.modules else measured.modules[name].times
+            rows.append(Row(name, _name(before), _name(cls), backend, reason, issubclass(cls, before), took, *times))
+    return Report(rows, observed is not None, None if measured is None else measured.whole)
 
 
 _TORCHS_ATTENTION = "its scaled_dot_product_attention stays torch's; pyflash.overrides() takes it"
@@ -158,7 +204,8 @@ def _summary(took, was_called: bool, could: str, reason: str) -> tuple[str, str]
 @dataclass(frozen=True)
 class Row:
     """A module: `backend` is what serves it, empty for one that is torch's; `reason` why, or what to know; `took` the
-    calls of the forward with `example_inputs`: operation, backend, reason, calls."""
+    calls of the forward with `example_inputs`: operation, backend, reason, calls. `torch_ms` and `pyflash_ms`: milliseconds of
+    all its calls in a run of the model, as torch's and as ours, where `replace` measured them."""
 
     name: str
     before: str
@@ -167,14 +214,18 @@ class Row:
     reason: str
     isinstance_kept: bool = True
     took: tuple[dict, ...] = ()
+    torch_ms: float | None = None
+    pyflash_ms: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """Rows of `report`, in the order of `named_modules`; printing it prints a table."""
+    """Rows of `report`, in the order of `named_modules`; printing it prints a table. `whole`: of the model, where `replace`
+    measured it."""
 
     rows: list[Row]
     is_observed: bool = False
+    whole: _fastest.Choice | None = None
 
     @property
     def replaced(self) -> int:
@@ -189,6 +240,7 @@ class Report:
     def to_json(self) -> str:
         fields = {
             "replaced": self.replaced,
+            "whole": None if self.whole is None else asdict(self.whole),
             "isinstance_changed": self.isinstance_changed,
             "is_observed": self.is_observed,
         }
@@ -201,18 +253,37 @@ class Report:
             if row.reason == _NO_CLASS:
                 continue
             now = "same" if row.now == row.before else row.now
-            cells.append((row.name or "(model)", row.before, now, "; ".join(filter(None, (row.backend, row.reason)))))
+            why = "; ".join(
+                filter(None, (row.backend, row.reason, _fastest.times_in_words(row.torch_ms, row.pyflash_ms)))
+            )
+            cells.append((row.name or "(model)", row.before, now, why))
         widths = [max(map(len, column)) for column in zip(*cells)]
         lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
         if missing:
             classes = Counter(row.before for row in missing).items()
             lines.append(f"{_NO_CLASS}: {', '.join(f'{name} ({count})' for name, count in classes)}")
         lines.append(f"{self.replaced} of {len(self.rows)} modules are pyflash's")
+        if self.whole is not None:
+            times = _fastest.times_in_words(self.whole.torch_ms, self.whole.pyflash_ms)
+            lines.append("; ".join(filter(None, ("the whole model, measured", self.whole.reason, times))))
         if self.replaced and not self.is_observed:
             lines.append("what could serve them; pyflash.report(model, example_inputs=...) shows what a forward takes")
         if self.isinstance_changed:
             lines.append(f"isinstance changed: {', '.join(self.isinstance_changed)}")
         return "\n".join(lines)
+
+
+def _expect_policy(policy, example_inputs, cache) -> None:
+    if policy not in _POLICIES:
+        raise ValueError(f"pyflash.replace: policy is {policy!r}, expected one of {', '.join(map(repr, _POLICIES))}")
+    if policy == "fastest" and example_inputs is None:
+        raise ValueError(
+            'pyflash.replace: policy="fastest" measures a run of the model: example_inputs is missing, a tensor, a tuple of'
+            " arguments or a dict of keyword arguments"
+        )
+    if policy == "all" and not (example_inputs is None and cache is None):
+        name = "cache" if example_inputs is None else "example_inputs"
+        raise ValueError(f'pyflash.replace: {name} is given, which only policy="fastest" reads; the policy is "all"')
 
 
 class _Patterns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,6 +27,15 @@ def family_of(maker: str, family: int, model: int, isa: str) -> str:
         if maker == "intel" and family == 6 and model in AMX_MODELS:
             return "amx"
     return "other"
+
+
+def name() -> str:
+    """The processor's own, in words."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 class Place(NamedTuple):

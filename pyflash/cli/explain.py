@@ -15,21 +15,13 @@ from pyflash.ops.core import backends
 from pyflash.ops.core.backends import OPERATIONS, ORDER
 
 
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def info() -> dict:
     """Versions, processor, instruction sets, devices, and each backend with the reason where it is missing."""
     facts = {
         "pyflash": pyflash.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "cpu": cpu_name(),
+        "cpu": processor.name(),
         "threads": torch.get_num_threads(),
         "cuda device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "backends": {name: _state_of(name) for name in ORDER},

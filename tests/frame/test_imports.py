@@ -26,7 +26,9 @@ MAY_IMPORT = {  # package or module: what of pyflash it may import
     "show": set(),
     "diagnostics": {"diagnostics", "ops", "show"},
     "_observe": {"nn", "ops"},
-    "replace": {"nn", "ops", "_observe"},
+    "_calls": set(),
+    "_fastest": {"_calls", "_observe", "nn", "ops", "auto", "show"},
+    "replace": {"nn", "ops", "_observe", "_fastest"},
 }
 
 
