@@ -1,7 +1,8 @@
 # Each target does its own set-up; a second run starts in seconds.
 #   make demo          a Transformer trained in torch.nn, then after pyflash.replace: same curve, faster   (QUICK=1: a minute)
 #                      installs only what it needs and builds this processor's instruction set alone
-#   make test          everything CI holds                          make quick   a few cases of each test, under a minute
+#   make test          what a change must pass, in a quarter of an hour on two cores: all but the tests marked slow
+#   make test-all      those too: everything CI holds               make quick   a few cases of each test, under a minute
 #   make sanitize      the CUDA C++ kernels' tests under AddressSanitizer and UBSan, and under ThreadSanitizer (LANE=address|thread
 #                      one of them; ARGS="tests/conv"): docs/cuda-on-host.md
 #   make lint          ruff, clang-format, types, generated files    make generate   render the activation table, and that of operations
@@ -39,7 +40,7 @@ NATIVE := $(shell find csrc -type f) setup.py
 MODULE = pyflash/_cpu$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 WORKERS ?= auto
 
-.PHONY: demo test quick sanitize lint generate bench inspect gpu gpu-cache build clean
+.PHONY: demo test test-all quick sanitize lint generate bench inspect gpu gpu-cache build clean
 
 $(VENV)/.venv: constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "python3 is older than 3.10"; exit 1; }
@@ -86,7 +87,8 @@ demo:
 	OMP_PROC_BIND=true $(PY) -m pyflash demo $(if $(QUICK),--quick) $(ARGS)
 
 # One OpenMP thread a worker: tests that need more ask for them.
-test: build
+test: ARGS += -m "not slow"
+test test-all: build
 	$(PY) tools/generate.py --check
 	$(PY) tools/operations.py --check
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)

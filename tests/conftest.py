@@ -15,9 +15,9 @@ import pytest
 
 from pyflash.ops.core.registry import Op
 
-QUICK_CASES = (
-    4  # of one test function: enough that most mistakes are seen, and a suite of any size takes under a minute
-)
+# Cases of one test function, drawn by lot, the same in every run, since neighbours differ in one parameter only:
+QUICK_CASES = 4  # of `--quick`: enough that most mistakes are seen, and a suite of any size takes under a minute
+INTERPRETED_CASES = 8  # in Triton's interpreter, a second each and more, that are not slow for being many
 
 
 def pytest_addoption(parser):
@@ -31,25 +31,29 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error::pyflash.FallbackWarning")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the markers
 def pytest_collection_modifyitems(config, items):
     for item in items:
         backend = str(getattr(getattr(item, "callspec", None), "params", {}).get("backend")).partition(":")[0]
         if backend in ("triton", "cuda"):
             item.add_marker(backend)
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    interpreted = [item for item in quick if item.get_closest_marker("triton") and not torch.cuda.is_available()]
+    for item in set(interpreted).difference(drawn(interpreted, INTERPRETED_CASES)):
+        item.add_marker("slow")
     if config.getoption("--quick"):
-        kept = set(drawn(items))
+        kept = drawn([item for item in quick if not item.get_closest_marker("triton")], QUICK_CASES)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
 
 
-def drawn(items):
-    """The cases that `--quick` runs: by lot, but the same in every run, since neighbours differ in one parameter only."""
-    cases = {}
+def drawn(items, cases):
+    """Of each test function at most so many."""
+    functions = {}
     for item in items:
-        if not (item.get_closest_marker("slow") or item.get_closest_marker("triton")):
-            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for name, of_one in cases.items():
-        yield from random.Random(name).sample(of_one, min(QUICK_CASES, len(of_one)))
+        functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    lots = (random.Random(name).sample(of_one, min(cases, len(of_one))) for name, of_one in functions.items())
+    return {item for lot in lots for item in lot}
 
 
 @pytest.fixture(autouse=True)

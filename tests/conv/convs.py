@@ -1,6 +1,5 @@
 """What the tests of convolution share."""
 
-from itertools import product
 from math import prod, sqrt
 
 import torch
@@ -45,17 +44,19 @@ def order_of(tensor):
 
 
 def by_definition(x, weight, size, stride, padding, dilation, groups):
-    """y, a sum of products over one window after the other. x and weight of zeros and ones show which meet."""
-    (batch, _), (outputs, channels) = x.shape[:2], weight.shape[:2]
-    y = x.new_zeros(batch, outputs, *size)
-    for out in product(*map(range, size)):
-        for tap in product(*map(range, weight.shape[2:])):
-            place = [o * s - p + t * d for o, s, p, t, d in zip(out, stride, padding, tap, dilation)]
-            if all(0 <= i < n for i, n in zip(place, x.shape[2:])):
-                of_x = x[(..., *place)].view(batch, groups, channels)
-                of_weight = weight[(..., *tap)].view(groups, outputs // groups, channels)
-                y[(..., *out)] += torch.einsum("ngi,goi->ngo", of_x, of_weight).reshape(batch, outputs)
-    return y
+    """y, each element the sum of a window's products: number o takes x[o * stride - padding + t * dilation] at tap t, and zero
+    beside x. x and weight of zeros and ones show which meet."""
+    windows = x.unflatten(1, (groups, weight.shape[1]))
+    for dim, (o, n, s, p, t, d) in enumerate(zip(size, x.shape[2:], stride, padding, weight.shape[2:], dilation)):
+        at = 3 + 2 * dim  # each dimension of x becomes two, taps and places
+        places = torch.arange(t)[:, None] * d + torch.arange(o) * s - p
+        places[(places < 0) | (places >= n)] = n  # a zero behind the last one
+        windows = torch.cat([windows, windows.new_zeros(*windows.shape[:at], 1, *windows.shape[at + 1 :])], at)
+        windows = windows.index_select(at, places.flatten()).unflatten(at, places.shape)
+    taps, outs = "tuv"[: len(size)], "xyz"[: len(size)]
+    of_weight = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])
+    meeting = "".join(map("".join, zip(taps, outs)))
+    return torch.einsum(f"ngi{meeting},goi{taps}->ngo{outs}", windows, of_weight).flatten(1, 2)
 
 
 def assert_sums_within(ours, torchs, truth, *terms, lengths):
