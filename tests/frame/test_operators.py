@@ -22,7 +22,7 @@ def test_every_operator_has_a_row():
     assert set(ROWS) == set(OPS)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ROWS)
 def test_operators_keep_torchs_rules(name, backend):
     if backend not in (*OPS[name].kernels, "torch"):
