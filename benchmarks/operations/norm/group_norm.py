@@ -31,7 +31,8 @@ STORY = Story(
         *turned("NHWC"),
         Gap(
             "NHWC silu",
-            "the statistics need all rows before the first is written: x is read twice, and SiLU's exponential is not counted",
+            "the statistics need all rows before the first is written: x is read twice; and SiLU is arithmetic, 5.5 ns a vector"
+            " of 16 on a core of Zen 4, 3.4 of them its exponential, which the limit does not count",
             families=CPUS,
         ),
         Gap("NHWC", "the statistics need all rows before the first is written: x is read twice", families=CPUS),
