@@ -87,11 +87,11 @@ demo:
 	OMP_PROC_BIND=true $(PY) -m pyflash demo $(if $(QUICK),--quick) $(ARGS)
 
 # One OpenMP thread a worker: tests that need more ask for them.
-test: ARGS += -m "not slow"
+test: WHICH := -m "not slow"
 test test-all: build
 	$(PY) tools/generate.py --check
 	$(PY) tools/operations.py --check
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(WHICH) $(ARGS)
 
 quick: build
 	OMP_NUM_THREADS=1 PYFLASH_TEST_ISA=best $(PY) -m pytest -n $(WORKERS) --quick $(ARGS)
