@@ -72,7 +72,10 @@ def check(shape, layout, f, arguments, dtype, backend):
     truth = run(defined, [x], dy, torch.float64)
     theirs = run(partial(PF.upfirdn2d, f=f, **arguments), [x], dy, backend="torch")
     ours = run(partial(PF.upfirdn2d, f=f, **arguments), [x], dy, backend=backend)
-    if ours[0].numel():
+    both = x.is_contiguous() and x.is_contiguous(
+        memory_format=torch.channels_last
+    )  # of a single place, it has either order
+    if ours[0].numel() and not both:
         assert ours[0].is_contiguous(
             memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
         )
