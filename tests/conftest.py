@@ -17,7 +17,7 @@ from pyflash.ops.core.registry import Op
 
 # Cases of one test function, drawn by lot, the same in every run, since neighbours differ in one parameter only:
 QUICK_CASES = 4  # of `--quick`: enough that most mistakes are seen, and a suite of any size takes under a minute
-INTERPRETED_CASES = 8  # in Triton's interpreter, a second each and more, that are not slow for being many
+INTERPRETED_CASES = 4  # in Triton's interpreter, a second each and more, that are not slow for being many
 
 
 def pytest_addoption(parser):
