@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class Loss:
     forward: str
     by_input: str
     by_target: str
-    reference: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
+    reference: Callable[[torch.Tensor, torch.Tensor, Any, float], torch.Tensor]
     parameter: str = ""
     has_pos_weight: bool = False
 
