@@ -187,14 +187,18 @@ __global__ void __launch_bounds__(K::kThreads, K::kBlocks) run(Args... args) {
 
 inline Status status_of(cudaError_t code) { return {code == cudaSuccess ? nullptr : cudaGetErrorString(code)}; }
 
+// A block has 48 KB unless more is asked for: what a kernel declares, which is a few KB, and what its launch adds.
+template <class K, class... Args>
+cudaError_t allow_shared(size_t dynamic_shared) {
+  constexpr size_t kNeverMore = 32 << 10;
+  if (dynamic_shared <= kNeverMore) return cudaSuccess;
+  return cudaFuncSetAttribute(run<K, Args...>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)dynamic_shared);
+}
+
 template <class K, class... Args>
 Status launch_as(bool is_cooperative, dim3 grid, size_t dynamic_shared, Stream stream, Args... args) {
-  constexpr size_t kUnasked = 48 << 10;
-  if (dynamic_shared > kUnasked) {
-    const cudaError_t code =
-        cudaFuncSetAttribute(run<K, Args...>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)dynamic_shared);
-    if (code != cudaSuccess) return status_of(code);
-  }
+  const cudaError_t code = allow_shared<K, Args...>(dynamic_shared);
+  if (code != cudaSuccess) return status_of(code);
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = is_cooperative;
@@ -229,8 +233,7 @@ Status resident_blocks(size_t dynamic_shared, int* blocks) {
   int device = 0, processors = 0, of_each = 0;
   cudaError_t code = cudaGetDevice(&device);
   if (code == cudaSuccess) code = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (code == cudaSuccess && dynamic_shared > (48 << 10))
-    code = cudaFuncSetAttribute(run<K, Args...>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)dynamic_shared);
+  if (code == cudaSuccess) code = allow_shared<K, Args...>(dynamic_shared);
   if (code == cudaSuccess)
     code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_each, run<K, Args...>, K::kThreads, dynamic_shared);
   *blocks = processors * of_each;
