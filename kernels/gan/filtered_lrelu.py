@@ -136,7 +136,7 @@ def _filtered_lrelu(
     y_ptr += outer * out_y * out_x * inner + group.to(tl.int64) * (WIDTH * inner) + channel
     bias = None
     if bias_ptr is not None:  # channels are rows of the picture, or last in it: outer or inner is channels
-        which = outer % channels if inner == 1 else channel
+        which = tl.where(inner == 1, outer % channels, channel)
         bias = cast(tl.load(bias_ptr + which, mask=live, other=0.0), tl.float32)
     first_row = tl.program_id(1) * band
     last_row = min(first_row + band, out_y)
