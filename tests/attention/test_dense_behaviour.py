@@ -340,3 +340,31 @@ def test_a_window_is_a_pair(window_size):
     for name, call in calls.items():
         with pytest.raises(TypeError, match=rf"pyflash\.{name}: window_size is .*expected a pair \(left, right\)"):
             call()
+
+
+SEEDS = [
+    (torch.tensor([1.0]), "float32"),
+    (torch.tensor([1, 2]), r"int64 of \(2,\)"),
+    (5, "int"),
+    (torch.tensor([1]).int(), "int32"),
+]
+
+
+@pytest.mark.parametrize("seed, what", SEEDS, ids=[words for _, words in SEEDS])
+def test_a_seed_is_one_number_of_64_bits(seed, what):
+    """A kernel reads 8 bytes where it lies: of anything else they would be others', or nobody's."""
+    x, lengths = torch.randn(1, 2, 3, 8), torch.tensor([0, 3], dtype=torch.int32)
+    calls = (
+        lambda: PF.attention(x, x, x, dropout_p=0.5, seed=seed),
+        lambda: PF.attention_weights(x, x, dropout_p=0.5, seed=seed),
+        lambda: PF.attention_varlen(*[x[0].transpose(0, 1)] * 3, lengths, lengths, 3, 3, dropout_p=0.5, seed=seed),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=f"seed is .*{what}.*, expected an int64 tensor of one element"):
+            call()
+
+
+def test_a_seed_of_another_device_is_refused():
+    x = torch.randn(1, 2, 3, 8)
+    with pytest.raises(RuntimeError, match="seed is on meta and the other tensors on cpu, expected one device"):
+        PF.attention(x, x, x, dropout_p=0.5, seed=torch.empty(1, dtype=torch.int64, device="meta"))

@@ -29,7 +29,7 @@ from pyflash.ops.core.backends import Operation, counts, record
 from pyflash.ops.core.checks import expect_tensors, window_pair
 from pyflash.ops.core.choice import Refused, are_usual, choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, HALVES, cast_by_autocast
-from pyflash.ops.core.philox import draw_seed
+from pyflash.ops.core.philox import seed_for
 
 OPERATION = Operation(
     "attention",
@@ -208,10 +208,7 @@ def attention(
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
-    if seed is None and dropout_p > 0:
-        seed = draw_seed(q)
-    if dropout_p == 0:
-        seed = None
+    seed = seed_for(_operation, seed, dropout_p, q)
     q4, k4, v4 = four_dims(q, leading, leading[-1]), four_dims(k, leading, of_k), four_dims(v, leading, of_v)
     if alibi_slopes is not None and alibi_slopes.dim() > 2:
         alibi_slopes = alibi_slopes.flatten(0, -2)

@@ -15,7 +15,7 @@ from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import expect, expect_tensors, readable, sequence_offsets
 from pyflash.ops.core.choice import choose, tracing_derivatives
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, HALVES, acc_dtype, cast_by_autocast
-from pyflash.ops.core.philox import draw_seed
+from pyflash.ops.core.philox import seed_for
 from pyflash.ops.core.registry import Op
 
 DTYPES = {"cpu": FLOATS, "triton": ALL_BUT_FLOAT64, "cuda": HALVES}
@@ -211,10 +211,7 @@ def attention_varlen(
     scalars = max_seqlen_q, max_seqlen_k, *options.of_sequences()
     refused = unserved(q, k, v, alibi_slopes)
     backend = choose(OPERATION, q, (k, v), refused=refused)
-    if dropout_p == 0:
-        seed = None
-    elif seed is None:
-        seed = draw_seed(q)
+    seed = seed_for("attention_varlen", seed, dropout_p, q)
     tensors = q, k, v, cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), alibi_slopes, seed
     if backend is None and (refused or tracing_derivatives((q, k, v))):
         out, lse = reference_fwd(*tensors, *scalars)

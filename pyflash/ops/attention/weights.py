@@ -25,7 +25,7 @@ from pyflash.ops.core.backends import Operation
 from pyflash.ops.core.checks import expect_tensors
 from pyflash.ops.core.choice import choose
 from pyflash.ops.core.dtypes import ALL_BUT_FLOAT64, FLOATS, acc_dtype, cast_by_autocast
-from pyflash.ops.core.philox import draw_seed
+from pyflash.ops.core.philox import seed_for
 from pyflash.ops.core.registry import Op
 
 OPERATION = Operation(
@@ -148,10 +148,7 @@ def attention_weights(
     training = not dropout_p and needs_gradient(q, k, k, attn_mask)
     size = auto.Size("weights", math.prod(leading), rows, keys, head_dim, training)
     backend = choose(OPERATION, q, others, size=size, refused=refused)
-    if dropout_p == 0:
-        seed = None
-    elif seed is None:
-        seed = draw_seed(q)
+    seed = seed_for("attention_weights", seed, dropout_p, q)
     of_k, _ = kv_heads(k, k, leading, enable_gqa)
     q4, k4 = four_dims(q, leading, leading[-1]), four_dims(k, leading, of_k)
     if backend is None:

@@ -19,6 +19,23 @@ def draw_seed(like: torch.Tensor) -> torch.Tensor:
     return _draw_seed(like)
 
 
+def seed_for(operation: str, seed: torch.Tensor | None, dropout_p: float, like: torch.Tensor) -> torch.Tensor | None:
+    """The seed that a call was given, or one that is drawn; None where nothing is dropped. A kernel reads 8 bytes where it lies."""
+    if dropout_p == 0:
+        return None
+    if seed is None:
+        return draw_seed(like)
+    if not isinstance(seed, torch.Tensor) or seed.dtype != torch.int64 or seed.numel() != 1:
+        what = f"{seed.dtype} of {tuple(seed.shape)}" if isinstance(seed, torch.Tensor) else type(seed).__name__
+        raise TypeError(f"pyflash.{operation}: seed is {what}, expected an int64 tensor of one element")
+    if seed.device != like.device:
+        raise RuntimeError(
+            f"pyflash.{operation}: seed is on {seed.device} and the other tensors on {like.device}, expected one device;"
+            f' seed.to("{like.device}")'
+        )
+    return seed
+
+
 def _draw_seed(like):
     return torch.randint(2**63 - 1, (1,), device=like.device)
 
