@@ -112,6 +112,13 @@ def backend_params(*names: str) -> list:
 
 
 @contextmanager
+def use_there(backend: str):
+    """As `use`, where tensors are made inside, which are to be where the backend's kernels run."""
+    with use(backend), on_device(DEVICE) if is_of_device(backend) else nullcontext():
+        yield
+
+
+@contextmanager
 def use(backend: str):
     """`backend` as in `backend_params`."""
     name, _, isa = backend.partition(":")

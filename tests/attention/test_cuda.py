@@ -59,10 +59,16 @@ def test_gradient_of_every_broadcast_mask(backend, shape):
 def test_float32_masks_and_their_gradients(backend):
     """Beside half types; with softcap, a window and dropout, which the gradient of a mask has its own share of."""
     (q, k, v), dout = tensors((1, 2, 1, 40, 70, 72, 80, "bhld", ""), torch.float16)
-    options = {"softcap": 3.0, "window_size": (30, 20), "dropout_p": 0.2, "seed": SEED, "enable_gqa": True}
+    options = {
+        "softcap": 3.0,
+        "window_size": (30, 20),
+        "dropout_p": 0.2,
+        "seed": on_its_device(SEED),
+        "enable_gqa": True,
+    }
 
     def call(q, k, v, mask):
-        return PF.attention(q, k, v, mask, **on_its_device(options))
+        return PF.attention(q, k, v, mask, **options)
 
     for shape in ((40, 70), (1, 2, 1, 70), (40, 1)):
         mask = torch.randn(shape)
@@ -222,7 +228,7 @@ def test_blocks_outside_of_the_pool_stay_inside(backend):
     lengths = torch.tensor([10, 10, 99], dtype=torch.int32)
     with use(backend):
         for num_blocks in (4, 0):
-            out, lse = torch.full_like(q, torch.nan), torch.full((3, 2, 1), torch.nan)
+            out, lse = torch.full_like(q, torch.nan), torch.full((3, 2, 1), torch.nan, device=q.device)
             scalars = 0.3, 0.0, -1, 0
             _cuda.attention_decode(q, pool[:num_blocks], pool[:num_blocks], lengths, table, None, *scalars, out, lse)
             if num_blocks:

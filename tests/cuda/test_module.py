@@ -67,7 +67,7 @@ def test_pictures_that_are_not_aligned(backend, dtype):
         ):
             with use(backend):
                 found = function(x, weight, PF)
-                dy = torch.randn(found.shape).to(dtype)
+                dy = torch.randn(found.shape).to(found)
                 gradients = torch.autograd.grad(found, (x, weight), dy)
             with use("torch"):
                 wanted = function(x.double(), weight.double(), F)

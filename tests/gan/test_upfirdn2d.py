@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, run, use
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, on_its_device, run, use
 from property_tests import given, settings, st
 
 import pyflash.functional as PF
@@ -18,7 +18,7 @@ STYLEGAN2 = PF.setup_filter([1, 3, 3, 1])
 
 
 def taps(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+    return on_its_device(torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), device="cpu"))
 
 
 CASES = [  # shape, layout, filter, arguments, why it is here
@@ -66,7 +66,7 @@ CASES = [  # shape, layout, filter, arguments, why it is here
 
 
 def check(shape, layout, f, arguments, dtype, backend):
-    x = picture(shape, layout, dtype)
+    x, f = picture(shape, layout, dtype), on_its_device(f)
     defined = partial(definitions.upfirdn2d, f=torch.ones(1) if f is None else f, **arguments)
     dy = torch.randn(defined(x).shape).to(dtype)
     truth = run(defined, [x], dy, torch.float64)

@@ -7,7 +7,7 @@ from math import inf, nan
 
 import pytest
 import torch
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, use
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, use, use_there
 
 import pyflash
 import pyflash.functional as F
@@ -36,7 +36,7 @@ def clipped(function, dtype, max_norm, norm_type, scale=1.0, plant=None):
 def test_it_is_torchs(max_norm, scale, norm_type, dtype, backend):
     torchs = torch.nn.utils.clip_grad_norm_
     truth, theirs = (clipped(torchs, d, max_norm, norm_type, scale) for d in (torch.float64, dtype))
-    with use(backend):
+    with use_there(backend):
         ours = clipped(F.clip_grad_norm_, dtype, max_norm, norm_type, scale)
     assert_error_within(ours, theirs, truth)
 
@@ -46,7 +46,7 @@ def test_it_is_torchs(max_norm, scale, norm_type, dtype, backend):
 @pytest.mark.parametrize("plant", [inf, -inf, nan])
 def test_what_is_not_finite(plant, norm_type, backend):
     theirs = clipped(torch.nn.utils.clip_grad_norm_, torch.float32, 1.0, norm_type, plant=plant)
-    with use(backend):
+    with use_there(backend):
         ours = clipped(F.clip_grad_norm_, torch.float32, 1.0, norm_type, plant=plant)
         for x, y in zip(ours, theirs):
             assert (x is None) == (y is None)
@@ -63,7 +63,7 @@ def test_no_squares_are_lost(backend):
     for value in (1e-38, 1e-45, 3e37):
         p = torch.nn.Parameter(torch.zeros(64))
         p.grad = torch.full((64,), value)
-        with use(backend) if backend != "torch" else use("cpu"):
+        with use_there(backend) if backend != "torch" else use("cpu"):
             norm = F.clip_grad_norm_(p, inf)
         assert norm == p.grad[0] * 8
 
@@ -79,7 +79,7 @@ def test_types_together(backend):
         return (function(iter(params), 1.0), *(p.grad for p in params))
 
     torchs, dtypes = torch.nn.utils.clip_grad_norm_, (torch.bfloat16, torch.float32)
-    with use(backend):
+    with use_there(backend):
         ours = both(F.clip_grad_norm_, *dtypes)
     assert_error_within(ours, both(torchs, *dtypes), both(torchs, torch.float64, torch.float64))
 

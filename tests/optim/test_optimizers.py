@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import FLOAT_DTYPES, assert_error_within, backend_params, use
+from helpers import FLOAT_DTYPES, assert_error_within, backend_params, use_there
 
 import pyflash
 from pyflash import optim
@@ -38,7 +38,7 @@ def test_trajectories_are_torchs(row, dtype, backend):
         options = {**options, "eps": 1e-3}  # torch's own, 1e-8, is 0 in float16 as its operations round
     truth = run(torchs, options, torch.float64, steps)
     theirs = run(torchs, options, dtype, steps)
-    with use(backend):
+    with use_there(backend):
         mine = run(ours, options, dtype, steps)
     compare(mine, theirs, truth)
     for p, q in zip(params_of(mine), params_of(theirs)):
@@ -88,7 +88,7 @@ def test_clipping_ema_and_zeroing_in_one_pass(row, backend):
         return optimizer, emas
 
     truth, theirs = by_torch(torch.float64), by_torch(torch.float32)
-    with use(backend):
+    with use_there(backend):
         params = parameters()
         mine = ours(params, max_grad_norm=1.5, ema_decay=0.9, **options)
         for step in range(4):
@@ -123,13 +123,13 @@ def test_unscaling_and_found_inf(name, backend):
             for p in params:
                 p.grad.mul_(1024.0)
             optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(found)
-            with use(backend):
+            with use_there(backend):
                 optimizer.step()
             assert optimizer.grad_scale == 1024 and optimizer.found_inf == found  # GradScaler's to delete
             factor = 1024.0 if found else 1.0
             assert all(torch.equal(p.grad, grad * factor) for p, grad in zip(params, expected))
             optimizer.found_inf = torch.tensor(1.0)
-            with use(backend):
+            with use_there(backend):
                 optimizer.step(zero_grad=True)  # no step, and no gradients
             assert not any(p.grad.any() for p in params)
     truth = run(torchs, dict(lr=0.01), torch.float64, 0)
@@ -462,7 +462,7 @@ def test_nothing_outside_of_the_tensors_is_touched(backend):
     memories, (p, g) = zip(*[guarded(torch.randn(size)) for _ in range(2)])
     p = torch.nn.Parameter(p)
     p.grad = g
-    with use(backend):
+    with use_there(backend):
         optimizer = optim.Adam([p], amsgrad=True, ema_decay=0.9, max_grad_norm=0.1)
         optimizer.step()
         for name, state in list(optimizer.state[p].items()):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from helpers import cpu_isas, use
+from helpers import cpu_isas, use_there
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import pyflash.functional as F
@@ -24,7 +24,7 @@ CPU = [f"cpu:{isa}" for isa in cpu_isas()]
 def serving(backend: str):
     """A backend as in `helpers.use`, or "reference": our operators' own torch operations, where torch would serve."""
     if backend != "reference":
-        with use(backend):
+        with use_there(backend):
             yield
         return
     before = recurrent.choose, rnn_cell.choose
@@ -130,7 +130,8 @@ def results(module, case, dtype):
     x, states = leaf(x), [leaf(s) for s in states]
     outputs = call(module, case, x, states)
     generator = torch.Generator().manual_seed(5)
-    douts = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+    drawn = [torch.randn(o.shape, generator=generator, dtype=torch.float64, device="cpu") for o in outputs]
+    douts = [dout.to(o) for dout, o in zip(drawn, outputs)]
     grads = torch.autograd.grad(outputs, [x, *states, *module.parameters()], douts)
     return (*(o.detach() for o in outputs), *grads)
 

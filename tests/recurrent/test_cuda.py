@@ -207,10 +207,9 @@ def test_no_hidden_units(cell, has_lengths, backend):
 def test_nothing_but_empty_sequences(backend):
     case = Case("LSTM", "", steps=3, options=BOTH)
     x, states = case.inputs_of(torch.float32)
+    module, lengths = case.module(torch.float32, ours=True), torch.zeros(4, dtype=torch.long)
     with use(backend):
-        y, (h_n, c_n) = case.module(torch.float32, ours=True)(
-            x, tuple(states), lengths=torch.zeros(4, dtype=torch.long)
-        )
+        y, (h_n, c_n) = module(x, tuple(states), lengths=lengths)
     assert torch.equal(h_n, states[0]) and torch.equal(c_n, states[1]) and not y.any()
 
 
@@ -231,9 +230,9 @@ def test_large_pre_activations_and_nan(cell, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS[:1])
 def test_a_projection_is_refused_with_its_reason(backend):
-    module = nn.LSTM(5, 6, proj_size=2)
+    module, x = nn.LSTM(5, 6, proj_size=2), torch.randn(3, 2, 5)
     with use(backend), pytest.raises(NotImplementedError, match="proj_size"):
-        module(torch.randn(3, 2, 5))
+        module(x)
     assert "proj_size" in backends.OPERATIONS["lstm"].notes["cuda"]
 
 

@@ -85,7 +85,8 @@ def test_it_is_its_definition(case, dtype, backend):
     x = planted(shape, dtype)
     x = laid_out(x, order)
     for low, high in ((-inf, inf), (-0.3, 0.7)):
-        truth, terms = defined(x.cpu(), dim, low, high)
+        with torch.device("cpu"):
+            truth, terms = defined(x.cpu(), dim, low, high)
         with use(backend):
             found = tensor_stats(x, dim, low, high).cpu()
         assert found.shape == (1 if dim is None else shape[dim], len(MOMENTS)) and found.dtype == torch.float64
@@ -107,7 +108,7 @@ def test_squares_of_the_smallest_and_the_largest(shape, dim, backend):
         n = x.numel() / len(found)
         square = float(np.float32(value)) ** 2
         torch.testing.assert_close(
-            found[:, 1], torch.full((len(found),), n * square, dtype=torch.float64), rtol=1e-12, atol=0
+            found[:, 1], torch.full((len(found),), n * square, dtype=torch.float64, device="cpu"), rtol=1e-12, atol=0
         )
         assert not found[:, 2:].any()
 

@@ -1,6 +1,6 @@
-"""Every launcher of the Triton backend once at a GPU's size: right against float64, then its time beside torch's.
+"""Every launcher of a GPU's backend once at a GPU's size: right against float64, then its time beside torch's.
 
-    python -m tools.gpu.smoke [OPERATION ...] --results FILE        the cases are the `gpu` rows of benchmarks/*.py
+    python -m tools.gpu.smoke [OPERATION ...] [--backend triton|cuda] --results FILE     the `gpu` rows of benchmarks/*.py
 
 One line a case, and a row of JSON in FILE: `error` as a share of what is allowed (above 1 is wrong), the kernels' own
 time, what a call takes the host, TFLOP/s and TB/s, and whether the call lets itself be captured in a graph. The cases run
@@ -95,7 +95,8 @@ class Checked:
         from benchmarks.check import bind
 
         torch.manual_seed(self.seed)
-        function = factory(self.work.case)
+        with torch.device(self.device):  # where a loss makes its target
+            function = factory(self.work.case)
         if isinstance(function, torch.nn.Module):
             function = function.to(self.dtype)
         return bind(
@@ -206,7 +207,7 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
     return statistics.median(start.elapsed_time(end) for start, end in pairs) * 1e-3, host
 
 
-def measure(work: Work, device: str) -> dict:
+def measure(work: Work, device: str, backend: str = "triton") -> dict:
     """The row of one case."""
     import torch
 
@@ -214,7 +215,7 @@ def measure(work: Work, device: str) -> dict:
 
     checked, mode = Checked(work, device), work.mode
     torch_bound = checked.bind(work.operation.torch)
-    with pyflash.use_backend("triton"):
+    with pyflash.use_backend(backend):
         own = checked.bind(work.operation.pyflash)
         start = time.perf_counter()
         checked.evaluate(own)
@@ -235,7 +236,7 @@ def measure(work: Work, device: str) -> dict:
     return row
 
 
-def captures(work: Work) -> dict:
+def captures(work: Work, backend: str) -> dict:
     """Whether a forward lets itself be captured, and its replay gives what the call gave."""
     import torch
 
@@ -244,7 +245,7 @@ def captures(work: Work) -> dict:
 
     bound = Checked(work, "cuda").bind(work.operation.pyflash)
     row = {"case": f"{work.name}, in a graph"}
-    with pyflash.use_backend("triton"), torch.no_grad():
+    with pyflash.use_backend(backend), torch.no_grad():
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -294,14 +295,17 @@ def work_through(options: argparse.Namespace) -> int:
     torch.backends.cudnn.allow_tf32 = False  # float32 against float32
     done = {row["case"] for row in read(options.results)}
     everything = [
-        (work.name, lambda work=work: measure(work, device)) for work in plan(options.operations, options.small)
+        (work.name, lambda work=work: measure(work, device, options.backend))
+        for work in plan(options.operations, options.small)
     ]
     if device == "cuda" and not options.small:
         first: dict[str, Work] = {}
         for work in plan(options.operations, options.small):
             if work.mode == "forward":
                 first.setdefault(f"{work.operation.name}{getattr(work.case.shape, 'kind', '')}", work)
-        everything += [(f"{work.name}, in a graph", lambda work=work: captures(work)) for work in first.values()]
+        everything += [
+            (f"{work.name}, in a graph", lambda work=work: captures(work, options.backend)) for work in first.values()
+        ]
     for name, run in everything:
         if name in done:
             continue
@@ -342,7 +346,8 @@ def note(results: Path, row: dict) -> None:
 
 
 def command(options: argparse.Namespace) -> list[str]:
-    words = ["--results", str(options.results), "--device", options.device, *["--small"] * options.small, "--worker"]
+    words = ["--results", str(options.results), "--device", options.device, "--backend", options.backend]
+    words += [*["--small"] * options.small, "--worker"]
     return [sys.executable, "-m", "tools.gpu.smoke", *options.operations, *words]
 
 
@@ -392,6 +397,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("operations", nargs="*", help="default: all of them")
     options.add_argument("--results", type=Path, default=Path("smoke.jsonl"), help="a file that rows are added to")
     options.add_argument("--device", choices=("cuda", "interpreter"), default="cuda")
+    options.add_argument("--backend", choices=("triton", "cuda"), default="triton")
     options.add_argument(
         "--small", action="store_true", help="the interpreter's sizes, no times: for compute-sanitizer"
     )
