@@ -17,7 +17,7 @@ def rules(name: str):
     def decide(where, size, dtype) -> str:
         elements, channels, training, evaluates = (*size, False)[:4]
         if evaluates and where.is_gpu:
-            return gpu.decide(f"{name} evaluation", elements * channels, training, dtype)
+            return gpu.decide(where.kernels, f"{name} evaluation", elements * channels, training, dtype)
         if evaluates and elements * channels < IN_EVALUATION[name]:
             return SMALL
         return of_batch.decide(where, (elements, channels, training), dtype)

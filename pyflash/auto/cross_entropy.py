@@ -16,7 +16,7 @@ def decide(where, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return gpu.decide("cross_entropy", count * classes, training, dtype)
+        return gpu.decide(where.kernels, "cross_entropy", count * classes, training, dtype)
     return SMALL if count * classes < MIN_ELEMENTS[mode] else ""
 
 

@@ -26,7 +26,7 @@ def decide(name: str, where: processor.Place, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return gpu.decide(name, elements, training, dtype)
+        return gpu.decide(where.kernels, name, elements, training, dtype)
     if not training and not set(kind) & set(FAST_WITHOUT_GRADIENTS):
         return COPIES
     return ""

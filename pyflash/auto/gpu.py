@@ -23,7 +23,7 @@ class Times(NamedTuple):
     training: float
 
 
-# Rows `gpu` of the benchmarks, about 64 M elements; the least where an operation has several, a layout say. They are in
+# Triton: rows `gpu` of the benchmarks, about 64 M elements; the least where an operation has several, a layout say. They are in
 # benchmarks/results/nvidia-h200: layer_norm in 2026-11-26-smoke-second.jsonl, batch_norm in evaluation and columns of halves
 # in 2026-11-27-others.txt, all others in 2026-11-27-smoke.jsonl. The kernels of interpolation and padding were rewritten after that.
 IN_HALVES = {
@@ -66,6 +66,10 @@ IN_HALVES = {
     "max_unpool2d channels_last": Times(1.21, 1.55),
     "embedding": Times(1.04, 3.13),
     "embedding_bag": Times(0.75, 0),
+    # 2026-11-28-smoke.jsonl, 32 M elements, as are these two in float32. filtered_lrelu, 10 and 11.6, has not run with channels last.
+    "cosine_embedding_loss": Times(2.92, 6.20),
+    "triplet_margin_loss": Times(3.19, 5.15),
+    "minibatch_stddev": Times(6.40, 4.60),
 }
 IN_FLOAT32 = {
     **dict.fromkeys(("relu", "silu", "tanh"), Times(1.0, 1.0)),
@@ -78,13 +82,40 @@ IN_FLOAT32 = {
     "bias_act": Times(3.58, 2.66),
     "embedding": Times(4.75, 1.63),
     "embedding_bag": Times(0.94, 0.97),
+    "cosine_embedding_loss": Times(3.96, 6.09),
+    "triplet_margin_loss": Times(3.73, 4.17),
 }
-BY_DTYPE = {torch.bfloat16: IN_HALVES, torch.float16: IN_HALVES, torch.float32: IN_FLOAT32}
+# CUDA C++, 2026-11-28-cuda-smoke.jsonl; what is missing is no faster than torch's own: tanh, sigmoid and what costs as little 0.94 to
+# 1.0, gelu 0.4 to 0.65, rms_norm (rows of 2048 and more alone were timed) 0.5 to 0.8, softmax over 21 channels 0.25.
+CUDA_IN_HALVES = {
+    "layer_norm": Times(1.06, 1.22),
+    "add_layer_norm": Times(1.22, 0),
+    "mish": Times(1.60, 1.42),
+    "elu": Times(1.09, 1.02),
+    "selu": Times(1.10, 1.02),
+    "celu": Times(1.07, 0.97),
+    "softshrink": Times(1.09, 1.03),
+    "softsign": Times(3.40, 5.47),
+    "tanhshrink": Times(1.85, 2.17),
+    "softmax rows": Times(1.32, 1.13),
+    "upfirdn2d": Times(1.16, 2.82),
+}
+CUDA_IN_FLOAT32 = {
+    "softmax rows": Times(1.06, 1.52),
+    "upfirdn2d": Times(1.19, 2.79),
+    "log_softmax columns": Times(2.44, 1.97),
+}
+LONGEST_ROW = 1024  # of its norms: of 2048 columns and more 0.5 to 0.98 of torch's speed, but for one forward
+
+BY_DTYPE = {
+    "triton": {torch.bfloat16: IN_HALVES, torch.float16: IN_HALVES, torch.float32: IN_FLOAT32},
+    "cuda": {torch.bfloat16: CUDA_IN_HALVES, torch.float16: CUDA_IN_HALVES, torch.float32: CUDA_IN_FLOAT32},
+}
 
 
-def decide(name: str, elements: int, training: bool, dtype: torch.dtype) -> str:
-    """Why torch is to be preferred; empty where a kernel of ours is. name: a row's above."""
-    times = BY_DTYPE.get(dtype, {}).get(name, Times(0, 0))[training]
+def decide(kernels: str, name: str, elements: int, training: bool, dtype: torch.dtype) -> str:
+    """Why torch is to be preferred; empty where a kernel of ours is. kernels: whose, "triton" or "cuda"; name: a row's above."""
+    times = BY_DTYPE[kernels].get(dtype, {}).get(name, Times(0, 0))[training]
     if not times:
         return NOT_MEASURED
     return AS_FAST if times < LEAST else SMALL if elements < GPU_ELEMENTS else ""

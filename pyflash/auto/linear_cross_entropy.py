@@ -25,7 +25,7 @@ def linear_cross_entropy_rules(where, size, dtype) -> str:
         return "" if ours else MEASURED
     rows, classes, _ = sizes
     if where.is_gpu:
-        return gpu.decide("linear_cross_entropy", rows * classes, training, dtype)
+        return gpu.decide(where.kernels, "linear_cross_entropy", rows * classes, training, dtype)
     if dtype in (torch.float32, torch.float64):
         return SMALL if prod(sizes) < LEAST_PRODUCT else ""
     return SMALL if rows * classes < LEAST_SCORES else ""

@@ -22,5 +22,5 @@ def rules(where, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return gpu.decide("local_response_norm", elements, training, dtype)
+        return gpu.decide(where.kernels, "local_response_norm", elements, training, dtype)
     return SMALL if elements < MIN_ELEMENTS[mode] else ""

@@ -30,7 +30,7 @@ def rules(name: str):
         if ours is not None:
             return "" if ours else MEASURED
         if where.is_gpu:
-            return gpu.decide(name, elements, training, dtype)
+            return gpu.decide(where.kernels, name, elements, training, dtype)
         return SMALL if elements < MIN_ELEMENTS[name][mode] else ""
 
     return decide
@@ -68,4 +68,4 @@ def nll_rules(where, size, dtype) -> str:
     ours = tables.ours(where, "nll_loss", "", dtype, "training" if training else "inference", (elements,))
     if ours is not None:
         return "" if ours else MEASURED
-    return gpu.decide("nll_loss", elements, training, dtype) if where.is_gpu else NO_TABLE
+    return gpu.decide(where.kernels, "nll_loss", elements, training, dtype) if where.is_gpu else NO_TABLE

@@ -23,7 +23,7 @@ def minima(name: str, *, inference: int, training: int):
         if ours is not None:
             return "" if ours else MEASURED
         if where.is_gpu:
-            return gpu.decide(name, prod(sizes), is_training, dtype)
+            return gpu.decide(where.kernels, name, prod(sizes), is_training, dtype)
         return SMALL if prod(sizes) < least[mode] else ""
 
     return rules

@@ -13,7 +13,9 @@ def decide(name: str, where: processor.Place, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return gpu.decide(name, rows * columns, training, dtype)
+        if where.kernels == "cuda" and columns > gpu.LONGEST_ROW:
+            return gpu.AS_FAST
+        return gpu.decide(where.kernels, name, rows * columns, training, dtype)
     if rows * columns < MIN_ELEMENTS[name]:
         return SMALL
     return NO_TABLE if name == "layer_norm" and where.family not in processor.MEASURED_BY_HAND else ""

@@ -24,7 +24,7 @@ def _rules(name: str, least: dict[str, int]):
         if ours is not None:
             return "" if ours else MEASURED
         if where.is_gpu:
-            return gpu.decide(name, vectors * n, training, dtype)
+            return gpu.decide(where.kernels, name, vectors * n, training, dtype)
         return SMALL if vectors * n < least[mode] else ""
 
     return decide

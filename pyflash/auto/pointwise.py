@@ -44,7 +44,7 @@ def decide_activation(name: str, where: processor.Place, size, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return gpu.decide(name, elements, training, dtype)
+        return gpu.decide(where.kernels, name, elements, training, dtype)
     if elements < MIN_ACTIVATED:
         return SMALL
     best = OURS_ON_CPU + OURS_ON_ZEN if where.family in processor.MEASURED_BY_HAND else OURS_ON_CPU
@@ -66,7 +66,7 @@ def dropout_rules(where, elements: int, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return gpu.decide("dropout", elements, False, dtype)
+        return gpu.decide(where.kernels, "dropout", elements, False, dtype)
     return SMALL if elements < MIN_DROPPED else ""
 
 
@@ -77,7 +77,7 @@ def rrelu_rules(where, elements: int, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return gpu.decide("rrelu", elements, True, dtype)
+        return gpu.decide(where.kernels, "rrelu", elements, True, dtype)
     return SMALL if elements < MIN_DROPPED else ""
 
 
@@ -94,5 +94,5 @@ def channel_dropout_rules(where, elements: int, dtype) -> str:
     if ours is not None:
         return "" if ours else MEASURED
     if where.is_gpu:
-        return gpu.decide("dropout2d", elements, True, dtype)
+        return gpu.decide(where.kernels, "dropout2d", elements, True, dtype)
     return SMALL if elements < MIN_DROPPED_CHANNELS else ""

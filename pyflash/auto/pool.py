@@ -47,7 +47,9 @@ def rules(name: str):
             if ours is not None:
                 return "" if ours else MEASURED
         if where.is_gpu:
-            return gpu.decide(f"{name} channels_last" if channels_last else name, elements, training, dtype)
+            return gpu.decide(
+                where.kernels, f"{name} channels_last" if channels_last else name, elements, training, dtype
+            )
         return SMALL if elements < least[2 * channels_last + training] else ""
 
     return decide

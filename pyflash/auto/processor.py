@@ -44,6 +44,7 @@ class Place(NamedTuple):
     family: str
     isa: str = ""  # of the native module; empty on a GPU
     threads: str = ""  # "one" or "several"; empty on a GPU
+    kernels: str = ""  # whose, on a GPU: "triton" or "cuda"; empty on a CPU
 
     @property
     def is_gpu(self) -> bool:
@@ -84,4 +85,4 @@ def threads() -> str:
 
 
 def place(backend: str) -> Place:
-    return Place(family(backend), isa(), threads()) if backend == "cpu" else Place(family(backend))
+    return Place(family(backend), isa(), threads()) if backend == "cpu" else Place(family(backend), kernels=backend)

@@ -57,7 +57,8 @@ def decide(where: processor.Place, size: Size, dtype) -> str:
         # A stack of layers, or of directions, is so many calls of one, to us and to torch.
         ours = tables.ours(where, "rnn", kind, dtype, mode, (size.steps, size.batch, size.hidden))
     if where.is_gpu:
-        return _rules_gpu(ours, size, dtype)
+        is_ours = _is_cudas(size, dtype) if where.kernels == "cuda" else _is_tritons(ours, size, dtype)
+        return "" if is_ours else "torch's cuDNN is faster"
     is_step = not size.training and size.steps == 1 and size.directions == 1
     if is_step and ours is None and size.module == "cell":
         return _rules_cell(where, size, dtype)
@@ -93,16 +94,42 @@ def _rules_cell(where: processor.Place, size: Size, dtype) -> str:
     return "" if is_ours else SMALL
 
 
-ON_CHIP = 128  # hidden units whose weights a program of ours keeps on the chip for all steps
+ON_CHIP = 128  # hidden units whose weights a program of Triton's keeps on the chip for all steps
 
 
-def _rules_gpu(ours: bool | None, size: Size, dtype) -> str:
+def _is_tritons(ours: bool | None, size: Size, dtype) -> bool:
     """Rows T64 B64 of nvidia-h200. Of bfloat16 torch copies the weights in every call; from H256 on the kernels are faster,
     too, but the host launches every step. float16, whose weights torch keeps in one piece, was not measured."""
     if ours is None:
         ours = size.module == "layers" and size.steps > 1 and dtype == torch.bfloat16 and size.hidden <= ON_CHIP
-        ours = ours or size.projected
-    return "" if ours else "torch's cuDNN is faster"
+    return ours or size.projected
+
+
+# What CUDA C++ was timed at: 64 steps of 64 rows, H64 to H512, and 1024 steps of 1 to 64 rows, H128 to H1024.
+STEPS_TIMED, ROWS_TIMED, HIDDEN_TIMED = 64, 64, 1024
+STEPPED_GRU = 256  # hidden units from which cuDNN's GRU in float16 walks step by step, but for one row
+
+
+def _is_cudas(size: Size, dtype) -> bool:
+    """nvidia-h200/2026-11-28-cuda-rnn.jsonl and -cuda-smoke.jsonl, times torch's speed, forward and training: bfloat16 1.24 to 6.4,
+    which torch gives no persistent kernel; float16 GRU from H256 on 1.5 to 6.0, below 0.3 to 0.8, as LSTM in half of all places;
+    float32 of 64 rows 0.3 to 0.9 and, of H256 and H512, 0.9 to 4.0, which says too little of others."""
+    if size.module != "layers" or size.steps < STEPS_TIMED or size.batch > ROWS_TIMED or size.hidden > HIDDEN_TIMED:
+        return False
+    return dtype == torch.bfloat16 or (dtype == torch.float16 and size.cell == "gru" and size.hidden >= STEPPED_GRU)
+
+
+TRITON_FIRST, CUDA_FIRST = ("triton", "cuda", "cpu"), ("cuda", "triton", "cpu")
+
+
+def order(size: Size) -> tuple[str, ...]:
+    """Which of two that are both faster than torch. The same rows: what Triton keeps on the chip of H64, but for LSTM's training, and
+    of an RNN of H128, is 1.1 to 2.6 times as fast as CUDA C++; all else is 0.5 to 0.97."""
+    if size.cell.startswith("rnn"):
+        is_tritons = size.hidden <= ON_CHIP
+    else:
+        is_tritons = size.hidden <= ON_CHIP // 2 and not (size.cell == "lstm" and size.training)
+    return TRITON_FIRST if is_tritons else CUDA_FIRST
 
 
 rules = tables.remembered(decide)

@@ -11,7 +11,8 @@ MEASURED_AS = {"softmax": "softmax", "softmin": "softmax", "log_softmax": "log_s
 # 16.8 M; backward 0.6, 1.0, 3.1. Below, Python's share of a call outweighs the kernel's.
 MIN_ELEMENTS = {"inference": 131072, "training": 524288}
 
-# On an H200 rows of 4096 are faster than torch's, of 32768 and 262144 not; columns of 128 and 1024 are, of 21 not.
+# On an H200 rows of 4096 are faster than torch's, of 32768 and 262144 not; columns of 128 and 1024 are, of 21 not. By Triton and by
+# CUDA C++, which was not timed at 128.
 LONGEST_ROW, SHORTEST_COLUMN = 4096, 128
 
 
@@ -26,7 +27,7 @@ def decide(name: str, where, size, dtype) -> str:
     if where.is_gpu:
         if (length > LONGEST_ROW) if kind == ROWS else (length < SHORTEST_COLUMN):
             return gpu.AS_FAST
-        return gpu.decide(f"{MEASURED_AS[name]} {kind}", count * length, training, dtype)
+        return gpu.decide(where.kernels, f"{MEASURED_AS[name]} {kind}", count * length, training, dtype)
     return SMALL if count * length < MIN_ELEMENTS[mode] else ""
 
 

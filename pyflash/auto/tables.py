@@ -144,7 +144,9 @@ def span(size: int, ladder=LADDER) -> tuple[int, int]:
 
 
 def ours(where: Place, operation: str, kind: str, dtype: torch.dtype, mode: str, sizes) -> bool | None:
-    """Is the call ours? None where the table of this family has nothing to say."""
+    """Is the call ours? None where the table of this family has nothing to say: a GPU's speaks of Triton's kernels."""
+    if where.kernels == "cuda":
+        return None
     if torch.compiler.is_compiling():
         moving = MOVING.get(operation, 1)
         spans = [span(size, FEW_RUNGS if i < moving else LADDER) for i, size in enumerate(sizes)]

@@ -146,6 +146,29 @@ def test_what_the_preferred_backend_lacks_goes_to_the_next_by_its_name(monkeypat
         choose(operation, single, lacking=cuda_lacks)
 
 
+def test_auto_takes_the_first_that_the_rules_prefer_to_torch(monkeypatch):
+    """In the order that is asked for; the rules speak of each backend."""
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(backends.DEVICES, name, ("cuda",))
+    monkeypatch.setattr(backends, "_device_answers", {"": ""})
+    monkeypatch.setattr(backends, "MISSING", {"triton": "", "cuda": "", "cpu": ""})
+    monkeypatch.setattr(backends, "OPERATIONS", {})
+    slower = {}
+    served = {"triton": (torch.float32,), "cuda": (torch.float32,)}
+    operation = backends.Operation("tested", dtypes=served, rules=lambda backend, *_: slower.get(backend, ""))
+    x = SimpleNamespace(is_cpu=False, device=torch.device("cuda"), dtype=torch.float32, numel=lambda: 4)
+    cuda_first = ("cuda", "triton", "cpu")
+    assert choose(operation, x) == choose(operation, x, order=cuda_first, lacking={"cuda": "none"}) == "auto"
+    assert choose(operation, x, order=cuda_first) == "cuda"
+    slower["triton"] = "torch is faster than Triton"
+    assert choose(operation, x) == choose(operation, x, order=cuda_first) == "cuda"
+    assert choose(operation, x, lacking={"cuda": "none"}) is None
+    slower["cuda"] = "torch is faster than CUDA C++"
+    backends.counts.clear()
+    assert choose(operation, x) is None
+    assert dict(backends.counts) == {("tested", "torch", "torch is faster than Triton"): 1}
+
+
 @on_host
 def test_what_the_module_is_handed_is_counted_and_named():
     from pyflash import _cuda_host

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ PLACES = [
     for family in processor.FAMILIES
     for isa in ("generic", "avx2", *processor.AVX512)
     for threads in ("one", "several")
-] + [Place("sm80"), Place("sm90"), Place("other")]
+] + [Place(family, kernels=kernels) for family in ("sm80", "sm90", "other") for kernels in ("triton", "cuda")]
 ATTENTION_KINDS = (*attention.FUSED, "dropout", "weights", "extended")
 SIZES = {
     linear.rules: [(*sizes, t) for sizes in itertools.product((0, 1, 7, 1 << 40), repeat=3) for t in (False, True)],
@@ -90,7 +91,7 @@ def test_minima():
     rules, cpu = minima("nobody's", inference=12, training=6).decide, Place("zen5", "avx512", "one")
     assert [rules(cpu, (rows, 2, True), torch.float32) == "" for rows in (2, 3, 6)] == [False, True, True]
     assert [rules(cpu, (rows, 2, False), torch.float32) == "" for rows in (2, 3, 6)] == [False, False, True]
-    assert "GPU" in rules(Place("sm90"), (1 << 20, 2, True), torch.float32)
+    assert "GPU" in rules(Place("sm90", kernels="triton"), (1 << 20, 2, True), torch.float32)
 
 
 @pytest.fixture
@@ -416,7 +417,7 @@ def test_every_point_of_the_walk_is_one_that_a_rule_asks_for(device, plant):
             patch.setattr(tables, "table", lambda family, groups=groups: groups)
             tables.around.cache_clear()
             for point in points[:: 5 if device == "cpu" else 1]:
-                where = Place("zen5", "avx512", point.threads) if device == "cpu" else Place("sm90")
+                where = Place("zen5", "avx512", point.threads) if device == "cpu" else Place("sm90", kernels="triton")
                 reason = rule_of(point).decide(where, size_of(point), getattr(torch, point.dtype))
                 assert (reason == "") == (low == 2.0), (point, reason)
 
@@ -480,13 +481,28 @@ def test_every_point_of_the_walk_is_a_case_of_the_suite():
 def test_a_gpu_without_a_table():
     """Ours is what an H200 was seen to win, and large enough that the launch is not what one waits for."""
     enough = gpu.GPU_ELEMENTS
-    assert gpu.decide("glu", enough, True, torch.bfloat16) == gpu.decide("glu", enough, False, torch.float16) == ""
-    assert gpu.decide("glu", enough - 1, True, torch.bfloat16) == SMALL
-    assert gpu.decide("glu", enough, True, torch.float32) == gpu.NOT_MEASURED
-    assert gpu.decide("batch_norm_act", enough, False, torch.bfloat16) == ""
-    assert gpu.decide("batch_norm_act", enough, True, torch.bfloat16) == gpu.AS_FAST
-    asked = {name.partition(" ")[0] for times in gpu.BY_DTYPE.values() for name in times}
-    assert asked <= {*backends.OPERATIONS, *ACTIVATIONS, "softmax", "log_softmax"}
-    where = Place("sm90")
+    by_triton, by_cuda = (partial(gpu.decide, kernels) for kernels in ("triton", "cuda"))
+    assert by_triton("glu", enough, True, torch.bfloat16) == by_triton("glu", enough, False, torch.float16) == ""
+    assert by_triton("glu", enough - 1, True, torch.bfloat16) == SMALL
+    assert (
+        by_triton("glu", enough, True, torch.float32) == by_cuda("glu", enough, True, torch.float16) == gpu.NOT_MEASURED
+    )
+    assert by_triton("batch_norm_act", enough, False, torch.bfloat16) == ""
+    assert by_triton("batch_norm_act", enough, True, torch.bfloat16) == gpu.AS_FAST
+    assert by_cuda("mish", enough, True, torch.bfloat16) == by_triton("gelu", enough, True, torch.bfloat16) == ""
+    assert by_cuda("selu", enough, True, torch.bfloat16) == gpu.AS_FAST
+    assert by_cuda("gelu", enough, True, torch.bfloat16) == gpu.NOT_MEASURED
+    for kernels, tables_of in gpu.BY_DTYPE.items():
+        asked = {name.partition(" ")[0] for times in tables_of.values() for name in times}
+        assert asked <= {*backends.OPERATIONS, *ACTIVATIONS, "softmax", "log_softmax"}
+        served = {name for name, operation in backends.OPERATIONS.items() if kernels in operation.dtypes}
+        assert asked - {"gelu_tanh"} <= served
+    for kernels, reasons in (("triton", ["", ""]), ("cuda", ["", gpu.AS_FAST])):  # rows of 1024 and of 2048 columns
+        found = [
+            layer_norm.rules.decide(Place("sm90", kernels=kernels), (enough // n, n, True), torch.bfloat16)
+            for n in (1024, 2048)
+        ]
+        assert found == reasons
+    where = Place("sm90", kernels="triton")
     for rows, expected in ((pooling.rules("max_unpool2d"), [gpu.AS_FAST, ""]), (pooling.rules("max_pool2d"), ["", ""])):
         assert [rows.decide(where, (enough, True, last), torch.bfloat16) for last in (False, True)] == expected

@@ -37,6 +37,27 @@ def test_auto_takes_the_faster(case):
     assert (auto.decide(Place("zen4", "avx512", "several"), size, torch.float32) == "") == is_ours
 
 
+ON_A_GPU = [  # cell, steps, batch, hidden, type, training, whose; torch's where None
+    ("lstm", 64, 64, 64, torch.bfloat16, False, "triton"),
+    ("lstm", 64, 64, 64, torch.bfloat16, True, "cuda"),
+    ("gru", 64, 64, 128, torch.bfloat16, False, "cuda"),
+    ("rnn_tanh", 64, 64, 128, torch.bfloat16, True, "triton"),
+    ("lstm", 1024, 1, 1024, torch.bfloat16, True, "cuda"),
+    ("lstm", 8, 64, 128, torch.bfloat16, True, "triton"),  # too few steps for what CUDA C++ was timed at
+    ("lstm", 8, 64, 256, torch.bfloat16, True, None),
+    ("gru", 1024, 8, 256, torch.float16, True, "cuda"),
+    ("lstm", 1024, 8, 256, torch.float16, True, None),
+    ("gru", 1024, 64, 1024, torch.float32, True, None),
+]
+
+
+@pytest.mark.parametrize(("cell", "steps", "batch", "hidden", "dtype", "training", "expected"), ON_A_GPU)
+def test_auto_takes_the_faster_of_three_on_a_gpu(cell, steps, batch, hidden, dtype, training, expected):
+    size = auto.Size(cell, "layers", steps, batch, hidden, hidden, 1, 1, False, False, training)
+    faster = [k for k in auto.order(size) if k != "cpu" and not auto.decide(Place("sm90", kernels=k), size, dtype)]
+    assert (faster or [None])[0] == expected
+
+
 CELL_STEPS = [  # cell, batch, hidden, by ours on Zen 5
     ("lstm", 1, 128, False), ("lstm", 1, 256, True), ("gru", 1, 128, False), ("gru", 1, 256, True),
     ("rnn_relu", 1, 512, False), ("rnn_relu", 1, 1024, True), ("lstm", 2, 64, True), ("gru", 16, 32, False),

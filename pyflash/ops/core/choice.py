@@ -135,12 +135,15 @@ class Refused:
             return None
         if self.operation.unserved(backend, device_type(x), x.dtype):
             return None
+        # Of what Triton leaves to torch, CUDA C++ may serve a part: `choose` asks both.
+        is_last = backend == "cpu" or self.operation.unserved("cuda", device_type(x), x.dtype)
         here, found = place(backend), {}
         for training in (False, True):
             for threads in ("one", "several"):
                 where = here if here.is_gpu else here._replace(threads=threads)
                 reason = self.operation.rules.decide(where, self.size_of(training, *tensors), x.dtype)
-                found[training, threads == "one"] = (self.operation.name, "torch", reason) if reason else OURS
+                left = (self.operation.name, "torch", reason) if is_last else None
+                found[training, threads == "one"] = left if reason else OURS
         return found if len(set(found.values())) > 1 else found[False, True]
 
 
@@ -179,6 +182,7 @@ def choose(
     refused: str = "",
     lacking: Mapping[str, str] | None = None,
     is_flat: bool = False,
+    order: tuple[str, ...] = ORDER,
 ) -> str | None:
     """The wish to pass to the operation, or None: call torch's own function.
 
@@ -190,6 +194,7 @@ def choose(
         refused: why no kernel of ours takes these arguments at all, when that is so.
         lacking: backend -> why it has no kernel for them, though others may.
         is_flat: gradients are needed, and they change with `x` in steps alone: inside `differentiated_twice` no rule is asked.
+        order: of backends, which `auto` tries one after the other until it finds one that the rules prefer to torch.
     Raises:
         NotImplementedError: a backend asked for by name cannot serve the call.
     """
@@ -214,24 +219,35 @@ def choose(
             raise NotImplementedError(f'pyflash.{operation.name}: {reason}; use_backend("torch") serves it')
         record(operation.name, wish)
         return wish
-    reason, taken = refused, "auto"
-    for backend in ORDER:
+    # An exported program serves sizes that are not known yet: a threshold would refuse those on its other side.
+    is_asked = operation.rules is not None and not (is_flat and _state.twice) and not torch.compiler.is_exporting()
+    reason, preferred = refused, ""
+    for backend in order:
         if backend not in operation.dtypes or device not in DEVICES[backend] or (device == "cpu" and backend != "cpu"):
             continue
         why = refused or operation.unserved(backend, device, x.dtype) or lacking.get(backend, "")
         if why:
             reason = reason or why  # the preferred one's
-            if not why_not(backend, device):
-                taken = ""  # "auto" means the preferred one to an operator; the one behind it goes by its name
             continue
-        # An exported program serves sizes that are not known yet: a threshold would refuse those on its other side.
-        is_asked = operation.rules is not None and not (is_flat and _state.twice)
-        if is_asked and not torch.compiler.is_exporting():
-            preferred = operation.rules(backend, x.numel() if size is None else size, x.dtype)
-            if preferred:
-                record(operation.name, "torch", preferred)
-                return None
+        if is_asked:
+            slower = operation.rules(backend, x.numel() if size is None else size, x.dtype)
+            if slower:
+                preferred = preferred or slower
+                continue
         record(operation.name, backend)
-        return taken or backend
+        return "auto" if backend == _first_of(operation, device) else backend
+    if preferred:
+        record(operation.name, "torch", preferred)
+        return None
     fall_back(operation.name, reason or f"no kernel for {device} tensors")
     return None
+
+
+def _first_of(operation: Operation, device: str) -> str:
+    """What "auto" means to an operator, which knows no rules: the first that is there. One behind it goes by its name."""
+    if device == "cpu":
+        return "cpu"
+    for backend in ORDER:
+        if backend in operation.dtypes and device in DEVICES[backend] and not why_not(backend, device):
+            return backend
+    return ""

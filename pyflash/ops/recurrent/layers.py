@@ -174,7 +174,9 @@ def _way(call: Call):
         call.drops or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])),
     )  # fmt: skip
     refused = "" if are_plain(tensors) else NOT_PLAIN
-    wish = choose(OPERATIONS[call.operation], x, tensors, size=size, refused=refused, lacking=lacking(x, size))
+    wish = choose(
+        OPERATIONS[call.operation], x, tensors, size, refused, lacking=lacking(x, size), order=auto.order(size)
+    )
     if wish is None and not (tracing_derivatives(tensors) or call.return_cells or call.rows is not None):
         return _torch_stack, wish
     if wish is not None and _is_stream(call, size, wish):
