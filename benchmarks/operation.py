@@ -112,7 +112,11 @@ class Provider:
     def build(self, operation: Operation, case: Case) -> Callable:
         build = getattr(operation, self.function) if isinstance(self.function, str) else self.function
         function = build(case)
-        return torch.compile(function) if self.compiled else function
+        if not self.compiled:
+            return function
+        # Cases whose functions have one code share its recompilations, of which torch allows eight: the rest would run uncompiled.
+        torch.compiler.reset()
+        return torch.compile(function)
 
     def scope(self) -> contextlib.AbstractContextManager:
         """The backend this provider asks for; "auto" also where the environment wishes another."""

@@ -356,3 +356,15 @@ def test_tensors_move_between_rounds():
     calls = []
     harness.measure([contender], lambda call, _: Sample(1.0, bool(calls.append(call()) or 1)), Effort(9, 60.0))
     assert calls == ["first"] * 4 + ["second"] * 4 + ["third"]
+
+
+def test_every_case_of_torch_compile_is_compiled(monkeypatch):
+    """Their functions have one code, and torch recompiles a code eight times."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter, compile_by = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_by(function, backend=counter, dynamic=False))
+    operation, case = doubling(None)
+    for _ in range(12):
+        PROVIDERS["torch.compile"].build(operation, case)(torch.ones(3))
+    assert counter.frame_count == 12
