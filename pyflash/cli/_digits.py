@@ -4,6 +4,8 @@ after pyflash.replace, from the same weights and in the same batches."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,33 +47,64 @@ def read(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model.eval()(x).argmax(-1)
 
 
-def train(name: str, model: torch.nn.Module, learned, held_out, epochs: int, learning_rate: float) -> demo.Run:
-    """The losses of all steps, and the share of the held-out digits that it reads."""
-    x, y = learned
-    generator = torch.Generator().manual_seed(SEED)
-    steps = epochs * -(-len(x) // BATCH)
+def learn(
+    name: str,
+    model: torch.nn.Module,
+    batches: Iterable,
+    steps: int,
+    learning_rate: float,
+    loss_of: Callable[[Any], torch.Tensor],
+    right_of: Callable[[], float],
+) -> demo.Run:
+    """The losses of all steps, loss_of(a batch) each, and in the end right_of(): the share of what is held out that is right."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
     start, losses = time.perf_counter(), []
     with Progress(f"  training {name}", steps) as progress:
-        for _ in range(epochs):
-            for rows in torch.randperm(len(x), generator=generator).split(BATCH):
-                loss = F.cross_entropy(model(x[rows]), y[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.item())
-                progress.advance(f"loss {losses[-1]:.3f}")
+        for batch in batches:
+            loss = loss_of(batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            progress.advance(f"loss {losses[-1]:.3f}")
         seconds = time.perf_counter() - start
-        right = (read(model, held_out[0]) == held_out[1]).float().mean().item()
+        right = right_of()
         progress.print(f"  {name:<8}  loss {losses[0]:.4f} to {losses[-1]:.4f}, held out {right:.2%}, {seconds:.0f} s")
     return demo.Run(losses, right, seconds)
 
 
+def shuffled(count: int, epochs: int) -> Iterator[torch.Tensor]:
+    """The rows of each batch, in the same order every time."""
+    generator = torch.Generator().manual_seed(SEED)
+    for _ in range(epochs):
+        yield from torch.randperm(count, generator=generator).split(BATCH)
+
+
+def train(name: str, model: torch.nn.Module, learned, held_out, epochs: int, learning_rate: float) -> demo.Run:
+    """Of a classifier: the share of the held-out digits that it reads."""
+    x, y = learned
+
+    def loss_of(rows):
+        return F.cross_entropy(model(x[rows]), y[rows])
+
+    def right_of():
+        return (read(model, held_out[0]) == held_out[1]).float().mean().item()
+
+    steps = epochs * -(-len(x) // BATCH)
+    return learn(name, model, shuffled(len(x), epochs), steps, learning_rate, loss_of, right_of)
+
+
 def train_both(stock, ours, learned, held_out, epochs: int, learning_rate: float) -> tuple[demo.Run, demo.Run]:
-    by_torch = train("torch.nn", stock, learned, held_out, epochs, learning_rate)
-    by_ours = train("pyflash", ours, learned, held_out, epochs, learning_rate)
+    return compared(
+        train("torch.nn", stock, learned, held_out, epochs, learning_rate),
+        train("pyflash", ours, learned, held_out, epochs, learning_rate),
+    )
+
+
+def compared(by_torch: demo.Run, by_ours: demo.Run) -> tuple[demo.Run, demo.Run]:
+    """Both, and in words how far apart they are."""
     print(
         f"  the curves differ by at most {demo.early_difference(by_torch, by_ours):.1e} in the first"
         f" {demo.EARLY_STEPS} steps (allowed {demo.EARLY_DIFFERENCE:.0e})"
@@ -92,8 +125,10 @@ def mosaic(pictures: torch.Tensor, columns: int) -> torch.Tensor:
     return rows.reshape(rows.shape[0] * rows.shape[1], -1)[:-1, :-1]
 
 
-def failures(stock: demo.Run, ours: demo.Run, replaced: int, wanted: float) -> list[str]:
-    """Every reason for which an example must not exit with 0; wanted: the share of the held-out digits to be read."""
+def failures(
+    stock: demo.Run, ours: demo.Run, replaced: int, wanted: float, does: str = "reads {} of the held-out digits"
+) -> list[str]:
+    """Every reason for which an example must not exit with 0; wanted: the share that `does` tells of."""
     found = []
     if replaced == 0:
         found.append("nothing was replaced")
@@ -102,5 +137,5 @@ def failures(stock: demo.Run, ours: demo.Run, replaced: int, wanted: float) -> l
         found.append(f"the loss curves differ by {difference:.1e} in the first {demo.EARLY_STEPS} steps")
     for name, run in (("torch.nn", stock), ("pyflash", ours)):
         if not run.held_out > wanted:
-            found.append(f"{name} reads {run.held_out:.2%} of the held-out digits, not more than {wanted:.0%}")
+            found.append(f"{name} {does.format(f'{run.held_out:.2%}')}, not more than {wanted:.0%}")
     return found

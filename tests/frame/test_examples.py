@@ -312,3 +312,127 @@ def test_a_wrong_chain_rule_is_noticed(tmp_path, monkeypatch, capsys):
     assert example.main(["--steps", "30", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "FAILED: dW is further from float64 than rounding" in printed and "FAILED: the curves differ" in printed
+
+
+@pytest.fixture
+def drawn_in_patches(monkeypatch):
+    """digits_vit with drawings that are quickly learnt."""
+    example = load("digits_vit")
+    monkeypatch.setattr(example, "digits", drawings)
+    monkeypatch.setattr(example, "HELD_OUT", 50)
+    return example
+
+
+@pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
+def test_digits_by_a_vision_transformer(drawn_in_patches, backend, tmp_path, capsys):
+    with use(backend) if backend else nullcontext():
+        assert drawn_in_patches.main(["--epochs", "6", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all comparisons passed" in printed and "2 TransformerEncoderLayer, 2 MultiheadAttention" in printed
+    assert "held out 100.00%" in printed
+    assert (tmp_path / "digits-vit.png").exists() or "no picture" in printed
+
+
+def test_attention_is_shared_out_among_the_patches_of_each_picture(drawn_in_patches):
+    model = drawn_in_patches.build()
+    maps = drawn_in_patches.attended(model, drawings()[0][:3])
+    assert maps.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 3))
+    with torch.no_grad():  # of keys that are all the same the shares are, too
+        for layer in model.encoder.layers:
+            layer.self_attn.in_proj_weight.zero_()
+    torch.testing.assert_close(drawn_in_patches.attended(model, drawings()[0][:3]), torch.full((2, 3, 4, 4), 1 / 16))
+
+
+@pytest.mark.slow
+def test_scikit_learns_digits_by_a_vision_transformer(tmp_path, capsys):
+    """The true ones, where it is installed."""
+    pytest.importorskip("sklearn")
+    assert load("digits_vit").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+@pytest.fixture
+def drawn_and_told(monkeypatch):
+    """digits_clip with other drawings."""
+    example = load("digits_clip")
+    monkeypatch.setattr(example, "digits", drawings)
+    monkeypatch.setattr(example, "HELD_OUT", 50)
+    return example
+
+
+@pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
+def test_digits_by_their_names(drawn_and_told, backend, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawn_and_told, "WANTED", -1)  # the whole is tried here, what it learns with true digits
+    with use(backend) if backend else nullcontext():
+        assert drawn_and_told.main(["--epochs", "1", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all comparisons passed" in printed and "3 TransformerEncoderLayer" in printed
+    assert (tmp_path / "digits-clip.png").exists() or "no picture" in printed
+
+
+def test_names_that_are_not_learnt_fail(drawn_and_told, tmp_path, capsys):
+    assert drawn_and_told.main(["--epochs", "1", "--out", str(tmp_path)]) == 1
+    assert "FAILED: pyflash reads" in capsys.readouterr().out
+
+
+def test_a_batch_has_a_picture_of_each_digit_and_its_name_in_a_known_form(drawn_and_told):
+    example, (_, shown) = drawn_and_told, drawings()
+    known = {form.format(name): digit for digit, name in enumerate(example.NAMES) for form in example.LEARNED}
+    texts, seen = list(known), []
+    table = example.tokens(texts)
+    assert len(set(map(tuple, table.tolist()))) == len(texts)
+    for rows, ids in example.pairs(shown, 1):
+        assert shown[rows].tolist() == list(range(10))
+        found = [texts[int((table == row).all(1).nonzero())] for row in ids]
+        assert [known[text] for text in found] == list(range(10))
+        seen += rows.tolist()
+    assert len(seen) == len(set(seen)) == len(shown)
+    assert not {example.UNSEEN.format(name) for name in example.NAMES} & set(known)
+
+
+@pytest.mark.slow
+def test_scikit_learns_digits_by_their_names(tmp_path, capsys):
+    """The true ones, where it is installed."""
+    pytest.importorskip("sklearn")
+    assert load("digits_clip").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+@pytest.fixture
+def drawn_by_label(monkeypatch):
+    """digits_dalle with other drawings, and few of everything."""
+    example = load("digits_dalle")
+    monkeypatch.setattr(example, "digits", drawings)
+    for name, value in (("HELD_OUT", 50), ("CODE_EPOCHS", 1), ("DRAWN", 1), ("SHOWN", 2)):
+        monkeypatch.setattr(example, name, value)
+    return example
+
+
+@pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
+def test_digits_by_label(drawn_by_label, backend, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawn_by_label, "WANTED", -1)  # the whole is tried here, what it learns with true digits
+    with use(backend) if backend else nullcontext():
+        assert drawn_by_label.main(["--epochs", "1", "--out", str(tmp_path)]) in (0, 1)
+    printed = capsys.readouterr().out
+    assert "reads 100.0% of 50 others" in printed and "9 Linear, 5 LayerNorm" in printed
+    assert "curves differ" not in "".join(line for line in printed.splitlines() if line.startswith("FAILED"))
+    assert (tmp_path / "digits-dalle.png").exists() or "no picture" in printed
+
+
+def test_digits_that_are_not_read_as_their_label_fail(drawn_by_label, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawn_by_label, "LEARNING_RATE", 1e-9)
+    assert drawn_by_label.main(["--epochs", "1", "--out", str(tmp_path)]) == 1
+    assert "FAILED: GPT: pyflash has" in capsys.readouterr().out
+
+
+def test_a_judge_is_asked_about_as_many_of_each_digit(drawn_by_label):
+    drawn, labels = drawn_by_label.draw_digits(drawn_by_label.build(), 3)
+    assert drawn.shape == (30, 1, 8, 8) and torch.bincount(labels).tolist() == [3] * 10
+    again, _ = drawn_by_label.draw_digits(drawn_by_label.build(), 3)
+    assert torch.equal(drawn, again)
+
+
+@pytest.mark.slow
+def test_scikit_learns_digits_by_label(tmp_path, capsys):
+    """The true ones, where it is installed."""
+    pytest.importorskip("sklearn")
+    assert load("digits_dalle").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
