@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import pyflash
-from pyflash.cli import _digits, demo
+from pyflash.cli import _digits, _learning, demo
 from pyflash.show import picture
 
 HELD_OUT = 360
@@ -88,7 +88,7 @@ def cosines(model: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
 
 def train(name: str, model: nn.Module, learned, held_out, epochs: int) -> demo.Run:
     pictures, shown = learned
-    return _digits.learn(
+    return _learning.learn(
         name, model, pairs(shown, epochs), epochs * batches(shown), LEARNING_RATE,
         lambda batch: model(pictures[batch[0]], batch[1], with_loss=True)[1],
         lambda: (cosines(model, held_out[0]).argmax(1) == held_out[1]).float().mean().item(),
@@ -115,7 +115,7 @@ def draw(stock: demo.Run, ours: demo.Run, model: nn.Module, held_out, path: Path
 
     return picture.draw(
         path,
-        [partial(_digits.draw_curves, stock=stock, ours=ours), table, found],
+        [partial(_learning.draw_curves, stock=stock, ours=ours), table, found],
         (16, 4.8),
         "examples",
         one_scale=False,
@@ -131,12 +131,12 @@ def run(epochs: int, out: Path) -> int:
         f" {len(held_out[0])} are held out, and a kind"
     )
     demo.print_replaced(ours, changed)
-    stock_run, our_run = _digits.compared(
+    stock_run, our_run = _learning.compared(
         train("torch.nn", stock, learned, held_out, epochs), train("pyflash", ours, learned, held_out, epochs)
     )
     print(f"  torch.nn took {stock_run.seconds / our_run.seconds:.2f} times as long")
     print(draw(stock_run, our_run, ours, held_out, out / "digits-clip.png"))
-    found = _digits.failures(stock_run, our_run, changed.total(), WANTED)
+    found = _learning.failures(stock_run, our_run, changed.total(), WANTED)
     print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
     return 1 if found else 0
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import pyflash
-from pyflash.cli import _digits, demo
+from pyflash.cli import _digits, _learning, demo
 from pyflash.show import picture
 
 HELD_OUT = 360
@@ -69,7 +69,7 @@ def draw(stock: demo.Run, ours: demo.Run, table: torch.Tensor, filters: torch.Te
 
     return picture.draw(
         path,
-        [partial(_digits.draw_curves, stock=stock, ours=ours), taken_for, first_layer],
+        [partial(_learning.draw_curves, stock=stock, ours=ours), taken_for, first_layer],
         (14, 4.5),
         "examples",
         one_scale=False,
@@ -86,7 +86,7 @@ def run(epochs: int, out: Path) -> int:
     stock_run, our_run = _digits.train_both(stock, ours, learned, held_out, epochs, LEARNING_RATE)
     table = confusion(held_out[1], _digits.read(ours, held_out[0]))
     print(draw(stock_run, our_run, table, ours.features[0].weight.detach()[:, 0], out / "digits.png"))
-    found = _digits.failures(stock_run, our_run, changed.total(), WANTED)
+    found = _learning.failures(stock_run, our_run, changed.total(), WANTED)
     print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
     return 1 if found else 0
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pyflash
-from pyflash.cli import _digits, demo
+from pyflash.cli import _digits, _learning, demo
 from pyflash.show import picture
 
 HELD_OUT = 360
@@ -87,11 +87,11 @@ def train(
         drawn, labels = draw_digits(model, DRAWN)
         return (_digits.read(classifier, drawn) == labels).float().mean().item()
 
-    codes = _digits.learn(
+    codes = _learning.learn(
         f"{name}, codes", model.tokenizer, _digits.shuffled(len(pictures), CODE_EPOCHS), CODE_EPOCHS * steps_an_epoch,
         LEARNING_RATE, lambda rows: model(pictures[rows])[1], kept,
     )  # fmt: skip
-    gpt = _digits.learn(
+    gpt = _learning.learn(
         f"{name}, GPT", model.gpt, _digits.shuffled(len(pictures), epochs), epochs * steps_an_epoch,
         LEARNING_RATE, lambda rows: model.train()(pictures[rows], shown[rows])[1], as_asked,
     )  # fmt: skip
@@ -113,7 +113,7 @@ def draw(stock, ours, model: nn.Module, pictures: torch.Tensor, path: Path) -> s
         axes.set(xticks=[], ylabel="asked for", title=f"Drawn; {ours[1].held_out:.1%} are read as that")
 
     def curves(which, axes):
-        _digits.draw_curves(axes, stock[which], ours[which])
+        _learning.draw_curves(axes, stock[which], ours[which])
         axes.set(title=("Codes: loss of the same batches", "GPT: loss of the same batches")[which])
 
     panels = [partial(curves, 0), partial(curves, 1), by_codes, by_label]
@@ -133,7 +133,7 @@ def run(epochs: int, out: Path) -> int:
     stock_runs = train("torch.nn", stock, learned, held_out, classifier, epochs)
     our_runs = train("pyflash", ours, learned, held_out, classifier, epochs)
     for by_torch, by_ours in zip(stock_runs, our_runs):
-        _digits.compared(by_torch, by_ours)
+        _learning.compared(by_torch, by_ours)
         print(f"  torch.nn took {by_torch.seconds / by_ours.seconds:.2f} times as long")
     print(draw(stock_runs, our_runs, ours, held_out[0][:16], out / "digits-dalle.png"))
     wanted = (
@@ -142,7 +142,7 @@ def run(epochs: int, out: Path) -> int:
     )
     found = []
     for (part, least, does), by_torch, by_ours in zip(wanted, stock_runs, our_runs):
-        found += [f"{part}: {reason}" for reason in _digits.failures(by_torch, by_ours, changed.total(), least, does)]
+        found += [f"{part}: {reason}" for reason in _learning.failures(by_torch, by_ours, changed.total(), least, does)]
     print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
     return 1 if found else 0
 

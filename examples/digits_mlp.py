@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pyflash
-from pyflash.cli import _digits, demo
+from pyflash.cli import _digits, _learning, demo
 from pyflash.diagnostics import Report, gradient_flow
 from pyflash.show import picture
 
@@ -69,7 +69,7 @@ def draw(stock: demo.Run, ours: demo.Run, flows: dict[str, Report], weight: torc
 
     return picture.draw(
         path,
-        [partial(_digits.draw_curves, stock=stock, ours=ours), gradients, first_layer],
+        [partial(_learning.draw_curves, stock=stock, ours=ours), gradients, first_layer],
         (16, 4.5),
         "examples",
         one_scale=False,
@@ -88,7 +88,7 @@ def run(epochs: int, out: Path) -> int:
     flows["after"] = watch(ours, *learned)
     print(flows["after"])
     print(draw(stock_run, our_run, flows, ours[0].weight.detach(), out / "digits-mlp.png"))
-    found = _digits.failures(stock_run, our_run, changed.total(), WANTED)
+    found = _learning.failures(stock_run, our_run, changed.total(), WANTED)
     for name, report in flows.items():
         found += [f"{name}: layer {row.name} is {row.verdict}" for row in report.rows if row.verdict != "healthy"]
     print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")

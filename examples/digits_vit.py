@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import pyflash
-from pyflash.cli import _digits, demo
+from pyflash.cli import _digits, _learning, demo
 from pyflash.show import picture
 
 HELD_OUT = 360
@@ -80,7 +80,7 @@ def draw(stock: demo.Run, ours: demo.Run, model: nn.Module, pictures: torch.Tens
 
     return picture.draw(
         path,
-        [partial(_digits.draw_curves, stock=stock, ours=ours), attention, patches],
+        [partial(_learning.draw_curves, stock=stock, ours=ours), attention, patches],
         (17, 4.5),
         "examples",
         one_scale=False,
@@ -97,7 +97,7 @@ def run(epochs: int, out: Path) -> int:
     stock_run, our_run = _digits.train_both(stock, ours, learned, held_out, epochs, LEARNING_RATE)
     print(f"  torch.nn took {stock_run.seconds / our_run.seconds:.2f} times as long")
     print(draw(stock_run, our_run, ours, held_out[0][:SHOWN], out / "digits-vit.png"))
-    found = _digits.failures(stock_run, our_run, changed.total(), WANTED)
+    found = _learning.failures(stock_run, our_run, changed.total(), WANTED)
     print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
     return 1 if found else 0
 

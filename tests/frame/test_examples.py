@@ -436,3 +436,57 @@ def test_scikit_learns_digits_by_label(tmp_path, capsys):
     """The true ones, where it is installed."""
     pytest.importorskip("sklearn")
     assert load("digits_dalle").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+@pytest.fixture
+def dates(monkeypatch):
+    example = load("seq2seq_dates")
+    for name, value in (("BATCH", 8), ("HELD_OUT", 12)):
+        monkeypatch.setattr(example, name, value)
+    return example
+
+
+@pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
+def test_dates(dates, backend, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dates, "WANTED", -1)  # the whole is tried here, what it learns at full length
+    with use(backend) if backend else nullcontext():
+        assert dates.main(["--steps", "6", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all comparisons passed" in printed and "2 GRU" in printed
+    assert (tmp_path / "seq2seq-dates.png").exists() or "no picture" in printed
+
+
+def test_dates_that_are_not_learnt_fail(dates, tmp_path, capsys):
+    assert dates.main(["--steps", "2", "--out", str(tmp_path)]) == 1
+    assert "FAILED: pyflash writes 0.00% of the held-out dates" in capsys.readouterr().out
+
+
+def test_dates_are_told_as_they_are_said(dates):
+    day = dates.SHOWN
+    assert [dates.told(day, form) for form in dates.FORMS] == [
+        "saturday, 14th of march 1987", "14 march 1987", "march 14, 1987", "mar 14, 1987",
+        "saturday the 14th, mar 1987", "in 1987, on march 14",
+    ]  # fmt: skip
+    suffixes = {n: dates.told(day.replace(day=n), "{th}") for n in (1, 2, 3, 4, 11, 12, 13, 21, 22, 23, 31)}
+    assert " ".join(suffixes.values()) == "st nd rd th th th th st nd rd st"
+    assert dates.targets_of([day]).tolist() == [[3, 11, 10, 9, 12, 2, 5, 12, 3, 6, dates.END]]
+    learned, held_out = dates.calendar_days()
+    assert day not in learned + held_out and not set(learned) & set(held_out)
+
+
+def test_a_date_is_right_when_every_letter_is(dates, monkeypatch):
+    days = [dates.SHOWN, dates.SHOWN.replace(day=15)]
+    model = dates.build()
+    begun = torch.full((2, 1), dates.START)
+    written = torch.cat((begun, dates.targets_of(days)), 1)
+    monkeypatch.setattr(model, "generate", lambda *_, **__: written)
+    assert dates.without_mistake(model, days) == 1
+    written[1, 3] += 1
+    assert dates.without_mistake(model, days) == 0.5
+    monkeypatch.setattr(model, "generate", lambda *_, **__: written[:, :5])
+    assert dates.without_mistake(model, days) == 0
+
+
+@pytest.mark.slow
+def test_dates_at_length(tmp_path, capsys):
+    assert load("seq2seq_dates").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
