@@ -258,6 +258,7 @@ void filter_channels(const Entries<T>& e, int64_t period, int64_t step, const T*
         const V low = sum_at(c), high = sum_at(c + lanes);
         store(to + c, low), store(to + c + lanes, high);
       }
+      for (; c + lanes <= channels; c += lanes) store(to + c, sum_at(c));
       for (; c < channels; c += lanes) store_n(to + c, sum_at(c), channels - c);
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/parallel.h"
 #include "four_rows.h"
+#include "small_planes.h"
 
 namespace PF_ISA::gan {
 
@@ -25,6 +26,7 @@ void upfirdn2d_all(const Upfirdn2d& p, int threads) {
   typedef Acc<S> T;
   const GanFilter& f = p.filter;
   if (p.outer * p.inner * f.out_y * f.out_x == 0) return;
+  if (gan_is_by_strips(p)) return upfirdn2d_small_planes<S>(p, threads);
   const int64_t block = gan_block(p.inner, gan_span(f), kGanRow), blocks = ceil_div(p.inner, block);
   Carver carver{(char*)p.workspace, 0};
   const Stage<T> stage(f, block, carver);
