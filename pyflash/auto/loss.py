@@ -25,7 +25,7 @@ def rules(name: str):
         elements, training, is_mean = (*size, False)[:3]
         mode = "training" if training else "inference"
         if not where.is_gpu and is_mean:
-            return AS_FAST if not training else SMALL if elements < MIN_TRAINED_MEAN else ""
+            return SMALL if elements < MIN_TRAINED_MEAN else "" if training else AS_FAST
         ours = tables.ours(where, name, "", dtype, mode, (elements,))
         if ours is not None:
             return "" if ours else MEASURED

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from pyflash.auto.loss import rules
-from pyflash.ops.core.backends import Operation
+from pyflash.ops.core.backends import Operation, counts
 from pyflash.ops.core.checks import NOT_PLAIN, expect_tensors, is_plain
-from pyflash.ops.core.choice import Refused, choose
+from pyflash.ops.core.choice import Refused, are_usual, choose
 from pyflash.ops.core.dtypes import FLOATS
-from pyflash.ops.loss.means import composed, mean_terms
+from pyflash.ops.loss.means import composer, mean_terms
 
 # kind -> what is averaged of real and of fake, and of the fake alone
 DISCRIMINATOR = {
@@ -39,27 +39,33 @@ OPERATION_DISCRIMINATOR, OPERATION_GENERATOR = (
 )
 
 
-def _size_of(training, x, z, terms):
-    if not is_plain(x) or not (z is None or (is_plain(z) and z.dtype in FLOATS and z.device == x.device)):
-        return None
-    return x.numel() + (0 if z is None else z.numel()), training, terms[0] == "minus_value"
+def _key_of(x, z):
+    return x.shape, x.dtype, z.shape, z.dtype, x.is_cpu, z.is_cpu
 
 
-def _key_of(x, z, terms):
-    return x.shape, x.dtype, x.is_cpu, terms[0] == "minus_value", None if z is None else (z.shape, z.dtype, z.is_cpu)
+class _Kind:
+    """One kind of one of the losses: what a call needs that no call changes."""
+
+    def __init__(self, operation: Operation, x_term: str, z_term: str):
+        self.operation, self.terms, self.composed = operation, (x_term, z_term), composer(x_term, z_term)
+        self.refused = Refused(operation, self.size_of, _key_of if z_term else None)
+
+    def size_of(self, training, x, z=None):
+        if not is_plain(x) or not (z is None or (is_plain(z) and z.dtype in FLOATS and z.device == x.device)):
+            return None
+        return x.numel() + (0 if z is None else z.numel()), training, self.terms[0] == "minus_value"
 
 
-_refused, _refused_generator = (
-    Refused(operation, _size_of, _key_of) for operation in (OPERATION_DISCRIMINATOR, OPERATION_GENERATOR)
-)
+_KINDS = {
+    operation.name: {kind: _Kind(operation, *terms) for kind, terms in table.items()}
+    for operation, table in ((OPERATION_DISCRIMINATOR, DISCRIMINATOR), (OPERATION_GENERATOR, GENERATOR))
+}
+_OF_DISCRIMINATOR, _OF_GENERATOR = _KINDS.values()
 
 
-def _terms(operation: str, table: dict[str, tuple[str, str]], kind) -> tuple[str, str]:
-    found = table.get(kind) if isinstance(kind, str) else None
-    if found is None:
-        names = ", ".join(repr(name) for name in table)
-        raise ValueError(f"pyflash.{operation}: kind is {kind!r}, expected one of {names}")
-    return found
+def _no_such_kind(operation: Operation, kind) -> ValueError:
+    names = ", ".join(repr(name) for name in _KINDS[operation.name])
+    return ValueError(f"pyflash.{operation.name}: kind is {kind!r}, expected one of {names}")
 
 
 def _result_dtype(x, z):
@@ -84,15 +90,27 @@ def _expect_logits(operation, **tensors):
             raise RuntimeError(f"pyflash.{operation}: {first} is on {x.device}, {name} on {t.device}; move one of them")
 
 
-def _loss(operation: Operation, refused: Refused, terms: tuple[str, str], x, z=None, **tensors):
-    if not refused.holds(x, z, terms):
-        _expect_logits(operation.name, **tensors)
-        size = _size_of(torch.is_grad_enabled() and any([t.requires_grad for t in tensors.values()]), x, z, terms)
+def _torchs(of: _Kind, x, z=None):
+    mean = of.composed(x, z)
+    if mean.dtype is x.dtype:  # the wider one, if there are two
+        return mean
+    dtype = _result_dtype(x, z)
+    return mean if mean.dtype is dtype else mean.to(dtype)
+
+
+def _loss(of: _Kind, is_ours: bool, x, z=None, **tensors):
+    """What `auto` did not leave to torch. is_ours: it was asked, and gave the call to our kernels."""
+    backend: str | None = "auto"
+    if is_ours and are_usual(x, z):
+        counts[of.operation.name, "cpu", ""] += 1
+    else:
+        _expect_logits(of.operation.name, **tensors)
+        size = of.size_of(torch.is_grad_enabled() and any([t.requires_grad for t in tensors.values()]), x, z)
         reason = "" if size else NOT_PLAIN if z is None or z.dtype in FLOATS else f"fake is {z.dtype}"
-        backend = choose(operation, x, (z,), size, reason)
-        if backend is not None:
-            return mean_terms(x, z, *terms, _result_dtype(x, z), backend)
-    return composed(x, z, *terms, _result_dtype(x, z))
+        backend = choose(of.operation, x, (z,), size, reason)
+    if backend is None:
+        return _torchs(of, x, z)
+    return mean_terms(x, z, *of.terms, _result_dtype(x, z), backend)
 
 
 def gan_discriminator_loss(real: torch.Tensor, fake: torch.Tensor, kind: str) -> torch.Tensor:
@@ -112,8 +130,12 @@ def gan_discriminator_loss(real: torch.Tensor, fake: torch.Tensor, kind: str) ->
     Numerics: terms in float32 (float64 for float64), their sum in float64, rounded once; softplus has no threshold.
         Deterministic, whatever the number of threads.
     """
-    terms = _terms("gan_discriminator_loss", DISCRIMINATOR, kind)
-    return _loss(OPERATION_DISCRIMINATOR, _refused, terms, real, fake, real=real, fake=fake)
+    try:
+        of = _OF_DISCRIMINATOR[kind]
+    except (KeyError, TypeError):
+        raise _no_such_kind(OPERATION_DISCRIMINATOR, kind) from None
+    is_torchs = of.refused.holds(real, fake)
+    return _torchs(of, real, fake) if is_torchs else _loss(of, is_torchs is False, real, fake, real=real, fake=fake)
 
 
 def gan_generator_loss(fake: torch.Tensor, kind: str) -> torch.Tensor:
@@ -125,5 +147,9 @@ def gan_generator_loss(fake: torch.Tensor, kind: str) -> torch.Tensor:
             -mean fake; "least_squares": mean (fake - 1)^2 / 2.
     Returns, Raises, Numerics: as `gan_discriminator_loss`.
     """
-    terms = _terms("gan_generator_loss", GENERATOR, kind)
-    return _loss(OPERATION_GENERATOR, _refused_generator, terms, fake, fake=fake)
+    try:
+        of = _OF_GENERATOR[kind]
+    except (KeyError, TypeError):
+        raise _no_such_kind(OPERATION_GENERATOR, kind) from None
+    is_torchs = of.refused.holds(fake)
+    return _torchs(of, fake) if is_torchs else _loss(of, is_torchs is False, fake, fake=fake)

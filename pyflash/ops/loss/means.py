@@ -7,6 +7,7 @@ mean_terms(x, z) = mean f(x) + mean h(z)
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 
@@ -21,12 +22,43 @@ def _wide(x):
     return x.to(acc_dtype(x.dtype))
 
 
-def _mean(x, term):
-    """(mean, its factor), unless that is neither 1 nor -1."""
+# A mean of squares is one operation of torch's, and so is its gradient, where both are read as wide as they are summed. 64
+# elements, Zen 4, one thread: 7.8 us for 11, with the gradient 42 for 61.
+_TARGETS = {
+    (term, dtype): torch.full((), value, dtype=dtype, device="cpu")
+    for term, value in (("half_square_to_one", 1.0), ("half_square", 0.0))
+    for dtype in (torch.float32, torch.float64)
+}
+_MEAN = 1  # torch's number of a reduction
+
+
+def _mean_of(term: str):
+    """(the mean of a term's size in torch operations, its sign)."""
     base, factor, *_ = TERMS[term]
-    terms = base(x)
-    mean = terms.mean() if x.dtype.itemsize > 2 else terms.mean(dtype=acc_dtype(x.dtype))
-    return (mean, factor) if factor in (1, -1) else (mean * factor, 1)
+    size = abs(factor)
+
+    def mean(x):
+        terms = base(x)
+        return terms.mean() if x.dtype.itemsize > 2 else terms.mean(dtype=acc_dtype(x.dtype))
+
+    def mean_of_squares(x):
+        target = _TARGETS.get((term, x.dtype)) if x.is_cpu else None
+        if target is None:
+            return mean(x) * size
+        return torch._C._nn.mse_loss(x, target.expand_as(x), _MEAN) * size  # duals and vmap want one shape
+
+    return mean if size == 1 else mean_of_squares, factor > 0
+
+
+@cache
+def composer(x_term: str, z_term: str):
+    """`composed` for these terms, as (x, z) -> the mean in the type it is summed in: of a few numbers to look up what is the
+    same in every call takes as long as an operation."""
+    of_x, is_positive = _mean_of(x_term)
+    if not z_term:
+        return (lambda x, z: of_x(x)) if is_positive else (lambda x, z: -of_x(x))
+    of_z, _ = _mean_of(z_term)  # of which none has a sign
+    return (lambda x, z: of_x(x) + of_z(z)) if is_positive else (lambda x, z: of_z(z) - of_x(x))
 
 
 def _count(x):
@@ -35,12 +67,7 @@ def _count(x):
 
 def composed(x, z, x_term: str, z_term: str, dtype):
     """The same in torch operations, as one would write it, differentiable to any order; sums of half types in float32."""
-    mean, sign = _mean(x, x_term)
-    if z is None:
-        mean = mean if sign == 1 else -mean
-    else:
-        of_z, _ = _mean(z, z_term)  # of which none has a sign
-        mean = mean + of_z if sign == 1 else of_z - mean
+    mean = composer(x_term, "" if z is None else z_term)(x, z)
     return mean if mean.dtype == dtype else mean.to(dtype)
 
 

@@ -22,7 +22,11 @@ class Term(NamedTuple):
 
 
 def _softplus(x):
-    return F.softplus(x, threshold=40.0)  # torch's default of 20 is off by 2e-9, which float64 has digits for
+    return F.softplus(x, 1.0, 40.0)  # torch's default threshold of 20 is off by 2e-9, which float64 has digits for
+
+
+def _minus_softplus_negative(x):
+    return F.softplus(x, -1.0, 40.0)  # log(1 + exp(-x)) / -1: no pass that negates x
 
 
 def _masked(u, g):
@@ -43,7 +47,7 @@ def _minus(term: Term) -> Term:
 
 TERMS = {
     "softplus": Term(_softplus, 1.0, lambda x, g: g * x.sigmoid(), _curved),
-    "softplus_negative": Term(lambda x: _softplus(-x), 1.0, lambda x, g: -g * (-x).sigmoid(), _curved),
+    "softplus_negative": Term(_minus_softplus_negative, -1.0, lambda x, g: -g * (-x).sigmoid(), _curved),
     "hinge_below": Term(lambda x: F.relu(1 - x), 1.0, lambda x, g: _masked(1 - x, -g.expand_as(x)), _none),
     "hinge_above": Term(lambda x: F.relu(1 + x), 1.0, lambda x, g: _masked(1 + x, g.expand_as(x)), _none),
     "value": Term(lambda x: x, 1.0, lambda x, g: g.expand_as(x), _none),
