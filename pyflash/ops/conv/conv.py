@@ -118,7 +118,7 @@ def _reference_weight_grad(dy, x, size, stride, padding, dilation, groups):
         return (dy.new_zeros(shape),)
     x, padding = _as_torch_pads(x, dy.shape[2:], size, stride, padding, dilation)
     options = stride, padding, dilation, False, [0] * len(size), groups
-    weight = dy.new_zeros(shape)  # only its shape is read
+    weight = dy.new_empty(shape)  # only its shape is read
     return (torch.ops.aten.convolution_backward(dy, x, weight, None, *options, [False, True, False])[1],)
 
 
