@@ -28,11 +28,14 @@ BOTH = ("forward", "backward")
 STYLEGAN2 = "StyleGAN2's generator and discriminator"
 
 
-def case(kind: str, channels: int, size: int, *modes: str, batch: int = 4, channels_last=False, **also) -> Case:
-    """By the larger of the two pictures."""
+def case(kind: str, channels: int, size: int, batch: int = 4, channels_last=False, quick=False, **also) -> Case:
+    """By the larger of the two pictures. A backward is the forward of the opposite kind, so that a few tell of all."""
     small = size // 2 if kind == "up" else size
     name = f"{kind} {batch}x{channels}x{size}{' channels_last' * channels_last}"
-    return Case(name, Shape((batch, channels, small, small), kind, channels_last=channels_last), modes or BOTH, **also)
+    modes = BOTH if quick else ("forward",)
+    return Case(
+        name, Shape((batch, channels, small, small), kind, channels_last=channels_last), modes, quick=quick, **also
+    )
 
 
 CASES = (
