@@ -21,7 +21,7 @@ from pyflash import _fastest
 from pyflash._observe import observe
 from pyflash.nn import _blocks, _chains
 from pyflash.nn._fuse import row_of
-from pyflash.nn._twins import ASKS_FOR, ORIGINALS, TWINS, class_of, holds_own_forward, is_bare, set_class
+from pyflash.nn._twins import ASKS_FOR, ORIGINALS, TWINS, class_of, find_twins, holds_own_forward, is_bare, set_class
 from pyflash.ops.core import backends
 
 _CONTAINERS = (
@@ -85,6 +85,7 @@ def replace(
     wanted = None if only is None else _Patterns("only", only)
     unwanted = _Patterns("exclude", () if exclude is None else exclude)
     left, planned = {}, {}
+    find_twins(model)
     for name, module in model.named_modules():
         # Both are asked about every module, so that a name that matches nothing is noticed.
         chosen = wanted is None or wanted.match(name, module)
@@ -151,6 +152,7 @@ def report(model: torch.nn.Module, *, example_inputs=None) -> Report:
             serves a call depends on its size. Without it they say what could serve the module.
     """
     _expect_module("report", model)
+    find_twins(model)
     observed = None if example_inputs is None else observe(model, example_inputs)
     rows, left, chained, measured = [], _left.get(model, {}), _chained(model, observed), _measured.get(model)
     parents: dict[torch.nn.Module, torch.nn.Module] = {}

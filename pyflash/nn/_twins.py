@@ -23,6 +23,8 @@ Constructor = TypeVar("Constructor", bound=Callable)
 TWINS: dict[type, type[torch.nn.Module]] = {}  # torch.nn class -> ours
 ORIGINALS: dict[type, type[torch.nn.Module]] = {}  # ours -> torch.nn class
 ASKS_FOR: dict[type, tuple[str, ...]] = {}  # ours -> operations of its forward
+# Of integrations that are imported: called with a class that may be in neither, they may put it there.
+FINDERS: list[Callable[[type], None]] = []
 
 FUSED_OF = "_pyflash_of"  # in a class that runs chains: the user's class that it was made of (nn/_blocks.py)
 
@@ -87,6 +89,14 @@ def _scriptable(module: torch.nn.Module) -> torch.nn.Module:
         set_class(copied, original)
     _made_of[copied] = module
     return copied
+
+
+def find_twins(model: torch.nn.Module) -> None:
+    """Lets the integrations look at the classes of a model."""
+    if FINDERS:
+        for cls in {class_of(module) for module in model.modules()}:
+            for find in FINDERS:
+                find(cls)
 
 
 def class_of(module: torch.nn.Module) -> type[torch.nn.Module]:

@@ -29,6 +29,7 @@ MAY_IMPORT = {  # package or module: what of pyflash it may import
     "_calls": set(),
     "_fastest": {"_calls", "_observe", "nn", "ops", "auto", "show"},
     "replace": {"nn", "ops", "_observe", "_fastest"},
+    "integrations": {"integrations", "functional", "nn", "ops", "activations"},
 }
 
 
