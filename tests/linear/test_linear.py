@@ -145,6 +145,30 @@ def test_input_is_not_read_past_its_end(dtype, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu_tanh"])
+def test_the_gradient_of_a_transposed_weight_lies_as_the_parameter(activation, dtype, backend):
+    """So autograd keeps it instead of a copy."""
+    x, weight, bias, dy = torch.randn(7, 5), torch.randn(5, 9), torch.randn(9), torch.randn(7, 9)
+
+    def transposed(x, weight, bias):
+        return PF.linear_act(x, weight.t(), bias, activation)
+
+    def torchs(x, weight, bias):
+        return activated(x @ weight + bias, resolve("linear_act", activation))
+
+    ours = run(transposed, (x, weight, bias), dy, dtype, backend)
+    assert_error_within(
+        ours,
+        run(torchs, (x, weight, bias), dy, dtype),
+        run(torchs, (x, weight, bias), dy, torch.float64),
+        x,
+        dy,
+    )
+    assert ours[2].is_contiguous()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nan_and_infinity_propagate(dtype, backend):
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((9, 70), (66, 70), (66,)))

@@ -130,6 +130,12 @@ def matmul(a, b, backend):
     return apply(_MatMul, a, b, backend) if torch.is_grad_enabled() else _matmul(a, b, backend)
 
 
+def _is_by_columns(weight) -> bool:
+    """Does it lie in memory as its transpose, as GPT-2's in transformers? autograd adds a gradient up in its parameter's order, and
+    copies one that lies otherwise. Zen 4, one thread, 256 rows, 768 to 3072 with GELU: a step of 59 ms, 68 with the copy."""
+    return not weight.is_contiguous() and weight.t().is_contiguous()
+
+
 class _Linear(Function):
     @staticmethod
     def forward(x, weight, bias, activation, first, second, save_preact, backend):
@@ -152,9 +158,14 @@ class _Linear(Function):
         x, weight, bias, saved = ctx.saved_tensors
         need_dx, need_dweight, need_dbias = wanted(ctx, 3)
         if not torch.is_grad_enabled() and (bias is None or bias.dim() == 1):
+            activation, by_columns = ctx.activation, need_dweight and _is_by_columns(weight)
+            if by_columns and activation[0]:
+                dy, saved, activation = activation_bwd(dy, saved, *activation, ctx.backend), None, NO_ACTIVATION
             dx, dweight, dbias = _bwd(
-                dy, x, weight, saved, *ctx.activation, need_dx, need_dweight, need_dbias, ctx.backend
+                dy, x, weight, saved, *activation, need_dx, need_dweight and not by_columns, need_dbias, ctx.backend
             )
+            if by_columns:
+                dweight = _matmul(x.t(), dy, ctx.backend).t()
             grads = (dx if need_dx else None, dweight if need_dweight else None, dbias if need_dbias else None)
             return *grads, None, None, None, None, None
         name, *_ = ctx.activation
