@@ -62,7 +62,9 @@ def written(model, name, **more):
     return model.generate(**inputs, max_new_tokens=9, min_new_tokens=9, pad_token_id=0, **more)
 
 
-@pytest.mark.parametrize("way", ["greedy", "beams", "static cache", "no cache"])
+@pytest.mark.parametrize(
+    "way", ["greedy", *(pytest.param(way, marks=pytest.mark.slow) for way in ("beams", "static cache", "no cache"))]
+)
 @pytest.mark.parametrize("name", WRITERS)
 def test_generation(name, way):
     options = {
