@@ -73,6 +73,9 @@ CONV = [  # shapes of input and weight, options, layout of both, why it is here
     ((1, 8, 12, 13), (8, 1, 5, 5), {"stride": 2, "padding": 2, "groups": 8}, "channels_last", "likewise, strided"),
     ((1, 12, 8, 9), (12, 1, 7, 7), {"padding": 3, "groups": 12}, "channels_last", "depthwise, ConvNeXt's"),
     ((1, 4, 17, 14), (4, 1, 7, 7), {"stride": 2, "padding": 3, "groups": 4}, "channels_last", "likewise, strided"),
+    ((1, 18, 5, 21), (18, 1, 7, 7), {"padding": 3, "groups": 18}, "channels_last", "of channels, a tile inside a row"),
+    ((2, 35, 4, 22), (35, 1, 5, 5), {"padding": 2, "groups": 35}, "channels_last", "likewise, 5x5"),
+    ((1, 17, 2, 3), (17, 1, 7, 7), {"padding": 5, "groups": 17}, "channels_last", "likewise, more border than image"),
     (
         (5, 3, 17, 21),
         (3, 1, 7, 7),
@@ -205,6 +208,22 @@ def test_matches_float64(backend, dtype, name):
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+def test_taps_that_lie_otherwise_than_pixels(backend, layout):
+    """A depthwise weight is read as it lies, whatever the order of the images."""
+    for x_shape, side in (((2, 19, 5, 6), 3), ((1, 34, 6, 8), 5)):
+        x, weight = laid_out(x_shape, "channels_last"), laid_out((x_shape[1], 1, side, side), layout)
+        options = {"padding": side // 2, "groups": x_shape[1]}
+        check(
+            partial(call, PF.conv2d, options),
+            partial(call, F.conv2d, options),
+            (x, weight, torch.randn(x_shape[1])),
+            torch.float32,
+            backend,
+        )
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, *ON_CUDA])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu", ("leaky_relu", {"negative_slope": 0.2}), torch.nn.Tanh()])
 def test_conv_bias_act(backend, activation):
     """bias and residual are added before the activation; any rank, any part of it absent."""
@@ -212,7 +231,7 @@ def test_conv_bias_act(backend, activation):
     of = names.get(activation) if isinstance(activation, str) else activation
     if isinstance(activation, tuple):
         of = lambda y: F.leaky_relu(y, 0.2)  # noqa: E731
-    cases = [CONV[i] for i in (0, 8, 20, 13, 19, 24) if is_served(backend, CONV[i][1])]
+    cases = [CONV[i] for i in (0, 8, 20, 13, 19, 24, 9) if is_served(backend, CONV[i][1])]
     for x_shape, weight_shape, options, layout, _ in cases[:2] if backend == "triton" else cases:
         tensors = with_bias(x_shape, weight_shape, options, layout, torch.float32, False)
         conv = of_rank(F, "conv{}d", weight_shape)

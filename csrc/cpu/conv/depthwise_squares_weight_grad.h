@@ -10,6 +10,8 @@ namespace PF_ISA::conv {
 
 namespace {
 
+constexpr int kSide = 3;
+
 template <class S>
 using KernelSums = Vec<Acc<S>>[kSide][kSide];
 
