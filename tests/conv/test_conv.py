@@ -83,6 +83,16 @@ CONV = [  # shapes of input and weight, options, layout of both, why it is here
         "contiguous",
         "likewise, many small planes",
     ),
+    ((2, 21, 7, 7), (21, 1, 7, 7), {"padding": 3, "groups": 21}, "contiguous", "channels of small planes"),
+    ((1, 17, 9, 5), (17, 1, 3, 3), {"stride": 2, "groups": 17}, "contiguous", "likewise, strided"),
+    (
+        (2, 19, 5, 8),
+        (19, 1, 5, 5),
+        {"padding": (2, 3), "groups": 19},
+        "contiguous",
+        "likewise, more results than places",
+    ),
+    ((1, 16, 9, 14), (16, 1, 7, 7), {"padding": 3, "groups": 16}, "contiguous", "likewise, wide ones"),
     ((2, 8, 7, 6), (12, 2, 3, 3), {"padding": 1, "groups": 4}, "contiguous", "groups"),
     ((2, 8, 7, 6), (4, 4, 3, 3), {"padding": (0, 2), "groups": 2}, "channels_last", "groups, two of unlike paddings"),
     ((2, 4, 9, 8), (3, 4, 3, 5), {"padding": "same"}, "contiguous", "same"),
@@ -231,7 +241,7 @@ def test_conv_bias_act(backend, activation):
     of = names.get(activation) if isinstance(activation, str) else activation
     if isinstance(activation, tuple):
         of = lambda y: F.leaky_relu(y, 0.2)  # noqa: E731
-    cases = [CONV[i] for i in (0, 8, 20, 13, 19, 24, 9) if is_served(backend, CONV[i][1])]
+    cases = [CONV[i] for i in (0, 8, 20, 13, 19, 24, 9, 36) if is_served(backend, CONV[i][1])]
     for x_shape, weight_shape, options, layout, _ in cases[:2] if backend == "triton" else cases:
         tensors = with_bias(x_shape, weight_shape, options, layout, torch.float32, False)
         conv = of_rank(F, "conv{}d", weight_shape)

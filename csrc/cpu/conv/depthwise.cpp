@@ -1,6 +1,7 @@
 // Which depthwise kernel serves what.
 #include "depthwise.h"
 
+#include "depthwise_narrow.h"
 #include "depthwise_phases.h"
 #include "depthwise_squares_weight_grad.h"
 
@@ -8,7 +9,7 @@ namespace PF_ISA::conv {
 
 namespace {
 
-enum class Depthwise { planes, squares, rows, channels };
+enum class Depthwise { planes, squares, narrow, rows, channels };
 
 template <class S>
 Depthwise kernel_of(const Correlation<S>& p, bool by_rows) {
@@ -16,6 +17,7 @@ Depthwise kernel_of(const Correlation<S>& p, bool by_rows) {
   // channels of 14x14 in bfloat16: 52 us by rows, 78 there.
   if (by_rows && p.rows == 1 && p.from_stride.channel == 1)
     return FinishRows<S>::kIsSummedType && is_square_of_channels(p) ? Depthwise::channels : Depthwise::rows;
+  if (is_narrow(p)) return Depthwise::narrow;
   return is_square(p) ? Depthwise::squares : Depthwise::planes;
 }
 
@@ -45,6 +47,10 @@ void depthwise_product(const Correlation<S>* phases, int64_t count, bool by_rows
     case Depthwise::squares:
       if constexpr (kHasFixedTaps<S>) return depthwise_squares(p, workspace, finish, num_threads);
       break;
+    case Depthwise::narrow:
+      if constexpr (kHasFixedTaps<S> && FinishRows<S>::kIsSummedType)
+        return depthwise_narrow(p, workspace, finish, num_threads);
+      break;
     case Depthwise::rows: return depthwise_rows(p, workspace, finish, num_threads);
     case Depthwise::channels:
       if constexpr (kHasFixedTaps<S> && FinishRows<S>::kIsSummedType)
@@ -60,6 +66,7 @@ int64_t depthwise_bytes(const Correlation<S>* phases, int64_t count, bool by_row
       return count > 1 ? PlanePhasesPlan<S>(phases, num_threads).bytes()
                        : DepthwisePlanesPlan<S>(p, num_threads).bytes();
     case Depthwise::squares: return DepthwiseSquaresPlan<S>(p, num_threads).bytes();
+    case Depthwise::narrow: return DepthwiseNarrowPlan<S>(p, num_threads).bytes();
     case Depthwise::rows: return DepthwiseRowsPlan<S>::plan(p, num_threads).bytes();
     case Depthwise::channels: return DepthwiseChannelsPlan<S>(p, num_threads).bytes();
   }
@@ -76,6 +83,7 @@ void depthwise_weight_grad(const Correlation<S>& p, const S* dy, bool by_rows, S
       if constexpr (kHasFixedTaps<S>)
         return depthwise_squares_weight_grad(p, gradient, dweight, workspace, num_threads);
       break;
+    case Depthwise::narrow: break;  // none of its own
     case Depthwise::rows: return depthwise_rows_weight_grad(p, gradient, dweight, workspace, num_threads);
     case Depthwise::channels:
       if constexpr (kHasFixedTaps<S>)
@@ -88,6 +96,7 @@ int64_t depthwise_weight_grad_bytes(const Correlation<S>& p, bool by_rows, int n
   switch (weight_grad_kernel_of(p, by_rows)) {
     case Depthwise::planes: return PlanesGradPlan<S>(p, num_threads).bytes();
     case Depthwise::squares: return SquaresGradPlan(p, num_threads).bytes(p);
+    case Depthwise::narrow: break;
     case Depthwise::rows:
     case Depthwise::channels: return RowsGradPlan<S>(p, num_threads).bytes(p);
   }
