@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import aot_calls, ptxas
+from benchmarks import aot_calls, occupancy, ptxas
 from benchmarks.aot_cases import SHORT, cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,9 +39,6 @@ TENSOR_CORES = ("HGMMA", "HMMA", "UTCHMMA")
 INSTRUCTIONS = (*TENSOR_CORES, "LDL", "STL", "LDGSTS", "UTMALDG")
 NARROW = re.compile(r"\b(LDG|STG)\.E\.U16\b")
 SERIALISED = re.compile(r"wgmma\.mma_async instructions are serialized")
-
-# What a multiprocessor has: (KB of shared memory, warps); every one has 65536 registers.
-MULTIPROCESSOR = {80: (164, 64), 86: (100, 48), 90: (228, 64), 100: (228, 64)}
 
 
 class Driver:
@@ -108,14 +105,6 @@ def compile_case(name):
     return {kernel: _measure(binary, arch, logs[kernel]) for kernel, binary in compiled.items()}
 
 
-def occupancy(arch, registers, shared, warps):
-    """Blocks of that many warps that a multiprocessor holds at once. Registers go by 8 a thread, shared memory by KB."""
-    kilobytes, most_warps = MULTIPROCESSOR[arch]
-    by_registers = 65536 // (32 * warps * (-(-registers // 8) * 8))
-    by_shared = kilobytes // (-(-shared // 1024) + 1)  # 1 KB of each block is the system's
-    return min(by_registers, by_shared, most_warps // warps, 32)
-
-
 def _measure(kernel, arch, log):
     from triton import knobs
 
@@ -132,7 +121,7 @@ def _measure(kernel, arch, log):
         "blocks": 0,
         "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/", code)),
     }
-    row["blocks"] = occupancy(arch, row["registers"], row["shared"], row["warps"])
+    row["blocks"] = occupancy.blocks(arch, row["registers"], row["shared"], 32 * row["warps"])
     row |= {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS}
     row |= {"TF32": code.count("TF32")}
     narrow = Counter(NARROW.findall(code))

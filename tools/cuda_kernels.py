@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "benchmarks" / "results" / "ptxas.json"
-ARCHS = ("80", "90", "100")
+ARCHS = ("80", "86", "89", "90", "100", "120")
 INSTRUCTIONS = ("HMMA", "LDSM", "LDGSTS")  # of tensor cores, ldmatrix, cp.async
 # Registers of a thread; static shared memory of a block and spills of a thread, in bytes; threads of a block, and how many
 # blocks a multiprocessor shall hold (its launch bounds); 1: the launch gives it more shared memory.

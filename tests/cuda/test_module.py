@@ -355,13 +355,18 @@ def test_nvcc_makes_of_them_what_the_table_says():
         assert found["kernels"]["sm_90"] == committed["kernels"]["sm_90"], "python tools/cuda_kernels.py"
 
 
+# Of 255 registers and what lies in shared memory already: two of a thread, written and read once a step.
+SPILLS = {("sm_120", "Backward<bf16, Lstm>"): 16, ("sm_120", "Backward<f16, Lstm>"): 16}
+
+
 def test_the_table_of_what_ptxas_made_is_whole_and_free_of_spills():
     committed = json.loads(cuda_kernels.TABLE.read_text())
     assert set(committed["kernels"]) == {f"sm_{arch}" for arch in cuda_kernels.ARCHS}
     families = {path.parent.name for path in cuda_kernels.sources()}
     for arch, found in committed["kernels"].items():
         assert set(found) == families and all(found.values()), arch
-        assert not [name for rows in found.values() for name, row in rows.items() if row[2]], arch
+        spilled = {(arch, name): row[2] for rows in found.values() for name, row in rows.items() if row[2]}
+        assert spilled == {key: size for key, size in SPILLS.items() if key[0] == arch}
 
 
 # Kernels that multiply, how many, and what each is made of. Weights and states of a recurrent layer lie in shared memory as a

@@ -371,12 +371,6 @@ def test_what_is_worse(change, words):
     assert (words in found[0]) if words else not found
 
 
-def test_occupancy():
-    assert aot.occupancy(90, registers=168, shared=98304, warps=8) == 1
-    assert aot.occupancy(80, registers=64, shared=0, warps=4) == 8
-    assert aot.occupancy(86, registers=32, shared=50 * 1024, warps=4) == 1
-
-
 @pytest.mark.slow
 def test_a_planted_spill_is_seen():
     """Accumulators of 128 x 128 on one warp do not fit into its registers."""

@@ -151,7 +151,8 @@ def test_whole_models(name, backend):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_a_resnet_is_ours(layout, backend):
     """Outputs, gradients, running statistics and the report, in training and evaluation."""
-    theirs, x = ResNet(), torch.randn(3, 3, 45, 37).to(memory_format=layout)
+    # Not 45x37: of 3 images of 12x10 torch 2.13's own gradient of the 1x1 weight writes beyond its memory on two threads.
+    theirs, x = ResNet(), torch.randn(3, 3, 49, 41).to(memory_format=layout)
     ours = pyflash.replace(copy.deepcopy(theirs))
     for name, module in theirs.named_modules():
         if type(module) in TWINS and name not in ("layer1", "layer2"):
