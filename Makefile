@@ -1,7 +1,7 @@
 # Each target does its own set-up; a second run starts in seconds.
 #   make demo          a Transformer trained in torch.nn, then after pyflash.replace: same curve, faster   (QUICK=1: a minute)
 #                      installs only what it needs and builds this processor's instruction set alone
-#   make test          what a change must pass: all but the tests marked slow, and four cases of each in the interpreter
+#   make test          what a change must pass: all but the tests marked slow, and a few cases of each that are for a GPU or another instruction set
 #   make test-all      those too: everything CI holds               make quick   a few cases of each test, under a minute
 #   make sanitize      the CUDA C++ kernels' tests under AddressSanitizer and UBSan, and under ThreadSanitizer (LANE=address|thread
 #                      one of them; ARGS="tests/conv"): docs/cuda-on-host.md

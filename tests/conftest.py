@@ -17,7 +17,12 @@ from pyflash.ops.core.registry import Op
 
 # Cases of one test function, drawn by lot, the same in every run, since neighbours differ in one parameter only:
 QUICK_CASES = 4  # of `--quick`: enough that most mistakes are seen, and a suite of any size takes under a minute
-INTERPRETED_CASES = 4  # in Triton's interpreter, a second each and more, that are not slow for being many
+# Of each of these so many are not slow for being many; `make test-all` has all.
+CASES = {
+    "triton": 2,  # in its interpreter, a second each and more, up to 40
+    "cuda": 6,  # on the host, thread by thread, in several orders
+    "another instruction set": 6,  # than this processor's best: the source is one
+}
 
 
 def pytest_addoption(parser):
@@ -33,14 +38,22 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the markers
 def pytest_collection_modifyitems(config, items):
+    kinds = {}
     for item in items:
-        backend = str(getattr(getattr(item, "callspec", None), "params", {}).get("backend")).partition(":")[0]
-        if backend in ("triton", "cuda"):
-            item.add_marker(backend)
+        backend = str(getattr(getattr(item, "callspec", None), "params", {}).get("backend"))
+        name, _, isa = backend.partition(":")
+        if name in ("triton", "cuda"):
+            item.add_marker(name)
+        kind = next((name for name in ("triton", "cuda") if item.get_closest_marker(name)), "")
+        if name == "cpu" and isa not in ("", helpers.best_isa()):
+            kind = "another instruction set"
+        if not item.get_closest_marker("slow"):
+            kinds.setdefault(kind, []).append(item)
     quick = [item for item in items if not item.get_closest_marker("slow")]
-    interpreted = [item for item in quick if item.get_closest_marker("triton") and not torch.cuda.is_available()]
-    for item in set(interpreted).difference(drawn(interpreted, INTERPRETED_CASES)):
-        item.add_marker("slow")
+    for kind, cases in CASES.items():
+        if kind in kinds and not (kind in ("triton", "cuda") and torch.cuda.is_available()):
+            for item in set(kinds[kind]).difference(drawn(kinds[kind], cases)):
+                item.add_marker("slow")
     if config.getoption("--quick"):
         kept = drawn([item for item in quick if not item.get_closest_marker("triton")], QUICK_CASES)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
