@@ -10,7 +10,6 @@ The digits come with scikit-learn: pip install 'pyflash[examples]'.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -87,17 +86,11 @@ def run(epochs: int, out: Path) -> int:
     table = confusion(held_out[1], _digits.read(ours, held_out[0]))
     print(draw(stock_run, our_run, table, ours.features[0].weight.detach()[:, 0], out / "digits.png"))
     found = _learning.failures(stock_run, our_run, changed.total(), WANTED)
-    print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
-    return 1 if found else 0
+    return _learning.verdict(found)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs")
-    parser.add_argument("--epochs", type=demo.at_least_one, help="instead of the default")
-    parser.add_argument("--out", type=Path, default=Path("digits-output"), help="folder of the picture")
-    options = parser.parse_args(arguments)
-    return run(options.epochs or (QUICK_EPOCHS if options.quick else EPOCHS), options.out)
+    return _learning.command(arguments, __doc__, run, "epochs", EPOCHS, QUICK_EPOCHS, "digits-output")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ The digits come with scikit-learn: pip install 'pyflash[examples]'.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -143,17 +142,11 @@ def run(epochs: int, out: Path) -> int:
     found = []
     for (part, least, does), by_torch, by_ours in zip(wanted, stock_runs, our_runs):
         found += [f"{part}: {reason}" for reason in _learning.failures(by_torch, by_ours, changed.total(), least, does)]
-    print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
-    return 1 if found else 0
+    return _learning.verdict(found)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs")
-    parser.add_argument("--epochs", type=demo.at_least_one, help="of the GPT, instead of the default")
-    parser.add_argument("--out", type=Path, default=Path("digits-dalle-output"), help="folder of the picture")
-    options = parser.parse_args(arguments)
-    return run(options.epochs or (QUICK_EPOCHS if options.quick else EPOCHS), options.out)
+    return _learning.command(arguments, __doc__, run, "epochs", EPOCHS, QUICK_EPOCHS, "digits-dalle-output")
 
 
 if __name__ == "__main__":

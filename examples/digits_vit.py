@@ -9,7 +9,6 @@ patches. The digits come with scikit-learn: pip install 'pyflash[examples]'.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -98,17 +97,11 @@ def run(epochs: int, out: Path) -> int:
     print(f"  torch.nn took {stock_run.seconds / our_run.seconds:.2f} times as long")
     print(draw(stock_run, our_run, ours, held_out[0][:SHOWN], out / "digits-vit.png"))
     found = _learning.failures(stock_run, our_run, changed.total(), WANTED)
-    print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
-    return 1 if found else 0
+    return _learning.verdict(found)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs")
-    parser.add_argument("--epochs", type=demo.at_least_one, help="instead of the default")
-    parser.add_argument("--out", type=Path, default=Path("digits-vit-output"), help="folder of the picture")
-    options = parser.parse_args(arguments)
-    return run(options.epochs or (QUICK_EPOCHS if options.quick else EPOCHS), options.out)
+    return _learning.command(arguments, __doc__, run, "epochs", EPOCHS, QUICK_EPOCHS, "digits-vit-output")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ shows the curves and, of one date, which letters of the source each letter atten
 
 from __future__ import annotations
 
-import argparse
 import calendar
 import datetime
 import sys
@@ -150,17 +149,11 @@ def run(steps: int, out: Path) -> int:
     print(draw(stock_run, our_run, blind_run, ours, out / "seq2seq-dates.png"))
     does = "writes {} of the held-out dates without a mistake"
     found = _learning.failures(stock_run, our_run, changed.total(), WANTED, does)
-    print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
-    return 1 if found else 0
+    return _learning.verdict(found)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps")
-    parser.add_argument("--steps", type=demo.at_least_one, help="instead of the default")
-    parser.add_argument("--out", type=Path, default=Path("seq2seq-dates-output"), help="folder of the picture")
-    options = parser.parse_args(arguments)
-    return run(options.steps or (QUICK_STEPS if options.quick else STEPS), options.out)
+    return _learning.command(arguments, __doc__, run, "steps", STEPS, QUICK_STEPS, "seq2seq-dates-output")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@ batches."""
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,3 +75,27 @@ def failures(
         if not run.held_out > wanted:
             found.append(f"{name} {does.format(f'{run.held_out:.2%}')}, not more than {wanted:.0%}")
     return found
+
+
+def verdict(found: list[str]) -> int:
+    """The exit status, with every reason for which it is not 0."""
+    print("\n".join(f"FAILED: {reason}" for reason in found) if found else "all comparisons passed")
+    return 1 if found else 0
+
+
+def command(
+    arguments: list[str] | None,
+    doc: str,
+    run: Callable[[int, Path], int],
+    unit: str,
+    whole: int,
+    quick: int,
+    folder: str,
+) -> int:
+    """An example's command line: run(so many epochs or steps, the folder of its picture)."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help=f"{quick} {unit}")
+    parser.add_argument(f"--{unit}", type=demo.at_least_one, dest="count", help="instead of the default")
+    parser.add_argument("--out", type=Path, default=Path(folder), help="folder of the picture")
+    options = parser.parse_args(arguments)
+    return run(options.count or (quick if options.quick else whole), options.out)

@@ -18,7 +18,7 @@ import pyflash
 import pyflash.functional as PF
 from pyflash.cli.explain import explain, info
 from pyflash.ops.core import backends, contract
-from pyflash.ops.core.choice import choose
+from pyflash.ops.core.choice import OURS, Refused, choose
 from pyflash.ops.core.registry import OPS, implementation
 from tests.frame.test_native_build import build
 from tools import cuda_kernels
@@ -97,6 +97,16 @@ def test_why_a_module_does_not_run_on_these_gpus(archs, driver, runtime, gpus, w
     assert words in said and bool(words) == bool(said)
 
 
+@pytest.fixture
+def both_on_a_gpu(monkeypatch):
+    """As if a GPU were here, with Triton and CUDA C++, and no operation yet."""
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(backends.DEVICES, name, ("cuda",))
+    monkeypatch.setattr(backends, "_device_answers", {"": ""})
+    monkeypatch.setattr(backends, "MISSING", {"triton": "", "cuda": "", "cpu": ""})
+    monkeypatch.setattr(backends, "OPERATIONS", {})
+
+
 def test_triton_is_preferred_and_cuda_taken_where_it_is_absent(monkeypatch):
     op = OPS["layer_norm_fwd"]
 
@@ -118,13 +128,8 @@ def test_triton_is_preferred_and_cuda_taken_where_it_is_absent(monkeypatch):
         taken("cuda")
 
 
-def test_what_the_preferred_backend_lacks_goes_to_the_next_by_its_name(monkeypatch):
+def test_what_the_preferred_backend_lacks_goes_to_the_next_by_its_name(both_on_a_gpu, monkeypatch):
     """An operator takes "auto" for the preferred backend that is there, whatever its arguments."""
-    for name in ("triton", "cuda"):
-        monkeypatch.setitem(backends.DEVICES, name, ("cuda",))
-    monkeypatch.setattr(backends, "_device_answers", {"": ""})
-    monkeypatch.setattr(backends, "MISSING", {"triton": "", "cuda": "", "cpu": ""})
-    monkeypatch.setattr(backends, "OPERATIONS", {})
     operation = backends.Operation("tested", dtypes={"triton": (torch.float32,), "cuda": FLOAT_DTYPES})
     single, double = (
         SimpleNamespace(is_cpu=False, device=torch.device("cuda"), dtype=dtype, numel=lambda: 4)
@@ -146,13 +151,8 @@ def test_what_the_preferred_backend_lacks_goes_to_the_next_by_its_name(monkeypat
         choose(operation, single, lacking=cuda_lacks)
 
 
-def test_auto_takes_the_first_that_the_rules_prefer_to_torch(monkeypatch):
+def test_auto_takes_the_first_that_the_rules_prefer_to_torch(both_on_a_gpu):
     """In the order that is asked for; the rules speak of each backend."""
-    for name in ("triton", "cuda"):
-        monkeypatch.setitem(backends.DEVICES, name, ("cuda",))
-    monkeypatch.setattr(backends, "_device_answers", {"": ""})
-    monkeypatch.setattr(backends, "MISSING", {"triton": "", "cuda": "", "cpu": ""})
-    monkeypatch.setattr(backends, "OPERATIONS", {})
     slower = {}
     served = {"triton": (torch.float32,), "cuda": (torch.float32,)}
     operation = backends.Operation("tested", dtypes=served, rules=lambda backend, *_: slower.get(backend, ""))
@@ -167,6 +167,19 @@ def test_auto_takes_the_first_that_the_rules_prefer_to_torch(monkeypatch):
     backends.counts.clear()
     assert choose(operation, x) is None
     assert dict(backends.counts) == {("tested", "torch", "torch is faster than Triton"): 1}
+
+
+def test_a_call_is_torchs_at_once_only_where_the_rules_prefer_it_to_both(both_on_a_gpu):
+    slower = {}
+    rules = SimpleNamespace(decide=lambda where, *_: slower.get(where.kernels, ""))
+    served = {"triton": (torch.float32,), "cuda": (torch.float32,)}
+    refused = Refused(backends.Operation("tested", dtypes=served, rules=rules), lambda training, x: 4)
+    x = SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda"), dtype=torch.float32)
+    assert refused._ask(x) == OURS
+    slower["triton"] = "torch is faster than Triton"
+    assert refused._ask(x) is None  # `choose` finds that CUDA C++ is faster
+    slower["cuda"] = "torch is faster than CUDA C++"
+    assert refused._ask(x) == ("tested", "torch", "torch is faster than Triton")
 
 
 @on_host

@@ -23,12 +23,10 @@ class LlamaRMSNorm(Part):
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        weight, dtype = self.weight, hidden_states.dtype
-        if dtype == weight.dtype == torch.float32:
-            return F.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
-        if dtype not in HALVES:
-            return super().forward(hidden_states)  # of float64 theirs computes in float32
-        return weight * F.rms_norm(hidden_states, weight.shape, None, self.variance_epsilon).to(dtype)
+        dtype = hidden_states.dtype
+        if dtype in HALVES or dtype == self.weight.dtype == torch.float32:
+            return _normed(self, hidden_states)
+        return super().forward(hidden_states)  # of float64 theirs computes in float32
 
 
 class T5LayerNorm(Part):
@@ -38,12 +36,10 @@ class T5LayerNorm(Part):
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        weight, dtype = self.weight, hidden_states.dtype
-        if dtype == weight.dtype == torch.float32:
-            return F.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
-        if dtype != weight.dtype or dtype not in HALVES:
-            return super().forward(hidden_states)
-        return weight * F.rms_norm(hidden_states, weight.shape, None, self.variance_epsilon).to(dtype)
+        dtype = hidden_states.dtype
+        if dtype == self.weight.dtype and (dtype == torch.float32 or dtype in HALVES):
+            return _normed(self, hidden_states)
+        return super().forward(hidden_states)
 
 
 class GemmaRMSNorm(Part):
@@ -120,6 +116,14 @@ class T5DenseGatedActDense(Part):
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         hidden = self.dropout(gated(hidden_states, self.wi_0, self.wi_1, self.act))
         return _in_its_type(self.wo)(hidden)
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    """RMSNorm in float32; of a half type it is rounded before the weight multiplies it."""
+    weight, eps = norm.weight, norm.variance_epsilon
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return weight * F.rms_norm(x, weight.shape, None, eps).to(x.dtype)
 
 
 def _same(x: Tensor) -> Tensor:

@@ -130,20 +130,22 @@ class Refused:
 
     def _ask(self, *tensors):
         x = tensors[self.decides]
-        backend = "cpu" if x.is_cpu else "triton" if x.is_cuda else ""
-        if not backend or self.size_of(False, *tensors) is None:
+        device = device_type(x)
+        names = ("cpu",) if x.is_cpu else ORDER if x.is_cuda else ()
+        places = [place(name) for name in names if not self.operation.unserved(name, device, x.dtype)]
+        if not places or self.size_of(False, *tensors) is None:
             return None
-        if self.operation.unserved(backend, device_type(x), x.dtype):
-            return None
-        # Of what Triton leaves to torch, CUDA C++ may serve a part: `choose` asks both.
-        is_last = backend == "cpu" or self.operation.unserved("cuda", device_type(x), x.dtype)
-        here, found = place(backend), {}
+        found = {}
         for training in (False, True):
+            size = self.size_of(training, *tensors)
             for threads in ("one", "several"):
-                where = here if here.is_gpu else here._replace(threads=threads)
-                reason = self.operation.rules.decide(where, self.size_of(training, *tensors), x.dtype)
-                left = (self.operation.name, "torch", reason) if is_last else None
-                found[training, threads == "one"] = left if reason else OURS
+                first, *others = (
+                    self.operation.rules.decide(here if here.is_gpu else here._replace(threads=threads), size, x.dtype)
+                    for here in places
+                )
+                is_torchs = first and all(others)  # where a later one is faster than torch, `choose` says which
+                left = (self.operation.name, "torch", first) if is_torchs else None
+                found[training, threads == "one"] = left if first else OURS
         return found if len(set(found.values())) > 1 else found[False, True]
 
 
