@@ -122,12 +122,17 @@ def drawings():
     return pictures[shown] + 0.1 * torch.randn(400, 1, 8, 8, generator=generator), shown
 
 
+def small(monkeypatch, name, **values):
+    """An example with these in the place of its own constants."""
+    example = load(name)
+    for constant, value in values.items():
+        monkeypatch.setattr(example, constant, value)
+    return example
+
+
 @pytest.fixture
 def drawn(monkeypatch):
-    example = load("digits_cnn")
-    monkeypatch.setattr(example, "digits", drawings)
-    monkeypatch.setattr(example, "HELD_OUT", 50)
-    return example
+    return small(monkeypatch, "digits_cnn", digits=drawings, HELD_OUT=50)
 
 
 @pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
@@ -170,13 +175,6 @@ def test_digits_say_what_is_missing(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit, match=r"pip install 'pyflash\[examples\]'"):
         example.main([])
-
-
-@pytest.mark.slow
-def test_digits_of_scikit_learn(tmp_path, capsys):
-    """The true ones, where it is installed."""
-    pytest.importorskip("sklearn")
-    assert load("digits_cnn").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
 
 
 @pytest.fixture
@@ -237,10 +235,8 @@ def test_adversaries_of_scikit_learn(model, tmp_path, capsys):
 @pytest.fixture
 def drawn_flat(monkeypatch):
     """digits_mlp with drawings that are quickly learnt."""
-    example = load("digits_mlp")
-    monkeypatch.setattr(example, "digits", lambda: (drawings()[0].flatten(1), drawings()[1]))
-    monkeypatch.setattr(example, "HELD_OUT", 50)
-    return example
+    flat = drawings()[0].flatten(1), drawings()[1]
+    return small(monkeypatch, "digits_mlp", digits=lambda: flat, HELD_OUT=50)
 
 
 @pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
@@ -257,13 +253,6 @@ def test_a_feed_forward_net_that_learns_nothing_fails(drawn_flat, tmp_path, monk
     monkeypatch.setattr(drawn_flat, "LEARNING_RATE", 1e-9)
     assert drawn_flat.main(["--epochs", "1", "--out", str(tmp_path)]) == 1
     assert "FAILED: pyflash reads" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_scikit_learns_digits_by_a_feed_forward_net(tmp_path, capsys):
-    """The true ones, where it is installed."""
-    pytest.importorskip("sklearn")
-    assert load("digits_mlp").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
 
 
 def test_vanishing_gradients(tmp_path, capsys):
@@ -317,10 +306,7 @@ def test_a_wrong_chain_rule_is_noticed(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def drawn_in_patches(monkeypatch):
     """digits_vit with drawings that are quickly learnt."""
-    example = load("digits_vit")
-    monkeypatch.setattr(example, "digits", drawings)
-    monkeypatch.setattr(example, "HELD_OUT", 50)
-    return example
+    return small(monkeypatch, "digits_vit", digits=drawings, HELD_OUT=50)
 
 
 @pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
@@ -344,20 +330,10 @@ def test_attention_is_shared_out_among_the_patches_of_each_picture(drawn_in_patc
     torch.testing.assert_close(drawn_in_patches.attended(model, drawings()[0][:3]), torch.full((2, 3, 4, 4), 1 / 16))
 
 
-@pytest.mark.slow
-def test_scikit_learns_digits_by_a_vision_transformer(tmp_path, capsys):
-    """The true ones, where it is installed."""
-    pytest.importorskip("sklearn")
-    assert load("digits_vit").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
-
-
 @pytest.fixture
 def drawn_and_told(monkeypatch):
     """digits_clip with other drawings."""
-    example = load("digits_clip")
-    monkeypatch.setattr(example, "digits", drawings)
-    monkeypatch.setattr(example, "HELD_OUT", 50)
-    return example
+    return small(monkeypatch, "digits_clip", digits=drawings, HELD_OUT=50)
 
 
 @pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
@@ -390,21 +366,10 @@ def test_a_batch_has_a_picture_of_each_digit_and_its_name_in_a_known_form(drawn_
     assert not {example.UNSEEN.format(name) for name in example.NAMES} & set(known)
 
 
-@pytest.mark.slow
-def test_scikit_learns_digits_by_their_names(tmp_path, capsys):
-    """The true ones, where it is installed."""
-    pytest.importorskip("sklearn")
-    assert load("digits_clip").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
-
-
 @pytest.fixture
 def drawn_by_label(monkeypatch):
     """digits_dalle with other drawings, and few of everything."""
-    example = load("digits_dalle")
-    monkeypatch.setattr(example, "digits", drawings)
-    for name, value in (("HELD_OUT", 50), ("CODE_EPOCHS", 1), ("DRAWN", 1), ("SHOWN", 2)):
-        monkeypatch.setattr(example, name, value)
-    return example
+    return small(monkeypatch, "digits_dalle", digits=drawings, HELD_OUT=50, CODE_EPOCHS=1, DRAWN=1, SHOWN=2)
 
 
 @pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
@@ -431,19 +396,9 @@ def test_a_judge_is_asked_about_as_many_of_each_digit(drawn_by_label):
     assert torch.equal(drawn, again)
 
 
-@pytest.mark.slow
-def test_scikit_learns_digits_by_label(tmp_path, capsys):
-    """The true ones, where it is installed."""
-    pytest.importorskip("sklearn")
-    assert load("digits_dalle").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
-
-
 @pytest.fixture
 def dates(monkeypatch):
-    example = load("seq2seq_dates")
-    for name, value in (("BATCH", 8), ("HELD_OUT", 12)):
-        monkeypatch.setattr(example, name, value)
-    return example
+    return small(monkeypatch, "seq2seq_dates", BATCH=8, HELD_OUT=12)
 
 
 @pytest.mark.parametrize("backend", [None, *backend_params("cpu")])
@@ -490,3 +445,11 @@ def test_a_date_is_right_when_every_letter_is(dates, monkeypatch):
 @pytest.mark.slow
 def test_dates_at_length(tmp_path, capsys):
     assert load("seq2seq_dates").main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_mlp", "digits_vit", "digits_clip", "digits_dalle"])
+def test_scikit_learns_digits(name, tmp_path, capsys):
+    """The true ones, where it is installed."""
+    pytest.importorskip("sklearn")
+    assert load(name).main(["--quick", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
